@@ -1,0 +1,20 @@
+# Everything a fresh machine needs: Python 3.11+, pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint
+
+demo: .venv/installed  ## train on the embedded scenes, one label per image
+	$(BIN)/htt fit --config synthetic.yaml
+
+test: .venv/installed  ## run the test suite
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+lint: .venv/installed  ## style, types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+	touch $@

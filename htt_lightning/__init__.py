@@ -1,0 +1,24 @@
+"""Multi-task dense prediction from partial labels with hierarchical task tokens (arXiv 2411.18823)."""
+
+from importlib.metadata import version
+
+from htt_lightning.data import NYUDDataModule, PartialLabelDataModule, SyntheticDataModule
+from htt_lightning.errors import HTTError
+from htt_lightning.models import HTTNet, MultiTaskNet
+from htt_lightning.module import HTTModule
+from htt_lightning.output import Output
+from htt_lightning.tasks import Task
+
+__version__ = version("htt-lightning")
+
+__all__ = [
+    "HTTError",
+    "HTTModule",
+    "HTTNet",
+    "MultiTaskNet",
+    "NYUDDataModule",
+    "Output",
+    "PartialLabelDataModule",
+    "SyntheticDataModule",
+    "Task",
+]

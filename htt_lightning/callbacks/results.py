@@ -1,0 +1,91 @@
+"""The results of a run beside what a network that ignores its images would reach."""
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from htt_lightning.callbacks.panel import PredictionPanel
+from htt_lightning.data.base import PartialLabelDataModule
+from htt_lightning.files import atomic_path, run_directory
+from htt_lightning.module import HTTModule
+from htt_lightning.tasks import Task
+
+
+class ResultsTable(Callback):
+    """Prints each task's headline metric when training ends and writes ``results.json`` into the run directory.
+
+    Args:
+        constant: Also fit a constant prediction per task to the training labels and score it on the validation images.
+    """
+
+    def __init__(self, constant: bool = True) -> None:
+        self.constant = constant
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the run directory, which all ranks have to ask for together."""
+        self._folder = run_directory(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print and write the table."""
+        if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
+            return
+        data = getattr(trainer, "datamodule", None)
+        constants = (
+            constant_scores(data, pl_module.tasks) if self.constant and isinstance(data, PartialLabelDataModule) else {}
+        )
+        rows = {}
+        for task in pl_module.tasks:
+            key = f"val/{task.name}/{task.headline}"
+            if key in trainer.callback_metrics:
+                value, constant = float(trainer.callback_metrics[key]), constants.get(task.name, math.nan)
+                gain = task.gain(value, constant)
+                rows[key] = {"value": value, "unit": task.unit, "constant": constant, "gain_percent": gain}
+        if not rows:
+            return
+        with atomic_path(self._folder / "results.json") as partial:
+            partial.write_text(json.dumps(rows, indent=2) + "\n")
+        table = Table(title=f"Validation after {trainer.current_epoch} epochs")
+        for column in ("metric", "value", "constant", "better than the constant by"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for key, row in rows.items():
+            numbers = [f"{row[column]:.3f} {row['unit']}" for column in ("value", "constant")]
+            table.add_row(key, *numbers, f"{row['gain_percent']:+.1f} %")
+        console = Console()
+        console.print(table)
+        panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
+        for path in [self._folder / "results.json", *filter(None, panels)]:
+            console.print(f"{path}", soft_wrap=True, highlight=False)
+
+
+def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:
+    """Headline metric on the validation images of the best constant per task, fitted on the training labels.
+
+    Args:
+        data: Set up for ``fit``.
+        tasks: The tasks to score; one without a single training label is left out.
+
+    Returns:
+        Scores by task name.
+    """
+    constants: dict[str, Tensor] = {}
+    for task in tasks:
+        targets: Iterator[Tensor] = data.training_targets(task)
+        first = next(targets, None)
+        if first is not None:
+            constants[task.name] = task.constant(chain([first], targets))
+    metrics = {task.name: task.metrics()[task.headline] for task in tasks if task.name in constants}
+    for index in range(len(data.val)):
+        sample = data.val[index]
+        for name, metric in metrics.items():
+            target = sample[name][None]
+            value = constants[name].view(1, -1, 1, 1) if target.ndim == 4 else constants[name]
+            metric.update(value.expand_as(target), target)
+    return {name: float(metric.compute()) for name, metric in metrics.items()}

@@ -1,0 +1,125 @@
+"""One program under three names: ``lightning``, ``htt`` and ``python -m htt_lightning``."""
+
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
+
+import htt_lightning.data
+import htt_lightning.tasks  # noqa: F401  # so that a config may write class_path: Depth
+from htt_lightning.callbacks import PredictionPanel, PredictionWriter, ResultsTable
+from htt_lightning.data.base import PartialLabelDataModule
+from htt_lightning.errors import HTTError
+from htt_lightning.module import HTTModule
+
+
+class HTTCLI(LightningCLI):
+    """LightningCLI with the data's tasks linked to the model, and the callbacks every run has."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what two places need, and set up checkpoint, panel and results table under keys of their own."""
+        parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(PredictionPanel, "panel")
+        parser.add_lightning_class_args(ResultsTable, "results")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        # The last epoch is what is reported (contracts.md, Stages).
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
+        parser.set_defaults({"data": {"class_path": "htt_lightning.data.SyntheticDataModule"}})
+
+    def _parse_ckpt_path(self) -> None:
+        """Let a checkpoint's hyperparameters describe the model, and say where they override what was asked for.
+
+        Lightning does this silently, and stumbles over hyperparameters that are linked.
+        """
+        command = self.config.get("subcommand")
+        path = self.config[command].get("ckpt_path") if command else None
+        if not path or path in ("best", "last", "hpc", "registry"):
+            return
+        stored = read_hyperparameters(Path(path))
+        asked = self.config[command].model
+        known = {key: value for key, value in stored.items() if key in asked and key != "tasks"}
+        defaults = self._parser(command).get_defaults().model
+        for key, value in known.items():
+            given = asked[key] != defaults[key] or any(a.startswith(f"--model.{key}") for a in map(str, self.given))
+            if given and asked[key] != value:
+                rank_zero_warn(f"model.{key}={asked[key]} gives way to {value!r} of the checkpoint {path}.")
+        self.config = self.parser.parse_object({command: {"model": known}}, self.config)
+
+    @property
+    def given(self) -> list[Any]:
+        """The words of the command line."""
+        return sys.argv[1:]
+
+
+def read_hyperparameters(path: Path) -> dict[str, Any]:
+    """The hyperparameters in a checkpoint, without reading its weights.
+
+    Raises:
+        HTTError: The file is missing, damaged, or no checkpoint of this library.
+    """
+    if not path.is_file():
+        raise HTTError(f"--ckpt_path: there is no checkpoint {path}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        hyperparameters: dict[str, Any] = checkpoint["hyper_parameters"]
+        if "tasks" not in hyperparameters:
+            raise KeyError("tasks")
+    except Exception as error:  # a damaged archive fails in many ways
+        raise HTTError(f"--ckpt_path: {path} is damaged or no checkpoint of htt_lightning ({error}).") from error
+    return hyperparameters
+
+
+def packaged_config(name: str) -> str:
+    """A config's path: the file itself, or the one of that name that comes with the package.
+
+    Args:
+        name: What was given to ``--config``.
+
+    Returns:
+        ``name`` where such a file exists or the package has none of that name.
+    """
+    if Path(name).exists() or Path(name).is_absolute():
+        return name
+    package = Path(str(resources.files("htt_lightning")))
+    for folder in (package / "configs", package.parent / "configs"):  # a wheel's place, and a checkout's
+        if (folder / name).is_file():
+            return str(folder / name)
+    return name
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; bad input ends with one message and status 1.
+
+    Args:
+        args: Words of the command line; ``sys.argv`` by default.
+    """
+    words = sys.argv[1:] if args is None else [str(word) for word in args]
+    for place, word in enumerate(words):
+        if word.startswith("--config="):
+            words[place] = "--config=" + packaged_config(word.removeprefix("--config="))
+        elif place and words[place - 1] in ("--config", "-c"):
+            words[place] = packaged_config(word)
+    if args is None:
+        sys.argv[1:] = words  # processes that DDP starts get the same words
+    try:
+        HTTCLI(
+            HTTModule,
+            PartialLabelDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # one way to set the learning rate: model.lr
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},
+            parser_kwargs={"description": "Multi-task dense prediction from partial labels."},
+            args=None if args is None else words,
+        )
+    except HTTError as error:
+        # A loader process wraps the message in its traceback; the last line that names the error begins the message.
+        sys.exit("error: " + str(error).rpartition("HTTError: ")[2].strip())

@@ -1,0 +1,18 @@
+"""Datasets with labels for only some tasks on each image, and their datamodules; a new dataset is a file here."""
+
+from htt_lightning.data.base import PartialLabelDataModule
+from htt_lightning.data.nyud import NYUD, NYUDDataModule
+from htt_lightning.data.partial import PartialLabels, Source
+from htt_lightning.data.synthetic import SyntheticDataModule, SyntheticScenes
+from htt_lightning.data.transforms import Augment
+
+__all__ = [
+    "NYUD",
+    "Augment",
+    "NYUDDataModule",
+    "PartialLabelDataModule",
+    "PartialLabels",
+    "Source",
+    "SyntheticDataModule",
+    "SyntheticScenes",
+]

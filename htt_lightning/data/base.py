@@ -1,0 +1,240 @@
+"""From splits with partial labels to loaders: what every datamodule shares."""
+
+import difflib
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+
+from htt_lightning.data.masks import LabelMask, draw_mask, read_mask
+from htt_lightning.data.partial import PartialLabels, Source
+from htt_lightning.data.sample import Batch, collate
+from htt_lightning.data.samplers import EpochSampler, EvalSampler
+from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
+from htt_lightning.errors import HTTError
+from htt_lightning.files import run_directory
+from htt_lightning.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "val"]
+MASK_FILE = "labels.json"
+"""Name of the label mask beside a run."""
+
+
+class PartialLabelDataModule(L.LightningDataModule, ABC):
+    """Loaders over a dataset whose training images keep the labels of only some tasks.
+
+    A dataset's module says which tasks it has and where a split lies; everything else is here.
+
+    Args:
+        labels: Which training image keeps which label: ``full``, ``one-label``, ``random-label``, or a file (JSON as
+            saved beside a run, or a published ``.pth``).
+        tasks: Tasks to train, by name or as ``Task`` objects with other settings; all of the dataset's by default.
+        batch_size: Images per batch and process.
+        image_size: ``[h, w]`` that images are resized to on reading; as stored by default.
+        augment: Training augmentation; null for none.
+        num_workers: Loader processes; 0 loads in the main process.
+        seed: Of label mask, order and augmentation; by default that of the run (``seed_everything``).
+
+    Raises:
+        HTTError: An argument is wrong, or (from ``prepare_data`` and ``setup``) data are missing or broken.
+    """
+
+    def __init__(
+        self,
+        labels: str = "one-label",
+        tasks: str | list[str | Task] | None = None,
+        batch_size: int = 6,
+        image_size: tuple[int, int] | None = None,
+        augment: Augment | None = Augment(),  # noqa: B008  # frozen
+        num_workers: int = 2,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise HTTError(
+                f"data.batch_size must be at least 1 and data.num_workers at least 0, not {batch_size}, {num_workers}."
+            )
+        self.labels, self.batch_size, self.num_workers, self.augment = labels, batch_size, num_workers, augment
+        self.image_size = (image_size[0], image_size[1]) if image_size else None
+        self.canonical = tuple(task.name for task in self.available_tasks())
+        self.tasks = choose_tasks(self.available_tasks(), tasks)
+        self.seed = seed
+        self.mask: LabelMask | None = None
+
+    @abstractmethod
+    def available_tasks(self) -> list[Task]:
+        """The dataset's tasks with its settings, in the canonical order of published masks."""
+
+    @abstractmethod
+    def source(self, split: Split) -> Source:
+        """A split, or an ``HTTError`` that says what is missing."""
+
+    @property
+    def run_seed(self) -> int:
+        """The module's seed, else that of ``seed_everything``, else 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def draw_labels(self, source: Source) -> LabelMask:
+        """The label mask over all canonical tasks, whatever tasks the run lists (contracts.md, Label masks)."""
+        if self.labels in ("full", "one-label", "random-label") or not Path(self.labels).suffix:
+            return draw_mask(self.labels, source.ids, self.canonical, self.run_seed)  # type: ignore[arg-type]
+        return read_mask(self.labels, source.ids, self.canonical)
+
+    def labels_of(self, split: Split, source: Source) -> dict[str, tuple[str, ...]]:
+        """Names of the tasks each image of a split keeps its label of; validation images keep all."""
+        names = [task.name for task in self.tasks]
+        if split == "val":
+            return dict.fromkeys(source.ids, tuple(names))
+        mask = self.draw_labels(source).select(names)
+        return {
+            name: tuple(task for task, keep in zip(names, row, strict=True) if keep)
+            for name, row in zip(mask.ids, mask.labeled, strict=True)
+        }
+
+    def dataset(self, split: Split) -> PartialLabels:
+        """A split as training or evaluation reads it."""
+        source = self.source(split)
+        if not source.ids:
+            raise HTTError(f"The {split} split of {type(self).__name__} has no images.")
+        canvas = self.image_size or (self.augment.crop if self.augment else None)
+        transform = (
+            TrainTransform(self.tasks, self.augment, self.image_size)
+            if split == "train"
+            else EvalTransform(self.tasks, canvas)
+        )
+        labels = self.labels_of(split, source)
+        return PartialLabels(source, self.tasks, labels, transform, self.image_size, self.run_seed)
+
+    def prepare_data(self) -> None:
+        """Check the files the run will use, once per machine."""
+        fitting = self.trainer is None or self.trainer.state.fn == "fit"
+        splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
+        for split in splits:
+            source = self.source(split)
+            source.check(self.labels_of(split, source))
+
+    def setup(self, stage: str) -> None:
+        """Build the splits of a stage; for ``fit``, draw or read the label mask and save it beside the run."""
+        if stage == "fit":
+            self.train = self.dataset("train")
+            if len(self.train) < self.batch_size * self._world:
+                raise HTTError(
+                    f"{len(self.train)} labelled training images do not fill one batch of {self.batch_size} on each of "
+                    f"{self._world} processes; lower data.batch_size."
+                )
+            self.mask = self.draw_labels(self.train.source)
+            self._save_mask(self.mask)
+        self.val = self.dataset("val")
+
+    def _save_mask(self, mask: LabelMask) -> None:
+        folder = run_directory(self.trainer) if self.trainer else None
+        if self.trainer and folder and self.trainer.is_global_zero:
+            mask.save(folder / MASK_FILE)
+            counts = ", ".join(f"{task} {count}" for task, count in mask.summary.items())
+            logger.info("Labels of %d training images (%s): %s", len(mask.ids), mask.protocol, counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Fingerprint of the label mask, so that a resumed run cannot mix masks up."""
+        return {"labels": self.mask.fingerprint if self.mask else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other labels than the run began with."""
+        if self.mask and state_dict["labels"] not in (None, self.mask.fingerprint):
+            raise HTTError(
+                f"The checkpoint was trained with other labels than data.labels={self.labels!r} with seed "
+                f"{self.run_seed} gives; point data.labels at the {MASK_FILE} beside that run."
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of labelled images, reshuffled every epoch; an incomplete last batch is dropped."""
+        sampler = EpochSampler(len(self.train), self.run_seed, self._rank, self._world)
+        return self._loader(self.train, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of fully labelled images in order."""
+        return self._loader(self.val, sampler=EvalSampler(len(self.val), self._rank, self._world))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The benchmarks have no test split of their own: the validation images (protocol.md 2.2)."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The validation images; Lightning shares them among processes without repeats."""
+        return self._loader(self.val, sampler=SequentialSampler(self.val))
+
+    def _loader(self, dataset: PartialLabels, **arguments: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset=dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            worker_init_fn=_one_thread,
+            **arguments,
+        )
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def training_targets(self, task: Task) -> Iterator[Tensor]:
+        """The labels that training images keep for a task, one at a time and not augmented: ``h w`` or ``c h w``."""
+        plain = PartialLabels(
+            self.train.source,
+            [task],
+            self.labels_of("train", self.train.source),
+            EvalTransform([task], None),
+            self.image_size,
+        )
+        for index, (_, labeled) in enumerate(plain._items):
+            if task.name in labeled:
+                yield plain[index][task.name]
+
+
+def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] | None) -> list[Task]:
+    """The tasks of a run.
+
+    Args:
+        available: The dataset's tasks.
+        wanted: Names (a string may list several, with commas), or tasks that replace the dataset's of the same name.
+
+    Raises:
+        HTTError: A name is unknown or comes twice, or nothing is wanted.
+    """
+    if wanted is None:
+        return list(available)
+    listed = wanted.split(",") if isinstance(wanted, str) else wanted
+    known = {task.name: task for task in available}
+    chosen: dict[str, Task] = {}
+    for item in listed:
+        name = item.name if isinstance(item, Task) else item.strip()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise HTTError(f"data.tasks names {name!r}, but the dataset has labels for {', '.join(known)}.{hint}")
+        if name in chosen:
+            raise HTTError(f"data.tasks names {name!r} twice.")
+        chosen[name] = item if isinstance(item, Task) else known[name]
+    if not chosen:
+        raise HTTError(f"data.tasks is empty; the dataset has labels for {', '.join(known)}.")
+    return list(chosen.values())
+
+
+def _one_thread(_: int) -> None:
+    """Loader processes are parallel already; OpenCV's threads inside each would only compete."""
+    cv2.setNumThreads(0)

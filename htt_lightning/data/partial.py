@@ -1,0 +1,92 @@
+"""A split as it lies on disk, and the same split with labels for only some tasks on each image."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from zlib import crc32
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from htt_lightning.data.sample import Arrays, Batch, Draw, to_sample
+from htt_lightning.tasks import Task
+
+Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
+"""Turns an image's arrays and its own source of randomness into arrays and the map of valid pixels."""
+
+
+class Source(ABC):
+    """One split of a dataset as it lies on disk: images and maps by index, nothing hidden, nothing augmented.
+
+    Attributes:
+        ids: Image ids in natural order ("2" before "10").
+        tasks: Names of the tasks the split has labels for.
+    """
+
+    ids: list[str]
+    tasks: tuple[str, ...]
+
+    @abstractmethod
+    def image(self, index: int) -> np.ndarray:
+        """RGB image ``h w 3``: uint8, or float32 in [0, 1]."""
+
+    @abstractmethod
+    def label(self, index: int, task: str) -> np.ndarray:
+        """The task's map as ``tasks.base.Task`` describes it: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
+
+    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Look for broken files before any training time is lost.
+
+        Args:
+            labels: Names of the tasks whose labels will be used, by image id.
+
+        Raises:
+            HTTError: A file is missing, truncated or holds values that it must not; the message names it.
+        """
+        return
+
+
+class PartialLabels(Dataset[Batch]):
+    """A split whose images carry labels for only some tasks. Labels that are hidden are never even read.
+
+    Args:
+        source: The split.
+        tasks: The run's tasks.
+        labels: Names of the tasks each image keeps its label of, by image id; other images are left out.
+        transform: Turns an image's arrays and a random generator into arrays and the map of valid pixels.
+        size: ``(h, w)`` to resize images and maps to on reading; None leaves them as stored.
+        seed: Of the augmentation, which depends on it, the epoch and the image's id alone.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tasks: Sequence[Task],
+        labels: Mapping[str, Sequence[str]],
+        transform: Transform,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.source, self.tasks, self.transform, self.size, self.seed = source, tuple(tasks), transform, size, seed
+        place = {name: index for index, name in enumerate(source.ids)}
+        self.ids = list(labels)
+        self._items = [(place[name], tuple(labels[name])) for name in self.ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: int | Draw) -> Batch:
+        draw = key if isinstance(key, Draw) else Draw(key)
+        name, (index, labeled) = self.ids[draw.position], self._items[draw.position]
+        arrays = {"image": self._resized(self.source.image(index), cv2.INTER_LINEAR)}
+        for task in self.tasks:
+            if task.name in labeled and not draw.repeat:
+                arrays[task.name] = self._resized(self.source.label(index, task.name), cv2.INTER_NEAREST)
+        rng = np.random.default_rng([self.seed, draw.epoch, crc32(name.encode())])
+        arrays, valid = self.transform(arrays, rng)
+        return to_sample(arrays, valid, self.tasks, name)
+
+    def _resized(self, array: np.ndarray, interpolation: int) -> np.ndarray:
+        if self.size is None or array.shape[:2] == self.size:
+            return array
+        return cv2.resize(array, self.size[::-1], interpolation=interpolation)

@@ -1,0 +1,74 @@
+"""What travels from a dataset to the network."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htt_lightning.tasks.base import Task
+
+Arrays = dict[str, np.ndarray]
+"""One image as read: ``image`` (uint8, or float32 in [0, 1]; ``h w 3`` RGB) and one map per task it is labelled for."""
+
+Batch = dict[str, Any]
+"""A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch)."""
+
+
+class Draw(NamedTuple):
+    """One item of a sampler. The epoch rides along, so that augmentation never depends on the worker that does it.
+
+    Attributes:
+        position: In the dataset.
+        epoch: Epoch the image is drawn for.
+        repeat: True for an image that only fills up a rank's share of an evaluation: it counts as unlabelled.
+    """
+
+    position: int
+    epoch: int = 0
+    repeat: bool = False
+
+
+def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: str) -> Batch:
+    """Turn one image's arrays into tensors; tasks without an array become entirely missing.
+
+    Args:
+        arrays: Image and labelled maps, all ``h w``.
+        valid: bool ``h w``, False on padding.
+        tasks: The run's tasks.
+        name: The image's id.
+
+    Returns:
+        A batch without its batch axis.
+    """
+    image = arrays["image"]
+    height, width = image.shape[:2]
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    sample: Batch = {
+        "image": pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float(),
+        "labeled": {task.name: torch.tensor(task.name in arrays) for task in tasks},
+        "valid": torch.from_numpy(valid),
+        "id": name,
+    }
+    for task in tasks:
+        array = arrays.get(task.name)
+        sample[task.name] = to_target(task.missing(height, width) if array is None else array, task)
+    return sample
+
+
+def to_target(array: np.ndarray, task: Task) -> Tensor:
+    """A numpy map as a batch holds it: int64 ``h w`` or float32 ``c h w``."""
+    if task.channels is None:
+        return torch.from_numpy(array.astype(np.int64))
+    field = array if array.ndim == 3 else array[..., None]
+    return torch.from_numpy(np.ascontiguousarray(field.transpose(2, 0, 1), np.float32))
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stack samples of one size into a batch."""
+    first = samples[0]
+    batch: Batch = {key: torch.stack([s[key] for s in samples]) for key in first if key not in ("labeled", "id")}
+    batch["labeled"] = {task: torch.stack([s["labeled"][task] for s in samples]) for task in first["labeled"]}
+    batch["id"] = [s["id"] for s in samples]
+    return batch

@@ -1,0 +1,173 @@
+"""Synthetic scenes as a dataset: nothing to download, every label exact."""
+
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.nyud import CLASSES
+from htt_lightning.data.partial import Source
+from htt_lightning.data.sample import Arrays
+from htt_lightning.data.scenes import TASKS, render
+from htt_lightning.data.transforms import Augment
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
+
+RENDERER_VERSION = 1
+"""Part of the name of every cache: raise it with any change to what ``render`` returns."""
+
+_STREAMS = {"train": 0, "val": 1}
+
+
+class SyntheticScenes(Source):
+    """One split of an endless collection of rendered rooms.
+
+    Args:
+        split: ``train`` or ``val``; no scene is in both.
+        count: Number of scenes; a larger split begins with the scenes of a smaller one.
+        size: Height and width in pixels.
+        seed: Seed of the collection.
+        cache: Folder in which to keep rendered scenes; without it they are rendered as asked for.
+
+    Raises:
+        HTTError: The split is unknown, or the count, the size or the seed cannot be.
+    """
+
+    def __init__(self, split: str, count: int, size: tuple[int, int], seed: int = 0, cache: Path | None = None) -> None:
+        if split not in _STREAMS:
+            raise HTTError(f"split {split!r} of the synthetic scenes: choose one of {', '.join(_STREAMS)}")
+        if count < 1 or min(size) < 1 or seed < 0:
+            raise HTTError(
+                f"synthetic scenes need a count and a size of at least 1 and a seed of at least 0, "
+                f"not count {count}, size {tuple(size)}, seed {seed}"
+            )
+        self.ids = [str(index) for index in range(count)]
+        self.tasks = TASKS
+        self._key = (seed, _STREAMS[split], size)
+        self._folder: Path | None = None
+        if cache is not None:
+            self._folder = Path(cache) / f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}" / split
+        # The image and the labels of an item are asked for one after the other.
+        self._last: tuple[int, Arrays] | None = None
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB image, uint8 ``h w 3``."""
+        return self._scene(index)["image"].copy()
+
+    def label(self, index: int, task: str) -> np.ndarray:
+        """A task's map: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
+        return self._scene(index)[task].copy()
+
+    def _scene(self, index: int) -> Arrays:
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._draw(index) if self._folder is None else self._kept(index, self._folder)
+        return self._last[1]
+
+    def _draw(self, index: int) -> Arrays:
+        seed, stream, size = self._key
+        return render(seed, index, size, stream)
+
+    def _kept(self, index: int, folder: Path) -> Arrays:
+        """A scene from the cache; a file that is missing or damaged is written anew."""
+        path = folder / f"{index}.npz"
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in ("image", *TASKS)}
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            arrays = self._draw(index)
+            folder.mkdir(parents=True, exist_ok=True)
+            # Workers may write the same scene at once: each moves a complete file into place.
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                whole = Path(scratch) / path.name
+                np.savez(whole, allow_pickle=False, **arrays)
+                whole.replace(path)
+        return arrays
+
+
+def write_nyud(root: Path, train: int, val: int, size: tuple[int, int], seed: int = 0) -> None:
+    """Write scenes in the layout of NYUD with 13 classes, holes in every label as in the real one.
+
+    Args:
+        root: Folder for ``{train,val}/{image,label,depth,normal}/<index>.npy``.
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        size: Height and width in pixels.
+        seed: Seed of the collection.
+    """
+    for split, count in (("train", train), ("val", val)):
+        for folder in ("image", "label", "depth", "normal"):
+            (root / split / folder).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            scene = render(seed, index, size, _STREAMS[split])
+            rng = np.random.default_rng([seed, _STREAMS[split], index, 2])
+            arrays = {
+                "image": scene["image"].astype(np.float32) / 255,
+                "label": np.where(_hole(size, rng), -1, scene["semseg"].astype(np.float32)),
+                "depth": np.where(_hole(size, rng), 0, scene["depth"])[..., None],
+                "normal": np.where(_hole(size, rng)[..., None], 0, scene["normals"]),
+            }
+            for folder, array in arrays.items():
+                np.save(root / split / folder / f"{index}.npy", array.astype(np.float32))
+
+
+def _hole(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A disc that covers 2 % of the image, less where it crosses a border; bool ``h w``, never empty."""
+    height, width = size
+    row, column = rng.integers(height), rng.integers(width)
+    y, x = np.ogrid[:height, :width]
+    return (y - row) ** 2 + (x - column) ** 2 <= 0.02 * height * width / np.pi
+
+
+class SyntheticDataModule(PartialLabelDataModule):
+    """Rendered rooms with labels for all six tasks: the embedded default.
+
+    Args:
+        train_images: Number of training scenes.
+        val_images: Number of validation scenes.
+        image_size: ``[h, w]`` to render at.
+        scenes_seed: Seed of the collection of scenes; order, augmentation and labels follow ``seed``.
+        cache: Folder to keep rendered scenes in; by default they are rendered as the loaders run.
+        labels: See ``PartialLabelDataModule``, as for all below.
+        tasks: ...
+        batch_size: ...
+        augment: ...
+        num_workers: ...
+        seed: ...
+    """
+
+    def __init__(
+        self,
+        train_images: int = 240,
+        val_images: int = 60,
+        image_size: tuple[int, int] = (64, 96),
+        scenes_seed: int = 0,
+        cache: str | None = None,
+        labels: str = "one-label",
+        tasks: str | list[str | Task] | None = None,
+        batch_size: int = 8,
+        augment: Augment | None = Augment(),  # noqa: B008  # frozen
+        num_workers: int = 2,
+        seed: int | None = None,
+    ) -> None:
+        self.counts = {"train": train_images, "val": val_images}
+        self.scenes_seed, self.cache = scenes_seed, Path(cache) if cache else None
+        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed)
+
+    def available_tasks(self) -> list[Task]:
+        """All six, with NYUD's classes; weights that bring the losses to one scale."""
+        return [
+            SemSeg(classes=CLASSES),
+            HumanParts(weight=2),
+            Saliency(weight=5),
+            Normals(weight=2),
+            Edges(weight=20),
+            Depth(),
+        ]
+
+    def source(self, split: Split) -> SyntheticScenes:
+        """The scenes of a split."""
+        size = cast(tuple[int, int], self.image_size)
+        return SyntheticScenes(split, self.counts[split], size, self.scenes_seed, self.cache)

@@ -1,0 +1,334 @@
+"""Joint augmentation of an image and its maps, in the order and with the numbers of protocol.md 3.2.
+
+The transforms are albumentations classes in one ``Compose``, with two differences from its stock ones. What a flip or a
+zoom does to the *values* of a map is the task's affair, so maps are targets of their own under the task's name instead
+of anonymous masks. And all draws come from the generator passed with the call, so that a draw can be a function of
+(seed, epoch, image id) whichever worker makes it; no global random state is read or changed.
+"""
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+
+# Without this, importing albumentations asks the network for its latest version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import albumentations
+
+from htt_lightning.data.sample import Arrays
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks.base import IGNORE, Task
+
+MEAN_COLOUR = (0.485, 0.456, 0.406)
+"""RGB in [0, 1] of padding: what the network's normalisation turns into zero (protocol.md 3.2, steps 5 and 6)."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Numbers of the training augmentation (protocol.md 3.2).
+
+    Args:
+        scale: Range of the scaling factor, drawn uniformly; ``(1, 1)`` switches scaling off.
+        crop: Size ``(h, w)`` in pixels of training images; None takes the run's image size.
+        crop_tries: Crops drawn at most until one has a balanced choice of classes; the last one is kept.
+        max_class_share: The largest class must cover less than this share of a crop's labelled pixels.
+        flip: Probability of mirroring left to right.
+        colour: Probability of each photometric operation; 0 switches them off.
+
+    Raises:
+        HTTError: If a value is out of its range.
+    """
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    crop: tuple[int, int] | None = None
+    crop_tries: int = 10
+    max_class_share: float = 0.75
+    flip: float = 0.5
+    colour: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what no image could be augmented with."""
+        rules = {
+            "scale": (0 < self.scale[0] <= self.scale[1] < float("inf"), "two positive factors, the smaller first"),
+            "crop": (self.crop is None or min(self.crop) >= 1, "a height and a width of at least 1 pixel"),
+            "crop_tries": (self.crop_tries >= 1, "at least 1"),
+            "max_class_share": (0 < self.max_class_share <= 1, "above 0 and at most 1"),
+            "flip": (0 <= self.flip <= 1, "a probability from 0 to 1"),
+            "colour": (0 <= self.colour <= 1, "a probability from 0 to 1"),
+        }
+        for key, (holds, rule) in rules.items():
+            if not holds:
+                raise HTTError(f"augment.{key} is {getattr(self, key)}; it must be {rule}")
+
+
+class TrainTransform:
+    """Random scaling, crop, flip and colours, then centred padding (protocol.md 3.2, steps 1 to 7).
+
+    Every result has the size ``augment.crop``, else ``size``, else that of the image itself; without augmentation,
+    images larger than ``size`` keep theirs. One object serves one thread at a time; it can be pickled.
+
+    Args:
+        tasks: The run's tasks; other maps are dropped. The first one with ``balances_crops`` steers the choice of crops
+            on images that are labelled for it: a hidden label has no influence (protocol.md 6.16).
+        augment: What to draw; None augments nothing.
+        size: Image size ``(h, w)`` of the run; None for the images' own.
+    """
+
+    def __init__(self, tasks: Sequence[Task], augment: Augment | None, size: tuple[int, int] | None) -> None:
+        self.tasks = tuple(tasks)
+        self.size = (augment.crop if augment else None) or size
+        self.augments = augment is not None
+        steps: list[Any] = []
+        if augment:
+            steps = [
+                ScaleCrop(self.tasks, augment, self.size),
+                Flip(self.tasks, augment.flip),
+                Photometric(augment.colour),
+            ]
+        self.compose = albumentations.Compose(steps)
+
+    def __call__(self, arrays: Arrays, rng: np.random.Generator) -> tuple[Arrays, np.ndarray]:
+        """Augment one image.
+
+        Args:
+            arrays: The image and the maps it is labelled for; they stay unchanged.
+            rng: The only source of randomness, advanced by the call.
+
+        Returns:
+            The uint8 image ``h w 3`` and the maps, and ``valid``: bool ``h w``, False on padding.
+        """
+        image = arrays["image"]
+        size = self.size or (image.shape[:2] if self.augments else None)
+        if image.dtype != np.uint8:
+            image = np.rint(image * 255).astype(np.uint8)
+        # albumentations draws from both kinds of generators. Seeding them from one number would make its transforms
+        # draw the same numbers as each other, so they share the two.
+        self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        return finish(self.compose(**{**arrays, "image": image}), self.tasks, size)
+
+
+class EvalTransform:
+    """Centred padding of images smaller than ``size``; larger ones stay as they are (protocol.md 3.2, column Eval).
+
+    Args:
+        tasks: The run's tasks; other maps are dropped.
+        size: Image size ``(h, w)`` of the run; None pads nothing.
+    """
+
+    def __init__(self, tasks: Sequence[Task], size: tuple[int, int] | None) -> None:
+        self.tasks = tuple(tasks)
+        self.size = size
+
+    def __call__(self, arrays: Arrays, rng: np.random.Generator | None = None) -> tuple[Arrays, np.ndarray]:
+        """Pad one image; its type stays uint8 or float32.
+
+        Args:
+            arrays: The image and the maps it is labelled for; they stay unchanged.
+            rng: Unused, so that both transforms are called alike.
+
+        Returns:
+            The image and the maps, and ``valid``: bool ``h w``, False on padding.
+        """
+        return finish(arrays, self.tasks, self.size)
+
+
+def finish(arrays: Arrays, tasks: Sequence[Task], size: tuple[int, int] | None) -> tuple[Arrays, np.ndarray]:
+    """Pad to ``size``, centred, then settle every labelled map (protocol.md 3.2, steps 6 and 7).
+
+    Args:
+        arrays: Image and maps of one size.
+        tasks: The run's tasks.
+        size: Least size ``(h, w)`` of the result; None pads nothing.
+
+    Returns:
+        The image, mean-coloured on padding, and the tasks' maps, missing there; ``valid``: bool ``h w``, False there.
+    """
+    image = arrays["image"]
+    inner = image.shape[:2]
+    height, width = np.maximum(inner, size or inner)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    window = slice(top, top + inner[0]), slice(left, left + inner[1])
+
+    def pad(array: np.ndarray, blank: np.ndarray) -> np.ndarray:
+        blank[window] = array
+        return blank
+
+    colour = np.rint(np.multiply(MEAN_COLOUR, 255)) if image.dtype == np.uint8 else MEAN_COLOUR
+    padded = {"image": pad(image, np.full((height, width, 3), colour, image.dtype))}
+    for task in tasks:
+        if task.name in arrays:
+            padded[task.name] = task.settle(pad(arrays[task.name], task.missing(height, width)))
+    return padded, pad(np.array(True), np.zeros((height, width), bool))
+
+
+class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # albumentations is not typed
+    """An albumentations transform whose targets are the image and one map per task.
+
+    Args:
+        tasks: Tasks whose maps are transformed, each under its name.
+        p: Probability of applying the transform.
+    """
+
+    def __init__(self, tasks: Sequence[Task], p: float = 1.0) -> None:
+        self.tasks = tuple(tasks)
+        super().__init__(p)
+
+    @property
+    def targets(self) -> dict[str, Callable[..., np.ndarray]]:
+        """The function for each key of the data."""
+        return {"image": self.apply} | {task.name: partial(self.apply_to_map, task=task) for task in self.tasks}
+
+    def apply_to_map(self, array: np.ndarray, task: Task, **params: Any) -> np.ndarray:
+        """Transform one task's map as ``apply`` does the image."""
+        raise NotImplementedError
+
+
+class ScaleCrop(JointTransform):
+    """Random scaling and random crop (protocol.md 3.2, steps 1 and 2), in one so that maps are read only where needed.
+
+    Args:
+        tasks: Tasks whose maps are transformed.
+        augment: Range of the factor and rule of the crop.
+        size: Largest size ``(h, w)`` of the result; None for the image's size before scaling.
+    """
+
+    def __init__(self, tasks: Sequence[Task], augment: Augment, size: tuple[int, int] | None) -> None:
+        super().__init__(tasks)
+        self.augment = augment
+        self.size = size
+        self.judges = [task.name for task in self.tasks if task.balances_crops][:1]
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the factor and the crop: the ``scaled`` size, and ``rows`` and ``columns`` of it to keep."""
+        old = params["shape"][:2]
+        factor = self.random_generator.uniform(*self.augment.scale)
+        scaled = [max(int(length * factor), 1) for length in old]
+        kept = np.minimum(scaled, self.size or old)
+        judges = [data[name] for name in self.judges if name in data]
+        for _ in range(self.augment.crop_tries):
+            offset = self.random_generator.integers(scaled - kept, endpoint=True)
+            rows, columns = (slice(start, start + length) for start, length in zip(offset, kept, strict=True))
+            crop = {"factor": factor, "scaled": scaled, "rows": rows, "columns": columns}
+            if all(self.balanced(nearest(labels, **crop)) for labels in judges):
+                break
+        return crop
+
+    def balanced(self, labels: np.ndarray) -> bool:
+        """Whether a crop ``h w`` of class indices has two classes or more and none of them dominates."""
+        counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]
+        return bool((counts > 0).sum() > 1 and counts.max() < self.augment.max_class_share * counts.sum())
+
+    def apply(self, img: np.ndarray, scaled: list[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
+        """Bilinear interpolation."""
+        if scaled != [*img.shape[:2]]:
+            img = cv2.resize(img, (scaled[1], scaled[0]), interpolation=cv2.INTER_LINEAR)
+        return img[rows, columns]
+
+    def apply_to_map(self, array: np.ndarray, task: Task, factor: float = 1.0, **params: Any) -> np.ndarray:
+        """Nearest neighbour: no new labels, and missing pixels neither vanish nor spread."""
+        array = nearest(array, **params)
+        return array if factor == 1 else task.zoom(array, factor)
+
+
+def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
+    """Part of a map enlarged by nearest neighbour.
+
+    Pixel centres are matched exactly, as the bilinear image's are. OpenCV's usual nearest neighbour matches corners,
+    which shifts a map by up to half a pixel against its image.
+
+    Args:
+        array: ``h w`` or ``h w c``.
+        scaled: Size ``(h, w)`` of the enlarged map.
+        rows: The rows of the enlarged map to return.
+        columns: Its columns to return.
+        **params: Ignored.
+
+    Returns:
+        The pixels ``enlarged[rows, columns]``.
+    """
+    for axis, (new, kept) in enumerate(zip(scaled, (rows, columns), strict=True)):
+        centres = 2 * np.arange(kept.start, kept.stop) + 1
+        array = array.take(centres * array.shape[axis] // (2 * new), axis)
+    return array
+
+
+class Flip(JointTransform):
+    """Mirror left to right (protocol.md 3.2, step 3)."""
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        """Mirror the image."""
+        return np.asarray(cv2.flip(img, 1))
+
+    def apply_to_map(self, array: np.ndarray, task: Task, **params: Any) -> np.ndarray:
+        """Mirror a map, its values included."""
+        return task.flip(array)
+
+
+class Photometric(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
+    """Brightness, contrast, saturation and hue of a uint8 RGB image (protocol.md 3.2, step 4).
+
+    Saturation and hue share one conversion to HSV and back.
+
+    Args:
+        probability: Probability of each of the four operations.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__(p=float(probability > 0))
+        self.probability = probability
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the operations; the neutral number for those left out."""
+        rng = self.random_generator
+        return {
+            "brightness": rng.uniform(-32, 32) if rng.random() < self.probability else 0.0,
+            "contrast": rng.uniform(0.5, 1.5) if rng.random() < self.probability else 1.0,
+            "saturation": rng.uniform(0.5, 1.5) if rng.random() < self.probability else 1.0,
+            "hue": int(rng.integers(-18, 18)) if rng.random() < self.probability else 0,
+            "contrast_first": rng.random() < 0.5,
+        }
+
+    def apply(
+        self,
+        img: np.ndarray,
+        brightness: float = 0.0,
+        contrast: float = 1.0,
+        saturation: float = 1.0,
+        hue: int = 0,
+        contrast_first: bool = True,
+        **params: Any,
+    ) -> np.ndarray:
+        """Change the colours; every operation is clipped to 0..255 and truncated.
+
+        Args:
+            img: uint8 RGB ``h w 3``.
+            brightness: Added to all channels, in grey levels.
+            contrast: Factor on all channels.
+            saturation: Factor on S of HSV.
+            hue: Added to OpenCV's H of HSV, modulo 180; in steps of 2 degrees.
+            contrast_first: Whether contrast comes right after brightness, or else last.
+            **params: Ignored.
+
+        Returns:
+            A new uint8 image ``h w 3``.
+        """
+        levels = np.arange(256)
+        stretch = truncated(levels * contrast)
+        first = truncated(levels + brightness)
+        img = cv2.LUT(img, stretch[first] if contrast_first else first)
+        if saturation != 1 or hue != 0:
+            hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
+            tables = np.stack([(levels + hue) % 180, truncated(levels * saturation), levels], axis=-1)
+            img = cv2.cvtColor(cv2.LUT(hsv, tables[None].astype(np.uint8)), cv2.COLOR_HSV2RGB)
+        return np.asarray(img if contrast_first else cv2.LUT(img, stretch))
+
+
+def truncated(levels: np.ndarray) -> np.ndarray:
+    """Grey levels as uint8: clipped to 0..255 and rounded towards zero."""
+    return levels.clip(0, 255).astype(np.uint8)

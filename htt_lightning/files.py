@@ -1,0 +1,44 @@
+"""Where files go, and writing them so that a reader never meets half of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from htt_lightning.errors import HTTError
+
+
+def run_directory(trainer: Any) -> Path | None:
+    """Where a run keeps its files, such as ``runs/version_0``.
+
+    Args:
+        trainer: A Lightning trainer. All its processes have to ask together.
+
+    Returns:
+        None for a trial run (``fast_dev_run``), which keeps nothing.
+    """
+    folder = trainer.log_dir or trainer.default_root_dir
+    return None if trainer.fast_dev_run else Path(folder)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends, and vanishes when it fails.
+
+    Args:
+        path: The file to write; its folder is made.
+
+    Raises:
+        HTTError: The file cannot be written; the message names it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -1,0 +1,93 @@
+"""Masked losses, one value per image: what is not labelled can neither count nor leak (method.md 3)."""
+
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from torch import Tensor
+
+BIN_WEIGHT = 0.1
+"""Weight of the bin classification that goes with the L1 loss of a regression task (method.md 3)."""
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Half precision to float32: sums over pixels and norms need the range; wider types stay as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def labeled_sum(loss: Tensor, labeled: Tensor) -> Tensor:
+    """Sum of the losses of the labelled images.
+
+    ``torch.where`` keeps an unlabelled image's head in the graph with zero gradient, so distributed training never
+    waits for it, and lets no NaN through, which a product with zero would.
+
+    Args:
+        loss: One value per image ``b``.
+        labeled: bool ``b``.
+
+    Returns:
+        A scalar.
+    """
+    return torch.where(labeled, loss, torch.zeros_like(loss)).sum()
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean over each image's valid pixels, 0 where an image has none.
+
+    Args:
+        values: Finite ``b h w``.
+        valid: bool ``b h w``.
+
+    Returns:
+        ``b``.
+    """
+    total = reduce(torch.where(valid, values, torch.zeros_like(values)), "b h w -> b", "sum")
+    return total / reduce(valid, "b h w -> b", "sum").clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Cross entropy per pixel, 0 where invalid.
+
+    Args:
+        logits: ``b k h w``.
+        target: int64 ``b h w``, any value where invalid.
+        valid: bool ``b h w``.
+
+    Returns:
+        ``b h w``.
+    """
+    return F.cross_entropy(logits, target.masked_fill(~valid, -100), reduction="none", ignore_index=-100)
+
+
+def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor, positive: float = 0.95) -> Tensor:
+    """Binary cross entropy with fixed class weights (method.md 3, edges).
+
+    The mean over valid pixels of ``w y softplus(-x) + (1 - w) (1 - y) softplus(x)``.
+
+    Args:
+        logits: ``b h w``.
+        target: ``b h w``, 0 or 1, any value where invalid.
+        valid: bool ``b h w``.
+        positive: Weight w of the positive class; the negative class has ``1 - w``.
+
+    Returns:
+        ``b``.
+    """
+    truth = target.masked_fill(~valid, 0).to(logits.dtype)
+    pixel = positive * truth * F.softplus(-logits) + (1 - positive) * (1 - truth) * F.softplus(logits)
+    return masked_mean(pixel, valid)
+
+
+def l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Absolute error summed over channels, mean over each image's valid pixels.
+
+    Args:
+        pred: ``b c h w``.
+        target: ``b c h w``, may be NaN where invalid: it is replaced before the arithmetic, because the gradient of a
+            NaN masked afterwards is NaN.
+        valid: bool ``b h w``.
+
+    Returns:
+        ``b``.
+    """
+    truth = torch.where(valid[:, None], target, torch.zeros_like(target))
+    return masked_mean((pred - truth).abs().sum(1), valid)

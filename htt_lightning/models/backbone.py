@@ -1,0 +1,82 @@
+"""From an image to feature maps: any timm model that can return them."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from htt_lightning.errors import HTTError
+
+PYRAMID = (4, 8, 16, 32)
+"""Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""
+
+
+class Backbone(nn.Module):
+    """Four feature maps of a timm model: a pyramid of strides 4 to 32, or four depths of a plain vision transformer.
+
+    Args:
+        name: Any timm model with ``features_only``.
+        pretrained: True for timm's weights from its hub, False for random ones, or a local weights file.
+        options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
+
+    Attributes:
+        channels: Of each map, finest first.
+        strides: Of each map.
+
+    Raises:
+        HTTError: The name is unknown, or the weights cannot be had.
+    """
+
+    def __init__(
+        self, name: str = "resnet18", pretrained: bool | str = False, options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.name = name
+        arguments = _feature_arguments(name) | dict(options or {})
+        self.model = _create(name, pretrained, **arguments)
+        self.channels: list[int] = self.model.feature_info.channels()
+        self.strides: list[int] = self.model.feature_info.reduction()
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Normalised image ``b 3 h w``, multiples of 32, to maps ``b c_s h/s w/s``."""
+        maps: list[Tensor] = self.model(image)
+        return maps
+
+
+def _feature_arguments(name: str) -> dict[str, Any]:
+    """Which levels to ask timm for; a look at the untrained model tells."""
+    model = _create(name, pretrained=False)
+    strides: list[int] = model.feature_info.reduction()
+    if len(set(strides)) == 1:
+        # A plain transformer: four evenly spaced depths, (2, 5, 8, 11) of twelve.
+        depth = len(model.model.blocks) if hasattr(model.model, "blocks") else len(strides)
+        return {"out_indices": tuple(depth * k // 4 - 1 for k in (1, 2, 3, 4)), "dynamic_img_size": True}
+    if not set(PYRAMID) <= set(strides):
+        raise HTTError(f"Backbone {name!r} has maps of strides {strides}; strides {PYRAMID} or one stride are needed.")
+    return {"out_indices": tuple(strides.index(stride) for stride in PYRAMID)}
+
+
+def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
+    if not timm.is_model(name.split(".")[0].removeprefix("hf-hub:")) and ":" not in name:
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise HTTError(f"Unknown backbone {name!r}; timm has no such model. Did you mean {', '.join(close) or '...'}?")
+    if isinstance(pretrained, str):
+        if not Path(pretrained).is_file():
+            raise HTTError(
+                f"Weights file {pretrained!r} of backbone {name!r} does not exist; give model.pretrained a file."
+            )
+        arguments["pretrained_cfg_overlay"] = {"file": pretrained}
+    try:
+        return timm.create_model(name, pretrained=bool(pretrained), features_only=True, **arguments)
+    except Exception as error:  # timm, hub clients and file readers raise a different one for every mishap
+        if not pretrained:
+            raise HTTError(f"timm cannot build backbone {name!r} with {arguments}: {error}") from error
+        origin = f"from {pretrained}" if isinstance(pretrained, str) else "from timm's hub"
+        raise HTTError(
+            f"The weights of backbone {name!r} could not be loaded {origin}: {type(error).__name__}: {error}\n"
+            "Set model.pretrained to a local weights file (.safetensors or .pth of this timm model), or to false to "
+            "train from scratch."
+        ) from error

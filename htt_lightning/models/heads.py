@@ -1,0 +1,150 @@
+"""From a task's features to its prediction, through fine-grained task tokens (method.md 2)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from htt_lightning.models.layers import conv_bn_relu, resize, xavier
+from htt_lightning.output import Output
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: context at several distances and of the whole image (step 1).
+
+    Args:
+        inputs: Channels of the features.
+        dim: Channels of every branch and of the result.
+        dilations: Of the 3x3 branches.
+        dropout: Rate behind the projection.
+    """
+
+    def __init__(self, inputs: int, dim: int, dilations: tuple[int, ...] = (12, 24, 36), dropout: float = 0.5) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [conv_bn_relu(inputs, dim, 1), *(conv_bn_relu(inputs, dim, 3, dilation) for dilation in dilations)]
+        )
+        self.pool = conv_bn_relu(inputs, dim, 1)
+        self.project = conv_bn_relu(dim * (len(dilations) + 2), dim, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b c h w -> b d h w``."""
+        pooled = self.pool(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        branches = [branch(x) for branch in self.branches]
+        out: Tensor = self.dropout(self.project(torch.cat([*branches, pooled], dim=1)))
+        return out
+
+
+class TokenAttention(nn.Module):
+    """A task's features and its token attend to each other (step 2).
+
+    Args:
+        dim: Width D of both.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduce = nn.ModuleList(nn.Conv2d(dim, dim, 2, stride=2, groups=dim, bias=False) for _ in range(3))
+        self.project = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
+        self.feature_out = nn.Linear(dim, dim)
+        self.token_out = nn.Linear(dim, dim)
+        self.refine = conv_bn_relu(dim, dim, 3, bias=True)
+
+    def forward(self, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Update both; the token becomes the image's own, never an average over the batch (method.md 6).
+
+        Args:
+            x: Features G, ``b d h w`` with even h and w.
+            token: ``d``.
+
+        Returns:
+            Features G' ``b d h w`` and tokens ``b d``.
+        """
+        extra = repeat(token, "d -> b 1 d", b=len(x))
+        query, key, value = (
+            project(torch.cat([rearrange(reduce(x), "b d h w -> b (h w) d"), extra], dim=1))
+            for reduce, project in zip(self.reduce, self.project, strict=True)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        context = rearrange(self.feature_out(attended[:, :-1]), "b (h w) d -> b d h w", h=x.shape[2] // 2)
+        return self.refine(x + resize(context, x.shape[-2:])), self.token_out(attended[:, -1])
+
+
+class FineTokens(nn.Module):
+    """One token per class or bin from an image's task token (step 3).
+
+    Args:
+        dim: Token width D.
+        count: K, number of classes or bins.
+        hidden: Width of the mixing along the K axis.
+    """
+
+    def __init__(self, dim: int, count: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.embed = nn.Linear(count, dim)
+        self.mix = nn.Sequential(
+            nn.Linear(count, hidden), nn.LayerNorm(hidden), nn.GELU(),
+            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.GELU(),
+            nn.Linear(hidden, count),
+        )  # fmt: skip
+
+    def forward(self, token: Tensor) -> Tensor:
+        """``b d -> b d k``; a linear layer on a one-hot vector is a column of its weight."""
+        bias = self.embed.bias[:, None]
+        tokens: Tensor = self.mix(token[:, :, None] + self.embed.weight + bias)
+        return tokens
+
+
+class HTTHead(nn.Module):
+    """Everything between one task's fused features and its output.
+
+    Args:
+        inputs: Channels of the fused features.
+        dim: Token width D.
+        count: K, number of classes or bins.
+        dropout: Rate in ASPP.
+        reduction: Kernel and stride r of the depthwise convolution that token scores are computed on.
+    """
+
+    def __init__(self, inputs: int, dim: int, count: int, dropout: float = 0.5, reduction: int = 1) -> None:
+        super().__init__()
+        self.aspp = ASPP(inputs, dim, dropout=dropout)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.attention = TokenAttention(dim)
+        self.fine_tokens = FineTokens(dim, count)
+        self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction, groups=dim)
+        self.classify = nn.Conv2d(dim, count, 1)
+        self.refine = nn.Conv2d(count, count, 3, padding=1)
+        self.apply(xavier)
+
+    def forward(self, x: Tensor, token: Tensor) -> Output:
+        """Features ``b c h w`` and the task's token ``d`` to the task's output."""
+        feature, own = self.attention(self.conv(self.aspp(x)), token)
+        scores = F.softplus(torch.einsum("b d h w, b d k -> b k h w", self.reduce(feature), self.fine_tokens(own)))
+        logits = self.refine(self.classify(feature) * resize(scores, feature.shape[-2:]))
+        confidence = torch.einsum("b d h w, b d -> b h w", feature, own).sigmoid()
+        return Output(logits, feature, rearrange(confidence, "b h w -> b 1 h w"))
+
+
+class PlainHead(nn.Module):
+    """The baseline's head: ASPP, one 3x3 convolution, 1x1 logits; no tokens.
+
+    Args:
+        inputs: Channels of the fused features.
+        dim: Width of the head.
+        count: K, number of classes or bins.
+        dropout: Rate in ASPP.
+    """
+
+    def __init__(self, inputs: int, dim: int, count: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.aspp = ASPP(inputs, dim, dropout=dropout)
+        self.conv = conv_bn_relu(dim, dim, 3)
+        self.classify = nn.Conv2d(dim, count, 1)
+        self.apply(xavier)
+
+    def forward(self, x: Tensor) -> Output:
+        """Features ``b c h w`` to the task's output, with a confidence of one."""
+        feature = self.conv(self.aspp(x))
+        return Output(self.classify(feature), feature, torch.ones_like(feature[:, :1]))

@@ -1,0 +1,68 @@
+"""Layers that several parts of the networks share."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm that uses its running statistics where a training batch holds one value per channel.
+
+    A training batch of one image does after image pooling (method.md 6); plain BatchNorm refuses it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``b c h w``."""
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, bias: bool = False) -> nn.Sequential:
+    """Convolution of unchanged size, BatchNorm and ReLU: ``b inputs h w -> b outputs h w``."""
+    padding = dilation * (kernel // 2)
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=bias)
+    return nn.Sequential(convolution, BatchNorm(outputs), nn.ReLU(inplace=True))
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resizing with half-pixel centres; the map itself where it has that size."""
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)
+
+
+class Fusion(nn.Module):
+    """Feature maps of several scales to one map on the grid of the first.
+
+    Resize, concatenate and convolve 1x1, computed the cheap way round: a 1x1 convolution and bilinear resizing commute,
+    so each map is convolved at its own size, and the results are resized and added (method.md 1).
+
+    Args:
+        channels: Channels of each map.
+        out: Channels of the fused map.
+    """
+
+    def __init__(self, channels: Sequence[int], out: int) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        self.conv = nn.Conv2d(sum(channels), out, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """``[b c_s h_s w_s] -> b out h_0 w_0``."""
+        grid = maps[0].shape[-2:]
+        weights = torch.split(self.conv.weight, self.channels, dim=1)
+        fused = F.conv2d(maps[0], weights[0], self.conv.bias)
+        for x, weight in zip(maps[1:], weights[1:], strict=True):
+            fused = fused + resize(F.conv2d(x, weight), grid)
+        return fused
+
+
+def xavier(module: nn.Module) -> None:
+    """Xavier-normal weights and zero biases for convolutions and linear layers (method.md 2); use with ``apply``."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,144 @@
+"""The networks: image in, one ``Output`` per task out. Plain modules, usable without Lightning."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htt_lightning.errors import HTTError
+from htt_lightning.models.backbone import Backbone
+from htt_lightning.models.heads import HTTHead, PlainHead
+from htt_lightning.models.layers import Fusion, xavier
+from htt_lightning.models.tokens import GlobalTokens, SingleScaleTokens
+from htt_lightning.output import Output
+
+STRIDE = 32
+"""Images are padded to multiples of this: the coarsest stride, and twice a single-scale one, which attention halves."""
+
+
+class DenseNetwork(nn.Module, ABC):
+    """What all networks share: normalise, pad to the stride, run the backbone, cut the padding off again.
+
+    Args:
+        num_tokens: K by task name: classes or bins.
+        backbone: A timm model's name, or a module with ``channels`` and ``strides`` that returns a list of maps.
+        pretrained: Backbone weights: true (timm's hub), false (none) or a local file.
+        backbone_options: Further arguments of ``timm.create_model``.
+        mean: Of the channels R, G, B in [0, 1]; ImageNet's by default, as in the published recipe.
+        std: Likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_tokens: Mapping[str, int],
+        backbone: str | nn.Module = "resnet18",
+        pretrained: bool | str = False,
+        backbone_options: Mapping[str, Any] | None = None,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        if not num_tokens:
+            raise HTTError("A network needs at least one task.")
+        self.tasks = list(num_tokens)
+        self.backbone: Any = Backbone(backbone, pretrained, backbone_options) if isinstance(backbone, str) else backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    @abstractmethod
+    def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
+        """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size."""
+
+    def forward(self, image: Tensor) -> dict[str, Output]:
+        """Predict every task.
+
+        Args:
+            image: RGB in [0, 1], ``b 3 h w`` of any size; it is padded right and bottom with the mean colour.
+
+        Returns:
+            Outputs by task name, ``ceil(h/s) ceil(w/s)`` for stride s.
+
+        Raises:
+            HTTError: The image is not ``b 3 h w``.
+        """
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise HTTError(f"image must be b 3 h w (RGB in [0, 1]), not {tuple(image.shape)}; add a batch axis?")
+        height, width = image.shape[-2:]
+        normalised = (image - self.mean) / self.std
+        padded = F.pad(normalised, (0, -width % STRIDE, 0, -height % STRIDE))
+        stride = self.backbone.strides[0]
+        rows, columns = -(-height // stride), -(-width // stride)
+        outputs = self.decode(self.backbone(padded))
+        return {task: Output(*(x[..., :rows, :columns] for x in output)) for task, output in outputs.items()}
+
+
+class HTTNet(DenseNetwork):
+    """Hierarchical task tokens: global tokens at every scale, fine-grained tokens per class or bin (method.md 1, 2).
+
+    Example:
+        >>> net = HTTNet({"semseg": 13, "depth": 30}, token_dim=32).eval()
+        >>> net(torch.rand(2, 3, 64, 96))["depth"].logits.shape
+        torch.Size([2, 30, 16, 24])
+
+    Args:
+        num_tokens: K by task name: classes or bins.
+        token_dim: Token width D.
+        dropout: Rate in ASPP.
+        reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores.
+        **kwargs: See ``DenseNetwork``.
+    """
+
+    def __init__(
+        self,
+        num_tokens: Mapping[str, int],
+        token_dim: int = 256,
+        dropout: float = 0.5,
+        reduction: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_tokens, **kwargs)
+        channels: list[int] = self.backbone.channels
+        one_scale = len(set(self.backbone.strides)) == 1
+        global_tokens = SingleScaleTokens if one_scale else GlobalTokens
+        self.global_tokens = global_tokens(channels, len(num_tokens), token_dim, reduction)
+        self.heads = nn.ModuleDict(
+            {task: HTTHead(channels[-1], token_dim, k, dropout, reduction) for task, k in num_tokens.items()}
+        )
+
+    def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
+        """Tokens first, then one head per task."""
+        features, tokens = self.global_tokens(maps)
+        return {task: self.heads[task](x, token) for task, x, token in zip(self.tasks, features, tokens, strict=True)}
+
+
+class MultiTaskNet(DenseNetwork):
+    """The multi-task baseline: a shared backbone, and per task the fusion and ASPP of ``HTTNet``, but no tokens.
+
+    With one task it is the single-task baseline.
+
+    Args:
+        num_tokens: K by task name: classes or bins.
+        token_dim: Width of the heads.
+        dropout: Rate in ASPP.
+        **kwargs: See ``DenseNetwork``.
+    """
+
+    def __init__(
+        self, num_tokens: Mapping[str, int], token_dim: int = 256, dropout: float = 0.5, **kwargs: Any
+    ) -> None:
+        super().__init__(num_tokens, **kwargs)
+        channels: list[int] = self.backbone.channels
+        self.fuse = nn.ModuleDict({task: Fusion(channels, channels[-1]) for task in num_tokens}).apply(xavier)
+        self.heads = nn.ModuleDict(
+            {task: PlainHead(channels[-1], token_dim, k, dropout) for task, k in num_tokens.items()}
+        )
+
+    def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
+        """Fuse and predict, task by task."""
+        return {task: self.heads[task](self.fuse[task](maps)) for task in self.tasks}

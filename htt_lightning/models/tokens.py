@@ -1,0 +1,136 @@
+"""Global task tokens: one vector per task that finds its features at every scale (method.md 1)."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from htt_lightning.models.layers import Fusion, conv_bn_relu, resize, xavier
+
+
+class ScalePrompt(nn.Module):
+    """Steps 2 to 6 at one scale: gate the features by each token, share between tasks, refine.
+
+    Args:
+        channels: Channels of the scale, and width of its tokens.
+        tasks: Number of tasks.
+        reduction: Kernel and stride r of the depthwise convolution the gates are computed on.
+    """
+
+    def __init__(self, channels: int, tasks: int, reduction: int = 1) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels)
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.refine = nn.ModuleList(conv_bn_relu(channels, channels, 3, bias=True) for _ in range(tasks))
+
+    def affinity(self, tokens: Tensor) -> Tensor:
+        """How much each task takes from each other: rows sum to one, no image involved.
+
+        Args:
+            tokens: ``t c``.
+
+        Returns:
+            ``t t``.
+        """
+        scores: Tensor = self.query(tokens) @ self.key(tokens).T
+        return torch.softmax(scores / tokens.shape[1] ** 0.5, dim=1)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Task features and updated tokens.
+
+        Mixing the T task features ``x * gate_u`` by the affinity is mixing the T one-channel gates, as ``x`` is common
+        to all of them; so the T x C maps of the textbook form never exist.
+
+        Args:
+            x: ``b c h w``.
+            tokens: ``t c``.
+
+        Returns:
+            One ``b c h w`` per task, and tokens ``t c``.
+        """
+        affinity = self.affinity(tokens)
+        gates = torch.einsum("b c h w, t c -> b t h w", self.reduce(x), tokens).sigmoid()
+        mixed = torch.einsum("t u, b u h w -> b t h w", affinity, resize(gates, x.shape[-2:]))
+        features = [refine(x * mixed[:, t : t + 1]) for t, refine in enumerate(self.refine)]
+        return features, affinity @ tokens
+
+
+class GlobalTokens(nn.Module):
+    """Trained task tokens over a pyramid of feature maps, fused to one map and one token per task.
+
+    The public release keeps its tokens outside the parameters, so they never train; here they do (method.md 6).
+
+    Args:
+        channels: Channels of the maps, finest first.
+        tasks: Number of tasks.
+        dim: Token width D.
+        reduction: See ``ScalePrompt``.
+    """
+
+    def __init__(self, channels: Sequence[int], tasks: int, dim: int, reduction: int = 1) -> None:
+        super().__init__()
+        last = channels[-1]
+        self.tokens = nn.Parameter(torch.randn(tasks, last))
+        self.project = _linears(tasks, [(last, c) for c in channels])
+        self.scales = nn.ModuleList(ScalePrompt(c, tasks, reduction) for c in channels)
+        self.fuse = nn.ModuleList(Fusion(channels, last) for _ in range(tasks))
+        self.restore = _linears(tasks, [(c, dim) for c in channels])
+        self.apply(xavier)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, and tokens ``t d``."""
+        prompted = [scale(x, tokens) for x, tokens, scale in zip(maps, self._scale_tokens(), self.scales, strict=True)]
+        fused = [fuse([features[t] for features, _ in prompted]) for t, fuse in enumerate(self.fuse)]
+        restored = [_own(layers, tokens) for layers, (_, tokens) in zip(self.restore, prompted, strict=True)]
+        return fused, torch.stack(restored).sum(0)
+
+    def affinity(self) -> Tensor:
+        """Cross-task affinity at every scale, ``s t t``."""
+        pairs = zip(self.scales, self._scale_tokens(), strict=True)
+        return torch.stack([cast(ScalePrompt, scale).affinity(tokens) for scale, tokens in pairs])
+
+    def _scale_tokens(self) -> list[Tensor]:
+        """The tokens at each scale, ``[t c_s]``."""
+        return [_own(layers, self.tokens) for layers in self.project]
+
+
+class SingleScaleTokens(nn.Module):
+    """Trained task tokens over maps of one stride, as a plain vision transformer gives (method.md 1, last paragraph).
+
+    Args:
+        channels: Channels of the maps.
+        tasks: Number of tasks.
+        dim: Token width D.
+        reduction: See ``ScalePrompt``.
+    """
+
+    def __init__(self, channels: Sequence[int], tasks: int, dim: int, reduction: int = 1) -> None:
+        super().__init__()
+        last = channels[-1]
+        self.tokens = nn.Parameter(torch.randn(tasks, last))
+        self.fuse = Fusion(channels, last)
+        self.scale = ScalePrompt(last, tasks, reduction)
+        self.restore = nn.ModuleList(nn.Linear(last, dim) for _ in range(tasks))
+        self.apply(xavier)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """``[b c h w]`` to one ``b c_last h w`` per task, and tokens ``t d``."""
+        features, tokens = self.scale(self.fuse(maps), self.tokens)
+        return features, _own(self.restore, tokens)
+
+    def affinity(self) -> Tensor:
+        """Cross-task affinity, ``1 t t``."""
+        return rearrange(self.scale.affinity(self.tokens), "t u -> 1 t u")
+
+
+def _linears(tasks: int, widths: Sequence[tuple[int, int]]) -> nn.ModuleList:
+    """Per scale, one linear layer per task."""
+    return nn.ModuleList(nn.ModuleList(nn.Linear(*width) for _ in range(tasks)) for width in widths)
+
+
+def _own(layers: nn.Module, tokens: Tensor) -> Tensor:
+    """Each task's own layer on its own token: ``t c -> t d``."""
+    return torch.stack([layer(token) for layer, token in zip(cast(nn.ModuleList, layers), tokens, strict=True)])

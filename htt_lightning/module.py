@@ -1,0 +1,217 @@
+"""Training, evaluation and prediction; the layers are in ``models``, what differs between tasks is in ``tasks``."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import PolynomialLR
+from torchmetrics import MeanMetric, Metric
+
+from htt_lightning.data.sample import Batch
+from htt_lightning.errors import HTTError
+from htt_lightning.losses import labeled_sum
+from htt_lightning.models import HTTNet, MultiTaskNet
+from htt_lightning.models.backbone import Backbone
+from htt_lightning.output import Output
+from htt_lightning.tasks import Task
+
+NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
+
+
+class HTTModule(L.LightningModule):
+    """A network trained on the labels there are (method.md 3 and 5).
+
+    The loss is the sum over images and tasks of the labelled terms, weighted by lambda, times T / B. B is the batch
+    size of the process, so several processes agree with one that has the whole batch.
+
+    Args:
+        tasks: The tasks, as objects or as the dicts a checkpoint holds; the command line takes them from the data.
+        network: ``htt``, or ``multitask`` for the baseline without tokens.
+        backbone: Any timm model with ``features_only``.
+        pretrained: Backbone weights when training begins: true (timm's hub), false (from scratch) or a local file.
+        token_dim: Token width D.
+        dropout: Rate in ASPP.
+        backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
+        lr: Learning rate of Adam.
+        weight_decay: Of all parameters.
+        power: Of the polynomial decay to zero, per epoch.
+        loss_weights: Loss weights lambda by task that replace the dataset's.
+        single_task: Headline figures of single-task models by task; with them, ``val/delta_m`` is logged.
+
+    Raises:
+        HTTError: An argument is wrong, or (from ``setup``) pretrained weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task | Mapping[str, Any]],
+        network: Literal["htt", "multitask"] = "htt",
+        backbone: str = "resnet18",
+        pretrained: bool | str = False,
+        token_dim: int = 256,
+        dropout: float = 0.5,
+        backbone_options: dict[str, Any] | None = None,
+        lr: float = 2e-5,
+        weight_decay: float = 1e-6,
+        power: float = 0.9,
+        loss_weights: dict[str, float] | None = None,
+        single_task: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tasks = [task if isinstance(task, Task) else Task.from_config(task) for task in tasks]
+        # Plain values only: a checkpoint loads without trusting pickled classes, in any process.
+        self.save_hyperparameters(ignore=["tasks", "_instantiator"])
+        self.save_hyperparameters({"tasks": [task.to_config() for task in self.tasks]})
+        if network not in NETWORKS:
+            raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.")
+        self.net = NETWORKS[network](
+            {task.name: task.num_tokens for task in self.tasks},
+            backbone=backbone,
+            backbone_options=backbone_options,
+            token_dim=token_dim,
+            dropout=dropout,
+        )
+        self.loss_weights = {task.name: task.weight for task in self.tasks} | self._known("loss_weights", loss_weights)
+        self.single_task = single_task or {}
+        lacking = [task.name for task in self.tasks if self.single_task and not self.single_task.get(task.name)]
+        if lacking:
+            raise HTTError(f"model.single_task needs a figure other than zero for {', '.join(lacking)}.")
+        self.losses: Mapping[str, Metric] = _metrics({t.name: MeanMetric(nan_strategy="disable") for t in self.tasks})
+        self.val_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
+        self.test_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
+        self._has_weights = pretrained is False
+
+    def _known(self, key: str, values: Mapping[str, float] | None) -> dict[str, float]:
+        names = [task.name for task in self.tasks]
+        for name in values or {}:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise HTTError(f"model.{key} names {name!r}, but the tasks are {', '.join(names)}.{hint}")
+        return dict(values or {})
+
+    def _named_metrics(self) -> dict[str, Metric]:
+        return {f"{task.name}/{key}": metric for task in self.tasks for key, metric in task.metrics().items()}
+
+    def forward(self, image: Tensor) -> dict[str, Output]:
+        """RGB in [0, 1], ``b 3 h w``, to one output per task."""
+        outputs: dict[str, Output] = self.net(image)
+        return outputs
+
+    def setup(self, stage: str) -> None:
+        """Fetch the backbone's pretrained weights when training begins; weights of a checkpoint win over them."""
+        if stage == "fit" and not self._has_weights and not self.trainer.ckpt_path:
+            source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
+            self.net.backbone.load_state_dict(source.state_dict())
+        self._has_weights = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other tasks before its weights fail to fit."""
+        self._has_weights = True
+        stored = [task["init_args"]["name"] for task in checkpoint["hyper_parameters"]["tasks"]]
+        ours = [task.name for task in self.tasks]
+        if stored != ours:
+            raise HTTError(f"The checkpoint was trained on {', '.join(stored)}, not {', '.join(ours)}; set data.tasks.")
+
+    def on_train_epoch_start(self) -> None:
+        """Reseed dropout: an epoch depends on (seed, epoch), not on what ran before it or on a resumed process."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        torch.manual_seed(int(np.random.SeedSequence([seed, self.current_epoch]).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The supervised loss of the labels there are (method.md 3)."""
+        outputs = self(batch["image"])
+        total = torch.zeros((), device=self.device)
+        for task in self.tasks:
+            labeled = batch["labeled"][task.name]
+            loss = labeled_sum(task.loss(outputs[task.name], batch[task.name]), labeled)
+            self._log_loss(task, loss.detach(), labeled)
+            total = total + self.loss_weights[task.name] * loss
+        total = total * (len(self.tasks) / len(labeled))
+        self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labeled))
+        return total
+
+    def _log_loss(self, task: Task, loss: Tensor, labeled: Tensor) -> None:
+        """Mean over the labelled images of an epoch; an epoch without any shows none."""
+        count = labeled.sum()
+        mean = self.losses[task.name]
+        mean.update(loss / count.clamp(min=1), weight=count)
+        self.log(f"train/{task.name}/loss", mean, on_step=False, on_epoch=True, batch_size=len(labeled))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Update the metrics; the decoded maps go to whoever draws them."""
+        return self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """As in validation."""
+        return self._evaluate(batch, self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Decoded maps by task at the size of the images, and ``id``."""
+        return {"id": batch["id"], **self.decode(batch["image"])}
+
+    def decode(self, image: Tensor) -> dict[str, Tensor]:
+        """The maps a user wants, by task, at the size of the image ``b 3 h w``."""
+        outputs, size = self(image), (image.shape[-2], image.shape[-1])
+        return {task.name: task.decode(outputs[task.name], size) for task in self.tasks}
+
+    def _evaluate(self, batch: Batch, metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
+        maps = self.decode(batch["image"])
+        for name, metric in metrics.items():
+            task = name.split("/")[0]
+            seen = batch["labeled"][task]
+            metric.update(maps[task][seen], batch[task][seen])
+        return maps
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every metric, and Delta_m where single-task figures are given."""
+        self._log_metrics("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """As after validation."""
+        self._log_metrics("test", self.test_metrics)
+
+    def _log_metrics(self, split: str, metrics: Mapping[str, Metric]) -> None:
+        values = {name: float(metric.compute()) for name, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
+        if self.single_task:
+            headlines = {task.name: values[f"{task.name}/{task.headline}"] for task in self.tasks}
+            values["delta_m"] = delta_m(self.tasks, headlines, self.single_task)
+        # Every metric has synchronised itself, so all ranks hold the same values.
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam and polynomial decay to zero, stepped per epoch (method.md 5)."""
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise HTTError(f"The learning rate decays over trainer.max_epochs; set it to at least 1 (it is {epochs}).")
+        rate, decay = self.hparams["lr"], self.hparams["weight_decay"]
+        optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay)
+        schedule = PolynomialLR(optimizer, total_iters=epochs, power=self.hparams["power"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def delta_m(tasks: Sequence[Task], headlines: Mapping[str, float], single: Mapping[str, float]) -> float:
+    """Relative multi-task gain in percent (protocol.md 5).
+
+    Args:
+        tasks: The tasks; each one's direction decides the sign.
+        headlines: Headline metrics by task.
+        single: Those of single-task models with the same backbone and label mask.
+
+    Returns:
+        Mean over tasks of the relative gain; positive is better.
+    """
+    return sum(task.gain(headlines[task.name], single[task.name]) for task in tasks) / len(tasks)
+
+
+def _metrics(metrics: dict[str, Metric]) -> Mapping[str, Metric]:
+    """Registered, so that they move with the module."""
+    return cast("Mapping[str, Metric]", nn.ModuleDict(metrics))

@@ -1,0 +1,41 @@
+"""What every network returns for every task, and the way back to pixels."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Output(NamedTuple):
+    """One task's raw output, at feature resolution (stride ``s``: 4, or 16 with a single-scale backbone).
+
+    Attributes:
+        logits: ``b k h/s w/s``, one channel per class or bin (method.md 2.4).
+        feature: ``b d h/s w/s``, the task feature G' that feature-level discovery compares (2.2).
+        confidence: ``b 1 h/s w/s`` in (0, 1), how far to trust the feature (2.5); ones from a baseline.
+    """
+
+    logits: Tensor
+    feature: Tensor
+    confidence: Tensor
+
+
+def to_pixels(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map from feature resolution to its image.
+
+    A network rounds an odd image up to whole cells of its stride, so the map is enlarged by that stride and cut, never
+    squeezed into ``size``. Strides are powers of two, hence the stride is the next one above ``h / rows``.
+
+    Args:
+        values: ``b c ceil(h/s) ceil(w/s)``.
+        size: Image height and width in pixels.
+
+    Returns:
+        ``b c h w``, bilinear with half-pixel centres (method.md 1).
+    """
+    (rows, columns), (height, width) = values.shape[-2:], size
+    stride = 1
+    while stride * rows < height or stride * columns < width:
+        stride *= 2
+    full = F.interpolate(values, size=(rows * stride, columns * stride), mode="bilinear", align_corners=False)
+    return full[..., :height, :width]

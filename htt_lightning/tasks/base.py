@@ -1,0 +1,140 @@
+"""The one abstraction behind every dense prediction task."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from torchmetrics import Metric
+
+from htt_lightning.errors import HTTError
+from htt_lightning.output import Output
+
+IGNORE = 255
+"""The missing value of index maps (contracts.md, Batch)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """Everything that differs between two tasks: loss, decoding, metrics, colours and geometry.
+
+    A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
+    processes. The rest of the library never asks for a task's name. What label discovery needs to know about a task
+    (its discovered label, the confidence in it, the loss on it) belongs here as well.
+
+    Targets come in two kinds. An *index map* (``channels is None``) is uint8 ``h w`` in numpy and int64 ``b h w`` in a
+    batch, 255 where missing. A *field* (``channels = c``) is float32 ``h w c`` (``h w`` for one channel) in numpy and
+    float32 ``b c h w`` in a batch, NaN where missing.
+
+    Args:
+        name: Key of the task in batches, outputs, masks and logs.
+        weight: Loss weight lambda (method.md 3).
+    """
+
+    name: str
+    weight: float = 1.0
+
+    channels: ClassVar[int | None] = None
+    headline: ClassVar[str]
+    """Key in ``metrics()`` of the figure that papers report and that enters Delta_m."""
+    higher_is_better: ClassVar[bool]
+    """Direction of the headline metric."""
+    unit: ClassVar[str]
+    """Unit of the headline metric."""
+    balances_crops: ClassVar[bool] = False
+    """Whether a training crop is drawn again when one class of this map fills most of it (protocol.md 3.2, step 2)."""
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values that ``from_config`` and config files understand."""
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": {
+                field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+                for field in fields(self)
+            },
+        }
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> "Task":
+        """The task that ``to_config`` describes.
+
+        Raises:
+            HTTError: Its class cannot be imported or is no task.
+        """
+        module, _, name = str(config["class_path"]).rpartition(".")
+        try:
+            cls: Any = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise HTTError(
+                f"Task class {config['class_path']!r} cannot be imported; install what defines it."
+            ) from error
+        if not (isinstance(cls, type) and issubclass(cls, Task)):
+            raise HTTError(f"{config['class_path']!r} is not a Task.")
+        arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in config["init_args"].items()}
+        task: Task = cls(**arguments)
+        return task
+
+    def gain(self, value: float, reference: float) -> float:
+        """Relative improvement of the headline metric over a reference in percent; positive is better."""
+        gain = 100 * (value - reference) / reference if reference else math.nan
+        return gain if self.higher_is_better else -gain
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """K: classes, or bins of a regression task; the number of logit channels (method.md, Shapes)."""
+
+    @abstractmethod
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """Supervised loss, without the task's weight (method.md 3).
+
+        Args:
+            output: Network output at feature resolution.
+            target: Label at input size, missing pixels marked; an image may be missing altogether.
+
+        Returns:
+            One value per image, ``b``: finite, and 0 with zero gradient where no pixel is valid.
+        """
+
+    @abstractmethod
+    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+        """The map a user wants at ``size = (h, w)``: classes or probabilities ``b h w``, or a field ``b c h w``."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, Metric]:
+        """Fresh metrics by name, updated with ``(decoded, target)``; the headline among them."""
+
+    @abstractmethod
+    def colour(self, values: Tensor) -> Tensor:
+        """Picture of a decoded map or a target: uint8 ``b 3 h w``, mid-grey where missing."""
+
+    @abstractmethod
+    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+        """The best constant prediction for the headline metric, from single-image targets without batch axis.
+
+        Returns:
+            ``c`` for a field, a scalar for an index map: what a network that ignores its image would decode to.
+        """
+
+    def settle(self, array: np.ndarray) -> np.ndarray:
+        """Last word on a numpy map once all geometry is done."""
+        return array
+
+    def flip(self, array: np.ndarray) -> np.ndarray:
+        """Mirror a numpy map left to right."""
+        return np.ascontiguousarray(array[:, ::-1])
+
+    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+        """Correct the values of a map whose image was enlarged by ``factor``."""
+        return array
+
+    def missing(self, height: int, width: int) -> np.ndarray:
+        """A numpy map without a single label."""
+        if self.channels is None:
+            return np.full((height, width), IGNORE, np.uint8)
+        shape = (height, width) if self.channels == 1 else (height, width, self.channels)
+        return np.full(shape, np.nan, np.float32)

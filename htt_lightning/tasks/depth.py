@@ -1,0 +1,96 @@
+"""Depth estimation."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from htt_lightning.errors import HTTError
+from htt_lightning.losses import BIN_WEIGHT, cross_entropy, l1, masked_mean, upcast
+from htt_lightning.metrics import AbsoluteError
+from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.colours import heat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(Task):
+    """Distance along the optical axis, as the expectation over log-spaced bins (method.md, Shapes).
+
+    A prediction is a convex combination of the bin centres, hence always within ``[near, far]``. The defaults are
+    NYUD-v2's; for Cityscapes' inverse depth they are 50, 0.01 and 0.4922.
+
+    Args:
+        bins: Number of bins.
+        near: Smallest bin centre, in the unit of the labels.
+        far: Largest bin centre.
+        bin_weight: Weight of the bin classification beside the L1 loss.
+    """
+
+    name: str = "depth"
+    bins: int = 30
+    near: float = 0.67
+    far: float = 10.0
+    bin_weight: float = BIN_WEIGHT
+
+    channels: ClassVar[int | None] = 1
+    headline: ClassVar[str] = "abs_err"
+    higher_is_better: ClassVar[bool] = False
+    unit: ClassVar[str] = "m"
+
+    def __post_init__(self) -> None:
+        if self.bins < 2 or not 0 < self.near < self.far:
+            raise HTTError(f"Depth needs bins >= 2 and 0 < near < far, not {self.bins}, {self.near}, {self.far}.")
+
+    @property
+    def num_tokens(self) -> int:
+        """One token per bin."""
+        return self.bins
+
+    def centres(self, like: Tensor) -> Tensor:
+        """Bin centres ``k``, made where they are used: no buffer to lose, no copy from the host."""
+        exponent = torch.arange(self.bins, device=like.device, dtype=like.dtype) / (self.bins - 1)
+        return self.near * (self.far / self.near) ** exponent
+
+    def expectation(self, output: Output) -> Tensor:
+        """Depth at feature resolution, ``b 1 h/s w/s``."""
+        logits = upcast(output.logits)
+        return torch.einsum("b k h w, k -> b h w", logits.softmax(1), self.centres(logits))[:, None]
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """L1 over valid pixels and cross entropy to the nearest bin; target ``b 1 h w``, NaN missing."""
+        size = (target.shape[-2], target.shape[-1])
+        valid = target.isfinite()[:, 0]
+        regression = l1(to_pixels(self.expectation(output), size), target, valid)
+        logits = to_pixels(upcast(output.logits), size)
+        classification = masked_mean(cross_entropy(logits, self.nearest_bin(target)[:, 0], valid), valid)
+        return regression + self.bin_weight * classification
+
+    def nearest_bin(self, depth: Tensor) -> Tensor:
+        """Index of the nearest centre in linear distance; any value where the depth is missing."""
+        centres = self.centres(depth)
+        return torch.bucketize(depth.nan_to_num(self.near), (centres[1:] + centres[:-1]) / 2)
+
+    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+        """Depth ``b 1 h w`` in the unit of the labels (metres)."""
+        return to_pixels(self.expectation(output), size)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Mean absolute error."""
+        return {"abs_err": AbsoluteError()}
+
+    def colour(self, values: Tensor) -> Tensor:
+        """A heat map over the logarithm of depth, near is dark."""
+        return heat((values[:, 0].clamp(min=1e-6) / self.near).log() / np.log(self.far / self.near))
+
+    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+        """The median depth, which no constant beats in absolute error."""
+        return torch.cat([t[t.isfinite()] for t in targets]).median()[None]
+
+    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+        """Enlarging an image by ``factor`` is stepping closer: depth is divided by it (protocol.md 3.2)."""
+        return array / np.float32(factor)

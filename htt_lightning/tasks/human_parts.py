@@ -1,0 +1,24 @@
+"""Human part segmentation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from htt_lightning.tasks.base import IGNORE
+from htt_lightning.tasks.semseg import Classification
+
+PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+"""PASCAL-Part merged to six parts (protocol.md 1.5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanParts(Classification):
+    """Parts of people, background included in the mean IoU; an image without people is missing altogether."""
+
+    name: str = "human_parts"
+    classes: tuple[str, ...] = PARTS
+
+    def settle(self, array: np.ndarray) -> np.ndarray:
+        """A crop that misses every person has no label, as an image without people has none (protocol.md 3.2, 7)."""
+        people = (array != 0) & (array != IGNORE)
+        return array if people.any() else np.full_like(array, IGNORE)

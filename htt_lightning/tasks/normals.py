@@ -1,0 +1,124 @@
+"""Surface normal estimation."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+from htt_lightning.errors import HTTError
+from htt_lightning.losses import BIN_WEIGHT, cross_entropy, l1, masked_mean, upcast
+from htt_lightning.metrics import MeanAngle
+from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.colours import GREY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normals(Task):
+    """Unit surface normals (x right, y up, z to the camera), as the expectation over directions (method.md, Shapes).
+
+    Args:
+        bins: Number of directions.
+        directions: ``fibonacci`` spreads the bins evenly over the visible half-sphere (z > 0); ``published`` are the 40
+            directions of the public release, uneven (protocol.md 6.29), for conformance and published weights.
+        bin_weight: Weight of the bin classification beside the L1 loss.
+    """
+
+    name: str = "normals"
+    bins: int = 40
+    directions: Literal["fibonacci", "published"] = "fibonacci"
+    bin_weight: float = BIN_WEIGHT
+
+    channels: ClassVar[int | None] = 3
+    headline: ClassVar[str] = "mean"
+    higher_is_better: ClassVar[bool] = False
+    unit: ClassVar[str] = "deg"
+
+    def __post_init__(self) -> None:
+        if self.directions == "published" and self.bins != 40:
+            raise HTTError(f"Normals has 40 published directions, not {self.bins}: set bins to 40 or use fibonacci.")
+        if self.bins < 2:
+            raise HTTError(f"Normals needs bins >= 2, not {self.bins}.")
+
+    @property
+    def num_tokens(self) -> int:
+        """One token per direction."""
+        return self.bins
+
+    def centres(self, like: Tensor) -> Tensor:
+        """Unit vectors ``k 3``."""
+        if self.directions == "published":
+            return F.normalize(torch.from_numpy(_published()).to(like, non_blocking=True), dim=1)
+        return fibonacci_half_sphere(self.bins, like)
+
+    def expectation(self, output: Output) -> Tensor:
+        """Unit normals at feature resolution, ``b 3 h/s w/s``."""
+        logits = upcast(output.logits)
+        return F.normalize(torch.einsum("b k h w, k c -> b c h w", logits.softmax(1), self.centres(logits)), dim=1)
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """L1 summed over components and cross entropy to the closest direction; target ``b 3 h w``, NaN missing."""
+        valid = target.isfinite().all(1)
+        size = (target.shape[-2], target.shape[-1])
+        regression = l1(self.decode(output, size), target, valid)
+        logits = to_pixels(upcast(output.logits), size)
+        classification = masked_mean(cross_entropy(logits, self.nearest_bin(target), valid), valid)
+        return regression + self.bin_weight * classification
+
+    def nearest_bin(self, normals: Tensor) -> Tensor:
+        """Index ``b h w`` of the direction with the largest dot product; any value where the normal is missing."""
+        return torch.einsum("b c h w, k c -> b k h w", normals.nan_to_num(0), self.centres(normals)).argmax(1)
+
+    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+        """Unit normals ``b 3 h w``."""
+        return F.normalize(to_pixels(self.expectation(output), size), dim=1)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Mean angle in degrees."""
+        return {"mean": MeanAngle()}
+
+    def colour(self, values: Tensor) -> Tensor:
+        """Components as red, green and blue."""
+        missing = ~values.isfinite().all(1, keepdim=True)
+        picture = ((values.nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round()
+        return picture.masked_fill(missing, GREY).to(torch.uint8)
+
+    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+        """The mean direction."""
+        return F.normalize(sum((t[:, t.isfinite().all(0)].sum(1) for t in targets), torch.zeros(3)), dim=0)
+
+    def flip(self, array: np.ndarray) -> np.ndarray:
+        """Mirroring an image mirrors what its normals point to: x changes its sign."""
+        return super().flip(array) * np.array([-1, 1, 1], np.float32)
+
+
+def fibonacci_half_sphere(count: int, like: Tensor) -> Tensor:
+    """Evenly spread unit vectors with z > 0: equal steps in z, golden-angle steps around it.
+
+    Args:
+        count: Number of vectors.
+        like: Gives device and type.
+
+    Returns:
+        ``count 3``.
+    """
+    k = torch.arange(count, device=like.device, dtype=like.dtype)
+    z = 1 - (k + 0.5) / count
+    radius = (1 - z * z).sqrt()
+    angle = k * (math.pi * (3 - math.sqrt(5)))
+    return torch.stack([radius * angle.cos(), radius * angle.sin(), z], dim=1)
+
+
+@cache
+def _published() -> np.ndarray:
+    """The 40 directions of the public release, ``40 3`` (method.md, Shapes; protocol.md 6.29)."""
+    table = resources.files("htt_lightning.tasks").joinpath("normal_directions.csv").read_text()
+    return np.loadtxt(table.splitlines(), delimiter=",")

@@ -1,0 +1,70 @@
+"""Semantic segmentation."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from htt_lightning.losses import cross_entropy, masked_mean, upcast
+from htt_lightning.metrics import MeanIoU
+from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.base import IGNORE, Task
+from htt_lightning.tasks.colours import class_colours, paint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """A class per pixel: cross entropy over valid pixels, argmax, mean IoU of the dataset's confusion matrix.
+
+    Args:
+        classes: Class names; a class's index is its value in the map.
+        absent: Mean IoU skips classes that occur in neither labels nor predictions, or counts them as zero
+            (protocol.md 6.20).
+    """
+
+    classes: tuple[str, ...]
+    absent: Literal["skip", "zero"] = "skip"
+
+    headline: ClassVar[str] = "miou"
+    higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = "%"
+
+    @property
+    def num_tokens(self) -> int:
+        """One token per class."""
+        return len(self.classes)
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """Cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
+        logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
+        valid = target != IGNORE
+        return masked_mean(cross_entropy(logits, target, valid), valid)
+
+    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+        """Class index int64 ``b h w``: argmax of the resized logits."""
+        return to_pixels(upcast(output.logits), size).argmax(1)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Mean IoU in percent."""
+        return {"miou": MeanIoU(self.num_tokens, absent=self.absent)}
+
+    def colour(self, values: Tensor) -> Tensor:
+        """One fixed colour per class."""
+        return paint(class_colours(self.num_tokens).to(values.device), values)
+
+    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+        """The most frequent class."""
+        counts = sum((torch.bincount(t[t != IGNORE].flatten(), minlength=self.num_tokens) for t in targets), 0)
+        return torch.as_tensor(counts).argmax()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemSeg(Classification):
+    """Semantic segmentation: what is where."""
+
+    name: str = "semseg"
+
+    balances_crops: ClassVar[bool] = True

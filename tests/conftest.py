@@ -1,0 +1,26 @@
+"""Fixtures that every test may use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Vectors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[str], Vectors]:
+    """Load a file of reference vectors; the test is skipped where they are absent."""
+    folder = Path(os.environ.get("HTT_ORACLE", ROOT.parent / "shared" / "oracle"))
+
+    def load(name: str) -> Vectors:
+        path = folder / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"no reference vectors at {path}; set HTT_ORACLE")
+        with np.load(path) as archive:
+            return dict(archive)
+
+    return load

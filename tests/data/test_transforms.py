@@ -1,0 +1,429 @@
+import os
+import pickle
+import random
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from htt_lightning.data.transforms import Augment, EvalTransform, Photometric, TrainTransform
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks.depth import Depth
+from htt_lightning.tasks.edges import Edges
+from htt_lightning.tasks.human_parts import HumanParts
+from htt_lightning.tasks.normals import Normals
+from htt_lightning.tasks.semseg import SemSeg
+
+TASKS = (SemSeg(classes=("wall", "floor", "bed")), Depth(), Normals(), Edges())
+STILL = Augment(scale=(1, 1), flip=0, colour=0)
+GEOMETRY = Augment(colour=0)
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=30, deadline=None)
+
+
+def scene(height=36, width=48, seed=0, holes=0.2):
+    """An image whose red and green are 5 times column and row, as are semseg and edges; a fifth of all is missing."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.indices((height, width))
+    normals = rng.normal(size=(height, width, 3)).astype(np.float32)
+    arrays = {
+        "image": np.stack([5 * columns, 5 * rows, 0 * rows], axis=-1).astype(np.uint8),
+        "semseg": columns.astype(np.uint8),
+        "edges": rows.astype(np.uint8),
+        "depth": (1 + columns).astype(np.float32),
+        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
+    }
+    missing = rng.random((height, width)) < holes
+    for key in ("semseg", "depth", "normals"):
+        arrays[key][missing] = 255 if key == "semseg" else np.nan
+    return arrays
+
+
+def train(arrays, augment, size=None, seed=0, tasks=TASKS):
+    return TrainTransform(tasks, augment, size)(arrays, np.random.default_rng(seed))
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert one[key].dtype == other[key].dtype
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+@few
+@given(sizes, seeds)
+def test_flipping_twice_changes_nothing(size, seed):
+    arrays = scene(*size, seed)
+    flip = Augment(scale=(1, 1), flip=1, colour=0)
+    once, _ = train(arrays, flip)
+    twice, valid = train(once, flip)
+    assert_same(twice, arrays)
+    assert valid.all()
+
+
+def test_a_flip_mirrors_everything_and_turns_x_of_the_normals_round():
+    arrays = scene(holes=0)
+    flipped, _ = train(arrays, Augment(scale=(1, 1), flip=1, colour=0))
+    for key in ("image", "semseg", "edges", "depth"):
+        np.testing.assert_array_equal(flipped[key], arrays[key][:, ::-1])
+    np.testing.assert_array_equal(flipped["normals"], arrays["normals"][:, ::-1] * [-1, 1, 1])
+
+
+@few
+@given(sizes, sizes, seeds)
+def test_image_and_maps_stay_aligned_through_the_whole_chain(size, crop, seed):
+    arrays, valid = train(scene(*size, seed, holes=0), GEOMETRY, crop, seed)
+    inside = {key: array[valid].astype(float) for key, array in arrays.items()}
+    # Nearest neighbours lie within half a pixel (2.5 levels) of the interpolated position, rounding aside.
+    assert np.abs(inside["image"][:, 0] - 5 * inside["semseg"]).max() <= 3.01
+    assert np.abs(inside["image"][:, 1] - 5 * inside["edges"]).max() <= 3.01
+    factor = (1 + inside["semseg"]) / inside["depth"]
+    np.testing.assert_allclose(factor, factor[0], rtol=1e-5)
+    assert 0.5 <= factor[0] <= 2
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.77, 1.0, 1.4, 2.0])
+def test_metric_depth_is_divided_by_the_factor_of_scaling(factor):
+    arrays, valid = train(scene(holes=0), Augment(scale=(factor, factor), colour=0), seed=3)
+    expected = (1 + arrays["semseg"][valid].astype(float)) / factor
+    np.testing.assert_allclose(arrays["depth"][valid], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("factor", "inner"), [(0.5, (18, 23)), (0.75, (27, 35)), (0.999, (35, 46))])
+def test_the_scaled_size_is_truncated(factor, inner):
+    _, valid = train(scene(36, 47), Augment(scale=(factor, factor), colour=0))
+    assert (valid.any(1).sum(), valid.any(0).sum()) == inner
+
+
+def test_factors_are_spread_evenly_over_their_range():
+    arrays = {"image": scene(100, 10)["image"]}
+    transform = TrainTransform((), Augment(colour=0), (200, 10))
+    rng = np.random.default_rng(0)
+    heights = np.array([transform(arrays, rng)[1].any(1).sum() for _ in range(600)])
+    counts, _ = np.histogram(heights, bins=6, range=(50, 200))
+    assert heights.min() < 55
+    assert heights.max() > 195
+    assert counts.min() > 60
+
+
+def test_scaling_the_image_is_bilinear():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    scaled, _ = train({"image": image}, Augment(scale=(1.5, 1.5), flip=0, colour=0), (30, 45))
+    np.testing.assert_array_equal(scaled["image"], cv2.resize(image, (45, 30)))
+
+
+@few
+@given(sizes, sizes, seeds)
+def test_missing_stays_missing_and_never_spreads(size, crop, seed):
+    arrays, valid = train(scene(*size, seed), GEOMETRY, crop, seed)
+    missing = arrays["semseg"] == 255
+    np.testing.assert_array_equal(np.isnan(arrays["depth"]), missing)
+    np.testing.assert_array_equal(np.isnan(arrays["normals"]), np.repeat(missing[..., None], 3, -1))
+    assert missing[~valid].all()
+    np.testing.assert_array_equal(arrays["edges"] == 255, ~valid)
+
+
+@few
+@given(sizes, sizes, seeds)
+def test_labels_take_no_new_values_and_normals_stay_unit(size, crop, seed):
+    before = scene(*size, seed)
+    after, _ = train(before, GEOMETRY, crop, seed)
+    for key in ("semseg", "edges"):
+        assert set(np.unique(after[key])) <= set(np.unique(before[key])) | {255}
+    length = np.linalg.norm(after["normals"], axis=-1)
+    np.testing.assert_allclose(length[np.isfinite(length)], 1, rtol=1e-5)
+
+
+@few
+@given(sizes, sizes, st.booleans(), seeds)
+def test_training_images_all_have_the_size_of_the_crop(size, crop, own, seed):
+    augment = Augment(crop=crop) if own else Augment()
+    arrays, valid = train(scene(*size, seed), augment, (64, 64) if own else crop, seed)
+    assert {array.shape[:2] for array in (*arrays.values(), valid)} == {crop}
+    assert {key: array.dtype for key, array in arrays.items()} == {
+        "image": np.uint8,
+        "semseg": np.uint8,
+        "edges": np.uint8,
+        "depth": np.float32,
+        "normals": np.float32,
+    }
+    assert valid.dtype == bool
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.9])
+def test_without_any_size_images_keep_their_own(factor):
+    arrays, valid = train(scene(17, 31), Augment(scale=(factor, factor)))
+    assert arrays["image"].shape[:2] == arrays["normals"].shape[:2] == valid.shape == (17, 31)
+
+
+@pytest.mark.parametrize("pad", [EvalTransform(TASKS, (8, 8)), lambda arrays: train(arrays, None, (8, 8))])
+def test_padding_is_centred_mean_coloured_missing_and_not_valid(pad):
+    before = scene(3, 5, holes=0)
+    after, valid = pad(before)
+    window = slice(2, 5), slice(1, 6)
+    expected = np.zeros((8, 8), bool)
+    expected[window] = True
+    np.testing.assert_array_equal(valid, expected)
+    for key, array in before.items():
+        np.testing.assert_array_equal(after[key][window], array)
+    assert (after["image"][~valid] == (124, 116, 104)).all()
+    assert (after["semseg"][~valid] == 255).all()
+    assert np.isnan(after["depth"][~valid]).all()
+    assert np.isnan(after["normals"][~valid]).all()
+
+
+def test_evaluation_draws_nothing():
+    rng = np.random.default_rng(0)
+    EvalTransform(TASKS, (40, 50))(scene(), rng)
+    assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_padding_concerns_only_the_side_that_is_too_short():
+    after, valid = EvalTransform(TASKS, (8, 8))(scene(20, 5))
+    assert after["image"].shape == (20, 8, 3)
+    assert valid.any(0).tolist() == [False, True, True, True, True, True, False, False]
+
+
+def test_evaluation_keeps_float_images_and_pads_them_with_the_exact_mean():
+    image = np.full((2, 2, 3), 0.25, np.float32)
+    after, valid = EvalTransform((), (4, 4))({"image": image})
+    assert after["image"].dtype == np.float32
+    np.testing.assert_array_equal(after["image"][~valid], np.float32([(0.485, 0.456, 0.406)] * 12))
+    assert (after["image"][valid] == 0.25).all()
+
+
+@pytest.mark.parametrize("transform", [EvalTransform(TASKS, None), lambda arrays: train(arrays, None)])
+def test_without_augmentation_and_size_nothing_changes(transform):
+    before = scene()
+    after, valid = transform(before)
+    assert_same(after, before)
+    assert valid.all()
+
+
+def test_switched_off_steps_change_nothing():
+    assert_same(train(scene(), STILL)[0], scene())
+
+
+def test_training_rounds_float_images_to_uint8():
+    image = np.linspace(0, 1, 30, dtype=np.float32).reshape(2, 5, 3)
+    after, _ = train({"image": image}, None)
+    assert after["image"].dtype == np.uint8
+    np.testing.assert_array_equal(after["image"], np.rint(image * 255))
+
+
+@pytest.mark.parametrize("kept", [(), ("depth",), ("semseg", "normals")])
+def test_tasks_without_a_label_and_maps_without_a_task_do_not_appear(kept):
+    before = {key: array for key, array in scene().items() if key in ("image", *kept)}
+    for after, _ in (train(before, Augment()), EvalTransform(TASKS, (50, 50))(before)):
+        assert set(after) == {"image", *kept}
+    after, _ = train(scene(), Augment(), tasks=TASKS[1:2])
+    assert set(after) == {"image", "depth"}
+
+
+def lopsided():
+    """Sky with two small strips of grass and water at the right end of a wide image."""
+    semseg = np.zeros((20, 200), np.uint8)
+    semseg[:10, 170:], semseg[10:, 170:] = 1, 2
+    return {"image": np.repeat(semseg[..., None] * 100, 3, -1).astype(np.uint8), "semseg": semseg}
+
+
+def shares(semseg):
+    counts = np.bincount(semseg.ravel(), minlength=256)[:255]
+    return counts[counts > 0] / counts.sum()
+
+
+def test_crops_are_drawn_again_until_no_class_dominates():
+    often = Augment(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
+    for seed in range(20):
+        share = shares(train(lopsided(), often, seed=seed)[0]["semseg"])
+        assert len(share) > 1
+        assert share.max() < 0.75
+
+
+def test_the_last_crop_is_kept_where_all_are_unbalanced():
+    arrays = lopsided()
+    arrays["semseg"][:] = 1
+    after, _ = train(arrays, Augment(crop=(20, 30)))
+    assert (after["semseg"] == 1).any()
+
+
+def test_hidden_semantic_labels_do_not_choose_the_crop():
+    arrays = lopsided() | {"depth": np.arange(4000, dtype=np.float32).reshape(20, 200)}
+    hidden = {key: arrays[key] for key in ("image", "depth")}
+    steered = 0
+    for seed in range(20):
+        once = Augment(scale=(1, 1), flip=0, colour=0, crop=(20, 30), crop_tries=1)
+        many = Augment(scale=(1, 1), flip=0, colour=0, crop=(20, 30))
+        first, _ = train(arrays, once, seed=seed)
+        np.testing.assert_array_equal(train(hidden, many, seed=seed)[0]["depth"], first["depth"])
+        steered += not np.array_equal(train(arrays, many, seed=seed)[0]["depth"], first["depth"])
+    assert steered > 10
+
+
+def test_offsets_reach_both_ends_of_the_image():
+    augment = Augment(scale=(1, 1), flip=0, colour=0, crop=(36, 46))
+    firsts = {int(train(scene(), augment, seed=seed)[0]["image"][0, 0, 0]) // 5 for seed in range(40)}
+    assert firsts == {0, 1, 2}
+
+
+def test_a_crop_without_people_has_no_human_parts():
+    parts = HumanParts()
+    arrays = {"image": np.zeros((10, 10, 3), np.uint8), "human_parts": np.zeros((10, 10), np.uint8)}
+    for transform in (lambda a: train(a, Augment(), tasks=(parts,)), EvalTransform((parts,), None)):
+        arrays["human_parts"][:] = 0
+        assert (transform(arrays)[0]["human_parts"] == 255).all()
+        arrays["human_parts"][:] = 3
+        assert (transform(arrays)[0]["human_parts"] == 3).any()
+
+
+def test_photometric_numbers_lie_in_their_ranges_and_fill_them():
+    colour = Photometric(1.0)
+    colour.set_random_state(np.random.default_rng(0), random.Random(0))
+    draws = [colour.get_params() for _ in range(2000)]
+    for key, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
+        values = np.array([draw[key] for draw in draws])
+        assert low <= values.min() < low + (high - low) / 100
+        assert high - (high - low) / 100 < values.max() <= high
+    assert {draw["hue"] for draw in draws} == set(range(-18, 18))
+    assert 900 < sum(draw["contrast_first"] for draw in draws) < 1100
+
+
+def test_each_photometric_operation_has_its_own_chance():
+    colour = Photometric(0.5)
+    colour.set_random_state(np.random.default_rng(0), random.Random(0))
+    draws = [colour.get_params() for _ in range(2000)]
+    neutral = {"brightness": 0, "contrast": 1, "saturation": 1, "hue": 0}
+    active = np.array([[draw[key] != value for key, value in neutral.items()] for draw in draws])
+    assert (np.abs(active.mean(0) - 0.5) < 0.05).all()
+    assert len(np.unique(active, axis=0)) == 16
+
+
+def reference(image, brightness, contrast, saturation, hue, contrast_first):
+    def cut(values):
+        return np.clip(values, 0, 255).astype(np.uint8)
+
+    image = cut(image.astype(float) + brightness)
+    if contrast_first:
+        image = cut(image.astype(float) * contrast)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = cut(hsv[..., 1].astype(float) * saturation)
+    hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return image if contrast_first else cut(image.astype(float) * contrast)
+
+
+@few
+@given(
+    st.floats(-32, 32),
+    st.floats(0.5, 1.5),
+    st.floats(0.5, 1.5).filter(lambda value: value != 1),
+    st.integers(-18, 17),
+    st.booleans(),
+)
+def test_photometric_operations_follow_their_formulas(brightness, contrast, saturation, hue, contrast_first):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    numbers = (brightness, contrast, saturation, hue, contrast_first)
+    np.testing.assert_array_equal(Photometric(1.0).apply(image, *numbers), reference(image, *numbers))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "level", "expected"),
+    [
+        ({"brightness": 0.9}, 10, 10),
+        ({"brightness": -0.1}, 10, 9),
+        ({"brightness": -32}, 10, 0),
+        ({"brightness": 32}, 240, 255),
+        ({"contrast": 0.55}, 10, 5),
+        ({"contrast": 1.5}, 200, 255),
+        ({"brightness": 32, "contrast": 0.5}, 240, 127),
+        ({"brightness": 0.6, "contrast": 1.5}, 11, 16),
+        ({"brightness": 32, "contrast": 0.5, "contrast_first": False}, 240, 127),
+        ({}, 77, 77),
+    ],
+)
+def test_grey_levels_are_clipped_and_truncated(numbers, level, expected):
+    image = np.full((2, 2, 3), level, np.uint8)
+    assert (Photometric(1.0).apply(image, **numbers) == expected).all()
+
+
+def test_colours_change_only_the_image():
+    before = scene()
+    after, _ = train(before, Augment(scale=(1, 1), flip=0, colour=1))
+    assert not np.array_equal(after.pop("image"), before.pop("image"))
+    assert_same(after, before)
+
+
+def test_one_state_of_the_generator_gives_one_result_whatever_was_drawn_before():
+    transform = TrainTransform(TASKS, Augment(), (36, 48))
+    first, valid = transform(scene(), np.random.default_rng((1, 2, 3)))
+    transform(scene(20, 20), np.random.default_rng(5))
+    again, valid_again = transform(scene(), np.random.default_rng((1, 2, 3)))
+    assert_same(first | {"valid": valid}, again | {"valid": valid_again})
+    other, _ = transform(scene(), np.random.default_rng((1, 2, 4)))
+    assert not np.array_equal(first["image"], other["image"])
+
+
+def test_global_random_states_are_neither_read_nor_changed():
+    results = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global state is what this test is about
+        torch.manual_seed(seed)
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        results.append(train(scene(), Augment(), seed=7)[0])
+        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+        assert before == after
+    assert_same(*results)
+
+
+def test_what_is_passed_in_stays_as_it_was():
+    before = scene()
+    for transform in (lambda a: train(a, Augment(flip=1, colour=1)), EvalTransform(TASKS, (99, 99))):
+        transform(before)
+        assert_same(before, scene())
+
+
+def test_transforms_travel_to_other_processes():
+    transform = TrainTransform(TASKS, Augment(), (30, 30))
+    copy = pickle.loads(pickle.dumps(transform))
+    assert_same(transform(scene(), np.random.default_rng(1))[0], copy(scene(), np.random.default_rng(1))[0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scale": (0, 1)},
+        {"scale": (2, 1)},
+        {"scale": (1, float("inf"))},
+        {"scale": (float("nan"), 1)},
+        {"crop": (0, 5)},
+        {"crop_tries": 0},
+        {"max_class_share": 0},
+        {"flip": 1.1},
+        {"colour": -0.1},
+    ],
+)
+def test_augmentation_out_of_range_is_refused_by_name(wrong):
+    with pytest.raises(HTTError, match=rf"augment\.{next(iter(wrong))} "):
+        Augment(**wrong)
+
+
+def test_importing_the_transforms_leaves_the_network_alone():
+    code = """
+import sys
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request"):
+        print("network:", event, args)
+sys.addaudithook(watch)
+import htt_lightning.data.transforms
+"""
+    env = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "network" not in ran.stdout
