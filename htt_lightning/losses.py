@@ -82,8 +82,8 @@ def l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         pred: ``b c h w``.
-        target: ``b c h w``, may be NaN where invalid: it is replaced before the arithmetic, because the gradient of a
-            NaN masked afterwards is NaN.
+        target: ``b c h w``, may be NaN where invalid: it is replaced before the arithmetic, because a NaN masked
+            afterwards may live on in gradients.
         valid: bool ``b h w``.
 
     Returns:

@@ -119,10 +119,14 @@ class HTTModule(L.LightningModule):
         if stored != ours:
             raise HTTError(f"The checkpoint was trained on {', '.join(stored)}, not {', '.join(ours)}; set data.tasks.")
 
-    def on_train_epoch_start(self) -> None:
-        """Reseed dropout: an epoch depends on (seed, epoch), not on what ran before it or on a resumed process."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        torch.manual_seed(int(np.random.SeedSequence([seed, self.current_epoch]).generate_state(1)[0]))
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Reseed dropout as an epoch begins: it depends on (seed, epoch), not on what ran before.
+
+        Here, because Lightning leaves out ``on_train_epoch_start`` in the first epoch of a resumed run.
+        """
+        if batch_idx == 0:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+            torch.manual_seed(int(np.random.SeedSequence([seed, self.current_epoch]).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The supervised loss of the labels there are (method.md 3)."""

@@ -66,7 +66,7 @@ def person(rng: np.random.Generator, seated: bool) -> Piece:
         body += [
             _limb(hip, knee, 0.052 * tall, trousers, Part.UPPER_LEG),
             _limb(knee, ankle, 0.037 * tall, leg, Part.LOWER_LEG),
-            _limb(ankle + _DOWN * 0.02, ankle + np.array([0, -0.02, 0.07 * tall]), 0.028 * tall, shoes, Part.LOWER_LEG),
+            _limb(ankle, ankle + np.array([0, -0.02, 0.07]) * tall, 0.028 * tall, shoes, Part.LOWER_LEG),
         ]
     body = placed(body, (0, -bounds(body)[0][1], 0))
     if not seated:

@@ -74,9 +74,10 @@ class SyntheticScenes(Source):
         """A scene from the cache; a file that is missing or damaged is written anew."""
         path = folder / f"{index}.npz"
         try:
-            with np.load(path) as file:
+            # numpy leaves a file open that it opened itself and found damaged.
+            with path.open("rb") as handle, np.load(handle) as file:
                 arrays = {name: file[name] for name in ("image", *TASKS)}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
             arrays = self._draw(index)
             folder.mkdir(parents=True, exist_ok=True)
             # Workers may write the same scene at once: each moves a complete file into place.

@@ -65,9 +65,7 @@ def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
         raise HTTError(f"Unknown backbone {name!r}; timm has no such model. Did you mean {', '.join(close) or '...'}?")
     if isinstance(pretrained, str):
         if not Path(pretrained).is_file():
-            raise HTTError(
-                f"Weights file {pretrained!r} of backbone {name!r} does not exist; give model.pretrained a file."
-            )
+            raise HTTError(f"model.pretrained: there is no weights file {pretrained!r} for backbone {name!r}.")
         arguments["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
         return timm.create_model(name, pretrained=bool(pretrained), features_only=True, **arguments)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from htt_lightning.models.layers import conv_bn_relu, resize, xavier
+from htt_lightning.models.layers import Reduce, conv_bn_relu, resize, xavier
 from htt_lightning.output import Output
 
 
@@ -113,7 +113,7 @@ class HTTHead(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
         self.attention = TokenAttention(dim)
         self.fine_tokens = FineTokens(dim, count)
-        self.reduce = nn.Conv2d(dim, dim, reduction, stride=reduction, groups=dim)
+        self.reduce = Reduce(dim, reduction)
         self.classify = nn.Conv2d(dim, count, 1)
         self.refine = nn.Conv2d(count, count, 3, padding=1)
         self.apply(xavier)
@@ -122,7 +122,7 @@ class HTTHead(nn.Module):
         """Features ``b c h w`` and the task's token ``d`` to the task's output."""
         feature, own = self.attention(self.conv(self.aspp(x)), token)
         scores = F.softplus(torch.einsum("b d h w, b d k -> b k h w", self.reduce(feature), self.fine_tokens(own)))
-        logits = self.refine(self.classify(feature) * resize(scores, feature.shape[-2:]))
+        logits = self.refine(self.classify(feature) * self.reduce.enlarge(scores, feature.shape[-2:]))
         confidence = torch.einsum("b d h w, b d -> b h w", feature, own).sigmoid()
         return Output(logits, feature, rearrange(confidence, "b h w -> b 1 h w"))
 

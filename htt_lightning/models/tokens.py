@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from htt_lightning.models.layers import Fusion, conv_bn_relu, resize, xavier
+from htt_lightning.models.layers import Fusion, Reduce, conv_bn_relu, xavier
 
 
 class ScalePrompt(nn.Module):
@@ -21,7 +21,7 @@ class ScalePrompt(nn.Module):
 
     def __init__(self, channels: int, tasks: int, reduction: int = 1) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, channels, reduction, stride=reduction, groups=channels)
+        self.reduce = Reduce(channels, reduction)
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.refine = nn.ModuleList(conv_bn_relu(channels, channels, 3, bias=True) for _ in range(tasks))
@@ -53,7 +53,7 @@ class ScalePrompt(nn.Module):
         """
         affinity = self.affinity(tokens)
         gates = torch.einsum("b c h w, t c -> b t h w", self.reduce(x), tokens).sigmoid()
-        mixed = torch.einsum("t u, b u h w -> b t h w", affinity, resize(gates, x.shape[-2:]))
+        mixed = torch.einsum("t u, b u h w -> b t h w", affinity, self.reduce.enlarge(gates, x.shape[-2:]))
         features = [refine(x * mixed[:, t : t + 1]) for t, refine in enumerate(self.refine)]
         return features, affinity @ tokens
 

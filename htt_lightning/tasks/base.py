@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, ClassVar
@@ -63,20 +63,22 @@ class Task(ABC):
         """The task that ``to_config`` describes.
 
         Raises:
-            HTTError: Its class cannot be imported or is no task.
+            HTTError: Its class cannot be imported, is no task or takes other arguments.
         """
-        module, _, name = str(config["class_path"]).rpartition(".")
+        path = str(config.get("class_path"))
+        module, _, name = path.rpartition(".")
         try:
-            cls: Any = getattr(import_module(module), name)
+            found = getattr(import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise HTTError(
-                f"Task class {config['class_path']!r} cannot be imported; install what defines it."
-            ) from error
-        if not (isinstance(cls, type) and issubclass(cls, Task)):
-            raise HTTError(f"{config['class_path']!r} is not a Task.")
-        arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in config["init_args"].items()}
-        task: Task = cls(**arguments)
-        return task
+            raise HTTError(f"Task {path!r} cannot be imported; install what defines it.") from error
+        if not (isinstance(found, type) and issubclass(found, Task)):
+            raise HTTError(f"{path!r} is not a Task.")
+        build: Callable[..., Task] = found
+        arguments = config.get("init_args", {}).items()
+        try:
+            return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments})
+        except TypeError as error:
+            raise HTTError(f"Task {path!r} does not take {dict(arguments)}: {error}") from error
 
     def gain(self, value: float, reference: float) -> float:
         """Relative improvement of the headline metric over a reference in percent; positive is better."""
@@ -114,7 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """The best constant prediction for the headline metric, from single-image targets without batch axis.
+        """The best constant prediction for the headline metric, from at least one image's target without batch axis.
 
         Returns:
             ``c`` for a field, a scalar for an index map: what a network that ignores its image would decode to.

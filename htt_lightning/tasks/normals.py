@@ -93,7 +93,7 @@ class Normals(Task):
 
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
         """The mean direction."""
-        return F.normalize(sum((t[:, t.isfinite().all(0)].sum(1) for t in targets), torch.zeros(3)), dim=0)
+        return F.normalize(torch.stack([t[:, t.isfinite().all(0)].sum(1) for t in targets]).sum(0), dim=0)
 
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirroring an image mirrors what its normals point to: x changes its sign."""

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from htt_lightning.data import furniture
 from htt_lightning.data.furniture import Thing, bounds
 from htt_lightning.data.people import Part, person
 from htt_lightning.data.scenes import DEPTH_RANGE, TASKS, compose, render
@@ -126,7 +127,7 @@ def test_geometry_does_not_depend_on_the_size():
         np.testing.assert_array_equal(small[name], large[name][1::3, 1::3])
 
 
-def test_furniture_stays_in_the_room_and_apart():
+def test_furniture_stays_in_the_room():
     for index in range(10):
         solids = compose(2, index).solids
         room = [solid for solid in solids if solid.shape == "plane"]
@@ -136,6 +137,14 @@ def test_furniture_stays_in_the_room_and_apart():
                 low, high = bounds([solid])
                 assert (low >= centres.min(0) - 1e-6).all()
                 assert (high <= centres.max(0) + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["bed", "sofa", "chair", "table", "cabinet", "bookcase", "sideboard", "lamp", "books"])
+def test_furniture_stands_on_the_floor(name):
+    for seed in range(10):
+        piece = getattr(furniture, name)(np.random.default_rng(seed))
+        assert bounds(piece)[0][1] == pytest.approx(0, abs=1e-9)
+        assert piece[0].instance == 0
 
 
 @pytest.mark.parametrize("seated", [False, True])

@@ -1,0 +1,339 @@
+"""Every task against every promise of ``Task``."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from htt_lightning.losses import labeled_sum
+from htt_lightning.tasks import IGNORE, Classification, Depth, Edges, Normals, SemSeg
+from htt_lightning.tasks.colours import GREY
+from tests.tasks.samples import TASKS, is_missing, lose, output_of, random_logits, random_target
+
+EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+few = settings(max_examples=25)
+SEEDS = st.integers(0, 2**20)
+
+
+def loss_and_gradient(task, logits, target):
+    logits = logits.detach().clone().requires_grad_()
+    loss = task.loss(output_of(logits), target)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    return loss.detach(), gradient
+
+
+def truth_as_prediction(task, target):
+    """What a perfect network would decode to; anything valid where the truth is missing."""
+    if task.channels is not None:
+        return target.nan_to_num(1.0)
+    index = target.masked_fill(target == IGNORE, 0)
+    return index if isinstance(task, Classification) else index.float()
+
+
+def headline(task, pairs):
+    metric = task.metrics()[task.headline]
+    for pred, target in pairs:
+        metric.update(pred, target)
+    return metric.compute().item()
+
+
+# Losses
+
+
+@EVERY_TASK
+@given(seed=SEEDS, stride=st.sampled_from([1, 4]), missing=st.floats(0, 1))
+@few
+def test_the_loss_is_one_finite_value_per_image_and_never_negative(task, seed, stride, missing):
+    target = random_target(task, seed=seed, missing=missing)
+    loss, gradient = loss_and_gradient(task, random_logits(task, seed=seed, stride=stride), target)
+    assert loss.shape == (3,)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    assert (loss >= 0).all()
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("stride", [1, 4])
+def test_an_image_without_labels_costs_nothing_and_changes_no_other(task, stride):
+    logits, target = random_logits(task, stride=stride), random_target(task)
+    full, full_gradient = loss_and_gradient(task, logits, target)
+    loss, gradient = loss_and_gradient(task, logits, lose(task, target, torch.tensor([1])))
+    assert full[1] > 0
+    assert loss[1] == 0
+    assert not gradient[1].any()
+    others = torch.tensor([0, 2])
+    assert torch.equal(loss[others], full[others])
+    assert torch.equal(gradient[others], full_gradient[others])
+
+
+@EVERY_TASK
+def test_a_batch_without_any_label_is_a_finite_zero(task):
+    loss, gradient = loss_and_gradient(task, random_logits(task, stride=4), lose(task, random_target(task)))
+    assert loss.tolist() == [0, 0, 0]
+    assert not gradient.any()
+
+
+@EVERY_TASK
+def test_a_single_valid_pixel_carries_the_whole_loss(task):
+    logits, target = random_logits(task, b=1), random_target(task, b=1, missing=0)
+    alone = torch.ones(1, 6, 7, dtype=torch.bool)
+    alone[0, 2, 3] = False
+    loss, gradient = loss_and_gradient(task, logits, lose(task, target, alone))
+    pixel, _ = loss_and_gradient(task, logits[..., 2:3, 3:4], target[..., 2:3, 3:4])
+    torch.testing.assert_close(loss, pixel)
+    assert not gradient.movedim(1, -1)[alone].any()
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("stride", [1, 4])
+def test_the_losses_of_a_batch_are_those_of_its_images(task, stride):
+    logits, target = random_logits(task, stride=stride), random_target(task)
+    together, gradient = loss_and_gradient(task, logits, target)
+    for i in range(3):
+        loss, own = loss_and_gradient(task, logits[i : i + 1], target[i : i + 1])
+        torch.testing.assert_close(loss, together[i : i + 1])
+        torch.testing.assert_close(own, gradient[i : i + 1])
+
+
+@EVERY_TASK
+@given(labeled=st.lists(st.booleans(), min_size=1, max_size=5), seed=SEEDS)
+@few
+def test_unlabelled_images_do_not_change_the_loss(task, labeled, seed):
+    mask, b = torch.tensor(labeled), len(labeled)
+    output, target = output_of(random_logits(task, b=b, seed=seed)), random_target(task, b=b, seed=seed)
+    ruined = target.clone()
+    ruined[~mask] = random_target(task, b=b, seed=seed + 1)[~mask]
+    assert labeled_sum(task.loss(output, ruined), mask) == labeled_sum(task.loss(output, target), mask)
+
+
+@EVERY_TASK
+@given(seed=SEEDS)
+@few
+def test_predictions_under_missing_pixels_never_matter(task, seed):
+    logits, target = random_logits(task, seed=seed), random_target(task, seed=seed, missing=0.5)
+    gone = is_missing(task, target)
+    loss, gradient = loss_and_gradient(task, logits, target)
+    assert not gradient.movedim(1, -1)[gone].any()
+    other = torch.where(gone[:, None], random_logits(task, seed=seed + 1), logits)
+    assert torch.equal(loss_and_gradient(task, other, target)[0], loss)
+
+
+@EVERY_TASK
+def test_cells_that_no_valid_pixel_uses_have_no_gradient(task):
+    gone = torch.zeros(3, 32, 32, dtype=torch.bool)
+    gone[:, :, 16:] = True
+    target = lose(task, random_target(task, h=32, w=32), gone)
+    _, gradient = loss_and_gradient(task, random_logits(task, h=32, w=32, stride=4), target)
+    assert gradient[..., :5].any()
+    assert not gradient[..., 5:].any()
+
+
+@EVERY_TASK
+def test_the_loss_is_near_zero_at_a_truth_that_is_told_with_confidence(task):
+    target = random_target(task)
+    if task.channels is None:
+        index, seen = target, target != IGNORE
+    else:
+        index = random_target(SemSeg(classes=("",) * task.num_tokens), seed=5)
+        seen = index != IGNORE
+        centres = task.centres(torch.zeros(())).view(task.num_tokens, -1)
+        target = centres[index.masked_fill(~seen, 0)].movedim(-1, 1).masked_fill(~seen[:, None], torch.nan)
+    truth = index.masked_fill(~seen, 0)
+    if isinstance(task, Edges):
+        logits = 60.0 * (2 * truth[:, None] - 1)
+    else:
+        logits = 60 * torch.nn.functional.one_hot(truth, task.num_tokens).movedim(-1, 1).float()
+    assert task.loss(output_of(logits), target).max() < 1e-5
+    assert task.loss(output_of(-logits), target).min() > 0.1
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_extreme_logits_have_a_finite_loss_and_gradient(task, dtype, stride):
+    logits = (1e4 * random_logits(task, stride=stride).sign()).to(dtype)
+    loss, gradient = loss_and_gradient(task, logits, random_target(task))
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    decoded = task.decode(output_of(logits), (6, 7))
+    assert decoded.isfinite().all()
+
+
+@pytest.fixture
+def every_warning():
+    """Warnings that torch gives once per process are given every time."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@EVERY_TASK
+@pytest.mark.usefixtures("every_warning")
+def test_targets_may_lie_in_memory_in_any_order(task):
+    logits, target = random_logits(task), random_target(task)
+    turned = target.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert not turned.is_contiguous()
+    torch.testing.assert_close(task.loss(output_of(logits), turned), task.loss(output_of(logits), target))
+
+
+# Decoding
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [4, 16])
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (37, 51), (33, 5), (1, 1)])
+def test_decoded_maps_have_the_size_type_and_range_of_what_they_show(task, height, width, stride, dtype):
+    logits = random_logits(task, h=height, w=width, stride=stride).to(dtype)
+    decoded = task.decode(output_of(logits), (height, width))
+    assert decoded.shape == ((3, height, width) if task.channels is None else (3, task.channels, height, width))
+    if isinstance(task, Classification):
+        assert decoded.dtype == torch.int64
+        assert set(decoded.unique().tolist()) <= set(range(task.num_tokens))
+        return
+    assert decoded.dtype == torch.float32
+    if isinstance(task, Depth):
+        assert task.near * (1 - 1e-6) <= decoded.min()
+        assert decoded.max() <= task.far * (1 + 1e-6)
+    elif isinstance(task, Normals):
+        torch.testing.assert_close(decoded.norm(dim=1), torch.ones(3, height, width))
+    else:
+        assert ((decoded >= 0) & (decoded <= 1)).all()
+
+
+@EVERY_TASK
+@given(order=st.permutations(range(4)), seed=SEEDS)
+@few
+def test_permuting_a_batch_permutes_its_decoded_maps(task, order, seed):
+    logits = random_logits(task, b=4, h=9, w=7, seed=seed, stride=4)
+    decoded = task.decode(output_of(logits), (9, 7))
+    torch.testing.assert_close(task.decode(output_of(logits[list(order)]), (9, 7)), decoded[list(order)])
+
+
+@EVERY_TASK
+def test_decoding_the_most_likely_token_returns_it(task):
+    logits = 1e3 * torch.eye(task.num_tokens)[:, :, None, None] - 500
+    decoded = task.decode(output_of(logits), (1, 1))[..., 0, 0]
+    if task.channels is not None:
+        torch.testing.assert_close(decoded, task.centres(torch.zeros(())).view(task.num_tokens, -1))
+    else:
+        assert decoded.tolist() == ([1.0] if isinstance(task, Edges) else list(range(task.num_tokens)))
+
+
+# Metrics and constants
+
+
+@EVERY_TASK
+def test_metrics_are_fresh_and_hold_the_headline(task):
+    metrics, again = task.metrics(), task.metrics()
+    assert task.headline in metrics
+    assert metrics[task.headline].higher_is_better is task.higher_is_better
+    assert task.unit in ("%", "m", "deg")
+    assert all(metrics[name] is not again[name] for name in metrics)
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_metrics_take_decoded_maps_and_targets_as_they_are(task, dtype):
+    target = random_target(task, h=37, w=51)
+    decoded = task.decode(output_of(random_logits(task, h=37, w=51, stride=4).to(dtype)), (37, 51))
+    for metric in task.metrics().values():
+        metric.update(decoded, target)
+        assert metric.compute().isfinite()
+
+
+@EVERY_TASK
+def test_the_truth_has_the_best_headline_and_a_network_that_knows_nothing_has_not(task):
+    target = random_target(task, h=20, w=20)
+    best = headline(task, [(truth_as_prediction(task, target), target)])
+    assert best == pytest.approx(100 if task.higher_is_better else 0, abs=1e-5)
+    guess = task.decode(output_of(random_logits(task, h=20, w=20)), (20, 20))
+    assert task.gain(headline(task, [(guess, target)]), best or 1e-9) < -5
+
+
+@EVERY_TASK
+def test_missing_pixels_do_not_enter_the_headline(task):
+    target, logits = random_target(task), random_logits(task)
+    gone = is_missing(task, target)
+    other = torch.where(gone[:, None], random_logits(task, seed=1), logits)
+    figures = [headline(task, [(task.decode(output_of(x), (6, 7)), target)]) for x in (logits, other)]
+    assert figures[0] == figures[1]
+    assert math.isnan(headline(task, [(task.decode(output_of(logits), (6, 7)), lose(task, target))]))
+
+
+def constant_map(task, value, target):
+    """What a network decodes to that says the same everywhere, ``b h w`` or ``b c h w``."""
+    return value.view(1, -1, 1, 1).expand_as(target) if task.channels else value.expand_as(target)
+
+
+def other_constants(task):
+    if isinstance(task, Classification):
+        return torch.arange(task.num_tokens)
+    if isinstance(task, Depth):
+        return torch.linspace(task.near, task.far, 50)[:, None]
+    return task.centres(torch.zeros(())) if isinstance(task, Normals) else torch.linspace(0, 1, 21)
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("seed", range(3))
+def test_no_other_constant_has_a_better_headline(task, seed):
+    targets = random_target(task, b=4, h=12, w=12, seed=seed)
+    if isinstance(task, Normals):  # around one direction; the mean minimises the mean angle only nearly
+        lean = task.centres(torch.zeros(()))[5 * seed].view(1, 3, 1, 1)
+        targets = torch.nn.functional.normalize(targets + 2 * lean, dim=1)
+    constant = task.constant(iter(targets))
+    assert constant.shape == (() if task.channels is None else (task.channels,))
+    own = headline(task, [(constant_map(task, constant, targets), targets)])
+    slack = 0.5 if isinstance(task, Normals) else 1e-5
+    for other in other_constants(task):
+        figure = headline(task, [(constant_map(task, other, targets), targets)])
+        assert own >= figure - slack if task.higher_is_better else own <= figure + slack
+
+
+@EVERY_TASK
+def test_missing_pixels_do_not_enter_the_constant(task):
+    targets = random_target(task, missing=0)
+    gone = torch.zeros(3, 6, 7, dtype=torch.bool)
+    gone[:, 3:] = True
+    torch.testing.assert_close(task.constant(lose(task, targets, gone)), task.constant(targets[..., :3, :]))
+
+
+# Colours
+
+
+@EVERY_TASK
+def test_pictures_of_targets_are_grey_exactly_where_the_label_is_missing(task):
+    target = random_target(task, h=16, w=16)
+    picture = task.colour(target)
+    assert picture.dtype == torch.uint8
+    assert picture.shape == (3, 3, 16, 16)
+    assert torch.equal((picture == GREY).all(1), is_missing(task, target))
+
+
+@EVERY_TASK
+def test_pictures_of_predictions_have_no_grey_and_show_differences(task):
+    decoded = task.decode(output_of(random_logits(task, h=16, w=16)), (16, 16))
+    picture = task.colour(decoded)
+    assert picture.dtype == torch.uint8
+    assert picture.shape == (3, 3, 16, 16)
+    assert not (picture == GREY).all(1).any()
+    assert len(picture.movedim(1, -1).reshape(-1, 3).unique(dim=0)) >= min(task.num_tokens, 3)
+
+
+@EVERY_TASK
+def test_a_perfect_prediction_is_painted_like_the_target(task):
+    target = random_target(task)
+    seen = ~is_missing(task, target)
+    ours, theirs = task.colour(truth_as_prediction(task, target)), task.colour(target)
+    assert torch.equal(ours.movedim(1, -1)[seen], theirs.movedim(1, -1)[seen])
+
+
+@pytest.mark.parametrize("classes", [2, 13, 21, 40])
+def test_classes_have_different_colours(classes):
+    picture = SemSeg(classes=("",) * classes).colour(torch.arange(classes).view(1, 1, -1))
+    assert len(picture[0, :, 0].T.unique(dim=0)) == classes

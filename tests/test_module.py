@@ -1,0 +1,284 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from htt_lightning import HTTModule
+from htt_lightning.data import SyntheticDataModule
+from htt_lightning.errors import HTTError
+from htt_lightning.losses import labeled_sum
+from htt_lightning.module import delta_m
+from htt_lightning.tasks import Depth, SemSeg
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
+
+
+def batch_of(data):
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
+def weights(module):
+    return {key: value.clone() for key, value in module.net.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def fitted(tmp_path, data, seed=0, module=None, ckpt_path=None, **trainer):
+    torch.manual_seed(seed)
+    module = module or tiny_module(data)
+    tiny_trainer(tmp_path, **trainer).fit(module, data, ckpt_path=ckpt_path)
+    return module
+
+
+def test_the_loss_is_the_weighted_sum_of_labelled_terms_times_tasks_over_batch():
+    data = tiny_data()
+    module = tiny_module(data, dropout=0.0, loss_weights={"depth": 0.25})
+    batch = batch_of(data)
+    module.log = lambda *args, **kwargs: None
+    expected = 0.0
+    with torch.no_grad():
+        ours = module.training_step(batch, 0)
+        outputs = module(batch["image"])
+        for task in data.tasks:
+            weight = 0.25 if task.name == "depth" else task.weight
+            losses = task.loss(outputs[task.name], batch[task.name])
+            expected += weight * sum(
+                float(x) for x, given in zip(losses, batch["labeled"][task.name], strict=True) if given
+            )
+    assert float(ours) == pytest.approx(expected * 6 / 4, rel=1e-4)
+
+
+def test_hidden_labels_change_nothing_bit_for_bit(tmp_path, monkeypatch):
+    def ruin(self, index, task):
+        label = read(self, index, task)
+        given = task in data.labels_of("train", data.source("train"))[str(index)]
+        return label if given or self._key[1] else np.roll(label, 7, axis=0)
+
+    data = tiny_data(train_images=8)
+    read = data.source("train").__class__.label
+    plain = weights(fitted(tmp_path, data, max_epochs=2))
+    monkeypatch.setattr("htt_lightning.data.synthetic.SyntheticScenes.label", ruin)
+    assert_same(plain, weights(fitted(tmp_path, tiny_data(train_images=8), max_epochs=2)))
+
+
+def test_a_batch_without_labels_for_a_task_trains_the_others_and_gives_that_head_zero_gradient():
+    data = tiny_data()
+    module = tiny_module(data)
+    batch = batch_of(data)
+    batch["labeled"]["depth"][:] = False
+    batch["depth"][:] = torch.nan
+    module.log = lambda *args, **kwargs: None
+    module.training_step(batch, 0).backward()
+    head = [p.grad for p in module.net.heads["depth"].parameters()]
+    assert all(grad is not None and (grad == 0).all() for grad in head)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.net.parameters())
+
+
+def test_training_on_a_batch_without_any_valid_pixel_is_a_finite_zero():
+    data = tiny_data()
+    module = tiny_module(data)
+    batch = batch_of(data)
+    for task in data.tasks:
+        batch[task.name] = torch.full_like(batch[task.name], torch.nan if task.channels else 255)
+        batch["labeled"][task.name][:] = True
+    module.log = lambda *args, **kwargs: None
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in module.net.parameters())
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    def checkpoint(folder):
+        keep = ModelCheckpoint(dirpath=tmp_path / folder, save_top_k=-1, filename="{epoch}")
+        return {"callbacks": [keep], "enable_checkpointing": True}
+
+    through = fitted(tmp_path, tiny_data(num_workers=1), max_epochs=3, **checkpoint("a"))
+    for epoch in (0, 1):
+        path = tmp_path / "a" / f"epoch={epoch}.ckpt"
+        resumed = fitted(tmp_path, tiny_data(), seed=99, max_epochs=3, ckpt_path=path, **checkpoint(f"b{epoch}"))
+        assert_same(weights(through), weights(resumed))
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    one = fitted(tmp_path, tiny_data(num_workers=0), max_epochs=1)
+    assert_same(weights(one), weights(fitted(tmp_path, tiny_data(num_workers=2), max_epochs=1)))
+
+
+def test_a_resumed_run_with_other_labels_is_refused(tmp_path):
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    fitted(tmp_path, tiny_data(), callbacks=[keep], enable_checkpointing=True)
+    with pytest.raises(HTTError, match="other labels"):
+        fitted(tmp_path, tiny_data(seed=5), max_epochs=2, ckpt_path=tmp_path / "kept" / "run.ckpt")
+
+
+def test_checkpoints_load_safely_with_their_tasks_and_predict_the_same(tmp_path):
+    data = tiny_data(tasks=["semseg", Depth(bins=7)], labels="full")
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    module = fitted(tmp_path, data, callbacks=[keep], enable_checkpointing=True)
+    loaded = HTTModule.load_from_checkpoint(tmp_path / "kept" / "run.ckpt", weights_only=True)
+    assert loaded.tasks == data.tasks
+    assert_same(weights(module), weights(loaded))
+    image = torch.rand(2, 3, 40, 50)
+    with torch.no_grad():
+        ours, theirs = module.eval().decode(image), loaded.eval().decode(image)
+    assert all(torch.equal(ours[task], theirs[task]) for task in ours)
+
+
+def test_a_checkpoint_of_other_tasks_is_refused(tmp_path):
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    fitted(tmp_path, tiny_data(tasks="semseg", labels="full"), callbacks=[keep], enable_checkpointing=True)
+    data = tiny_data(tasks="depth", labels="full")
+    with pytest.raises(HTTError, match=r"trained on semseg, not depth.*data\.tasks"):
+        tiny_trainer(tmp_path).validate(tiny_module(data), data, ckpt_path=tmp_path / "kept" / "run.ckpt")
+
+
+def test_a_checkpoint_with_pretrained_weights_loads_without_fetching_them(tmp_path):
+    source = tiny_module(tiny_data()).net.backbone.model
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    data = tiny_data()
+    module = tiny_module(data, pretrained=str(tmp_path / "weights.pth"), lr=1e-30)
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    fitted(tmp_path, data, module=module, callbacks=[keep], enable_checkpointing=True)
+    key = "conv1.0.weight"
+    torch.testing.assert_close(module.net.backbone.model.state_dict()[key], source.state_dict()[key])
+    (tmp_path / "weights.pth").unlink()
+    loaded = HTTModule.load_from_checkpoint(tmp_path / "kept" / "run.ckpt")
+    assert_same(weights(module), weights(loaded))
+    fitted(tmp_path, data, module=loaded)  # going on with it needs no download either
+
+
+def test_the_learning_rate_decays_polynomially_per_epoch(tmp_path):
+    rates = []
+
+    class Watched(HTTModule):
+        def on_train_epoch_start(self):
+            super().on_train_epoch_start()
+            rates.append(self.optimizers().param_groups[0]["lr"])
+
+    data = tiny_data(tasks="depth", labels="full", train_images=4)
+    fitted(tmp_path, data, module=Watched(data.tasks, backbone="test_resnet", token_dim=8, lr=0.5), max_epochs=4)
+    assert rates == pytest.approx([0.5 * (1 - epoch / 4) ** 0.9 for epoch in range(4)])
+
+
+def test_an_endless_run_is_refused_because_the_rate_decays_over_epochs(tmp_path):
+    data = tiny_data(tasks="depth", labels="full")
+    with pytest.raises(HTTError, match=r"trainer\.max_epochs"):
+        fitted(tmp_path, data, max_epochs=-1, max_steps=1)
+
+
+def test_every_metric_and_loss_is_logged_under_its_contract_key(tmp_path):
+    data = tiny_data()
+    single = {task.name: 10.0 for task in data.tasks}
+    trainer = tiny_trainer(tmp_path)
+    trainer.fit(tiny_module(data, single_task=single), data)
+    logged = trainer.callback_metrics
+    headlines = ["semseg/miou", "human_parts/miou", "saliency/max_f", "normals/mean", "edges/ods_f", "depth/abs_err"]
+    for key in headlines:
+        assert f"val/{key}" in logged
+    gains = [t.gain(float(logged[f"val/{key}"]), 10.0) for key, t in zip(headlines, data.tasks, strict=True)]
+    assert float(logged["val/delta_m"]) == pytest.approx(np.mean(gains), rel=1e-5)
+    assert {f"train/{task.name}/loss" for task in data.tasks} | {"train/loss"} <= set(logged)
+    tested = tiny_trainer(tmp_path).test(tiny_module(data), data, verbose=False)[0]
+    assert {f"test/{key}" for key in headlines} <= set(tested)
+
+
+def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_was_evaluated_before(tmp_path):
+    torch.manual_seed(0)
+    module = tiny_module(tiny_data(val_images=5))
+    results = []
+    for batch_size in (1, 2, 4):  # 4 leaves a last batch of one image
+        data = tiny_data(val_images=5, batch_size=batch_size)
+        results += [tiny_trainer(tmp_path).validate(module, data, verbose=False)[0] for _ in range(2)]
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
+
+
+def test_delta_m_counts_lower_is_better_the_right_way_round():
+    tasks = [SemSeg(classes=("a", "b")), Depth()]
+    single = {"semseg": 40.0, "depth": 0.5}
+    assert delta_m(tasks, {"semseg": 44.0, "depth": 0.4}, single) == pytest.approx(100 * (0.1 + 0.2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "mtl"}, "model.network is 'mtl'; it must be one of htt, multitask"),
+        ({"loss_weights": {"dpeth": 1.0}}, "loss_weights names 'dpeth'.*Did you mean 'depth'"),
+        ({"single_task": {"semseg": 30.0}}, "single_task needs a figure other than zero for .*depth"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(HTTError, match=message):
+        tiny_module(tiny_data(), **arguments)
+
+
+def test_predictions_are_the_maps_a_user_wants(tmp_path):
+    data = tiny_data()
+    predictions = tiny_trainer(tmp_path).predict(tiny_module(data), data)
+    assert [name for batch in predictions for name in batch["id"]] == ["0", "1", "2", "3"]
+    assert predictions[0]["semseg"].shape == (4, 32, 48)
+    assert predictions[0]["normals"].shape == (4, 3, 32, 48)
+    assert predictions[0]["depth"].shape == (4, 1, 32, 48)
+
+
+@pytest.mark.parametrize("network", ["htt", "multitask"])
+def test_baseline_and_single_task_share_the_interface(tmp_path, network):
+    data = tiny_data(tasks="depth", labels="full")
+    trainer = tiny_trainer(tmp_path)
+    trainer.fit(tiny_module(data, network=network), data)
+    assert "val/depth/abs_err" in trainer.callback_metrics
+
+
+def test_bf16_trains(tmp_path):
+    data = tiny_data()
+    module = fitted(tmp_path, data, precision="bf16-mixed", max_epochs=2)
+    assert all(p.isfinite().all() for p in module.net.parameters())
+
+
+def test_the_mask_is_saved_beside_the_run_and_can_be_given_back(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data = tiny_data()
+    fitted(tmp_path, data)
+    saved = json.loads((tmp_path / "labels.json").read_text())
+    assert saved["tasks"] == [task.name for task in data.tasks]
+    again = tiny_data(labels=str(tmp_path / "labels.json"), seed=7)
+    again.setup("fit")
+    assert again.mask.fingerprint == data.mask.fingerprint
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_eight_images_are_learned_by_every_task(seed):
+    """Every task's loss falls below 20 % of its start within 200 steps."""
+    torch.manual_seed(seed)
+    data = SyntheticDataModule(
+        train_images=8, val_images=1, image_size=(48, 64), batch_size=8, labels="full", augment=None, num_workers=0,
+        scenes_seed=seed,
+    )  # fmt: skip
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    module = HTTModule(data.tasks, backbone="test_resnet", token_dim=48, dropout=0.0)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for _ in range(200):
+        outputs = module(batch["image"])
+        losses = {
+            t.name: labeled_sum(t.loss(outputs[t.name], batch[t.name]), batch["labeled"][t.name]) for t in data.tasks
+        }
+        last = {name: float(loss) for name, loss in losses.items()}
+        first = first or last
+        total = sum(module.loss_weights[name] * loss for name, loss in losses.items())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 10)
+        optimizer.step()
+    assert all(np.isfinite(list(last.values())))
+    shares = {name: last[name] / first[name] for name in first}
+    assert max(shares.values()) < 0.2, shares
