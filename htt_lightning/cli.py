@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 
 import htt_lightning.data
@@ -29,8 +29,8 @@ class HTTCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionPanel, "panel")
         parser.add_lightning_class_args(ResultsTable, "results")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        # The last epoch is what is reported (contracts.md, Stages).
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0})
+        # The last epoch is what is reported (contracts.md, Stages): one file, replaced after every epoch.
+        parser.set_defaults({"checkpoint.filename": "last", "checkpoint.enable_version_counter": False})
         parser.set_defaults({"data": {"class_path": "htt_lightning.data.SyntheticDataModule"}})
 
     def _parse_ckpt_path(self) -> None:
@@ -47,15 +47,15 @@ class HTTCLI(LightningCLI):
         known = {key: value for key, value in stored.items() if key in asked and key != "tasks"}
         defaults = self._parser(command).get_defaults().model
         for key, value in known.items():
-            given = asked[key] != defaults[key] or any(a.startswith(f"--model.{key}") for a in map(str, self.given))
+            given = asked[key] != defaults[key] or any(word.startswith(f"--model.{key}") for word in self.words)
             if given and asked[key] != value:
                 rank_zero_warn(f"model.{key}={asked[key]} gives way to {value!r} of the checkpoint {path}.")
         self.config = self.parser.parse_object({command: {"model": known}}, self.config)
 
-    @property
-    def given(self) -> list[Any]:
-        """The words of the command line."""
-        return sys.argv[1:]
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and keep the words of the command line."""
+        self.words = sys.argv[1:] if args is None else [str(word) for word in cast(Sequence[str], args)]
+        super().parse_arguments(parser, args)
 
 
 def read_hyperparameters(path: Path) -> dict[str, Any]:
@@ -120,6 +120,18 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"description": "Multi-task dense prediction from partial labels."},
             args=None if args is None else words,
         )
-    except HTTError as error:
+    except Exception as error:
+        culprit = mendable(error)
+        if culprit is None:
+            raise
         # A loader process wraps the message in its traceback; the last line that names the error begins the message.
-        sys.exit("error: " + str(error).rpartition("HTTError: ")[2].strip())
+        sys.exit("error: " + str(culprit).rpartition("HTTError: ")[2].strip())
+
+
+def mendable(error: BaseException | None) -> HTTError | None:
+    """The error of ours that an exception comes from: the parser wraps those of the classes it builds."""
+    while error:
+        if isinstance(error, HTTError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

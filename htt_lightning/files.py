@@ -18,8 +18,11 @@ def run_directory(trainer: Any) -> Path | None:
     Returns:
         None for a trial run (``fast_dev_run``), which keeps nothing.
     """
-    folder = trainer.log_dir or trainer.default_root_dir
-    return None if trainer.fast_dev_run else Path(folder)
+    folder, logger = Path(trainer.log_dir or trainer.default_root_dir), trainer.logger
+    if logger is not None and not hasattr(logger, "log_dir"):
+        # Loggers without a directory per run, such as Weights & Biases, would have runs overwrite each other.
+        folder = Path(trainer.strategy.broadcast(str(folder / str(logger.name) / str(logger.version))))
+    return None if trainer.fast_dev_run else folder
 
 
 @contextmanager

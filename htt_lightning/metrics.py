@@ -83,24 +83,38 @@ class MeanIoU(_Pooled):
 
 
 class _Mean(_Pooled):
-    """Mean of one value per valid pixel."""
+    """Mean of one value per valid pixel, or per image."""
 
     higher_is_better = False
     total: Tensor
-    pixels: Tensor
+    counted: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self._add_sum("total", dtype=torch.float64)
-        self._add_sum("pixels")
+        self._add_sum("counted")
 
     def _count(self, values: Tensor) -> None:
         self.total = self.total + values.double().sum()
-        self.pixels = self.pixels + values.numel()
+        self.counted = self.counted + values.numel()
 
     def compute(self) -> Tensor:
-        """Mean over the pixels, float64 scalar, in the unit of the metric."""
-        return self.total / self.pixels
+        """The mean, float64 scalar, in the unit of the metric."""
+        return self.total / self.counted
+
+
+class MeanLoss(_Mean):
+    """Mean loss per labelled image, over however many batches and processes."""
+
+    def update(self, loss: Tensor, count: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            loss: Sum over the batch's labelled images, a scalar.
+            count: Their number, an integer scalar; it may be 0.
+        """
+        self.total = self.total + loss.double()
+        self.counted = self.counted + count
 
 
 class AbsoluteError(_Mean):

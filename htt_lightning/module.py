@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import PolynomialLR
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from htt_lightning.data.sample import Batch
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import labeled_sum
+from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.output import Output
@@ -82,7 +83,7 @@ class HTTModule(L.LightningModule):
         lacking = [task.name for task in self.tasks if self.single_task and not self.single_task.get(task.name)]
         if lacking:
             raise HTTError(f"model.single_task needs a figure other than zero for {', '.join(lacking)}.")
-        self.losses: Mapping[str, Metric] = _metrics({t.name: MeanMetric(nan_strategy="disable") for t in self.tasks})
+        self.losses: Mapping[str, Metric] = _metrics({task.name: MeanLoss() for task in self.tasks})
         self.val_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
         self.test_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
         self._has_weights = pretrained is False
@@ -135,18 +136,16 @@ class HTTModule(L.LightningModule):
         for task in self.tasks:
             labeled = batch["labeled"][task.name]
             loss = labeled_sum(task.loss(outputs[task.name], batch[task.name]), labeled)
-            self._log_loss(task, loss.detach(), labeled)
+            self.losses[task.name].update(loss.detach(), labeled.sum())
+            self._log_epoch(f"train/{task.name}/loss", self.losses[task.name], len(labeled))
             total = total + self.loss_weights[task.name] * loss
         total = total * (len(self.tasks) / len(labeled))
-        self.log("train/loss", total.detach(), prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labeled))
+        self._log_epoch("train/loss", total.detach(), len(labeled), prog_bar=True, sync_dist=True)
         return total
 
-    def _log_loss(self, task: Task, loss: Tensor, labeled: Tensor) -> None:
-        """Mean over the labelled images of an epoch; an epoch without any shows none."""
-        count = labeled.sum()
-        mean = self.losses[task.name]
-        mean.update(loss / count.clamp(min=1), weight=count)
-        self.log(f"train/{task.name}/loss", mean, on_step=False, on_epoch=True, batch_size=len(labeled))
+    def _log_epoch(self, key: str, value: Metric | Tensor, batch_size: int, **options: Any) -> None:
+        """Log the mean over an epoch."""
+        self.log(key, value, on_step=False, on_epoch=True, batch_size=batch_size, **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update the metrics; the decoded maps go to whoever draws them."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from htt_lightning.metrics import AbsoluteError, BoundaryF, MaxF, MeanAngle, MeanIoU
+from htt_lightning.metrics import AbsoluteError, BoundaryF, MaxF, MeanAngle, MeanIoU, MeanLoss
 from tests.test_boundaries import largest_matching, pairs_within
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -303,3 +303,12 @@ def test_bad_options_are_refused():
         BoundaryF(thresholds=0)
     with pytest.raises(ValueError, match="negative"):
         BoundaryF(-0.1)
+
+
+def test_mean_loss_weighs_batches_by_their_labelled_images():
+    metric = MeanLoss()
+    for loss, count in [(6.0, 3), (0.0, 0), (1.0, 1)]:
+        metric.update(torch.tensor(loss), torch.tensor(count))
+    assert metric.compute() == 7 / 4
+    metric.reset()
+    assert metric.compute().isnan()

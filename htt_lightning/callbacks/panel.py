@@ -21,6 +21,9 @@ from htt_lightning.tasks import Task
 MARGIN, TITLE = 6, 18
 """Pixels between the cells of a panel, and the height of its titles."""
 
+WIDTH = 144
+"""Smaller images are enlarged to at least this many pixels, which the longest title needs."""
+
 
 class PredictionPanel(Callback):
     """Draws image, labels and predictions of every task at the end of validation, as PNG and into the logger.
@@ -146,7 +149,7 @@ def _first(batch: Batch, count: int) -> Batch:
 def _image(values: Tensor) -> np.ndarray:
     """``b 3 h w``, uint8 or in [0, 1], to uint8 ``b h w 3`` of a size one can look at."""
     pixels = values if values.dtype == torch.uint8 else (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    zoom = max(1, round(160 / pixels.shape[-1]))
+    zoom = -(-WIDTH // pixels.shape[-1])
     return rearrange(pixels.cpu(), "b c h w -> b h w c").numpy().repeat(zoom, 1).repeat(zoom, 2)
 
 

@@ -31,7 +31,7 @@ class PredictionWriter(BasePredictionWriter):
         """Find the run directory, which all ranks have to ask for together."""
         super().setup(trainer, pl_module, stage)
         run = run_directory(trainer)
-        self._folder = Path(self.folder) if self.folder else run and run / "predictions"
+        self._folder = run and (Path(self.folder) if self.folder else run / "predictions")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep nothing in memory: what is on disk need not be returned."""

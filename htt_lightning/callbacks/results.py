@@ -41,7 +41,7 @@ class ResultsTable(Callback):
         constants = (
             constant_scores(data, pl_module.tasks) if self.constant and isinstance(data, PartialLabelDataModule) else {}
         )
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {}
         for task in pl_module.tasks:
             key = f"val/{task.name}/{task.headline}"
             if key in trainer.callback_metrics:
@@ -51,18 +51,30 @@ class ResultsTable(Callback):
         if not rows:
             return
         with atomic_path(self._folder / "results.json") as partial:
-            partial.write_text(json.dumps(rows, indent=2) + "\n")
+            partial.write_text(json.dumps(_plain(rows), indent=2, allow_nan=False) + "\n")
         table = Table(title=f"Validation after {trainer.current_epoch} epochs")
         for column in ("metric", "value", "constant", "better than the constant by"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for key, row in rows.items():
-            numbers = [f"{row[column]:.3f} {row['unit']}" for column in ("value", "constant")]
-            table.add_row(key, *numbers, f"{row['gain_percent']:+.1f} %")
+            numbers = [_number(row[column], ".3f", row["unit"]) for column in ("value", "constant")]
+            table.add_row(key, *numbers, _number(row["gain_percent"], "+.1f", "%"))
         console = Console()
         console.print(table)
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
         for path in [self._folder / "results.json", *filter(None, panels)]:
-            console.print(f"{path}", soft_wrap=True, highlight=False)
+            console.out(path, highlight=False)
+
+
+def _number(value: float, form: str, unit: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{form}} {unit}"
+
+
+def _plain(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """JSON knows no NaN: what could not be computed is null."""
+    return {
+        key: {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
+        for key, row in rows.items()
+    }
 
 
 def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:

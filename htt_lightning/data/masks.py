@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from htt_lightning.errors import HTTError
+from htt_lightning.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,6 @@ class LabelMask:
         Raises:
             HTTError: The file cannot be written.
         """
-        path = Path(path)
         labels = ",\n".join(
             f"    {json.dumps(name)}: {json.dumps([task for task, keep in zip(self.tasks, row, strict=True) if keep])}"
             for name, row in zip(self.ids, self.labeled.tolist(), strict=True)
@@ -110,16 +109,8 @@ class LabelMask:
         head = {"format": FORMAT, "protocol": self.protocol, "seed": self.seed, "tasks": self.tasks}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items()]
         text = "".join(["{\n", *lines, '  "labels": {\n', labels, "\n  }\n}\n"])
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise HTTError(f"Cannot write the label mask {path}: {error.strerror}.") from error
+        with atomic_path(Path(path)) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

@@ -11,9 +11,9 @@ from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.nyud import CLASSES
 from htt_lightning.data.partial import Source
 from htt_lightning.data.sample import Arrays
-from htt_lightning.data.scenes import TASKS, render
 from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
+from htt_lightning.scenes import TASKS, render
 from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 
 RENDERER_VERSION = 1

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from htt_lightning.data import furniture
-from htt_lightning.data.furniture import Thing, bounds
-from htt_lightning.data.people import Part, person
-from htt_lightning.data.scenes import DEPTH_RANGE, TASKS, compose, render
+from htt_lightning.scenes.furniture import Thing, bounds
+from htt_lightning.scenes.people import Part, person
+from htt_lightning.scenes.rooms import DEPTH_RANGE, TASKS, compose, render
 
 SIZE = (64, 96)
 COUNT = 50

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from htt_lightning.data import furniture as made
-from htt_lightning.data.furniture import Builder, Piece, Thing
-from htt_lightning.data.people import person
-from htt_lightning.data.raycaster import Camera, Light, Material, Primitive, View, cast, intersect
+from htt_lightning.scenes import furniture as made
 from htt_lightning.data.sample import Arrays
+from htt_lightning.scenes.furniture import Builder, Piece, Thing
+from htt_lightning.scenes.people import person
+from htt_lightning.scenes.raycaster import Camera, Light, Material, Primitive, View, cast, intersect
 from htt_lightning.tasks.base import IGNORE
 
 TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edges")
@@ -280,13 +280,13 @@ class _Room:
             across, seated = self.rng.uniform(-0.75, 0.75), self.rng.random() < 0.35
             piece = person(self.rng, seated)
             head, torso = piece[0].centre, piece[1].centre
-            place = self.look(across, None, 0.85, self.rng.uniform(1.45, 3.2))
+            place = self.look(across, None, 0.85, self.rng.uniform(1.4, 2.5))
             slope = self.camera.rotation.T @ (place + (head + torso) / 2 * [0, 1, 0] - self.camera.position)
             # Someone above or below the picture is no guest.
             if np.abs(slope[1] / slope[2]) > 0.5 * self.camera.tangent:
                 continue
             toward = np.arctan2(*(self.camera.position - place)[[0, 2]])
-            number = self.add(piece, place, toward + self.rng.normal(0, 1))
+            number = self.add(piece, place, toward + self.rng.normal(0, 0.8))
             if number is not None:
                 body = [solid for solid in self.solids if solid.instance == number]
                 self.targets += [body[0].centre, body[1].centre]

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from htt_lightning.data.furniture import turn, upright
-from htt_lightning.data.raycaster import Camera, Light, Material, Primitive, Shape, cast, intersect
+from htt_lightning.scenes.furniture import turn, upright
+from htt_lightning.scenes.raycaster import Camera, Light, Material, Primitive, Shape, cast, intersect
 
 GREY = Material(np.full(3, 0.5), np.full(3, 0.5))
 SIZE = (33, 47)

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from htt_lightning.data.raycaster import Material, Pattern, Primitive, Shape
+from htt_lightning.scenes.raycaster import Material, Pattern, Primitive, Shape
 
 Piece = list[Primitive]
 """Solids in a frame of their own: base at y = 0, front towards +z, instances numbered from 0."""

@@ -1,12 +1,12 @@
 """Jointed people for synthetic rooms."""
 
-from dataclasses import replace
+import colorsys
 from enum import IntEnum
 
 import numpy as np
 
-from htt_lightning.data.furniture import Piece, Thing, Triple, bounds, chair, material, placed, turn, upright
-from htt_lightning.data.raycaster import Material, Primitive, Shape
+from htt_lightning.scenes.furniture import Piece, Thing, Triple, bounds, chair, material, placed, turn, upright
+from htt_lightning.scenes.raycaster import Material, Primitive, Shape
 
 _DOWN = np.array([0.0, -1.0, 0.0])
 
@@ -28,9 +28,9 @@ def person(rng: np.random.Generator, seated: bool) -> Piece:
         Head first, torso second; looks towards +z.
     """
     tall = rng.uniform(1.35, 1.9)
-    skin, shirt, trousers, shoes, hair = (material(rng) for _ in range(5))
-    skin = replace(skin, pattern="plain")
-    sleeve, leg = (shirt if rng.random() < 0.5 else skin), (trousers if rng.random() < 0.7 else skin)
+    shirt, trousers, shoes, hair = (material(rng) for _ in range(4))
+    skin = complexion(rng)
+    sleeve, leg = (shirt if rng.random() < 0.35 else skin), (trousers if rng.random() < 0.7 else skin)
     spine = turn(rng.uniform(0, 0.2) if seated else rng.uniform(-0.08, 0.2), 0)
     stout = rng.uniform(0.85, 1.25)
 
@@ -73,6 +73,12 @@ def person(rng: np.random.Generator, seated: bool) -> Piece:
         return body
     seat = body[1].centre[1] - (0.14 + 0.06) * tall
     return body + placed(chair(rng, seat), (0, 0, 0.05), instance=1)
+
+
+def complexion(rng: np.random.Generator) -> Material:
+    """A skin tone from dark brown to pale; wood and cloth of the common palette are often as warm."""
+    tone = np.array(colorsys.hsv_to_rgb(rng.uniform(0.03, 0.09), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.95))) ** 2
+    return Material(tone, tone)
 
 
 def _swung(forward: float, sideways: float) -> np.ndarray:

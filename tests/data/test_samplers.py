@@ -1,0 +1,46 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from htt_lightning.data.samplers import EpochSampler, EvalSampler
+
+sizes, worlds, epochs = st.integers(1, 40), st.integers(1, 4), st.integers(0, 5)
+
+
+def epoch_of(size, epoch, rank=0, world=1, seed=0):
+    sampler = EpochSampler(size, seed, rank, world)
+    sampler.set_epoch(epoch)
+    draws = list(sampler)
+    assert len(draws) == len(sampler)
+    return draws
+
+
+@given(sizes, epochs)
+def test_an_epoch_shows_every_image_once_and_says_which_epoch_it_is(size, epoch):
+    draws = epoch_of(size, epoch)
+    assert sorted(draw.position for draw in draws) == list(range(size))
+    assert {draw.epoch for draw in draws} == {epoch}
+
+
+def test_epochs_and_seeds_differ_but_repeat_themselves():
+    assert epoch_of(20, 1) == epoch_of(20, 1)
+    orders = [[d.position for d in epoch_of(20, epoch, seed=seed)] for epoch, seed in [(0, 0), (1, 0), (0, 1)]]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+@given(sizes, worlds, epochs, st.integers(1, 5))
+def test_ranks_together_see_the_batches_of_one_process(size, world, epoch, batch):
+    ranks = [epoch_of(size, epoch, rank, world) for rank in range(world)]
+    steps = len(ranks[0]) // batch
+    one = epoch_of(size, epoch)
+    for step in range(steps):
+        together = {draw for rank in ranks for draw in rank[step * batch : (step + 1) * batch]}
+        assert together == set(one[step * batch * world : (step + 1) * batch * world])
+    assert steps == len(one) // (batch * world)
+
+
+@given(sizes, worlds)
+def test_evaluation_counts_every_image_exactly_once_in_equally_long_shares(size, world):
+    shares = [list(EvalSampler(size, rank, world)) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    counted = [draw.position for share in shares for draw in share if not draw.repeat]
+    assert sorted(counted) == list(range(size))

@@ -1,0 +1,59 @@
+"""Train on any number of processes and write down what happened: ``python -m tests.ddp_run FOLDER DEVICES``."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from htt_lightning import HTTModule
+from tests.tiny import BACKBONE, tiny_data, tiny_trainer
+
+GLOBAL_BATCH = 4
+
+
+class Recorder(HTTModule):
+    """Keeps losses and reduced gradients. BatchNorm uses its running statistics: those of a batch differ by rank."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        unlabelled = [task for task, labeled in batch["labeled"].items() if not labeled.any()]
+        self.steps.append({"ids": batch["id"], "unlabelled": unlabelled})
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.steps[-1]["loss"] = self.all_gather(loss.detach()).mean()
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.steps[-1]["gradients"] = {name: p.grad.clone() for name, p in self.named_parameters()}
+
+
+def main(folder: Path, devices: int) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5)
+    module = Recorder(data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3)
+    strategy = "ddp" if devices > 1 else "auto"
+    # In double precision, because Adam blows rounding errors of vanishing gradients up to whole steps.
+    settings = {"precision": "64-true", "max_epochs": 2, "gradient_clip_val": 10}
+    trainer = tiny_trainer(folder / "run", devices=devices, strategy=strategy, **settings)
+    trainer.fit(module, data)
+    if trainer.is_global_zero:
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        record = {"steps": module.steps, "weights": module.net.state_dict(), "metrics": metrics}
+        torch.save(record, folder / f"devices{devices}.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,69 @@
+"""A dataset with a seventh task, as another project would write it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torchmetrics import Metric
+
+from htt_lightning.data.synthetic import SyntheticDataModule, SyntheticScenes
+from htt_lightning.losses import l1
+from htt_lightning.metrics import AbsoluteError
+from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks import Task
+from htt_lightning.tasks.colours import heat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Height(Task):
+    """How high above the camera's optical axis a point lies, shifted to be positive."""
+
+    name: str = "height"
+    reach: float = 4.0
+
+    channels: ClassVar[int | None] = 1
+    headline: ClassVar[str] = "abs_err"
+    higher_is_better: ClassVar[bool] = False
+    unit: ClassVar[str] = "m"
+
+    @property
+    def num_tokens(self) -> int:
+        return 1
+
+    def loss(self, output: Output, target: torch.Tensor) -> torch.Tensor:
+        return l1(self.decode(output, target.shape[-2:]), target, target.isfinite()[:, 0])
+
+    def decode(self, output: Output, size: tuple[int, int]) -> torch.Tensor:
+        return to_pixels(2 * self.reach * output.logits.float().sigmoid(), size)
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"abs_err": AbsoluteError()}
+
+    def colour(self, values: torch.Tensor) -> torch.Tensor:
+        return heat(values[:, 0] / (2 * self.reach))
+
+    def constant(self, targets: Iterable[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([t[t.isfinite()] for t in targets]).median()[None]
+
+
+class HeightScenes(SyntheticScenes):
+    """Scenes that know the height as well."""
+
+    def label(self, index: int, task: str) -> np.ndarray:
+        if task != "height":
+            return super().label(index, task)
+        depth = super().label(index, "depth")
+        rows = np.linspace(1, -1, len(depth), dtype=np.float32)[:, None]
+        return np.clip(4 + 0.4 * depth * rows, 0.1, 8).astype(np.float32)
+
+
+class HeightDataModule(SyntheticDataModule):
+    """Seven tasks."""
+
+    def available_tasks(self) -> list[Task]:
+        return [*super().available_tasks(), Height()]
+
+    def source(self, split: Any) -> HeightScenes:
+        return HeightScenes(split, self.counts[split], self.image_size, self.scenes_seed, self.cache)

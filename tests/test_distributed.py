@@ -1,0 +1,64 @@
+"""Two processes with gloo on the CPU do what one does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from htt_lightning.models import HTTNet
+from tests.conftest import ROOT
+from tests.tiny import BACKBONE
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    for devices in (1, 2):
+        command = [sys.executable, "-m", "tests.ddp_run", str(folder), str(devices)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
+
+
+def assert_close(one, two):
+    for name, theirs in one.items():
+        torch.testing.assert_close(two[name], theirs, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_losses_and_gradients_of_two_processes_equal_those_of_one(records):
+    one, two = records
+    assert len(one["steps"]) == len(two["steps"]) == 6
+    for ours, theirs in zip(two["steps"], one["steps"], strict=True):
+        assert set(ours["ids"]) < set(theirs["ids"])
+        torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-6, atol=1e-9)
+        assert_close(theirs["gradients"], ours["gradients"])
+
+
+def test_a_rank_without_labels_for_a_task_holds_nobody_up(records):
+    one, two = records
+    lacking = [
+        set(ours["unlabelled"]) - set(theirs["unlabelled"])
+        for ours, theirs in zip(two["steps"], one["steps"], strict=True)
+    ]
+    assert any(lacking), "the data should leave a rank without labels that the other has"
+
+
+def test_weights_and_metrics_of_two_processes_equal_those_of_one(records):
+    one, two = records
+    assert_close(one["weights"], two["weights"])
+    assert one["metrics"].keys() == two["metrics"].keys()
+    for key, value in one["metrics"].items():
+        assert two["metrics"][key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_batchnorm_converts_to_its_synchronised_form():
+    """The conversion only: synchronised BatchNorm itself runs on GPUs."""
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(HTTNet({"depth": 4}, backbone=BACKBONE, token_dim=8))
+    kinds = {type(module) for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {nn.SyncBatchNorm}

@@ -1,0 +1,169 @@
+import ast
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email import message_from_string
+
+import pytest
+import yaml
+
+import htt_lightning
+from tests.conftest import ROOT
+
+MODULES = ["htt_lightning", *(m.name for m in pkgutil.walk_packages(htt_lightning.__path__, "htt_lightning."))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(*words, cwd, **environment):
+    """Run this Python away from the checkout; its output is the message of a failure."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "COV_", "COVERAGE"))}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel built from the working tree, without asking any registry."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder that holds the wheel's content alone."""
+    target = tmp_path_factory.mktemp("installed")
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--no-compile"]
+    run(*pip, "--target", target, wheel, cwd=target)
+    return target
+
+
+def test_the_wheel_carries_everything_the_package_reads(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = ROOT / "htt_lightning"
+    sources = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
+    data = {"htt_lightning/py.typed", "htt_lightning/tasks/normal_directions.csv"}
+    configs = {f"htt_lightning/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert len(configs) >= 2
+    assert sources | data | configs <= names
+    assert {name.split("/")[0] for name in names} == {"htt_lightning", f"htt_lightning-{PROJECT['version']}.dist-info"}
+
+
+def test_the_wheel_says_what_it_is(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"htt_lightning-{PROJECT['version']}.dist-info/"
+        metadata = message_from_string(archive.read(info + "METADATA").decode())
+        commands = archive.read(info + "entry_points.txt").decode()
+        licence = archive.read(info + "licenses/LICENSE").decode()
+    assert metadata["Name"] == "htt-lightning"
+    assert metadata["Version"] == PROJECT["version"]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+    assert licence == (ROOT / "LICENSE").read_text()
+    assert set(PROJECT["optional-dependencies"]) == set(metadata.get_all("Provides-Extra"))
+    for command in ("htt", "lightning"):
+        assert f"{command} = htt_lightning.cli:main" in commands
+
+
+@pytest.fixture(scope="module")
+def trial(installed, tmp_path_factory):
+    """A folder in which the installed package has made a trial run by the name of a packaged config alone."""
+    options = {
+        "trainer.fast_dev_run": 1,
+        "trainer.accelerator": "cpu",
+        "model.backbone": "test_resnet",
+        "model.token_dim": 8,
+        "data.image_size": "[32,48]",
+        "data.batch_size": 2,
+        "data.train_images": 12,
+        "data.val_images": 2,
+        "data.num_workers": 0,
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    folder = tmp_path_factory.mktemp("elsewhere")
+    fit = ["-P", "-m", "htt_lightning", "fit", "--config", "synthetic.yaml", *words]
+    run(*fit, cwd=folder, PYTHONPATH=str(installed))
+    return folder
+
+
+def test_the_installed_wheel_is_imported_rather_than_the_checkout(installed, tmp_path):
+    # -P keeps the working directory off the path; PYTHONPATH comes before an editable install.
+    code = "from importlib.util import find_spec; print(find_spec('htt_lightning').origin)"
+    assert run("-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).strip() == str(
+        installed / "htt_lightning" / "__init__.py"
+    )
+
+
+def test_the_installed_wheel_trains_by_a_config_of_its_own(trial):
+    assert trial.is_dir()
+
+
+def test_a_trial_run_of_the_installed_wheel_leaves_no_files(trial):
+    assert list(trial.rglob("*")) == []
+
+
+def test_the_package_is_imported_where_the_logger_services_are_missing(tmp_path):
+    """timm imports them where it can, so that ``sys.modules`` alone would not tell."""
+    blocked = dict.fromkeys(["wandb", "tensorboard", "pandas", "pytorch_lightning"])
+    run("-c", f"import sys; sys.modules.update({blocked}); import htt_lightning.cli", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_every_module_class_and_function_says_what_it_is_for(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    undocumented = []
+    for key, value in vars(module).items():
+        public = not key.startswith("_") and getattr(value, "__module__", None) == name
+        if not public or not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        named = {key: value}
+        if inspect.isclass(value):
+            named |= {f"{key}.{member}": what for member, what in vars(value).items() if not member.startswith("_")}
+        for label, what in named.items():
+            plain = what.__func__ if isinstance(what, classmethod | staticmethod) else what
+            documentable = inspect.isclass(plain) or inspect.isfunction(plain) or isinstance(plain, property)
+            # What a dataclass writes for itself begins with its own signature.
+            if documentable and (not plain.__doc__ or plain.__doc__.startswith(f"{label}(")):
+                undocumented.append(label)
+    assert undocumented == []
+
+
+def test_the_sources_import_lightning_by_one_name_and_no_logger_service():
+    for path in sorted((ROOT / "htt_lightning").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] in ("pytorch_lightning", "wandb")], path
+
+
+def test_one_version_is_told_everywhere():
+    assert htt_lightning.__version__ == PROJECT["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    released = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert not released or released[0] == PROJECT["version"]
+
+
+def test_every_public_name_can_be_had():
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", []):
+            assert getattr(module, public, None) is not None, f"{name}.{public}"
