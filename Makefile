@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test lint
 
-demo: .venv/installed  ## train on the embedded scenes, one label per image
+demo: .venv/installed  ## train on the embedded scenes with partial labels
 	$(BIN)/htt fit --config synthetic.yaml
 
 test: .venv/installed  ## run the test suite

@@ -6,9 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 import htt_lightning.data
@@ -16,6 +17,7 @@ import htt_lightning.tasks  # noqa: F401  # so that a config may write class_pat
 from htt_lightning.callbacks import PredictionPanel, PredictionWriter, ResultsTable
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.errors import HTTError
+from htt_lightning.files import atomic_path, run_directory
 from htt_lightning.module import HTTModule
 
 
@@ -28,10 +30,20 @@ class HTTCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionPanel, "panel")
         parser.add_lightning_class_args(ResultsTable, "results")
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
         # The last epoch is what is reported (contracts.md, Stages): one file, replaced after every epoch.
         parser.set_defaults({"checkpoint.filename": "last", "checkpoint.enable_version_counter": False})
         parser.set_defaults({"data": {"class_path": "htt_lightning.data.SyntheticDataModule"}})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Where ``predict`` writes to."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.add_argument("--out", type=str | None, help="Folder for predictions; by default in the run's.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Replace predictions there.")
+            parser.link_arguments("out", "predictions.folder")
+            parser.link_arguments("overwrite", "predictions.overwrite")
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Let a checkpoint's hyperparameters describe the model, and say where they override what was asked for.
@@ -44,7 +56,7 @@ class HTTCLI(LightningCLI):
             return
         stored = read_hyperparameters(Path(path))
         asked = self.config[command].model
-        known = {key: value for key, value in stored.items() if key in asked and key != "tasks"}
+        known = {key: value for key, value in stored.items() if key in asked and key not in ("tasks", "single_task")}
         defaults = self._parser(command).get_defaults().model
         for key, value in known.items():
             given = asked[key] != defaults[key] or any(word.startswith(f"--model.{key}") for word in self.words)
@@ -56,6 +68,21 @@ class HTTCLI(LightningCLI):
         """Parse, and keep the words of the command line."""
         self.words = sys.argv[1:] if args is None else [str(word) for word in cast(Sequence[str], args)]
         super().parse_arguments(parser, args)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run directory, whatever the logger; Lightning's may hit a user's own file."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the run directory, which all ranks have to ask for together."""
+        self.save_to_log_dir, self._folder = False, run_directory(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file, on the first rank alone."""
+        if self._folder:
+            with atomic_path(self._folder / self.config_filename) as partial:
+                self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
 
 
 def read_hyperparameters(path: Path) -> dict[str, Any]:
@@ -115,7 +142,7 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # one way to set the learning rate: model.lr
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
             trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},
             parser_kwargs={"description": "Multi-task dense prediction from partial labels."},
             args=None if args is None else words,

@@ -14,6 +14,12 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def contract(equation: str, *operands: Tensor) -> Tensor:
+    """``torch.einsum`` in the operands' own type: autocast would go back to half precision."""
+    with torch.autocast(operands[0].device.type, enabled=False):
+        return torch.einsum(equation, *operands)
+
+
 def labeled_sum(loss: Tensor, labeled: Tensor) -> Tensor:
     """Sum of the losses of the labelled images.
 

@@ -34,10 +34,12 @@ class HTTModule(L.LightningModule):
     Args:
         tasks: The tasks, as objects or as the dicts a checkpoint holds; the command line takes them from the data.
         network: ``htt``, or ``multitask`` for the baseline without tokens.
-        backbone: Any timm model with ``features_only``.
+        backbone: A timm model with ``features_only``, see ``Backbone``.
         pretrained: Backbone weights when training begins: true (timm's hub), false (from scratch) or a local file.
         token_dim: Token width D.
         dropout: Rate in ASPP.
+        dilations: In ASPP, in pixels of the finest map (a quarter of the image for ResNets).
+        reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores of ``htt``.
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
         lr: Learning rate of Adam.
         weight_decay: Of all parameters.
@@ -46,7 +48,7 @@ class HTTModule(L.LightningModule):
         single_task: Headline figures of single-task models by task; with them, ``val/delta_m`` is logged.
 
     Raises:
-        HTTError: An argument is wrong, or (from ``setup``) pretrained weights cannot be had.
+        HTTError: An argument is wrong, or (from ``on_fit_start``) pretrained weights cannot be had.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class HTTModule(L.LightningModule):
         pretrained: bool | str = False,
         token_dim: int = 256,
         dropout: float = 0.5,
+        dilations: Sequence[int] = (12, 24, 36),
+        reduction: int = 1,
         backbone_options: dict[str, Any] | None = None,
         lr: float = 2e-5,
         weight_decay: float = 1e-6,
@@ -77,6 +81,8 @@ class HTTModule(L.LightningModule):
             backbone_options=backbone_options,
             token_dim=token_dim,
             dropout=dropout,
+            dilations=dilations,
+            **({"reduction": reduction} if network == "htt" else {}),
         )
         self.loss_weights = {task.name: task.weight for task in self.tasks} | self._known("loss_weights", loss_weights)
         self.single_task = single_task or {}
@@ -105,20 +111,28 @@ class HTTModule(L.LightningModule):
         outputs: dict[str, Output] = self.net(image)
         return outputs
 
-    def setup(self, stage: str) -> None:
-        """Fetch the backbone's pretrained weights when training begins; weights of a checkpoint win over them."""
-        if stage == "fit" and not self._has_weights and not self.trainer.ckpt_path:
+    def on_fit_start(self) -> None:
+        """Fetch the backbone's pretrained weights when training begins, unless a checkpoint has brought its own."""
+        if not self._has_weights:
             source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
             self.net.backbone.load_state_dict(source.state_dict())
         self._has_weights = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other tasks before its weights fail to fit."""
+        """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
         self._has_weights = True
-        stored = [task["init_args"]["name"] for task in checkpoint["hyper_parameters"]["tasks"]]
-        ours = [task.name for task in self.tasks]
-        if stored != ours:
+        stored = {task["init_args"]["name"]: task for task in checkpoint["hyper_parameters"]["tasks"]}
+        ours = {task.name: task.to_config() for task in self.tasks}
+        if list(stored) != list(ours):
             raise HTTError(f"The checkpoint was trained on {', '.join(stored)}, not {', '.join(ours)}; set data.tasks.")
+        for name, task in ours.items():
+            for key, value in task["init_args"].items():
+                trained = stored[name]["init_args"].get(key)
+                if key != "weight" and trained != value:
+                    raise HTTError(
+                        f"The checkpoint was trained with {key} {trained} of task {name}, not {value}; give the task "
+                        "in data.tasks the settings it was trained with."
+                    )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reseed dropout as an epoch begins: it depends on (seed, epoch), not on what ran before.

@@ -79,12 +79,19 @@ def test_nyud_config_fits_validates_tests_and_predicts_on_a_tree(tree, capsys):
     assert "test/normals/mean" in capsys.readouterr().out
 
 
-def test_the_published_recipe_is_what_nyud_config_says():
-    config = yaml.safe_load((ROOT / "configs" / "nyud.yaml").read_text())
-    assert config["model"] == {"backbone": "resnet18", "pretrained": True, "token_dim": 256, "lr": 2e-5}
+def test_the_published_recipe_is_what_nyud_config_says(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "nyud.yaml", "--data.root", ".", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    recipe = {
+        "backbone": "resnet18", "pretrained": True, "token_dim": 256, "lr": 2e-5, "weight_decay": 1e-6, "power": 0.9,
+    }  # fmt: skip
+    assert config["model"] | recipe == config["model"]
     assert config["trainer"]["gradient_clip_val"] == 10
     assert config["trainer"]["max_epochs"] == 100
     assert config["data"]["init_args"]["batch_size"] == 6
+    assert config["data"]["init_args"]["labels"] == "one-label"
+    assert config["data"]["init_args"]["augment"]["scale"] == [0.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +194,38 @@ def test_bad_input_ends_with_one_message(arguments, message, capsys):
 def test_a_missing_tree_prints_what_is_expected():
     with pytest.raises(SystemExit, match=r"error: [\s\S]*train/"):
         htt("fit", "--config", "nyud.yaml", "--data.root", "nowhere")
+
+
+def test_a_users_own_config_is_left_alone(monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    own = f"data: {{class_path: SyntheticDataModule}}  # mine\nmodel: {{lr: {1e-3}}}\n"
+    Path("config.yaml").write_text(own)
+    wandb = {"--trainer.logger": "WandbLogger", "--trainer.logger.offline": "true"}
+    htt("fit", "--config", "config.yaml", "--data.tasks", "depth", over=SCENES | {"--data.labels": "full"} | wandb)
+    assert Path("config.yaml").read_text() == own
+    (written,) = Path("lightning_logs").glob("*/config.yaml")
+    assert yaml.safe_load(written.read_text())["model"]["lr"] == 1e-3
+    assert (written.parent / "results.json").is_file()
+
+
+def test_predictions_go_where_asked_and_are_replaced_only_on_demand(capsys):
+    depth = ["--config", "synthetic.yaml", "--data.tasks", "depth"]
+    htt("fit", *depth, over=SCENES | {"--data.labels": "full"})
+    predict = ["predict", *depth, "--ckpt_path", str(run_directory() / "checkpoints" / "last.ckpt"), "--out", "mine"]
+    htt(*predict, over=SCENES)
+    assert capsys.readouterr().out.splitlines()[-1] == "mine"
+    assert len(list(Path("mine").iterdir())) == 6
+    with pytest.raises(SystemExit, match=r"error: mine is not empty.*--overwrite"):
+        htt(*predict, over=SCENES)
+    htt(*predict, "--overwrite", "true", over=SCENES)
+
+
+def test_single_task_figures_may_come_after_training(capsys):
+    depth = ["--config", "synthetic.yaml", "--data.tasks", "depth", "--model.single_task", "{depth: 2.0}"]
+    htt("fit", *depth[:-2], over=SCENES | {"--data.labels": "full"})
+    checkpoint = str(run_directory() / "checkpoints" / "last.ckpt")
+    htt("test", *depth, "--ckpt_path", checkpoint, over=SCENES)
+    assert "test/delta_m" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])

@@ -139,6 +139,18 @@ def test_a_checkpoint_of_other_tasks_is_refused(tmp_path):
         tiny_trainer(tmp_path).validate(tiny_module(data), data, ckpt_path=tmp_path / "kept" / "run.ckpt")
 
 
+def test_a_checkpoint_of_a_task_with_other_bins_is_refused(tmp_path):
+    """As many bins elsewhere: the weights would fit, and every depth would be wrong."""
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    far = tiny_data(tasks=[Depth(far=20.0)], labels="full")
+    fitted(tmp_path, far, callbacks=[keep], enable_checkpointing=True)
+    data = tiny_data(tasks="depth", labels="full")
+    with pytest.raises(HTTError, match=r"trained with far 20\.0 of task depth, not 10\.0"):
+        tiny_trainer(tmp_path).validate(tiny_module(data), data, ckpt_path=tmp_path / "kept" / "run.ckpt")
+    heavy = tiny_data(tasks=[Depth(far=20.0, weight=9)], labels="full")
+    tiny_trainer(tmp_path).validate(tiny_module(heavy), heavy, ckpt_path=tmp_path / "kept" / "run.ckpt")
+
+
 def test_a_checkpoint_with_pretrained_weights_loads_without_fetching_them(tmp_path):
     source = tiny_module(tiny_data()).net.backbone.model
     torch.save(source.state_dict(), tmp_path / "weights.pth")
@@ -152,6 +164,18 @@ def test_a_checkpoint_with_pretrained_weights_loads_without_fetching_them(tmp_pa
     loaded = HTTModule.load_from_checkpoint(tmp_path / "kept" / "run.ckpt")
     assert_same(weights(module), weights(loaded))
     fitted(tmp_path, data, module=loaded)  # going on with it needs no download either
+    again = tiny_module(data, pretrained=str(tmp_path / "weights.pth"))
+    fitted(tmp_path, data, module=again, ckpt_path=tmp_path / "kept" / "run.ckpt", max_epochs=2)
+
+
+def test_pretrained_weights_are_fetched_whatever_the_trainer_did_before(tmp_path):
+    data = tiny_data(tasks="depth", labels="full")
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    trainer = tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True)
+    trainer.fit(tiny_module(data), data)
+    trainer.validate(tiny_module(data), data, ckpt_path=tmp_path / "kept" / "run.ckpt")
+    with pytest.raises(HTTError, match=r"missing\.pth"):
+        trainer.fit(tiny_module(data, pretrained="missing.pth"), data)
 
 
 def test_the_learning_rate_decays_polynomially_per_epoch(tmp_path):

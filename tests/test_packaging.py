@@ -93,6 +93,7 @@ def trial(installed, tmp_path_factory):
         "data.batch_size": 2,
         "data.train_images": 12,
         "data.val_images": 2,
+        "data.cache": "null",
         "data.num_workers": 0,
     }
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
@@ -167,3 +168,18 @@ def test_every_public_name_can_be_had():
         module = importlib.import_module(name)
         for public in getattr(module, "__all__", []):
             assert getattr(module, public, None) is not None, f"{name}.{public}"
+
+
+def test_importing_the_transforms_leaves_the_network_alone():
+    code = """
+import sys
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request"):
+        print("network:", event, args)
+sys.addaudithook(watch)
+import htt_lightning.data.transforms
+"""
+    env = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "network" not in ran.stdout

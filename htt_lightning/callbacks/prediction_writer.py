@@ -9,7 +9,9 @@ import numpy as np
 from einops import rearrange
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
+from rich.console import Console
 
+from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path, run_directory
 from htt_lightning.module import HTTModule
 
@@ -21,21 +23,32 @@ class PredictionWriter(BasePredictionWriter):
 
     Args:
         folder: Where to; ``predictions/`` of the run directory by default.
+        overwrite: Whether files that are there may be replaced.
+
+    Raises:
+        HTTError: From ``setup``: the folder is not empty.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, overwrite: bool = False) -> None:
         super().__init__(write_interval="batch")
-        self.folder = folder
+        self.folder, self.overwrite = folder, overwrite
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, which all ranks have to ask for together."""
+        """Find the folder, which all ranks have to ask for together, before any of them writes."""
         super().setup(trainer, pl_module, stage)
         run = run_directory(trainer)
-        self._folder = run and (Path(self.folder) if self.folder else run / "predictions")
+        folder = self._folder = run and (Path(self.folder) if self.folder else run / "predictions")
+        if stage == "predict" and folder and not self.overwrite and folder.is_dir() and any(folder.iterdir()):
+            raise HTTError(f"{folder} is not empty; choose another folder with --out, or give --overwrite true.")
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep nothing in memory: what is on disk need not be returned."""
         trainer.predict_loop.return_predictions = False
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say where the files are."""
+        if self._folder and trainer.is_global_zero:
+            Console().out(self._folder, highlight=False)
 
     def write_on_batch_end(
         self,

@@ -5,16 +5,16 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from htt_lightning.data.masks import LabelMask, draw_mask, read_mask
+from htt_lightning.data.masks import LabelMask, check_labels, draw_mask, is_protocol, natural_order, read_mask
 from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.sample import Batch, collate
 from htt_lightning.data.samplers import EpochSampler, EvalSampler
@@ -64,6 +64,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             raise HTTError(
                 f"data.batch_size must be at least 1 and data.num_workers at least 0, not {batch_size}, {num_workers}."
             )
+        check_labels(labels)
         self.labels, self.batch_size, self.num_workers, self.augment = labels, batch_size, num_workers, augment
         self.image_size = (image_size[0], image_size[1]) if image_size else None
         self.canonical = tuple(task.name for task in self.available_tasks())
@@ -86,9 +87,14 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def draw_labels(self, source: Source) -> LabelMask:
         """The label mask over all canonical tasks, whatever tasks the run lists (contracts.md, Label masks)."""
-        if self.labels in ("full", "one-label", "random-label") or not Path(self.labels).suffix:
-            return draw_mask(self.labels, source.ids, self.canonical, self.run_seed)  # type: ignore[arg-type]
-        return read_mask(self.labels, source.ids, self.canonical)
+        known = self.mask
+        if known is None or known.ids != natural_order(source.ids) or known.seed not in (None, self.run_seed):
+            if is_protocol(self.labels):
+                available = np.stack([source.available(task) for task in self.canonical], 1)
+                self.mask = draw_mask(self.labels, source.ids, self.canonical, self.run_seed, available)
+            else:
+                self.mask = read_mask(self.labels, source.ids, self.canonical)
+        return cast(LabelMask, self.mask)
 
     def labels_of(self, split: Split, source: Source) -> dict[str, tuple[str, ...]]:
         """Names of the tasks each image of a split keeps its label of; validation images keep all."""
@@ -132,8 +138,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"{len(self.train)} labelled training images do not fill one batch of {self.batch_size} on each of "
                     f"{self._world} processes; lower data.batch_size."
                 )
-            self.mask = self.draw_labels(self.train.source)
-            self._save_mask(self.mask)
+            self._save_mask(self.draw_labels(self.train.source))
         self.val = self.dataset("val")
 
     def _save_mask(self, mask: LabelMask) -> None:

@@ -123,6 +123,29 @@ def natural_order(ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(ids, key=natural_key))
 
 
+def is_protocol(labels: str) -> TypeGuard[Protocol]:
+    """Whether labels are to be drawn, rather than read from a file."""
+    return labels in get_args(Protocol)
+
+
+def check_labels(labels: str) -> None:
+    """Refuse what can be neither a protocol nor a mask file, before any work is done.
+
+    Raises:
+        HTTError: It is no protocol, and there is no such file.
+    """
+    if is_protocol(labels) or Path(labels).is_file():
+        return
+    raise HTTError(f"Cannot read the label mask {labels}: no such file.") if Path(labels).suffix else unknown(labels)
+
+
+def unknown(protocol: str) -> HTTError:
+    """The error that a misspelt protocol deserves."""
+    near = difflib.get_close_matches(str(protocol), get_args(Protocol), 1, 0.3)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return HTTError(f"Unknown label protocol {protocol!r}: choose {', '.join(get_args(Protocol))}.{hint}")
+
+
 def draw_mask(
     protocol: Protocol,
     ids: Sequence[str],
@@ -149,10 +172,8 @@ def draw_mask(
             an image can have no label.
         ValueError: ``available`` has another shape.
     """
-    if protocol not in get_args(Protocol):
-        near = difflib.get_close_matches(str(protocol), get_args(Protocol), 1, 0.3)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise HTTError(f"Unknown label protocol {protocol!r}: choose {', '.join(get_args(Protocol))}.{hint}")
+    if not is_protocol(protocol):
+        raise unknown(protocol)
     if protocol == "random-label" and len(tasks) < 3:
         raise HTTError(
             f"random-label keeps at least one and not all labels, which with {_names(tasks)} alone is one-label: "

@@ -74,12 +74,13 @@ class NYUD(Source):
     Args:
         root: The folder ``NYUDv2``, or the one that holds it.
         split: ``train`` or ``val``.
+        one_size: Whether ``check`` refuses images of different sizes.
 
     Raises:
-        HTTError: If there is no such split, or no images in it.
+        HTTError: If there is no such split, or no images in it, or labels without an image.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
         if split not in ("train", "val"):
             raise HTTError(f"NYUD-v2 has no split {split!r}; choose train or val")
         root = Path(root).expanduser()
@@ -92,7 +93,10 @@ class NYUD(Source):
             raise HTTError(f"{images} holds no .npy file; unpack the dataset again, so that it reads:\n{TREE}")
         if odd := sorted(name for name in names if not name.isdecimal()):
             raise HTTError(f"{images / odd[0]}.npy is not named by an integer; move it elsewhere")
-        self.ids = sorted(names, key=int)
+        for layout in LAYOUTS.values():
+            if stray := sorted({path.stem for path in (self.folder / layout.folder).glob("*.npy")} - set(names)):
+                raise HTTError(f"{images / stray[0]}.npy is missing, but {layout.folder}/{stray[0]}.npy is there")
+        self.ids, self.one_size = sorted(names, key=int), one_size
         self.tasks = tuple(task for task in LAYOUTS if task != "image")
 
     def image(self, index: int) -> np.ndarray:
@@ -137,12 +141,14 @@ class NYUD(Source):
             HTTError: Files are missing, broken or hold wrong values: the message names three of them.
         """
         positions = {name: index for index, name in enumerate(self.ids)}
+        size = self._open(0, "image")[1].shape[:2] if self.one_size else None
 
         def fault(name: str) -> str:
-            if name not in positions:
-                return f"{self.folder / 'image' / name}.npy is missing, but its labels are to be used"
             try:
-                for key in ("image", *labels[name]):
+                path, stored = self._open(positions[name], "image")
+                if size and stored.shape[:2] != size:
+                    return f"{path} is {stored.shape[:2]}, but the first image {size}; set data.image_size"
+                for key in labels[name]:
                     path, stored = self._open(positions[name], key)
                     if key == "semseg":
                         classes(path, stored)
@@ -256,4 +262,4 @@ class NYUDDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> NYUD:
         """A split of the tree."""
-        return NYUD(self.root, split)
+        return NYUD(self.root, split, one_size=self.image_size is None)

@@ -6,9 +6,11 @@ from zlib import crc32
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from htt_lightning.data.sample import Arrays, Batch, Draw, to_sample
+from htt_lightning.data.transforms import nearest
 from htt_lightning.tasks import Task
 
 Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
@@ -20,11 +22,9 @@ class Source(ABC):
 
     Attributes:
         ids: Image ids in natural order ("2" before "10").
-        tasks: Names of the tasks the split has labels for.
     """
 
     ids: list[str]
-    tasks: tuple[str, ...]
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
@@ -33,6 +33,10 @@ class Source(ABC):
     @abstractmethod
     def label(self, index: int, task: str) -> np.ndarray:
         """The task's map as ``tasks.base.Task`` describes it: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
+
+    def available(self, task: str) -> NDArray[np.bool_]:
+        """Which images can have a label of the task at all, bool ``n`` (protocol.md 2.3.3)."""
+        return np.ones(len(self.ids), np.bool_)
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
         """Look for broken files before any training time is lost.
@@ -78,15 +82,19 @@ class PartialLabels(Dataset[Batch]):
     def __getitem__(self, key: int | Draw) -> Batch:
         draw = key if isinstance(key, Draw) else Draw(key)
         name, (index, labeled) = self.ids[draw.position], self._items[draw.position]
-        arrays = {"image": self._resized(self.source.image(index), cv2.INTER_LINEAR)}
+        arrays = {"image": self.source.image(index)}
         for task in self.tasks:
             if task.name in labeled and not draw.repeat:
-                arrays[task.name] = self._resized(self.source.label(index, task.name), cv2.INTER_NEAREST)
+                arrays[task.name] = self.source.label(index, task.name)
+        if self.size:
+            arrays = {key: resized(array, self.size, key == "image") for key, array in arrays.items()}
         rng = np.random.default_rng([self.seed, draw.epoch, crc32(name.encode())])
         arrays, valid = self.transform(arrays, rng)
         return to_sample(arrays, valid, self.tasks, name)
 
-    def _resized(self, array: np.ndarray, interpolation: int) -> np.ndarray:
-        if self.size is None or array.shape[:2] == self.size:
-            return array
-        return cv2.resize(array, self.size[::-1], interpolation=interpolation)
+
+def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
+    """An image or map at another size ``(h, w)``, pixel centres matched: bilinear if smooth, else nearest neighbour."""
+    if array.shape[:2] == size:
+        return array
+    return cv2.resize(array, size[::-1]) if smooth else nearest(array, size, slice(0, size[0]), slice(0, size[1]))

@@ -1,11 +1,12 @@
 """Synthetic scenes as a dataset: nothing to download, every label exact."""
 
-import tempfile
-import zipfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.nyud import CLASSES
@@ -13,7 +14,8 @@ from htt_lightning.data.partial import Source
 from htt_lightning.data.sample import Arrays
 from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
-from htt_lightning.scenes import TASKS, render
+from htt_lightning.files import atomic_path
+from htt_lightning.scenes import TASKS, has_people, render
 from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 
 RENDERER_VERSION = 1
@@ -55,37 +57,61 @@ class SyntheticScenes(Source):
 
     def image(self, index: int) -> np.ndarray:
         """RGB image, uint8 ``h w 3``."""
-        return self._scene(index)["image"].copy()
+        return self._array(index, "image")
 
     def label(self, index: int, task: str) -> np.ndarray:
         """A task's map: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
-        return self._scene(index)[task].copy()
+        return self._array(index, task)
 
-    def _scene(self, index: int) -> Arrays:
-        if self._last is None or self._last[0] != index:
-            self._last = index, self._draw(index) if self._folder is None else self._kept(index, self._folder)
-        return self._last[1]
+    def available(self, task: str) -> NDArray[np.bool_]:
+        """Body parts have labels where there are people, everything else always."""
+        if task != "human_parts":
+            return super().available(task)
+        seed, stream, _ = self._key
+        return np.array([has_people(seed, index, stream) for index in range(len(self.ids))])
 
-    def _draw(self, index: int) -> Arrays:
-        seed, stream, size = self._key
-        return render(seed, index, size, stream)
+    def fill_cache(self, workers: int) -> None:
+        """Render every scene that the cache lacks, showing progress.
 
-    def _kept(self, index: int, folder: Path) -> Arrays:
-        """A scene from the cache; a file that is missing or damaged is written anew."""
-        path = folder / f"{index}.npz"
+        Args:
+            workers: Processes that share the work; 0 for this one.
+        """
+        absent = [i for i, name in enumerate(self.ids) if self._folder and not (self._folder / f"{name}.npz").exists()]
+        if absent:
+            drawn = DataLoader(_Images(self), sampler=absent, batch_size=8, num_workers=workers, collate_fn=len)
+            for _ in track(drawn, f"Rendering {len(absent)} scenes into {self._folder}"):
+                pass
+
+    def _array(self, index: int, name: str) -> np.ndarray:
+        """One array of a scene, alone from the cache; a file that is missing or damaged is written anew."""
+        if self._folder is None:
+            return self._scene(index)[name].copy()
+        path = self._folder / f"{index}.npz"
         try:
             # numpy leaves a file open that it opened itself and found damaged.
             with path.open("rb") as handle, np.load(handle) as file:
-                arrays = {name: file[name] for name in ("image", *TASKS)}
-        except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
-            arrays = self._draw(index)
-            folder.mkdir(parents=True, exist_ok=True)
-            # Workers may write the same scene at once: each moves a complete file into place.
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                whole = Path(scratch) / path.name
-                np.savez(whole, allow_pickle=False, **arrays)
-                whole.replace(path)
-        return arrays
+                array: np.ndarray = file[name]
+                return array
+        except Exception:  # a damaged archive fails in many ways
+            with atomic_path(path) as partial, partial.open("wb") as whole:
+                np.savez_compressed(whole, allow_pickle=False, **self._scene(index))
+            return self._scene(index)[name].copy()
+
+    def _scene(self, index: int) -> Arrays:
+        if self._last is None or self._last[0] != index:
+            seed, stream, size = self._key
+            self._last = index, render(seed, index, size, stream)
+        return self._last[1]
+
+
+class _Images(Dataset[np.ndarray]):
+    """The images of a source, in the form that loaders take."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.source.image(index)
 
 
 def write_nyud(root: Path, train: int, val: int, size: tuple[int, int], seed: int = 0) -> None:
@@ -130,7 +156,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         val_images: Number of validation scenes.
         image_size: ``[h, w]`` to render at.
         scenes_seed: Seed of the collection of scenes; order, augmentation and labels follow ``seed``.
-        cache: Folder to keep rendered scenes in; by default they are rendered as the loaders run.
+        cache: Folder that all scenes are rendered into before training; by default they are rendered as loaders run.
         labels: See ``PartialLabelDataModule``, as for all below.
         tasks: ...
         batch_size: ...
@@ -157,15 +183,23 @@ class SyntheticDataModule(PartialLabelDataModule):
         self.scenes_seed, self.cache = scenes_seed, Path(cache) if cache else None
         super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed)
 
+    def prepare_data(self) -> None:
+        """Fill the cache first: training then has the cores to itself."""
+        trainer = self.trainer
+        if self.cache and not (trainer and cast(Any, trainer).fast_dev_run):
+            for split in ("train", "val") if trainer is None or trainer.state.fn == "fit" else ("val",):
+                self.source(split).fill_cache(self.num_workers)
+        super().prepare_data()
+
     def available_tasks(self) -> list[Task]:
         """All six, with NYUD's classes; weights that bring the losses to one scale."""
         return [
             SemSeg(classes=CLASSES),
-            HumanParts(weight=2),
+            HumanParts(weight=5),
             Saliency(weight=5),
             Normals(weight=2),
-            Edges(weight=20),
-            Depth(),
+            Edges(weight=10),
+            Depth(weight=4),
         ]
 
     def source(self, split: Split) -> SyntheticScenes:

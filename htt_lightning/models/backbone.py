@@ -18,7 +18,7 @@ class Backbone(nn.Module):
     """Four feature maps of a timm model: a pyramid of strides 4 to 32, or four depths of a plain vision transformer.
 
     Args:
-        name: Any timm model with ``features_only``.
+        name: A timm model with ``features_only`` and channels first: strides 4 to 32, or patches of 4, 8 or 16 pixels.
         pretrained: True for timm's weights from its hub, False for random ones, or a local weights file.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
@@ -50,7 +50,11 @@ def _feature_arguments(name: str) -> dict[str, Any]:
     """Which levels to ask timm for; a look at the untrained model tells."""
     model = _create(name, pretrained=False)
     strides: list[int] = model.feature_info.reduction()
+    if getattr(model, "output_fmt", "NCHW") != "NCHW":
+        raise HTTError(f"Backbone {name!r} returns channels last, which is not supported; choose a ResNet or a ViT.")
     if len(set(strides)) == 1:
+        if strides[0] not in (4, 8, 16):
+            raise HTTError(f"Backbone {name!r} has patches of {strides[0]} pixels; patches of 4, 8 or 16 are needed.")
         # A plain transformer: four evenly spaced depths, (2, 5, 8, 11) of twelve.
         depth = len(model.model.blocks) if hasattr(model.model, "blocks") else len(strides)
         return {"out_indices": tuple(depth * k // 4 - 1 for k in (1, 2, 3, 4)), "dynamic_img_size": True}

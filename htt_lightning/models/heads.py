@@ -1,5 +1,7 @@
 """From a task's features to its prediction, through fine-grained task tokens (method.md 2)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -15,11 +17,11 @@ class ASPP(nn.Module):
     Args:
         inputs: Channels of the features.
         dim: Channels of every branch and of the result.
-        dilations: Of the 3x3 branches.
         dropout: Rate behind the projection.
+        dilations: Of the 3x3 branches, in pixels of the features.
     """
 
-    def __init__(self, inputs: int, dim: int, dilations: tuple[int, ...] = (12, 24, 36), dropout: float = 0.5) -> None:
+    def __init__(self, inputs: int, dim: int, dropout: float = 0.5, dilations: Sequence[int] = (12, 24, 36)) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             [conv_bn_relu(inputs, dim, 1), *(conv_bn_relu(inputs, dim, 3, dilation) for dilation in dilations)]
@@ -104,12 +106,21 @@ class HTTHead(nn.Module):
         dim: Token width D.
         count: K, number of classes or bins.
         dropout: Rate in ASPP.
+        dilations: In ASPP.
         reduction: Kernel and stride r of the depthwise convolution that token scores are computed on.
     """
 
-    def __init__(self, inputs: int, dim: int, count: int, dropout: float = 0.5, reduction: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        dim: int,
+        count: int,
+        dropout: float = 0.5,
+        dilations: Sequence[int] = (12, 24, 36),
+        reduction: int = 1,
+    ) -> None:
         super().__init__()
-        self.aspp = ASPP(inputs, dim, dropout=dropout)
+        self.aspp = ASPP(inputs, dim, dropout, dilations)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
         self.attention = TokenAttention(dim)
         self.fine_tokens = FineTokens(dim, count)
@@ -135,11 +146,14 @@ class PlainHead(nn.Module):
         dim: Width of the head.
         count: K, number of classes or bins.
         dropout: Rate in ASPP.
+        dilations: In ASPP.
     """
 
-    def __init__(self, inputs: int, dim: int, count: int, dropout: float = 0.5) -> None:
+    def __init__(
+        self, inputs: int, dim: int, count: int, dropout: float = 0.5, dilations: Sequence[int] = (12, 24, 36)
+    ) -> None:
         super().__init__()
-        self.aspp = ASPP(inputs, dim, dropout=dropout)
+        self.aspp = ASPP(inputs, dim, dropout, dilations)
         self.conv = conv_bn_relu(dim, dim, 3)
         self.classify = nn.Conv2d(dim, count, 1)
         self.apply(xavier)

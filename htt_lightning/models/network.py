@@ -90,6 +90,7 @@ class HTTNet(DenseNetwork):
         num_tokens: K by task name: classes or bins.
         token_dim: Token width D.
         dropout: Rate in ASPP.
+        dilations: In ASPP, in pixels of the finest map; the published ones suit images of 288x384 and more.
         reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores.
         **kwargs: See ``DenseNetwork``.
     """
@@ -99,6 +100,7 @@ class HTTNet(DenseNetwork):
         num_tokens: Mapping[str, int],
         token_dim: int = 256,
         dropout: float = 0.5,
+        dilations: Sequence[int] = (12, 24, 36),
         reduction: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -108,7 +110,7 @@ class HTTNet(DenseNetwork):
         global_tokens = SingleScaleTokens if one_scale else GlobalTokens
         self.global_tokens = global_tokens(channels, len(num_tokens), token_dim, reduction)
         self.heads = nn.ModuleDict(
-            {task: HTTHead(channels[-1], token_dim, k, dropout, reduction) for task, k in num_tokens.items()}
+            {task: HTTHead(channels[-1], token_dim, k, dropout, dilations, reduction) for task, k in num_tokens.items()}
         )
 
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
@@ -126,17 +128,23 @@ class MultiTaskNet(DenseNetwork):
         num_tokens: K by task name: classes or bins.
         token_dim: Width of the heads.
         dropout: Rate in ASPP.
+        dilations: In ASPP, in pixels of the finest map; the published ones suit images of 288x384 and more.
         **kwargs: See ``DenseNetwork``.
     """
 
     def __init__(
-        self, num_tokens: Mapping[str, int], token_dim: int = 256, dropout: float = 0.5, **kwargs: Any
+        self,
+        num_tokens: Mapping[str, int],
+        token_dim: int = 256,
+        dropout: float = 0.5,
+        dilations: Sequence[int] = (12, 24, 36),
+        **kwargs: Any,
     ) -> None:
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
         self.fuse = nn.ModuleDict({task: Fusion(channels, channels[-1]) for task in num_tokens}).apply(xavier)
         self.heads = nn.ModuleDict(
-            {task: PlainHead(channels[-1], token_dim, k, dropout) for task, k in num_tokens.items()}
+            {task: PlainHead(channels[-1], token_dim, k, dropout, dilations) for task, k in num_tokens.items()}
         )
 
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:

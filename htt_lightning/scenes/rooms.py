@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from htt_lightning.scenes import furniture as made
 from htt_lightning.data.sample import Arrays
+from htt_lightning.scenes import furniture as made
 from htt_lightning.scenes.furniture import Builder, Piece, Thing
 from htt_lightning.scenes.people import person
 from htt_lightning.scenes.raycaster import Camera, Light, Material, Primitive, View, cast, intersect
@@ -25,6 +25,9 @@ DEPTH_RANGE = (0.67, 10.0)
 
 _CLEARANCE = 1.1
 """Metres that everything keeps from the camera: 0.7 m of depth in the corner of the widest square view."""
+
+_TANGENT = 0.7
+"""Tangent of half the field of view along the longer side."""
 
 _TINY = 1e-9
 
@@ -120,14 +123,7 @@ def _develop(view: View, rng: np.random.Generator) -> np.ndarray:
 
 def compose(seed: int, index: int, stream: int = 0) -> Scene:
     """Furnish one room; arguments as for ``render``."""
-    rng = np.random.default_rng([seed, stream, index, 0])
-    room = _Room(rng)
-    people = rng.choice([0, 1, 2], p=[0.22, 0.5, 0.28])
-    # A draw may come too close to the camera; most do not.
-    while (first := room.eyecatcher()) is None:
-        pass
-    salient = [first]
-    salient += [number for _ in range(people) if (number := room.guest()) is not None]
+    rng, room, salient = _open(seed, index, stream)
     for build in _drawn(rng, _AT_WALLS):
         room.against_wall(build)
     for build in _drawn(rng, _LOOSE):
@@ -139,6 +135,23 @@ def compose(seed: int, index: int, stream: int = 0) -> Scene:
         for power in rng.uniform(0.6, 2, 1 + (rng.random() < 0.35))
     ]
     return Scene(room.solids, room.camera, lights, rng.uniform(0.25, 0.6), salient)
+
+
+def has_people(seed: int, index: int, stream: int = 0) -> bool:
+    """Whether somebody is in a scene, without rendering it; arguments as for ``render``."""
+    _, room, _ = _open(seed, index, stream)
+    return any(solid.part for solid in room.solids)
+
+
+def _open(seed: int, index: int, stream: int) -> tuple[np.random.Generator, "_Room", list[int]]:
+    """A room with all that is salient in it, and the numbers of that; nothing that comes later will hide it."""
+    rng = np.random.default_rng([seed, stream, index, 0])
+    room = _Room(rng)
+    people = rng.choice([0, 1, 2], p=[0.15, 0.5, 0.35])
+    # A draw may come too close to the camera; most do not.
+    while (first := room.eyecatcher()) is None:
+        pass
+    return rng, room, [first, *(number for _ in range(people) if (number := room.guest()) is not None)]
 
 
 def _drawn(rng: np.random.Generator, chances: Sequence[tuple[Builder, float]]) -> list[Builder]:
@@ -162,16 +175,16 @@ class _Room:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         # The longest diagonal is 9.7 m: nothing in view is further than that.
-        self.size = rng.uniform([4, 2.35, 3.8], [6, 3.1, 7])
+        self.size = rng.uniform([4, 2.4, 3.8], [6, 2.7, 7])
         self.low, self.high = self.size * [-0.5, 0, -1], self.size * [0.5, 1, 0]
         margin = _CLEARANCE + 0.02
-        position = rng.uniform(self.low + margin, [self.high[0] - margin, min(self.high[1] - margin, 1.75), -margin])
+        position = rng.uniform(self.low + margin, [self.high[0] - margin, self.high[1], -margin])
+        position[1] = rng.uniform(1.25, 1.6)  # the ceiling is nearer than the clearance, but never looked at head on
         position[2] = max(position[2], -rng.uniform(margin, 1.6))
         aim = np.array([rng.uniform(-0.45, 0.45) * self.size[0], 0, -0.85 * self.size[2]]) - position
         yaw, pitch, roll = np.arctan2(-aim[0], -aim[2]), rng.uniform(-0.35, 0.2), rng.normal(0, 0.04)
-        self.camera = Camera(
-            position, made.turn(yaw, 1) @ made.turn(pitch, 0) @ made.turn(roll, 2), rng.uniform(0.55, 0.85)
-        )
+        # One lens for all, as in a real dataset: sizes would say nothing about distances otherwise.
+        self.camera = Camera(position, made.turn(yaw, 1) @ made.turn(pitch, 0) @ made.turn(roll, 2), _TANGENT)
         self.targets: list[np.ndarray] = []
         self.taken: list[tuple[np.ndarray, np.ndarray]] = []
         self.instances = 0

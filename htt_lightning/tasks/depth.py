@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import BIN_WEIGHT, cross_entropy, l1, masked_mean, upcast
+from htt_lightning.losses import BIN_WEIGHT, contract, cross_entropy, l1, masked_mean, upcast
 from htt_lightning.metrics import AbsoluteError
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.base import Task
@@ -59,7 +59,7 @@ class Depth(Task):
     def expectation(self, output: Output) -> Tensor:
         """Depth at feature resolution, ``b 1 h/s w/s``."""
         logits = upcast(output.logits)
-        return torch.einsum("b k h w, k -> b h w", logits.softmax(1), self.centres(logits))[:, None]
+        return contract("b k h w, k -> b h w", logits.softmax(1), self.centres(logits))[:, None]
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """L1 over valid pixels and cross entropy to the nearest bin; target ``b 1 h w``, NaN missing."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import BIN_WEIGHT, cross_entropy, l1, masked_mean, upcast
+from htt_lightning.losses import BIN_WEIGHT, contract, cross_entropy, l1, masked_mean, upcast
 from htt_lightning.metrics import MeanAngle
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.base import Task
@@ -62,7 +62,7 @@ class Normals(Task):
     def expectation(self, output: Output) -> Tensor:
         """Unit normals at feature resolution, ``b 3 h/s w/s``."""
         logits = upcast(output.logits)
-        return F.normalize(torch.einsum("b k h w, k c -> b c h w", logits.softmax(1), self.centres(logits)), dim=1)
+        return F.normalize(contract("b k h w, k c -> b c h w", logits.softmax(1), self.centres(logits)), dim=1)
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """L1 summed over components and cross entropy to the closest direction; target ``b 3 h w``, NaN missing."""
@@ -75,7 +75,7 @@ class Normals(Task):
 
     def nearest_bin(self, normals: Tensor) -> Tensor:
         """Index ``b h w`` of the direction with the largest dot product; any value where the normal is missing."""
-        return torch.einsum("b c h w, k c -> b k h w", normals.nan_to_num(0), self.centres(normals)).argmax(1)
+        return contract("b c h w, k c -> b k h w", normals.nan_to_num(0), self.centres(normals)).argmax(1)
 
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Unit normals ``b 3 h w``."""
@@ -92,8 +92,22 @@ class Normals(Task):
         return picture.masked_fill(missing, GREY).to(torch.uint8)
 
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """The mean direction."""
-        return F.normalize(torch.stack([t[:, t.isfinite().all(0)].sum(1) for t in targets]).sum(0), dim=0)
+        """The direction of least mean angle: Weiszfeld's median on the sphere, of vectors rounded to 1/32."""
+        counts = torch.zeros(65**3)
+        place = torch.tensor([65 * 65, 65, 1])
+        for target in targets:
+            vectors = target[:, target.isfinite().all(0)].T.cpu()
+            counts += torch.bincount((vectors * 32 + 32).round().long() @ place, minlength=len(counts))
+        cells = counts.nonzero()
+        vectors, counts = F.normalize((cells // place % 65 - 32).double(), dim=1), counts[cells[:, 0], None].double()
+        centre = F.normalize((counts * vectors).sum(0), dim=0)
+        for _ in range(50):
+            cosine = (vectors @ centre).clamp(-1, 1)[:, None]
+            sine, angle = (1 - cosine * cosine).sqrt().clamp(min=1e-3), cosine.acos().clamp(min=1e-3)
+            step = (counts * (vectors - cosine * centre) / sine).sum(0) / (counts / angle).sum()
+            length = step.norm()
+            centre = F.normalize(centre * length.cos() + step * torch.sinc(length / math.pi), dim=0)
+        return centre.float()
 
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirroring an image mirrors what its normals point to: x changes its sign."""

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from htt_lightning.callbacks import PredictionWriter
+from htt_lightning.errors import HTTError
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -50,12 +51,21 @@ def test_predictions_go_where_they_are_asked_to(tmp_path):
     assert not (tmp_path / "run" / "predictions").exists()
 
 
-def test_predicting_again_replaces_the_files(tmp_path):
+def test_predictions_of_another_run_are_refused_before_anything_is_written(tmp_path):
+    data = tiny_data(tasks="depth", labels="full", val_images=1)
+    predict(tmp_path, PredictionWriter(), data)
+    before = {path: path.read_bytes() for path in (tmp_path / "predictions").iterdir()}
+    with pytest.raises(HTTError, match="predictions is not empty"):
+        predict(tmp_path, PredictionWriter(), data)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "predictions").iterdir()}
+
+
+def test_predicting_again_replaces_the_files_when_asked_to(tmp_path):
     data = tiny_data(tasks="depth", labels="full", val_images=1)
     written = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        predict(tmp_path, PredictionWriter(), data, tiny_module(data))
+        predict(tmp_path, PredictionWriter(overwrite=True), data, tiny_module(data))
         written.append(np.load(tmp_path / "predictions" / "0_depth.npy"))
     assert not np.array_equal(*written)
     assert len(list((tmp_path / "predictions").iterdir())) == 2

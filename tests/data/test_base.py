@@ -89,6 +89,19 @@ def test_wrong_arguments_are_named(tree, changes, message):
         nyud(tree, **changes)
 
 
+def test_the_mask_file_is_read_once(tree, tmp_path):
+    nyud(tree).mask.save(tmp_path / "mask.json")
+    data = nyud(tree, labels=str(tmp_path / "mask.json"))
+    (tmp_path / "mask.json").unlink()
+    data.prepare_data()
+    assert sum(len(list(data.training_targets(task))) for task in data.tasks) == 9
+
+
+def test_a_mask_file_needs_no_suffix(tree, tmp_path):
+    nyud(tree).mask.save(tmp_path / "mask")
+    assert nyud(tree, labels=str(tmp_path / "mask")).mask.fingerprint == nyud(tree).mask.fingerprint
+
+
 def test_a_mask_of_other_images_is_refused(tree, tmp_path):
     nyud(tree).mask.save(tmp_path / "mask.json")
     stored = json.loads((tmp_path / "mask.json").read_text())

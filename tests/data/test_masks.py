@@ -246,7 +246,7 @@ def test_saving_replaces_a_file_as_a_whole(tmp_path, monkeypatch):
     small().save(path)
     good = path.read_text()
     monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "disk full")))
-    with pytest.raises(HTTError, match=r"Cannot write the label mask .*mask\.json: disk full"):
+    with pytest.raises(HTTError, match=r"Cannot write .*mask\.json: disk full"):
         draw_mask("full", FEW, NYUD, 0).save(path)
     assert path.read_text() == good
     assert [p.name for p in tmp_path.iterdir()] == ["mask.json"]

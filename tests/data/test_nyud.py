@@ -199,9 +199,18 @@ def test_an_image_without_its_label_is_refused_unless_the_label_is_hidden(root, 
     source.check({"2": [other for other in ALL if other != task]})
 
 
-def test_labels_of_an_unknown_image_are_refused(root):
-    with pytest.raises(HTTError, match=r"7\.npy is missing"):
-        NYUD(root, "train").check({"7": ("depth",)})
+def test_labels_without_their_image_are_refused(root):
+    (root / "train" / "image" / "2.npy").unlink()
+    with pytest.raises(HTTError, match=r"image.2\.npy is missing, but label.2\.npy is there"):
+        NYUD(root, "train")
+
+
+def test_a_sample_of_another_size_is_refused_unless_images_are_resized(root):
+    for kind in ("image", "label", "depth", "normal"):
+        replace(root, kind, lambda array: array[:, :20], name="2")
+    with pytest.raises(HTTError, match=r"image.2\.npy is \(24, 20\), but the first image \(24, 32\).*image_size"):
+        check_all(root)
+    NYUD(root, "train", one_size=False).check({"2": ALL})
 
 
 def test_an_unknown_task_is_refused(root):

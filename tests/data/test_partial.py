@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
 from htt_lightning.data import PartialLabels, Source
+from htt_lightning.data.partial import resized
 from htt_lightning.data.sample import Draw, collate
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
@@ -13,7 +15,7 @@ LABELS = {"7": ("semseg", "depth"), "12": ("normals",)}
 class Noise(Source):
     """Random maps; notes what is read."""
 
-    ids, tasks = ("1", "7", "12"), ("semseg", "depth", "normals", "edges")
+    ids = ("1", "7", "12")
 
     def __init__(self):
         self.read = []
@@ -99,3 +101,12 @@ def test_resizing_on_reading_keeps_label_values():
     assert sample["image"].shape == (3, 10, 15)
     assert set(sample["semseg"].unique().tolist()) <= {0, 1}
     assert torch.isin(sample["depth"], dataset()[0]["depth"]).all()
+
+
+@pytest.mark.parametrize("size", [(4, 10), (20, 6), (33, 70)])
+def test_resizing_on_reading_matches_the_centres_of_image_and_maps(size):
+    columns = np.tile(np.arange(30, dtype=np.float32), (20, 1))
+    smooth, sharp = resized(np.dstack([columns] * 3), size, True)[..., 0], resized(columns, size, False)
+    assert smooth.shape == sharp.shape == size
+    assert np.abs(smooth - sharp).max() <= 0.5
+    assert abs((smooth - sharp).mean()) < 0.1  # matching corners instead would shift by half a pixel and more

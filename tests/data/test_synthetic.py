@@ -6,6 +6,7 @@ import pytest
 from htt_lightning.data import synthetic
 from htt_lightning.data.synthetic import SyntheticScenes, write_nyud
 from htt_lightning.errors import HTTError
+from tests.tiny import tiny_data, tiny_trainer
 
 SIZE = (24, 32)
 
@@ -81,6 +82,28 @@ def test_cached_scenes_are_the_rendered_ones_and_are_rendered_once(tmp_path, ren
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["1.npz"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_is_filled_before_training_begins(tmp_path, renders, workers):
+    data = tiny_data(train_images=5, val_images=3, cache=tmp_path, num_workers=workers, labels="full")
+    data.prepare_data()
+    assert len(list(tmp_path.rglob("train/*.npz"))) == 5
+    assert len(list(tmp_path.rglob("val/*.npz"))) == 3
+    renders.clear()
+    data.prepare_data()
+    data.setup("fit")
+    assert data.train[4]["id"] == "4"
+    assert renders == []
+
+
+@pytest.mark.parametrize(("command", "trial", "expected"), [("fit", 0, 5), ("validate", 0, 3), ("fit", 1, 0)])
+def test_only_what_a_run_needs_is_rendered_ahead(tmp_path, command, trial, expected):
+    data = tiny_data(train_images=2, val_images=3, cache=tmp_path)
+    data.trainer = tiny_trainer(tmp_path, fast_dev_run=trial)
+    data.trainer.state.fn = command
+    data.prepare_data()
+    assert len(list(tmp_path.rglob("*.npz"))) == expected
+
+
 @pytest.mark.parametrize("share", [0, 0.3, 0.999])
 def test_a_truncated_cache_file_is_rendered_again(tmp_path, share):
     SyntheticScenes("train", 1, SIZE, cache=tmp_path).image(0)
@@ -94,10 +117,21 @@ def test_a_truncated_cache_file_is_rendered_again(tmp_path, share):
 def test_a_cache_file_with_a_flipped_byte_is_rendered_again(tmp_path):
     SyntheticScenes("train", 1, SIZE, cache=tmp_path).image(0)
     (path,) = tmp_path.rglob("*.npz")
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 255
-    path.write_bytes(damaged)
-    assert same(SyntheticScenes("train", 1, SIZE, cache=tmp_path), SyntheticScenes("train", 1, SIZE), 0)
+    sound = path.read_bytes()
+    for place in range(0, len(sound), len(sound) // 60):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 255]) + sound[place + 1 :])
+        assert same(SyntheticScenes("train", 1, SIZE, cache=tmp_path), SyntheticScenes("train", 1, SIZE), 0), place
+
+
+@pytest.mark.parametrize("labels", ["one-label", "random-label"])
+def test_rooms_without_people_are_never_chosen_for_body_parts(labels):
+    data = tiny_data(train_images=40, image_size=(64, 96), labels=labels)
+    data.setup("fit")
+    column = data.mask.tasks.index("human_parts")
+    people = np.array([np.isin(data.train.source.label(k, "human_parts"), range(1, 7)).any() for k in range(40)])
+    assert 0 < people.sum() < 40
+    assert not data.mask.labeled[~people, column].any()
+    assert data.mask.labeled[people, column].any()
 
 
 def test_caches_of_other_seeds_sizes_splits_and_renderers_are_apart(tmp_path, monkeypatch, renders):

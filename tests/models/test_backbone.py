@@ -67,3 +67,11 @@ def test_an_unreachable_download_says_what_to_do(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
     with pytest.raises(HTTError, match=r"timm's hub[\s\S]*model\.pretrained to a local weights file"):
         Backbone("resnet18", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("swin_tiny_patch4_window7_224", "channels last"), ("vit_small_patch14_dinov2", "14 pixels")]
+)
+def test_transformers_that_do_not_fit_are_refused(name, message):
+    with pytest.raises(HTTError, match=message):
+        Backbone(name)

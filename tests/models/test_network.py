@@ -191,3 +191,14 @@ def test_wrong_image_shapes_are_named(shape):
 def test_a_network_without_tasks_is_refused():
     with pytest.raises(HTTError, match="at least one task"):
         HTTNet({})
+
+
+@pytest.mark.parametrize("kind", [HTTNet, MultiTaskNet])
+def test_dilations_of_the_pyramid_pooling_can_be_chosen(kind):
+    published, small = (
+        kind({"depth": 5}, token_dim=8, backbone=BACKBONE, **chosen) for chosen in ({}, {"dilations": (2, 4)})
+    )
+    for net, expected in ((published, {1, 12, 24, 36}), (small, {1, 2, 4})):
+        aspp = net.heads["depth"].aspp
+        assert {layer.dilation[0] for layer in aspp.modules() if isinstance(layer, nn.Conv2d)} == expected
+        assert net(torch.rand(2, 3, 32, 32))["depth"].logits.shape == (2, 5, 8, 8)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from htt_lightning.data import furniture
+from htt_lightning.scenes import furniture
 from htt_lightning.scenes.furniture import Thing, bounds
 from htt_lightning.scenes.people import Part, person
-from htt_lightning.scenes.rooms import DEPTH_RANGE, TASKS, compose, render
+from htt_lightning.scenes.rooms import DEPTH_RANGE, TASKS, compose, has_people, render
 
 SIZE = (64, 96)
 COUNT = 50
@@ -169,3 +169,9 @@ def test_colour_does_not_give_the_class_away(scenes):
     means = np.array([values.mean(0) for values in colours.values()])
     spread = min(values.std(0).mean() for values in colours.values())
     assert (means.max(0) - means.min(0) < 2 * spread).all()
+
+
+def test_people_are_known_of_without_rendering(scenes):
+    seen = [bool(np.isin(scene["human_parts"], range(1, 7)).any()) for scene in scenes]
+    assert [has_people(3, index) for index in range(COUNT)] == seen
+    assert 0.7 < np.mean(seen) < 0.97

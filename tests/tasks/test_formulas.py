@@ -145,3 +145,21 @@ def test_directions_spread_evenly_over_the_visible_half_sphere():
     torch.testing.assert_close(centres.norm(dim=1), torch.ones(40, dtype=torch.float64))
     nearest = (centres @ centres.T - 2 * torch.eye(40)).amax(1).acos().rad2deg()
     assert nearest.min() > 0.6 * nearest.max()
+
+
+def test_the_constant_normal_is_the_median_direction_and_not_the_mean():
+    up, left = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0])
+    target = torch.where(torch.arange(100) < 60, up[:, None], left[:, None]).view(3, 10, 10)
+    torch.testing.assert_close(Normals().constant([target]), up, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("task", [Depth(), Normals()], ids=lambda task: task.name)
+def test_half_precision_networks_decode_in_single_precision(task):
+    logits = random_logits(task)
+    target = random_target(task)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = task.decode(output_of(logits.bfloat16()), (6, 7)), task.nearest_bin(target)
+    full = task.decode(output_of(logits.bfloat16().float()), (6, 7)), task.nearest_bin(target)
+    assert half[0].dtype == torch.float32
+    torch.testing.assert_close(half[0], full[0])
+    assert torch.equal(half[1], full[1])

@@ -283,13 +283,13 @@ def other_constants(task):
 @pytest.mark.parametrize("seed", range(3))
 def test_no_other_constant_has_a_better_headline(task, seed):
     targets = random_target(task, b=4, h=12, w=12, seed=seed)
-    if isinstance(task, Normals):  # around one direction; the mean minimises the mean angle only nearly
+    if isinstance(task, Normals):  # around one direction: where there is none, no constant is better than others
         lean = task.centres(torch.zeros(()))[5 * seed].view(1, 3, 1, 1)
         targets = torch.nn.functional.normalize(targets + 2 * lean, dim=1)
     constant = task.constant(iter(targets))
     assert constant.shape == (() if task.channels is None else (task.channels,))
     own = headline(task, [(constant_map(task, constant, targets), targets)])
-    slack = 0.5 if isinstance(task, Normals) else 1e-5
+    slack = 0.02 if isinstance(task, Normals) else 1e-5  # it knows vectors to 1/32 only
     for other in other_constants(task):
         figure = headline(task, [(constant_map(task, other, targets), targets)])
         assert own >= figure - slack if task.higher_is_better else own <= figure + slack

@@ -1,0 +1,79 @@
+import random
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from htt_lightning.data.transforms import Photometric
+
+
+def test_photometric_numbers_lie_in_their_ranges_and_fill_them():
+    colour = Photometric(1.0)
+    colour.set_random_state(np.random.default_rng(0), random.Random(0))
+    draws = [colour.get_params() for _ in range(2000)]
+    for key, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
+        values = np.array([draw[key] for draw in draws])
+        assert low <= values.min() < low + (high - low) / 100
+        assert high - (high - low) / 100 < values.max() <= high
+    assert {draw["hue"] for draw in draws} == set(range(-18, 18))
+    assert 900 < sum(draw["contrast_first"] for draw in draws) < 1100
+
+
+def test_each_photometric_operation_has_its_own_chance():
+    colour = Photometric(0.5)
+    colour.set_random_state(np.random.default_rng(0), random.Random(0))
+    draws = [colour.get_params() for _ in range(2000)]
+    neutral = {"brightness": 0, "contrast": 1, "saturation": 1, "hue": 0}
+    active = np.array([[draw[key] != value for key, value in neutral.items()] for draw in draws])
+    assert (np.abs(active.mean(0) - 0.5) < 0.05).all()
+    assert len(np.unique(active, axis=0)) == 16
+
+
+def reference(image, brightness, contrast, saturation, hue, contrast_first):
+    def cut(values):
+        return np.clip(values, 0, 255).astype(np.uint8)
+
+    image = cut(image.astype(float) + brightness)
+    if contrast_first:
+        image = cut(image.astype(float) * contrast)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = cut(hsv[..., 1].astype(float) * saturation)
+    hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return image if contrast_first else cut(image.astype(float) * contrast)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.floats(-32, 32),
+    st.floats(0.5, 1.5),
+    st.floats(0.5, 1.5).filter(lambda value: value != 1),
+    st.integers(-18, 17),
+    st.booleans(),
+)
+def test_photometric_operations_follow_their_formulas(brightness, contrast, saturation, hue, contrast_first):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    numbers = (brightness, contrast, saturation, hue, contrast_first)
+    np.testing.assert_array_equal(Photometric(1.0).apply(image, *numbers), reference(image, *numbers))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "level", "expected"),
+    [
+        ({"brightness": 0.9}, 10, 10),
+        ({"brightness": -0.1}, 10, 9),
+        ({"brightness": -32}, 10, 0),
+        ({"brightness": 32}, 240, 255),
+        ({"contrast": 0.55}, 10, 5),
+        ({"contrast": 1.5}, 200, 255),
+        ({"brightness": 32, "contrast": 0.5}, 240, 127),
+        ({"brightness": 0.6, "contrast": 1.5}, 11, 16),
+        ({"brightness": 32, "contrast": 0.5, "contrast_first": False}, 240, 127),
+        ({}, 77, 77),
+    ],
+)
+def test_grey_levels_are_clipped_and_truncated(numbers, level, expected):
+    image = np.full((2, 2, 3), level, np.uint8)
+    assert (Photometric(1.0).apply(image, **numbers) == expected).all()
