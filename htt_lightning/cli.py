@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -32,7 +33,6 @@ class HTTCLI(LightningCLI):
         parser.add_lightning_class_args(ResultsTable, "results")
         # The last epoch is what is reported (contracts.md, Stages): one file, replaced after every epoch.
         parser.set_defaults({"checkpoint.filename": "last", "checkpoint.enable_version_counter": False})
-        parser.set_defaults({"data": {"class_path": "htt_lightning.data.SyntheticDataModule"}})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Where ``predict`` writes to."""
@@ -121,6 +121,26 @@ def packaged_config(name: str) -> str:
     return name
 
 
+def names_data(words: Sequence[str]) -> bool:
+    """Whether words of the command line, or a config among them, say which dataset to use.
+
+    The embedded scenes are what is used otherwise. They cannot simply be the parser's default, as it would carry
+    their image and batch size over to any other dataset.
+    """
+    for place, word in enumerate(words):
+        key, _, value = word.partition("=")
+        if key in ("--data", "--data.class_path"):
+            return True
+        if key in ("--config", "-c"):
+            try:
+                data = yaml.safe_load(Path(value or words[place + 1]).read_text())["data"]
+            except (OSError, IndexError, TypeError, KeyError, yaml.YAMLError):
+                continue  # if anything is wrong with it, the parser will say so
+            if isinstance(data, str) or "class_path" in (data or {}):
+                return True
+    return False
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; bad input ends with one message and status 1.
 
@@ -133,6 +153,8 @@ def main(args: Sequence[str] | None = None) -> None:
             words[place] = "--config=" + packaged_config(word.removeprefix("--config="))
         elif place and words[place - 1] in ("--config", "-c"):
             words[place] = packaged_config(word)
+    if words and words[0] in HTTCLI.subcommands() and not names_data(words):
+        words.insert(1, "--data=SyntheticDataModule")
     if args is None:
         sys.argv[1:] = words  # processes that DDP starts get the same words
     try:

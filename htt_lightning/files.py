@@ -19,8 +19,9 @@ def run_directory(trainer: Any) -> Path | None:
         None for a trial run (``fast_dev_run``), which keeps nothing.
     """
     folder, logger = Path(trainer.log_dir or trainer.default_root_dir), trainer.logger
-    if logger is not None and not hasattr(logger, "log_dir"):
+    if logger is not None and not logger.log_dir:
         # Loggers without a directory per run, such as Weights & Biases, would have runs overwrite each other.
+        _ = logger.experiment  # only a run that has begun has a version
         folder = Path(trainer.strategy.broadcast(str(folder / str(logger.name) / str(logger.version))))
     return None if trainer.fast_dev_run else folder
 

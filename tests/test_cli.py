@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from htt_lightning import HTTModule
-from htt_lightning.cli import main, packaged_config
+from htt_lightning.cli import main, names_data, packaged_config
 from htt_lightning.data.synthetic import write_nyud
 from tests.conftest import ROOT
 
@@ -91,6 +91,7 @@ def test_the_published_recipe_is_what_nyud_config_says(capsys):
     assert config["trainer"]["max_epochs"] == 100
     assert config["data"]["init_args"]["batch_size"] == 6
     assert config["data"]["init_args"]["labels"] == "one-label"
+    assert config["data"]["init_args"]["image_size"] is None
     assert config["data"]["init_args"]["augment"]["scale"] == [0.5, 2.0]
 
 
@@ -203,7 +204,7 @@ def test_a_users_own_config_is_left_alone(monkeypatch):
     wandb = {"--trainer.logger": "WandbLogger", "--trainer.logger.offline": "true"}
     htt("fit", "--config", "config.yaml", "--data.tasks", "depth", over=SCENES | {"--data.labels": "full"} | wandb)
     assert Path("config.yaml").read_text() == own
-    (written,) = Path("lightning_logs").glob("*/config.yaml")
+    (written,) = Path("runs/lightning_logs").glob("*/config.yaml")
     assert yaml.safe_load(written.read_text())["model"]["lr"] == 1e-3
     assert (written.parent / "results.json").is_file()
 
@@ -248,6 +249,30 @@ def test_an_error_in_a_loader_process_is_as_short(tree, tmp_path):
     assert str(stop.value).startswith("error: ")
     assert "3.npy" in str(stop.value)
     assert "Traceback" not in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--trainer.max_epochs", "1"], False),
+        (["--data.batch_size", "2"], False),
+        (["--data", "NYUDDataModule"], True),
+        (["--data.class_path=NYUDDataModule"], True),
+        (["--config", "with.yaml"], True),
+        (["--config=with.yaml"], True),
+        (["-c", "short.yaml"], True),
+        (["--config", "without.yaml"], False),
+        (["--config", "empty.yaml"], False),
+        (["--config", "missing.yaml"], False),
+        (["--config"], False),
+    ],
+)
+def test_the_scenes_are_used_where_no_other_data_is_named(words, named):
+    Path("with.yaml").write_text("data: {class_path: NYUDDataModule}")
+    Path("short.yaml").write_text("data: NYUDDataModule")
+    Path("without.yaml").write_text("data: {init_args: {batch_size: 2}}")
+    Path("empty.yaml").write_text("")
+    assert names_data(words) is named
 
 
 def test_a_config_in_the_working_directory_wins_over_the_packaged_one():

@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path, run_directory
@@ -60,6 +60,14 @@ def test_the_run_directory_is_the_loggers(tmp_path):
     assert run_directory(tiny_trainer(tmp_path, logger=logger)) == tmp_path / "runs" / "version_0"
 
 
+def test_the_run_directory_of_a_logger_without_one_is_named_by_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="mine", offline=True, save_dir=tmp_path)
+    folder = run_directory(tiny_trainer(tmp_path, logger=logger))
+    assert folder == tmp_path / "mine" / logger.version
+    logger.experiment.finish()
+
+
 def test_the_run_directory_without_a_logger_is_the_default_root(tmp_path):
     assert run_directory(tiny_trainer(tmp_path)) == tmp_path
 
@@ -73,6 +81,8 @@ def test_every_process_asks_for_the_logging_directory_even_in_a_trial_run():
     asked = []
 
     class Trainer(SimpleNamespace):
+        logger = None
+
         @property
         def log_dir(self):
             asked.append(True)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import HTTModule
-from htt_lightning.data import SyntheticDataModule
+from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import labeled_sum
 from htt_lightning.module import delta_m
@@ -144,11 +144,12 @@ def test_a_checkpoint_of_a_task_with_other_bins_is_refused(tmp_path):
     keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
     far = tiny_data(tasks=[Depth(far=20.0)], labels="full")
     fitted(tmp_path, far, callbacks=[keep], enable_checkpointing=True)
+    path, trainer = tmp_path / "kept" / "run.ckpt", tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True)
     data = tiny_data(tasks="depth", labels="full")
     with pytest.raises(HTTError, match=r"trained with far 20\.0 of task depth, not 10\.0"):
-        tiny_trainer(tmp_path).validate(tiny_module(data), data, ckpt_path=tmp_path / "kept" / "run.ckpt")
+        trainer.validate(tiny_module(data), data, ckpt_path=path)
     heavy = tiny_data(tasks=[Depth(far=20.0, weight=9)], labels="full")
-    tiny_trainer(tmp_path).validate(tiny_module(heavy), heavy, ckpt_path=tmp_path / "kept" / "run.ckpt")
+    trainer.validate(tiny_module(heavy), heavy, ckpt_path=path)
 
 
 def test_a_checkpoint_with_pretrained_weights_loads_without_fetching_them(tmp_path):
@@ -165,7 +166,9 @@ def test_a_checkpoint_with_pretrained_weights_loads_without_fetching_them(tmp_pa
     assert_same(weights(module), weights(loaded))
     fitted(tmp_path, data, module=loaded)  # going on with it needs no download either
     again = tiny_module(data, pretrained=str(tmp_path / "weights.pth"))
-    fitted(tmp_path, data, module=again, ckpt_path=tmp_path / "kept" / "run.ckpt", max_epochs=2)
+    keep.dirpath = str(tmp_path / "further")
+    going_on = {"ckpt_path": tmp_path / "kept" / "run.ckpt", "max_epochs": 2, "callbacks": [keep]}
+    fitted(tmp_path, data, module=again, enable_checkpointing=True, **going_on)
 
 
 def test_pretrained_weights_are_fetched_whatever_the_trainer_did_before(tmp_path):
@@ -174,6 +177,7 @@ def test_pretrained_weights_are_fetched_whatever_the_trainer_did_before(tmp_path
     trainer = tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True)
     trainer.fit(tiny_module(data), data)
     trainer.validate(tiny_module(data), data, ckpt_path=tmp_path / "kept" / "run.ckpt")
+    keep.dirpath = str(tmp_path / "elsewhere")
     with pytest.raises(HTTError, match=r"missing\.pth"):
         trainer.fit(tiny_module(data, pretrained="missing.pth"), data)
 
@@ -281,28 +285,30 @@ def test_the_mask_is_saved_beside_the_run_and_can_be_given_back(tmp_path, caplog
 def test_eight_images_are_learned_by_every_task(seed):
     """Every task's loss falls below 20 % of its start within 200 steps."""
     torch.manual_seed(seed)
-    data = SyntheticDataModule(
-        train_images=8, val_images=1, image_size=(48, 64), batch_size=8, labels="full", augment=None, num_workers=0,
-        scenes_seed=seed,
+    # Crops of large images, and borders of three pixels: logits at a quarter of the size cannot draw a line of one.
+    crop = Augment(scale=(1, 1), crop=(64, 96), flip=0, colour=0)
+    data = tiny_data(
+        train_images=8, image_size=(192, 288), batch_size=8, labels="full", augment=crop, scenes_seed=seed
     )  # fmt: skip
-    data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
-    module = HTTModule(data.tasks, backbone="test_resnet", token_dim=48, dropout=0.0)
+    batch = batch_of(data)
+    batch["edges"] = torch.nn.functional.max_pool2d(batch["edges"].float(), 3, 1, 1).long()
+    channels = {"channels": [32, 48, 64, 96]}
+    module = HTTModule(data.tasks, backbone_options=channels, token_dim=32, dilations=[2], dropout=0.0)
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     first: dict[str, float] = {}
-    last: dict[str, float] = {}
     for _ in range(200):
         outputs = module(batch["image"])
         losses = {
             t.name: labeled_sum(t.loss(outputs[t.name], batch[t.name]), batch["labeled"][t.name]) for t in data.tasks
         }
-        last = {name: float(loss) for name, loss in losses.items()}
+        last = {name: float(loss.detach()) for name, loss in losses.items()}
+        assert all(np.isfinite(list(last.values())))
         first = first or last
+        shares = {name: last[name] / first[name] for name in first}
+        if max(shares.values()) < 0.2:
+            return
         total = sum(module.loss_weights[name] * loss for name, loss in losses.items())
         optimizer.zero_grad()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 10)
         optimizer.step()
-    assert all(np.isfinite(list(last.values())))
-    shares = {name: last[name] / first[name] for name in first}
-    assert max(shares.values()) < 0.2, shares
+    pytest.fail(f"after 200 steps there is left {shares}")
