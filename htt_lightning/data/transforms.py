@@ -8,6 +8,7 @@ of anonymous masks. And all draws come from the generator passed with the call, 
 
 import os
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -184,9 +185,9 @@ class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # alb
         """The function for each key of the data."""
         return {"image": self.apply} | {task.name: partial(self.apply_to_map, task=task) for task in self.tasks}
 
+    @abstractmethod
     def apply_to_map(self, array: np.ndarray, task: Task, **params: Any) -> np.ndarray:
         """Transform one task's map as ``apply`` does the image."""
-        raise NotImplementedError
 
 
 class ScaleCrop(JointTransform):
