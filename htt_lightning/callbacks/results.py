@@ -58,6 +58,8 @@ class ResultsTable(Callback):
         for key, row in rows.items():
             numbers = [_number(row[column], ".3f", row["unit"]) for column in ("value", "constant")]
             table.add_row(key, *numbers, _number(row["gain_percent"], "+.1f", "%"))
+        if trainer.progress_bar_callback:  # its last redraw would come after the table
+            trainer.progress_bar_callback.teardown(trainer, pl_module, "fit")
         console = Console()
         console.print(table)
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]

@@ -199,7 +199,7 @@ class SyntheticDataModule(PartialLabelDataModule):
             Saliency(weight=5),
             Normals(weight=2),
             Edges(weight=10),
-            Depth(weight=4),
+            Depth(weight=8),
         ]
 
     def source(self, split: Split) -> SyntheticScenes:

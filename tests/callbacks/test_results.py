@@ -53,6 +53,14 @@ def test_a_run_writes_its_metrics_under_the_contract_keys(tmp_path):
     assert results["val/depth/abs_err"]["value"] == pytest.approx(last)
 
 
+def test_the_table_and_the_paths_are_the_last_lines(tmp_path, capsys):
+    fit(tmp_path, ResultsTable(), PredictionPanel(), enable_progress_bar=True)
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert lines[-1] == str(tmp_path / "panels" / "epoch_000.png")
+    assert lines[-2] == str(tmp_path / "results.json")
+    assert "val/depth/abs_err" in lines[-4]
+
+
 def test_results_hold_value_unit_constant_and_gain_of_every_task(tmp_path):
     data = tiny_data()
     trainer = fit(tmp_path, ResultsTable(), data=data)
