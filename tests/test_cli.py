@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 
 from htt_lightning import HTTModule
@@ -20,6 +21,7 @@ TINY = {
     "--data.num_workers": "0",
     "--data.batch_size": "3",
     "--trainer.max_epochs": "1",
+    "--trainer.limit_train_batches": "1.0",
     "--trainer.accelerator": "cpu",
     "--trainer.enable_progress_bar": "false",
     "--trainer.enable_model_summary": "false",
@@ -201,8 +203,9 @@ def test_a_users_own_config_is_left_alone(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     own = f"data: {{class_path: SyntheticDataModule}}  # mine\nmodel: {{lr: {1e-3}}}\n"
     Path("config.yaml").write_text(own)
-    wandb = {"--trainer.logger": "WandbLogger", "--trainer.logger.offline": "true"}
-    htt("fit", "--config", "config.yaml", "--data.tasks", "depth", over=SCENES | {"--data.labels": "full"} | wandb)
+    offline = {"--trainer.logger": "WandbLogger", "--trainer.logger.offline": "true"}
+    htt("fit", "--config", "config.yaml", "--data.tasks", "depth", over=SCENES | {"--data.labels": "full"} | offline)
+    wandb.finish()  # the next logger of this process would go on with the run
     assert Path("config.yaml").read_text() == own
     (written,) = Path("runs/lightning_logs").glob("*/config.yaml")
     assert yaml.safe_load(written.read_text())["model"]["lr"] == 1e-3
