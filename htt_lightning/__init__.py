@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from htt_lightning.callbacks import LabelDiscovery
 from htt_lightning.data import NYUDDataModule, PartialLabelDataModule, SyntheticDataModule
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
@@ -15,6 +16,7 @@ __all__ = [
     "HTTError",
     "HTTModule",
     "HTTNet",
+    "LabelDiscovery",
     "MultiTaskNet",
     "NYUDDataModule",
     "Output",

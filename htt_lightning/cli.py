@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -15,24 +14,32 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 import htt_lightning.data
 import htt_lightning.tasks  # noqa: F401  # so that a config may write class_path: Depth
-from htt_lightning.callbacks import PredictionPanel, PredictionWriter, ResultsTable
+from htt_lightning.callbacks import DiscoveryPanel, LabelDiscovery, PredictionPanel, PredictionWriter, ResultsTable
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.errors import HTTError
-from htt_lightning.files import atomic_path, run_directory
+from htt_lightning.files import atomic_path, read_hyperparameters, run_directory
 from htt_lightning.module import HTTModule
+from htt_lightning.trainer import HTTTrainer
 
 
 class HTTCLI(LightningCLI):
     """LightningCLI with the data's tasks linked to the model, and the callbacks every run has."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what two places need, and set up checkpoint, panel and results table under keys of their own."""
+        """Link what two places need, and set up the callbacks of every run under keys of their own."""
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
+        parser.add_lightning_class_args(LabelDiscovery, "discovery")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionPanel, "panel")
+        parser.add_lightning_class_args(DiscoveryPanel, "discovery_panel")
         parser.add_lightning_class_args(ResultsTable, "results")
         # The last epoch is what is reported (contracts.md, Stages): one file, replaced after every epoch.
         parser.set_defaults({"checkpoint.filename": "last", "checkpoint.enable_version_counter": False})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands and ``discover``; with the arguments that need no option."""
+        return {**LightningCLI.subcommands(), "discover": {"model", "datamodule"}}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Where ``predict`` writes to."""
@@ -54,7 +61,7 @@ class HTTCLI(LightningCLI):
         path = self.config[command].get("ckpt_path") if command else None
         if not path or path in ("best", "last", "hpc", "registry"):
             return
-        stored = read_hyperparameters(Path(path))
+        stored = read_hyperparameters(path, "--ckpt_path")
         asked = self.config[command].model
         known = {key: value for key, value in stored.items() if key in asked and key not in ("tasks", "single_task")}
         defaults = self._parser(command).get_defaults().model
@@ -83,24 +90,6 @@ class SaveConfig(SaveConfigCallback):
         if self._folder:
             with atomic_path(self._folder / self.config_filename) as partial:
                 self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
-
-
-def read_hyperparameters(path: Path) -> dict[str, Any]:
-    """The hyperparameters in a checkpoint, without reading its weights.
-
-    Raises:
-        HTTError: The file is missing, damaged, or no checkpoint of this library.
-    """
-    if not path.is_file():
-        raise HTTError(f"--ckpt_path: there is no checkpoint {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        hyperparameters: dict[str, Any] = checkpoint["hyper_parameters"]
-        if "tasks" not in hyperparameters:
-            raise KeyError("tasks")
-    except Exception as error:  # a damaged archive fails in many ways
-        raise HTTError(f"--ckpt_path: {path} is damaged or no checkpoint of htt_lightning ({error}).") from error
-    return hyperparameters
 
 
 def packaged_config(name: str) -> str:
@@ -163,6 +152,7 @@ def main(args: Sequence[str] | None = None) -> None:
             PartialLabelDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # one way to set the learning rate: model.lr
+            trainer_class=HTTTrainer,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},

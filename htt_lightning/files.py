@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from htt_lightning.errors import HTTError
 
 
@@ -46,3 +48,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def read_hyperparameters(path: str, argument: str) -> dict[str, Any]:
+    """The hyperparameters in a checkpoint, without reading its weights.
+
+    Args:
+        path: The checkpoint.
+        argument: What it was given as, for messages.
+
+    Raises:
+        HTTError: The file is missing, damaged, or no checkpoint of this library.
+    """
+    if not Path(path).is_file():
+        raise HTTError(f"{argument}: there is no checkpoint {path}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        hyperparameters: dict[str, Any] = checkpoint["hyper_parameters"]
+        if "tasks" not in hyperparameters:
+            raise KeyError("tasks")
+    except Exception as error:  # a damaged archive fails in many ways
+        raise HTTError(f"{argument}: {path} is damaged or no checkpoint of htt_lightning ({error}).") from error
+    return hyperparameters

@@ -5,8 +5,13 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
+from htt_lightning.output import Output, stride_of, to_pixels
+
 BIN_WEIGHT = 0.1
 """Weight of the bin classification that goes with the L1 loss of a regression task (method.md 3)."""
+
+SHARPNESS = 5.0
+"""Factor on bin logits whose largest probability is the confidence in a discovered value (method.md 4)."""
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -97,3 +102,32 @@ def l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """
     truth = torch.where(valid[:, None], target, torch.zeros_like(target))
     return masked_mean((pred - truth).abs().sum(1), valid)
+
+
+def stand_out(output: Output, size: tuple[int, int], sharpness: float) -> Tensor:
+    """How far one bin stands out from the others: ``b h w`` in [0, 1] (method.md 4)."""
+    return (sharpness * to_pixels(upcast(output.logits), size)).softmax(1).amax(1)
+
+
+def feature_distance(student: Tensor, teacher: Tensor, valid: Tensor, confidence: Tensor | None = None) -> Tensor:
+    """Mean squared difference of features, weighted by the teacher's confidence if there is one (method.md 4).
+
+    Args:
+        student: ``b d h/s w/s``.
+        teacher: Likewise.
+        valid: bool ``b h w`` of the pixels: a cell that holds padding does not count.
+        confidence: ``b 1 h/s w/s``.
+
+    Returns:
+        ``b``.
+    """
+    squares = (upcast(student) - upcast(teacher)).square().mean(1)
+    weighted = squares if confidence is None else upcast(confidence)[:, 0] * squares
+    return masked_mean(weighted, whole_cells(valid, (student.shape[-2], student.shape[-1])))
+
+
+def whole_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cells of a feature map that hold no invalid pixel of their image: bool ``b h/s w/s`` of ``b h w``."""
+    stride = stride_of(size, (valid.shape[-2], valid.shape[-1]))
+    invalid = F.max_pool2d((~valid)[:, None].float(), stride, ceil_mode=True)
+    return invalid[:, 0] == 0

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from htt_lightning.data.sample import Batch
+from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import labeled_sum
 from htt_lightning.metrics import MeanLoss
@@ -75,15 +76,7 @@ class HTTModule(L.LightningModule):
         self.save_hyperparameters({"tasks": [task.to_config() for task in self.tasks]})
         if network not in NETWORKS:
             raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.")
-        self.net = NETWORKS[network](
-            {task.name: task.num_tokens for task in self.tasks},
-            backbone=backbone,
-            backbone_options=backbone_options,
-            token_dim=token_dim,
-            dropout=dropout,
-            dilations=dilations,
-            **({"reduction": reduction} if network == "htt" else {}),
-        )
+        self.net = self.build_network()
         self.loss_weights = {task.name: task.weight for task in self.tasks} | self._known("loss_weights", loss_weights)
         self.single_task = single_task or {}
         lacking = [task.name for task in self.tasks if self.single_task and not self.single_task.get(task.name)]
@@ -93,6 +86,26 @@ class HTTModule(L.LightningModule):
         self.val_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
         self.test_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
         self._has_weights = pretrained is False
+        self.discovery: Discovery | None = None
+        self.epochs_per_stage: int | None = None
+
+    def build_network(self) -> HTTNet | MultiTaskNet:
+        """A network as the hyperparameters say, with new random weights that are not pretrained."""
+        network = self.hparams["network"]
+        keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations"]
+        keys += ["reduction"] if network == "htt" else []
+        arguments = {key: self.hparams[key] for key in keys}
+        return NETWORKS[network]({task.name: task.num_tokens for task in self.tasks}, **arguments)
+
+    def begin_anew(self, seed: int) -> None:
+        """Give the network the weights of a new one, pretrained ones included, drawn from ``seed``.
+
+        The parameters stay the same objects, which optimisers and distributed training hold on to.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net.load_state_dict(self.build_network().state_dict())
+        self._fetch_weights()
 
     def _known(self, key: str, values: Mapping[str, float] | None) -> dict[str, float]:
         names = [task.name for task in self.tasks]
@@ -114,6 +127,10 @@ class HTTModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Fetch the backbone's pretrained weights when training begins, unless a checkpoint has brought its own."""
         if not self._has_weights:
+            self._fetch_weights()
+
+    def _fetch_weights(self) -> None:
+        if self.hparams["pretrained"] is not False:
             source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
             self.net.backbone.load_state_dict(source.state_dict())
         self._has_weights = True
@@ -121,18 +138,31 @@ class HTTModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
         self._has_weights = True
-        stored = {task["init_args"]["name"]: task for task in checkpoint["hyper_parameters"]["tasks"]}
-        ours = {task.name: task.to_config() for task in self.tasks}
-        if list(stored) != list(ours):
-            raise HTTError(f"The checkpoint was trained on {', '.join(stored)}, not {', '.join(ours)}; set data.tasks.")
-        for name, task in ours.items():
-            for key, value in task["init_args"].items():
-                trained = stored[name]["init_args"].get(key)
-                if key != "weight" and trained != value:
+        self.check_tasks(checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
+
+    def check_tasks(self, tasks: Sequence[Mapping[str, Any]], what: str) -> None:
+        """Raise an ``HTTError`` unless ``what`` was trained on tasks (as dicts) whose outputs mean what ours do."""
+        stored = {task["init_args"]["name"]: task for task in tasks}
+        names = [task.name for task in self.tasks]
+        if list(stored) != names:
+            raise HTTError(f"{what} was trained on {', '.join(stored)}, not {', '.join(names)}; set data.tasks.")
+        for task in self.tasks:
+            for key, value in task.to_config()["init_args"].items():
+                trained = stored[task.name]["init_args"].get(key)
+                if key not in task.training_only and trained != value:
                     raise HTTError(
-                        f"The checkpoint was trained with {key} {trained} of task {name}, not {value}; give the task "
-                        "in data.tasks the settings it was trained with."
+                        f"{what} was trained with {key} {trained} of task {task.name}, not {value}; give the "
+                        "task in data.tasks the settings it was trained with."
                     )
+
+    def on_train_start(self) -> None:
+        """Take the learning rate from the schedule: a resumed run may be given more epochs than it was begun with."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, LambdaLR):
+            for group, base, factor in zip(
+                schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reseed dropout as an epoch begins: it depends on (seed, epoch), not on what ran before.
@@ -140,11 +170,10 @@ class HTTModule(L.LightningModule):
         Here, because Lightning leaves out ``on_train_epoch_start`` in the first epoch of a resumed run.
         """
         if batch_idx == 0:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            torch.manual_seed(int(np.random.SeedSequence([seed, self.current_epoch]).generate_state(1)[0]))
+            torch.manual_seed(derived_seed(self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The supervised loss of the labels there are (method.md 3)."""
+        """The loss of the labels there are (method.md 3), and of those that a teacher discovers (4)."""
         outputs = self(batch["image"])
         total = torch.zeros((), device=self.device)
         for task in self.tasks:
@@ -153,6 +182,10 @@ class HTTModule(L.LightningModule):
             self.losses[task.name].update(loss.detach(), labeled.sum())
             self._log_epoch(f"train/{task.name}/loss", self.losses[task.name], len(labeled))
             total = total + self.loss_weights[task.name] * loss
+        if self.discovery is not None:
+            discovered = self.discovery.loss(batch, outputs)
+            self._log_epoch("train/discovery/loss", discovered.detach() / len(labeled), len(labeled), sync_dist=True)
+            total = total + discovered
         total = total * (len(self.tasks) / len(labeled))
         self._log_epoch("train/loss", total.detach(), len(labeled), prog_bar=True, sync_dist=True)
         return total
@@ -206,13 +239,20 @@ class HTTModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam and polynomial decay to zero, stepped per epoch (method.md 5)."""
-        epochs = self.trainer.max_epochs
+        epochs = self.epochs_per_stage or self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise HTTError(f"The learning rate decays over trainer.max_epochs; set it to at least 1 (it is {epochs}).")
         rate, decay = self.hparams["lr"], self.hparams["weight_decay"]
         optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay)
-        schedule = PolynomialLR(optimizer, total_iters=epochs, power=self.hparams["power"])
+        power = self.hparams["power"]
+        schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed from that of the run and from numbers such as the epoch's."""
+    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
 
 
 def delta_m(tasks: Sequence[Task], headlines: Mapping[str, float], single: Mapping[str, float]) -> float:

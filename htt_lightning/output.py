@@ -34,8 +34,14 @@ def to_pixels(values: Tensor, size: tuple[int, int]) -> Tensor:
         ``b c h w``, bilinear with half-pixel centres (method.md 1).
     """
     (rows, columns), (height, width) = values.shape[-2:], size
-    stride = 1
-    while stride * rows < height or stride * columns < width:
-        stride *= 2
+    stride = stride_of((rows, columns), size)
     full = F.interpolate(values, size=(rows * stride, columns * stride), mode="bilinear", align_corners=False)
     return full[..., :height, :width]
+
+
+def stride_of(cells: tuple[int, int], size: tuple[int, int]) -> int:
+    """Stride of a feature map of ``cells = (rows, columns)`` over an image of ``size = (h, w)``: a power of two."""
+    stride = 1
+    while stride * cells[0] < size[0] or stride * cells[1] < size[1]:
+        stride *= 2
+    return stride

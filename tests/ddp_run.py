@@ -1,4 +1,4 @@
-"""Train on any number of processes and write down what happened: ``python -m tests.ddp_run FOLDER DEVICES``."""
+"""Train two stages on any number of processes and note what happened: ``python -m tests.ddp_run FOLDER DEVICES``."""
 
 import sys
 import warnings
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from htt_lightning import HTTModule
+from htt_lightning import HTTModule, LabelDiscovery
 from tests.tiny import BACKBONE, tiny_data, tiny_trainer
 
 GLOBAL_BATCH = 4
@@ -45,7 +45,7 @@ def main(folder: Path, devices: int) -> None:
     module = Recorder(data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3)
     strategy = "ddp" if devices > 1 else "auto"
     # In double precision, because Adam blows rounding errors of vanishing gradients up to whole steps.
-    settings = {"precision": "64-true", "max_epochs": 2, "gradient_clip_val": 10}
+    settings = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10, "callbacks": [LabelDiscovery()]}
     trainer = tiny_trainer(folder / "run", devices=devices, strategy=strategy, **settings)
     trainer.fit(module, data)
     if trainer.is_global_zero:

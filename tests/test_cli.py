@@ -21,6 +21,7 @@ TINY = {
     "--data.num_workers": "0",
     "--data.batch_size": "3",
     "--trainer.max_epochs": "1",
+    "--discovery.stages": "1",
     "--trainer.limit_train_batches": "1.0",
     "--trainer.accelerator": "cpu",
     "--trainer.enable_progress_bar": "false",
@@ -146,6 +147,26 @@ def test_everything_a_study_varies_is_a_config_value():
     assert config["model"]["loss_weights"] == {"depth": 0.45}
     stored = torch.load(run_directory() / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
     assert (stored["network"], stored["lr"], stored["tasks"][0]["init_args"]["bins"]) == ("multitask", 3e-4, 9)
+
+
+def test_two_stages_then_discover_then_train_on_what_was_discovered(capsys):
+    once = SCENES | {"--trainer.limit_val_batches": "1"}
+    htt("fit", "--config", "synthetic.yaml", over=once | {"--discovery.stages": "2", "--data.labels": "one-label"})
+    run = run_directory()
+    assert (run / "checkpoints" / "stage_1.ckpt").is_file()
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["callbacks"]["LabelDiscovery"]["stage"] == 1
+    data = FOR_DATA | SCENES | {"--data.labels": "one-label"}
+    words = ["--ckpt_path", checkpoint, "--out", "completed"]
+    main(["discover", "--config", "synthetic.yaml", *words, *(word for pair in data.items() for word in pair)])
+    assert "completed/manifest.json" in capsys.readouterr().out
+    htt(
+        "fit",
+        *("--config", "synthetic.yaml", "--data.discovered", "completed"),
+        over=once | {"--data.labels": "one-label"},
+    )
+    rows = (run_directory() / "metrics.csv").read_text()
+    assert "train/depth/coverage" in rows
 
 
 def test_augmentation_can_be_switched_off():

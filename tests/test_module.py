@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import HTTModule
+from htt_lightning.data.synthetic import SyntheticScenes
 from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import labeled_sum
@@ -54,16 +55,22 @@ def test_the_loss_is_the_weighted_sum_of_labelled_terms_times_tasks_over_batch()
     assert float(ours) == pytest.approx(expected * 6 / 4, rel=1e-4)
 
 
-def test_hidden_labels_change_nothing_bit_for_bit(tmp_path, monkeypatch):
+def ruined_scenes(monkeypatch, data):
+    """From now on, the labels that the scenes of ``data`` hide are wrong."""
+
     def ruin(self, index, task):
         label = read(self, index, task)
         given = task in data.labels_of("train", data.source("train"))[str(index)]
         return label if given or self._key[1] else np.roll(label, 7, axis=0)
 
+    read = SyntheticScenes.label
+    monkeypatch.setattr(SyntheticScenes, "label", ruin)
+
+
+def test_hidden_labels_change_nothing_bit_for_bit(tmp_path, monkeypatch):
     data = tiny_data(train_images=8)
-    read = data.source("train").__class__.label
     plain = weights(fitted(tmp_path, data, max_epochs=2))
-    monkeypatch.setattr("htt_lightning.data.synthetic.SyntheticScenes.label", ruin)
+    ruined_scenes(monkeypatch, data)
     assert_same(plain, weights(fitted(tmp_path, tiny_data(train_images=8), max_epochs=2)))
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import cv2
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
+from htt_lightning.data.completed import CompletedDataset, moving
 from htt_lightning.data.masks import LabelMask, check_labels, draw_mask, is_protocol, natural_order, read_mask
 from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.sample import Batch, collate
@@ -44,6 +46,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         augment: Training augmentation; null for none.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Of label mask, order and augmentation; by default that of the run (``seed_everything``).
+        discovered: Folder that the command ``discover`` has written: training images carry its labels as well.
 
     Raises:
         HTTError: An argument is wrong, or (from ``prepare_data`` and ``setup``) data are missing or broken.
@@ -58,6 +61,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         augment: Augment | None = Augment(),  # noqa: B008  # frozen
         num_workers: int = 2,
         seed: int | None = None,
+        discovered: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -70,6 +74,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.canonical = tuple(task.name for task in self.available_tasks())
         self.tasks = choose_tasks(self.available_tasks(), tasks)
         self.seed = seed
+        self.completed = CompletedDataset(Path(discovered)) if discovered else None
         self.mask: LabelMask | None = None
 
     @abstractmethod
@@ -113,13 +118,17 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         if not source.ids:
             raise HTTError(f"The {split} split of {type(self).__name__} has no images.")
         canvas = self.image_size or (self.augment.crop if self.augment else None)
-        transform = (
-            TrainTransform(self.tasks, self.augment, self.image_size)
-            if split == "train"
-            else EvalTransform(self.tasks, canvas)
-        )
         labels = self.labels_of(split, source)
-        return PartialLabels(source, self.tasks, labels, transform, self.image_size, self.run_seed)
+        if split == "val":
+            return PartialLabels(source, self.tasks, labels, EvalTransform(self.tasks, canvas), self.image_size)
+        transform = TrainTransform(moving(self.tasks), self.augment, self.image_size)
+        return PartialLabels(source, self.tasks, labels, transform, self.image_size, self.run_seed, self.completed)
+
+    def unaugmented(self) -> PartialLabels:
+        """The training images as evaluation reads them, with the labels they keep."""
+        source = self.source("train")
+        transform = EvalTransform(self.tasks, self.image_size)
+        return PartialLabels(source, self.tasks, self.labels_of("train", source), transform, self.image_size)
 
     def prepare_data(self) -> None:
         """Check the files the run will use, once per machine."""
@@ -128,6 +137,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         for split in splits:
             source = self.source(split)
             source.check(self.labels_of(split, source))
+            if split == "train" and self.completed:
+                self.completed.check(self.labels_of(split, source), self.tasks)
 
     def setup(self, stage: str) -> None:
         """Build the splits of a stage; for ``fit``, draw or read the label mask and save it beside the run."""
@@ -163,11 +174,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of labelled images, reshuffled every epoch; an incomplete last batch is dropped."""
         sampler = EpochSampler(len(self.train), self.run_seed, self._rank, self._world)
-        return self._loader(self.train, sampler=sampler, drop_last=True)
+        return self.loader(self.train, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of fully labelled images in order."""
-        return self._loader(self.val, sampler=EvalSampler(len(self.val), self._rank, self._world))
+        return self.loader(self.val, sampler=EvalSampler(len(self.val), self._rank, self._world))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The benchmarks have no test split of their own: the validation images (protocol.md 2.2)."""
@@ -175,9 +186,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The validation images; Lightning shares them among processes without repeats."""
-        return self._loader(self.val, sampler=SequentialSampler(self.val))
+        return self.loader(self.val, sampler=SequentialSampler(self.val))
 
-    def _loader(self, dataset: PartialLabels, **arguments: Any) -> DataLoader[Batch]:
+    def loader(self, dataset: PartialLabels, **arguments: Any) -> DataLoader[Batch]:
+        """A loader with the module's batch size and workers, and further arguments of torch's."""
         return DataLoader(
             dataset=dataset,
             batch_size=self.batch_size,

@@ -240,6 +240,7 @@ class NYUDDataModule(PartialLabelDataModule):
         augment: ...
         num_workers: ...
         seed: ...
+        discovered: ...
     """
 
     def __init__(
@@ -252,13 +253,16 @@ class NYUDDataModule(PartialLabelDataModule):
         augment: Augment | None = Augment(),  # noqa: B008  # frozen
         num_workers: int = 2,
         seed: int | None = None,
+        discovered: str | None = None,
     ) -> None:
         self.root = root
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed)
+        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
 
     def available_tasks(self) -> list[Task]:
         """In the order of the published masks' columns, with the published loss weights (method.md 3)."""
-        return [SemSeg(classes=CLASSES), Depth(weight=0.6), Normals()]
+        # The thresholds of label discovery are the published ones, per protocol (method.md 4).
+        depth = Depth(weight=0.6, threshold=0.95 if self.labels == "random-label" else 0.85)
+        return [SemSeg(classes=CLASSES), depth, Normals()]
 
     def source(self, split: Split) -> NYUD:
         """A split of the tree."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from htt_lightning.data.completed import CompletedDataset, to_discovered
 from htt_lightning.data.sample import Arrays, Batch, Draw, to_sample
 from htt_lightning.data.transforms import nearest
 from htt_lightning.tasks import Task
@@ -60,6 +61,7 @@ class PartialLabels(Dataset[Batch]):
         transform: Turns an image's arrays and a random generator into arrays and the map of valid pixels.
         size: ``(h, w)`` to resize images and maps to on reading; None leaves them as stored.
         seed: Of the augmentation, which depends on it, the epoch and the image's id alone.
+        completed: Discovered labels, which training images carry beside the given ones.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class PartialLabels(Dataset[Batch]):
         transform: Transform,
         size: tuple[int, int] | None = None,
         seed: int = 0,
+        completed: CompletedDataset | None = None,
     ) -> None:
+        self.completed = completed
         self.source, self.tasks, self.transform, self.size, self.seed = source, tuple(tasks), transform, size, seed
         place = {name: index for index, name in enumerate(source.ids)}
         self.ids = list(labels)
@@ -79,6 +83,10 @@ class PartialLabels(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def lacking(self, position: int) -> list[Task]:
+        """Tasks that an image keeps no label of."""
+        return [task for task in self.tasks if task.name not in self._items[position][1]]
+
     def __getitem__(self, key: int | Draw) -> Batch:
         draw = key if isinstance(key, Draw) else Draw(key)
         name, (index, labeled) = self.ids[draw.position], self._items[draw.position]
@@ -86,11 +94,17 @@ class PartialLabels(Dataset[Batch]):
         for task in self.tasks:
             if task.name in labeled and not draw.repeat:
                 arrays[task.name] = self.source.label(index, task.name)
+        if self.completed:
+            arrays |= self.completed.read(name, self.lacking(draw.position))
         if self.size:
             arrays = {key: resized(array, self.size, key == "image") for key, array in arrays.items()}
         rng = np.random.default_rng([self.seed, draw.epoch, crc32(name.encode())])
         arrays, valid = self.transform(arrays, rng)
-        return to_sample(arrays, valid, self.tasks, name)
+        sample = to_sample(arrays, valid, self.tasks, name)
+        if self.completed:
+            height, width = valid.shape
+            sample["discovered"] = {task.name: to_discovered(arrays, task, (height, width)) for task in self.tasks}
+        return sample
 
 
 def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:

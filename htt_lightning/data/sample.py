@@ -1,19 +1,46 @@
 """What travels from a dataset to the network."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.base import Discovered, Task
 
 Arrays = dict[str, np.ndarray]
 """One image as read: ``image`` (uint8, or float32 in [0, 1]; ``h w 3`` RGB) and one map per task it is labelled for."""
 
 Batch = dict[str, Any]
-"""A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch)."""
+"""A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch).
+
+With a completed dataset also ``discovered``: a ``Discovered`` by task, of which images count that are not labelled.
+"""
+
+
+class Map(Protocol):
+    """What transforms have to know about a map: every ``Task`` does for its own."""
+
+    @property
+    def name(self) -> str:
+        """Key of the map."""
+
+    @property
+    def balances_crops(self) -> bool:
+        """Whether it steers the choice of crops."""
+
+    def flip(self, array: np.ndarray) -> np.ndarray:
+        """Mirror it left to right."""
+
+    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+        """Correct its values after enlarging."""
+
+    def missing(self, height: int, width: int) -> np.ndarray:
+        """A map of nothing."""
+
+    def settle(self, array: np.ndarray) -> np.ndarray:
+        """Last word on it."""
 
 
 class Draw(NamedTuple):
@@ -68,7 +95,13 @@ def to_target(array: np.ndarray, task: Task) -> Tensor:
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
     """Stack samples of one size into a batch."""
     first = samples[0]
-    batch: Batch = {key: torch.stack([s[key] for s in samples]) for key in first if key not in ("labeled", "id")}
+    nested = ("labeled", "discovered", "id")
+    batch: Batch = {key: torch.stack([s[key] for s in samples]) for key in first if key not in nested}
     batch["labeled"] = {task: torch.stack([s["labeled"][task] for s in samples]) for task in first["labeled"]}
+    if "discovered" in first:
+        pairs = {task: [s["discovered"][task] for s in samples] for task in first["discovered"]}
+        batch["discovered"] = {
+            task: Discovered(*map(torch.stack, zip(*pair, strict=True))) for task, pair in pairs.items()
+        }
     batch["id"] = [s["id"] for s in samples]
     return batch

@@ -163,6 +163,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         augment: ...
         num_workers: ...
         seed: ...
+        discovered: ...
     """
 
     def __init__(
@@ -178,10 +179,11 @@ class SyntheticDataModule(PartialLabelDataModule):
         augment: Augment | None = Augment(),  # noqa: B008  # frozen
         num_workers: int = 2,
         seed: int | None = None,
+        discovered: str | None = None,
     ) -> None:
         self.counts = {"train": train_images, "val": val_images}
         self.scenes_seed, self.cache = scenes_seed, Path(cache) if cache else None
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed)
+        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
 
     def prepare_data(self) -> None:
         """Fill the cache first: training then has the cores to itself."""

@@ -22,9 +22,9 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations
 
-from htt_lightning.data.sample import Arrays
+from htt_lightning.data.sample import Arrays, Map
 from htt_lightning.errors import HTTError
-from htt_lightning.tasks.base import IGNORE, Task
+from htt_lightning.tasks.base import IGNORE
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 """RGB in [0, 1] of padding: what the network's normalisation turns into zero (protocol.md 3.2, steps 5 and 6)."""
@@ -81,7 +81,7 @@ class TrainTransform:
         size: Image size ``(h, w)`` of the run; None for the images' own.
     """
 
-    def __init__(self, tasks: Sequence[Task], augment: Augment | None, size: tuple[int, int] | None) -> None:
+    def __init__(self, tasks: Sequence[Map], augment: Augment | None, size: tuple[int, int] | None) -> None:
         self.tasks = tuple(tasks)
         self.size = (augment.crop if augment else None) or size
         self.augments = augment is not None
@@ -122,7 +122,7 @@ class EvalTransform:
         size: Image size ``(h, w)`` of the run; None pads nothing.
     """
 
-    def __init__(self, tasks: Sequence[Task], size: tuple[int, int] | None) -> None:
+    def __init__(self, tasks: Sequence[Map], size: tuple[int, int] | None) -> None:
         self.tasks = tuple(tasks)
         self.size = size
 
@@ -139,7 +139,7 @@ class EvalTransform:
         return finish(arrays, self.tasks, self.size)
 
 
-def finish(arrays: Arrays, tasks: Sequence[Task], size: tuple[int, int] | None) -> tuple[Arrays, np.ndarray]:
+def finish(arrays: Arrays, tasks: Sequence[Map], size: tuple[int, int] | None) -> tuple[Arrays, np.ndarray]:
     """Pad to ``size``, centred, then settle every labelled map (protocol.md 3.2, steps 6 and 7).
 
     Args:
@@ -176,7 +176,7 @@ class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # alb
         p: Probability of applying the transform.
     """
 
-    def __init__(self, tasks: Sequence[Task], p: float = 1.0) -> None:
+    def __init__(self, tasks: Sequence[Map], p: float = 1.0) -> None:
         self.tasks = tuple(tasks)
         super().__init__(p)
 
@@ -186,7 +186,7 @@ class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # alb
         return {"image": self.apply} | {task.name: partial(self.apply_to_map, task=task) for task in self.tasks}
 
     @abstractmethod
-    def apply_to_map(self, array: np.ndarray, task: Task, **params: Any) -> np.ndarray:
+    def apply_to_map(self, array: np.ndarray, task: Map, **params: Any) -> np.ndarray:
         """Transform one task's map as ``apply`` does the image."""
 
 
@@ -199,7 +199,7 @@ class ScaleCrop(JointTransform):
         size: Largest size ``(h, w)`` of the result; None for the image's size before scaling.
     """
 
-    def __init__(self, tasks: Sequence[Task], augment: Augment, size: tuple[int, int] | None) -> None:
+    def __init__(self, tasks: Sequence[Map], augment: Augment, size: tuple[int, int] | None) -> None:
         super().__init__(tasks)
         self.augment = augment
         self.size = size
@@ -231,7 +231,7 @@ class ScaleCrop(JointTransform):
             img = cv2.resize(img, (scaled[1], scaled[0]), interpolation=cv2.INTER_LINEAR)
         return img[rows, columns]
 
-    def apply_to_map(self, array: np.ndarray, task: Task, factor: float = 1.0, **params: Any) -> np.ndarray:
+    def apply_to_map(self, array: np.ndarray, task: Map, factor: float = 1.0, **params: Any) -> np.ndarray:
         """Nearest neighbour: no new labels, and missing pixels neither vanish nor spread."""
         array = nearest(array, **params)
         return array if factor == 1 else task.zoom(array, factor)
@@ -266,7 +266,7 @@ class Flip(JointTransform):
         """Mirror the image."""
         return np.asarray(cv2.flip(img, 1))
 
-    def apply_to_map(self, array: np.ndarray, task: Task, **params: Any) -> np.ndarray:
+    def apply_to_map(self, array: np.ndarray, task: Map, **params: Any) -> np.ndarray:
         """Mirror a map, its values included."""
         return task.flip(array)
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -18,13 +18,24 @@ IGNORE = 255
 """The missing value of index maps (contracts.md, Batch)."""
 
 
+class Discovered(NamedTuple):
+    """A task's labels as a teacher sees them (method.md 4).
+
+    Attributes:
+        label: In the form of a target, without missing pixels.
+        confidence: ``b h w`` in [0, 1].
+    """
+
+    label: Tensor
+    confidence: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """Everything that differs between two tasks: loss, decoding, metrics, colours and geometry.
+    """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, and label discovery.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
-    processes. The rest of the library never asks for a task's name. What label discovery needs to know about a task
-    (its discovered label, the confidence in it, the loss on it) belongs here as well.
+    processes. The rest of the library never asks for a task's name.
 
     Targets come in two kinds. An *index map* (``channels is None``) is uint8 ``h w`` in numpy and int64 ``b h w`` in a
     batch, 255 where missing. A *field* (``channels = c``) is float32 ``h w c`` (``h w`` for one channel) in numpy and
@@ -33,11 +44,17 @@ class Task(ABC):
     Args:
         name: Key of the task in batches, outputs, masks and logs.
         weight: Loss weight lambda (method.md 3).
+        threshold: Confidence tau in [0, 1] above which a discovered label is kept (method.md 4).
+        beta: Weight of discovered labels beside given ones.
     """
 
     name: str
     weight: float = 1.0
+    threshold: float = 0.9
+    beta: float = 1.0
 
+    training_only: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta")
+    """Fields that may differ between a checkpoint and a run that goes on with it."""
     channels: ClassVar[int | None] = None
     headline: ClassVar[str]
     """Key in ``metrics()`` of the figure that papers report and that enters Delta_m."""
@@ -106,6 +123,35 @@ class Task(ABC):
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """The map a user wants at ``size = (h, w)``: classes or probabilities ``b h w``, or a field ``b c h w``."""
 
+    def discover(self, output: Output, size: tuple[int, int]) -> Discovered | None:
+        """The labels that a teacher's output amounts to, at ``size = (h, w)`` (method.md 4).
+
+        Returns:
+            None by default: such a task is taught by features alone.
+        """
+        return None
+
+    def kept(self, confidence: Tensor) -> Tensor:
+        """Which discovered pixels count: bool, of the shape of ``confidence``."""
+        return confidence > self.threshold
+
+    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+        """Loss on discovered labels, without the weights lambda and beta (method.md 4).
+
+        Args:
+            output: The student's output at feature resolution.
+            found: What ``discover`` made of the teacher's.
+            valid: bool ``b h w``, False on padding, which never counts.
+
+        Returns:
+            One value per image, ``b``: finite, and 0 where nothing is kept.
+        """
+        raise NotImplementedError(f"{type(self).__name__} discovers labels but has no loss on them.")
+
+    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+        """Where a discovered label is right, bool ``b h w``; any value where the target is missing."""
+        raise NotImplementedError(f"{type(self).__name__} discovers labels but cannot tell which are right.")
+
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
         """Fresh metrics by name, updated with ``(decoded, target)``; the headline among them."""
@@ -133,6 +179,14 @@ class Task(ABC):
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Correct the values of a map whose image was enlarged by ``factor``."""
         return array
+
+    def pack(self, array: np.ndarray) -> np.ndarray:
+        """A numpy map in few bytes, as discovered labels are stored."""
+        return array.astype(np.uint8 if self.channels is None else np.float16)
+
+    def unpack(self, array: np.ndarray) -> np.ndarray:
+        """What ``pack`` has packed, in the form of a dataset's maps."""
+        return array if self.channels is None else array.astype(np.float32)
 
     def missing(self, height: int, width: int) -> np.ndarray:
         """A numpy map without a single label."""

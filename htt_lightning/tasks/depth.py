@@ -10,10 +10,19 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import BIN_WEIGHT, contract, cross_entropy, l1, masked_mean, upcast
+from htt_lightning.losses import (
+    BIN_WEIGHT,
+    SHARPNESS,
+    contract,
+    cross_entropy,
+    l1,
+    masked_mean,
+    stand_out,
+    upcast,
+)
 from htt_lightning.metrics import AbsoluteError
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.base import Discovered, Task
 from htt_lightning.tasks.colours import heat
 
 
@@ -29,6 +38,7 @@ class Depth(Task):
         near: Smallest bin centre, in the unit of the labels.
         far: Largest bin centre.
         bin_weight: Weight of the bin classification beside the L1 loss.
+        sharpness: Factor on the bin logits whose largest probability is the confidence in a discovered depth.
     """
 
     name: str = "depth"
@@ -36,7 +46,10 @@ class Depth(Task):
     near: float = 0.67
     far: float = 10.0
     bin_weight: float = BIN_WEIGHT
+    threshold: float = 0.85
+    sharpness: float = SHARPNESS
 
+    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "sharpness")
     channels: ClassVar[int | None] = 1
     headline: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
@@ -78,6 +91,19 @@ class Depth(Task):
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Depth ``b 1 h w`` in the unit of the labels (metres)."""
         return to_pixels(self.expectation(output), size)
+
+    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+        """The depth itself; it is trusted where one bin stands out."""
+        return Discovered(self.decode(output, size), stand_out(output, size, self.sharpness))
+
+    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+        """L1 of the kept pixels times their confidence, mean over all valid ones."""
+        error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs()[:, 0]
+        return masked_mean(found.confidence * self.kept(found.confidence) * error, valid)
+
+    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+        """Within a quarter of each other: the usual delta < 1.25."""
+        return (torch.maximum(label / target, target / label) < 1.25)[:, 0]
 
     def metrics(self) -> dict[str, Metric]:
         """Mean absolute error."""

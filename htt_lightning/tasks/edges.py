@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from htt_lightning.losses import balanced_bce, upcast
 from htt_lightning.metrics import BoundaryF
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Task
+from htt_lightning.tasks.base import IGNORE, Discovered, Task
 from htt_lightning.tasks.colours import heat
 
 
@@ -24,12 +24,21 @@ class Edges(Task):
         tolerance: Largest distance of matched pixels as a share of the image diagonal (protocol.md 5: NYUD 0.011,
             PASCAL 0.0075).
         thresholds: Number of thresholds swept for the F measure.
+        certain: Probability above which a discovered pixel is an edge.
+        keep: Discovered pixels that count: the ``confident`` ones, or those that the public release keeps, which are
+            the others (protocol.md 6.6).
     """
 
     name: str = "edges"
     positive: float = 0.95
     tolerance: float = 0.011
     thresholds: int = 19
+    threshold: float = 0.99
+    beta: float = 0.05
+    certain: float = 0.99
+    keep: Literal["confident", "released"] = "confident"
+
+    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "certain", "keep")
 
     headline: ClassVar[str] = "ods_f"
     higher_is_better: ClassVar[bool] = True
@@ -48,6 +57,24 @@ class Edges(Task):
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Probability of an edge, float ``b h w`` in [0, 1]."""
         return to_pixels(upcast(output.logits), size)[:, 0].sigmoid()
+
+    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+        """An edge where the probability exceeds ``certain``; confidence ``2 |p - 0.5|``."""
+        probability = self.decode(output, size)
+        return Discovered((probability > self.certain).long(), 2 * (probability - 0.5).abs())
+
+    def kept(self, confidence: Tensor) -> Tensor:
+        """Above the threshold, or below it as in the public release."""
+        return confidence > self.threshold if self.keep == "confident" else confidence < self.threshold
+
+    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+        """Balanced binary cross entropy, mean over the kept pixels."""
+        logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))[:, 0]
+        return balanced_bce(logits, found.label, valid & self.kept(found.confidence), self.positive)
+
+    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+        """Both an edge or both none."""
+        return label == target
 
     def metrics(self) -> dict[str, Metric]:
         """Optimal-dataset-scale F measure in percent."""

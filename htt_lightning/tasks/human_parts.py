@@ -17,6 +17,7 @@ class HumanParts(Classification):
 
     name: str = "human_parts"
     classes: tuple[str, ...] = PARTS
+    threshold: float = 0.85
 
     def settle(self, array: np.ndarray) -> np.ndarray:
         """A crop that misses every person has no label, as an image without people has none (protocol.md 3.2, 7)."""

@@ -14,10 +14,19 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import BIN_WEIGHT, contract, cross_entropy, l1, masked_mean, upcast
+from htt_lightning.losses import (
+    BIN_WEIGHT,
+    SHARPNESS,
+    contract,
+    cross_entropy,
+    l1,
+    masked_mean,
+    stand_out,
+    upcast,
+)
 from htt_lightning.metrics import MeanAngle
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.base import Discovered, Task
 from htt_lightning.tasks.colours import GREY
 
 
@@ -30,13 +39,17 @@ class Normals(Task):
         directions: ``fibonacci`` spreads the bins evenly over the visible half-sphere (z > 0); ``published`` are the 40
             directions of the public release, uneven (protocol.md 6.29), for conformance and published weights.
         bin_weight: Weight of the bin classification beside the L1 loss.
+        sharpness: Factor on the bin logits whose largest probability is the confidence in a discovered normal.
     """
 
     name: str = "normals"
     bins: int = 40
     directions: Literal["fibonacci", "published"] = "fibonacci"
     bin_weight: float = BIN_WEIGHT
+    threshold: float = 0.85
+    sharpness: float = SHARPNESS
 
+    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "sharpness")
     channels: ClassVar[int | None] = 3
     headline: ClassVar[str] = "mean"
     higher_is_better: ClassVar[bool] = False
@@ -81,6 +94,22 @@ class Normals(Task):
         """Unit normals ``b 3 h w``."""
         return F.normalize(to_pixels(self.expectation(output), size), dim=1)
 
+    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+        """The normal itself; it is trusted where one direction stands out."""
+        return Discovered(self.decode(output, size), stand_out(output, size, self.sharpness))
+
+    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+        """L1 of the kept pixels times their confidence, mean over all valid ones and the components.
+
+        A given label's loss is the sum over components (protocol.md 6.22); the published weights belong to these two.
+        """
+        error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs().mean(1)
+        return masked_mean(found.confidence * self.kept(found.confidence) * error, valid)
+
+    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+        """Within 30 degrees of each other, the widest of the usual angles."""
+        return (label * target).sum(1) > math.cos(math.radians(30))
+
     def metrics(self) -> dict[str, Metric]:
         """Mean angle in degrees."""
         return {"mean": MeanAngle()}
@@ -108,6 +137,18 @@ class Normals(Task):
             length = step.norm()
             centre = F.normalize(centre * length.cos() + step * torch.sinc(length / math.pi), dim=0)
         return centre.float()
+
+    def pack(self, array: np.ndarray) -> np.ndarray:
+        """A byte per component, a quarter of a degree in the direction."""
+        packed: np.ndarray = np.rint(array * 127).astype(np.int8)
+        return packed
+
+    def unpack(self, array: np.ndarray) -> np.ndarray:
+        """Unit vectors again."""
+        vectors = array.astype(np.float32)
+        length: np.ndarray = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        unit: np.ndarray = vectors / np.maximum(length, np.float32(1e-6))
+        return unit
 
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirroring an image mirrors what its normals point to: x changes its sign."""

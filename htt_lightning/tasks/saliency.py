@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import MaxF
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Task
+from htt_lightning.tasks.base import IGNORE, Discovered, Task
 from htt_lightning.tasks.colours import heat
 
 
@@ -20,6 +20,7 @@ class Saliency(Task):
     """What draws the eye: class-balanced cross entropy over two channels, maximum F measure."""
 
     name: str = "saliency"
+    threshold: float = 0.7
 
     headline: ClassVar[str] = "max_f"
     higher_is_better: ClassVar[bool] = True
@@ -35,15 +36,31 @@ class Saliency(Task):
 
         Salient pixels weigh the share of background among the valid pixels, and the other way round.
         """
-        logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
         valid = target != IGNORE
+        return self._balanced(output, target, valid, valid)
+
+    def _balanced(self, output: Output, target: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
+        logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
         background = masked_mean((target == 0).to(logits.dtype), valid)[:, None, None]
         weight = torch.where(target == 1, background, 1 - background)
-        return masked_mean(weight * cross_entropy(logits, target, valid), valid)
+        return masked_mean(weight * cross_entropy(logits, target, kept), valid)
 
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Probability of being salient, float ``b h w`` in [0, 1]."""
         return to_pixels(upcast(output.logits), size).softmax(1)[:, 1]
+
+    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+        """The likelier channel and its probability; the public release truncates a probability (protocol.md 6.7)."""
+        confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
+        return Discovered(label, confidence)
+
+    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+        """Class-balanced cross entropy of the kept pixels, mean over all valid ones."""
+        return self._balanced(output, found.label, valid, valid & self.kept(found.confidence))
+
+    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+        """Both salient or both not."""
+        return label == target
 
     def metrics(self) -> dict[str, Metric]:
         """Maximum F measure in percent."""

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import MeanIoU
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Task
+from htt_lightning.tasks.base import IGNORE, Discovered, Task
 from htt_lightning.tasks.colours import class_colours, paint
 
 
@@ -46,6 +46,20 @@ class Classification(Task):
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Class index int64 ``b h w``: argmax of the resized logits."""
         return to_pixels(upcast(output.logits), size).argmax(1)
+
+    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+        """The likeliest class and its probability."""
+        confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
+        return Discovered(label, confidence)
+
+    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+        """Cross entropy of the kept pixels, mean over all valid ones."""
+        logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))
+        return masked_mean(cross_entropy(logits, found.label, valid & self.kept(found.confidence)), valid)
+
+    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+        """The same class."""
+        return label == target
 
     def metrics(self) -> dict[str, Metric]:
         """Mean IoU in percent."""

@@ -5,7 +5,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from htt_lightning.callbacks import PredictionPanel
-from htt_lightning.callbacks.panel import MARGIN, TITLE, draw_images, stack
+from htt_lightning.callbacks.drawing import MARGIN, TITLE, stack
+from htt_lightning.callbacks.panel import draw_images
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 CELL = (32 * 3 + TITLE + MARGIN, 48 * 3 + MARGIN)

@@ -52,10 +52,13 @@ def test_a_config_names_the_class_and_every_field():
     assert config["init_args"] == {
         "name": "depth",
         "weight": 1.0,
+        "threshold": 0.85,
+        "beta": 1.0,
         "bins": 30,
         "near": 0.67,
         "far": 10.0,
         "bin_weight": 0.1,
+        "sharpness": 5.0,
     }
 
 

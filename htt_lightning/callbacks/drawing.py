@@ -1,0 +1,100 @@
+"""Cells and rows of the pictures that callbacks draw."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from einops import rearrange
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from htt_lightning.data.sample import Batch
+from htt_lightning.files import atomic_path
+
+MARGIN, TITLE = 6, 18
+"""Pixels between the cells of a panel, and the height of its titles."""
+
+WIDTH = 144
+"""Smaller images are enlarged to at least this many pixels, which the longest title needs."""
+
+
+def publish(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> None:
+    """Write a picture as PNG and send it to the loggers.
+
+    Args:
+        trainer: Knows the loggers and the step.
+        path: The file.
+        key: Name of the picture in loggers.
+        picture: uint8 ``h w 3``.
+    """
+    with atomic_path(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
+    for logger in trainer.loggers:
+        log_image(logger, key, picture, trainer.global_step)
+
+
+def log_image(logger: Logger, key: str, picture: np.ndarray, step: int) -> None:
+    """Send a picture to a logger that takes pictures; others are left in peace.
+
+    Args:
+        logger: Any Lightning logger.
+        key: Name of the picture.
+        picture: uint8 ``h w 3``.
+        step: Global step.
+    """
+    if hasattr(logger, "log_image"):  # Weights & Biases and its like
+        logger.log_image(key=key, images=[picture], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(key, picture, step, dataformats="HWC")
+
+
+def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures below each other, the narrower ones filled up with white: uint8 ``h w 3``."""
+    width = max(picture.shape[1] for picture in pictures)
+    filled = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+    return np.concatenate(filled)
+
+
+def first_images(batch: Batch, count: int) -> Batch:
+    """The first images of a batch, on the CPU."""
+    cut: Batch = {key: value[:count].cpu() for key, value in batch.items() if isinstance(value, Tensor)}
+    cut["labeled"] = {task: labeled[:count].cpu() for task, labeled in batch["labeled"].items()}
+    cut["id"] = batch["id"][:count]
+    return cut
+
+
+def to_picture(values: Tensor) -> np.ndarray:
+    """``b 3 h w``, uint8 or in [0, 1], to uint8 ``b h w 3`` of a size one can look at."""
+    pixels = values if values.dtype == torch.uint8 else (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    zoom = -(-WIDTH // pixels.shape[-1])
+    return rearrange(pixels.cpu(), "b c h w -> b h w c").numpy().repeat(zoom, 1).repeat(zoom, 2)
+
+
+def hatched(picture: np.ndarray, text: str) -> np.ndarray:
+    """A cell without content."""
+    height, width = picture.shape[:2]
+    cell = Image.new("RGB", (width, height), (235, 235, 235))
+    if text:
+        draw = ImageDraw.Draw(cell)
+        for x in range(-height, width, 12):
+            draw.line([(x, height), (x + height, 0)], fill=(205, 205, 205))
+        draw.text((width // 2, height // 2), text, fill=(90, 90, 90), anchor="mm", font=font())
+    return np.asarray(cell)
+
+
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """A picture with its title above and a margin around."""
+    height, width = picture.shape[:2]
+    cell = Image.new("RGB", (width + MARGIN, height + TITLE + MARGIN), "white")
+    cell.paste(Image.fromarray(picture), (MARGIN // 2, TITLE))
+    ImageDraw.Draw(cell).text((MARGIN // 2, 2), title, fill="black", font=font())
+    return np.asarray(cell)
+
+
+def font() -> Any:
+    """The font of all pictures."""
+    return ImageFont.load_default(size=12)

@@ -1,0 +1,259 @@
+"""When labels are discovered: the stages of a run and the teacher of each."""
+
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from htt_lightning.data.sample import Batch
+from htt_lightning.discovery import Discovery, Terms
+from htt_lightning.errors import HTTError
+from htt_lightning.files import read_hyperparameters, run_directory
+from htt_lightning.metrics import MeanLoss
+from htt_lightning.module import HTTModule, derived_seed
+from htt_lightning.tasks import Task
+
+EMA, PREVIOUS = "ema", "previous"
+
+
+class LabelDiscovery(Callback):
+    """Trains in stages, each taught by the network of the stage before (method.md 4).
+
+    ``trainer.max_epochs`` is the length of one stage. At the border the student becomes the frozen teacher, a new
+    student starts, and optimiser and schedule begin again. The teacher lives in the state of this callback; every
+    checkpoint loads as the student. What a finished stage has learned is kept as ``checkpoints/stage_N.ckpt``.
+
+    Args:
+        stages: Number of stages; 1 discovers nothing.
+        teacher: ``previous``: the student of the stage before. A checkpoint: it has been the first stage, which is
+            left out. ``ema``: a moving average of the student itself, in a single stage.
+        student: ``fresh`` weights at the beginning of a stage, or ``inherited`` ones from the stage before.
+        ema_decay: Of the moving average, per step; it follows faster at first.
+        terms: Weights of the terms of label discovery.
+        thresholds: Confidences tau in [0, 1] by task that replace the dataset's.
+        betas: Weights beta of discovered labels by task that replace the dataset's.
+
+    Raises:
+        HTTError: An argument is wrong, or (from ``setup``) the teacher does not fit.
+    """
+
+    def __init__(
+        self,
+        stages: int = 2,
+        teacher: str = PREVIOUS,
+        student: Literal["fresh", "inherited"] = "fresh",
+        ema_decay: float = 0.999,
+        terms: Terms = Terms(),  # noqa: B008  # frozen
+        thresholds: dict[str, float] | None = None,
+        betas: dict[str, float] | None = None,
+    ) -> None:
+        if stages < 1:
+            raise HTTError(f"discovery.stages must be at least 1, not {stages}.")
+        if teacher not in (EMA, PREVIOUS) and stages < 2:
+            raise HTTError(f"discovery.teacher {teacher} is the first stage: set discovery.stages to at least 2.")
+        if not 0 <= ema_decay < 1:
+            raise HTTError(f"discovery.ema_decay must be in [0, 1), not {ema_decay}.")
+        for task, threshold in (thresholds or {}).items():
+            if not 0 <= threshold <= 1:
+                raise HTTError(f"discovery.thresholds of {task} must be in [0, 1], not {threshold}.")
+        self.stages, self.teacher, self.student = (1 if teacher == EMA else stages), teacher, student
+        self.ema_decay, self.terms = ema_decay, terms
+        self.thresholds, self.betas = thresholds or {}, betas or {}
+        self.stage = self.begun = 0
+        self._epochs: int | None = None
+        self._teaches: HTTModule | None = None
+        self._account: dict[str, MeanLoss] = {}
+        self._measured = False
+
+    @property
+    def _given(self) -> bool:
+        return self.teacher not in (EMA, PREVIOUS)
+
+    @property
+    def state_key(self) -> str:
+        """There is one per run, whatever its arguments."""
+        return "LabelDiscovery"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Extend the loop to all stages, and read a teacher that is given, before any training time is lost."""
+        if stage != "fit" or not isinstance(pl_module, HTTModule):
+            return
+        self._folder = run_directory(trainer)
+        if trainer.current_epoch == 0:
+            self.stage, self.begun = (1 if self._given else 0), 0
+        self._rules(pl_module)
+        if self._given and self._teaches is None:
+            self._teaches = read_teacher(self.teacher, pl_module)
+        epochs = trainer.max_epochs
+        if epochs is not None and epochs > 0:  # otherwise configure_optimizers complains
+            self._epochs = pl_module.epochs_per_stage = epochs
+            self._extend(trainer)
+            if cast(Any, trainer).fast_dev_run:
+                trainer.fit_loop.epoch_loop.max_steps *= self.stages - self.stage
+
+    def _extend(self, trainer: L.Trainer) -> None:
+        if self._epochs:
+            trainer.fit_loop.max_epochs = self.begun + self._epochs * (self.stages - self.stage)
+
+    def _rules(self, module: HTTModule) -> list[Task]:
+        """The tasks with this run's thresholds and betas."""
+        known = [task.name for task in module.tasks]
+        for key, values in (("thresholds", self.thresholds), ("betas", self.betas)):
+            strange = [name for name in values if name not in known]
+            if strange:
+                raise HTTError(f"discovery.{key} names {', '.join(strange)}, but the tasks are {', '.join(known)}.")
+        return [
+            replace(
+                task,
+                threshold=self.thresholds.get(task.name, task.threshold),
+                beta=self.betas.get(task.name, task.beta),
+            )
+            for task in module.tasks
+        ]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on in the stage, and with the teacher, of the checkpoint."""
+        stored = checkpoint.get("callbacks", {}).get(self.state_key)
+        if stored is None or not isinstance(pl_module, HTTModule):
+            return
+        self.stage, self.begun = stored["stage"], stored["begun"]
+        if stored["teacher"] is not None:
+            self._teaches = HTTModule(**stored["teacher"]["hyper_parameters"])
+            self._teaches.net.load_state_dict(stored["teacher"]["state_dict"], assign=True)
+        self._extend(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Stage, its first epoch, and the teacher: plain values and tensors."""
+        teacher = None
+        if self._teaches is not None:
+            hyperparameters = dict(self._teaches.hparams)
+            teacher = {"hyper_parameters": hyperparameters, "state_dict": self._teaches.net.state_dict()}
+        return {"stage": self.stage, "begun": self.begun, "teacher": teacher}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with a teacher, or in the middle of a run: everything is restored by now."""
+        if isinstance(pl_module, HTTModule):
+            if self.teacher == EMA and self._teaches is None:
+                self._teaches = copy_of(pl_module)
+            self._teach(trainer, pl_module)
+            self._cross(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Cross the border to the next stage where the last one has ended."""
+        if isinstance(pl_module, HTTModule):
+            self._cross(trainer, pl_module)
+
+    def _cross(self, trainer: L.Trainer, module: HTTModule) -> None:
+        over = self._epochs is not None and trainer.current_epoch - self.begun >= self._epochs
+        if not over or self.stage + 1 >= self.stages:
+            return
+        self._keep(trainer)
+        # Running statistics differ between processes; everybody learns from the same teacher.
+        weights = trainer.strategy.broadcast(module.net.state_dict())
+        self._teaches = copy_of(module, weights)
+        self.stage, self.begun = self.stage + 1, trainer.current_epoch
+        if self.student == "fresh":
+            module.begin_anew(derived_seed(self.stage, 1))
+        trainer.strategy.setup_optimizers(trainer)
+        self._teach(trainer, module)
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        """Keep the finished stage's network; all processes take part, one writes."""
+        if self._folder is None:
+            return
+        path = self._folder / "checkpoints" / f"stage_{self.stage + 1}.ckpt"
+        partial = path.with_name(f".{path.name}.partial")
+        trainer.save_checkpoint(partial, weights_only=True)
+        if trainer.is_global_zero:
+            partial.replace(path)
+
+    def _teach(self, trainer: L.Trainer, module: HTTModule) -> None:
+        stored = getattr(getattr(trainer, "datamodule", None), "completed", None)
+        if self._teaches is not None or stored is not None:
+            teacher = None if self._teaches is None else self._teaches.net.to(module.device)
+            module.discovery = Discovery(teacher, self._rules(module), module.loss_weights, self.terms)
+            self._measured = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Move the average after every batch."""
+        if self.teacher == EMA and self._teaches is not None and isinstance(pl_module, HTTModule):
+            decay = min(self.ema_decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+            follow(self._teaches.net, pl_module.net, decay)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log coverage and mean confidence of what has been discovered."""
+        if isinstance(pl_module, HTTModule) and pl_module.discovery is not None:
+            for name, value in pl_module.discovery.collect().items():
+                pl_module.log(f"train/{name}", value)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count how much of what the teacher would keep is right: once per teacher, as it is frozen."""
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and isinstance(pl_module, HTTModule) and pl_module.discovery is not None and not self._measured:
+            for name, (right, kept) in pl_module.discovery.precision(batch).items():
+                account = self._account.setdefault(name, MeanLoss().to(pl_module.device))
+                account.update(right, kept)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log that precision."""
+        for name, account in self._account.items():
+            pl_module.log(f"val/{name}/kept_precision", 100 * account.compute())
+        self._measured = bool(self._account) and self.teacher != EMA
+        self._account = {}
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave trainer and module as they were."""
+        if stage == "fit" and isinstance(pl_module, HTTModule):
+            pl_module.discovery = pl_module.epochs_per_stage = None
+            trainer.fit_loop.max_epochs = self._epochs or trainer.fit_loop.max_epochs
+
+
+def copy_of(module: HTTModule, weights: dict[str, Any] | None = None) -> HTTModule:
+    """Another module of the same hyperparameters, with the weights of the network or with given ones."""
+    with torch.random.fork_rng(devices=[]):
+        copy = HTTModule(**module.hparams)
+    weights = module.net.state_dict() if weights is None else weights
+    # Assigned, so that a teacher in double precision keeps it.
+    copy.net.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
+    return copy
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the floating-point state of ``average`` towards ``network`` by ``1 - decay``; counters are copied."""
+    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+    floating = [(old, new) for old, new in pairs if old.is_floating_point()]
+    torch._foreach_lerp_([old for old, _ in floating], [new for _, new in floating], 1 - decay)
+    for old, new in pairs:
+        if not old.is_floating_point():
+            old.copy_(new)
+
+
+def read_teacher(path: str, student: HTTModule) -> HTTModule:
+    """The module in a checkpoint, as a teacher of ``student``.
+
+    Raises:
+        HTTError: It is missing or damaged, or has other tasks, classes or widths, or no tokens.
+    """
+    hyperparameters = read_hyperparameters(path, "discovery.teacher")
+    teacher: HTTModule = HTTModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    student.check_tasks(hyperparameters["tasks"], f"The teacher {path}")
+    width, ours = hyperparameters["token_dim"], student.hparams["token_dim"]
+    if width != ours:
+        raise HTTError(f"The teacher {path} has token_dim {width}, the student {ours}; they must be equal.")
+    if student.hparams["network"] == "htt" and hyperparameters["network"] != "htt":
+        raise HTTError(f"The teacher {path} has no tokens; train one with model.network htt.")
+    return teacher

@@ -1,0 +1,174 @@
+"""Discovering the missing labels: what a student learns from a teacher's features and predictions (method.md 4)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from htt_lightning.data.sample import Batch
+from htt_lightning.losses import feature_distance, labeled_sum, masked_mean
+from htt_lightning.metrics import MeanLoss
+from htt_lightning.output import Output
+from htt_lightning.tasks import IGNORE, Task
+from htt_lightning.tasks.base import Discovered
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of the terms of label discovery; 0 switches a term off.
+
+    Args:
+        prediction: Of the discovered labels, beside lambda and beta of each task.
+        feature_labeled: Of the distance to the teacher's features where the task is labelled.
+        feature_unlabeled: Of the distance weighted by the teacher's confidence where it is not.
+    """
+
+    prediction: float = 1.0
+    feature_labeled: float = 1.0
+    feature_unlabeled: float = 1.0
+
+
+class TaskDiscovery(NamedTuple):
+    """What label discovery adds for one task and batch.
+
+    Attributes:
+        loss: One value per image, ``b``; images without an active term have 0.
+        coverage: Share of the valid pixels whose discovered label is kept, ``b``.
+        confidence: Mean confidence over the valid pixels, ``b``.
+    """
+
+    loss: Tensor
+    coverage: Tensor
+    confidence: Tensor
+
+
+def discover_task(
+    task: Task,
+    student: Output,
+    teacher: Output | None,
+    labeled: Tensor,
+    valid: Tensor,
+    weight: float,
+    terms: Terms,
+    found: Discovered | None = None,
+) -> TaskDiscovery:
+    """The terms of label discovery of one task (method.md 4), vectorised over the batch.
+
+    Args:
+        task: The task; it knows its threshold and its beta.
+        student: The student's output.
+        teacher: The teacher's on the same images; no gradient flows into it. None leaves out the feature terms.
+        labeled: bool ``b``: images with a given label learn nothing from a discovered one.
+        valid: bool ``b h w``, False on padding, which never counts.
+        weight: The task's loss weight lambda.
+        terms: Weights of the terms.
+        found: Labels discovered before; by default they are the teacher's.
+
+    Returns:
+        Loss, coverage and confidence per image.
+    """
+    loss = torch.zeros(len(labeled), device=labeled.device)
+    if teacher and terms.feature_labeled:
+        distance = feature_distance(student.feature, teacher.feature, valid)
+        loss = loss + terms.feature_labeled * torch.where(labeled, distance, 0)
+    if teacher and terms.feature_unlabeled:
+        distance = feature_distance(student.feature, teacher.feature, valid, teacher.confidence)
+        loss = loss + terms.feature_unlabeled * torch.where(labeled, 0, distance)
+    nothing = torch.zeros_like(loss)
+    if teacher and found is None:
+        found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
+    if found is None or not terms.prediction:
+        return TaskDiscovery(loss, nothing, nothing)
+    on_labels = task.discovered_loss(student, found, valid)
+    loss = loss + terms.prediction * weight * task.beta * torch.where(labeled, 0, on_labels)
+    coverage = masked_mean(task.kept(found.confidence).float(), valid)
+    return TaskDiscovery(loss, coverage, masked_mean(found.confidence, valid))
+
+
+class Discovery:
+    """A frozen teacher, or labels that it has written into the batches, and the running account of what is kept.
+
+    It is no module: the teacher belongs neither to the student's weights nor to its checkpoints.
+
+    Args:
+        teacher: Network that returns one ``Output`` per task; it is put into evaluation mode. None where batches carry
+            ``discovered`` labels: then there are no features to learn from.
+        tasks: The tasks to discover labels of.
+        loss_weights: Weights lambda by task.
+        terms: Weights of the terms.
+    """
+
+    def __init__(
+        self, teacher: nn.Module | None, tasks: Sequence[Task], loss_weights: Mapping[str, float], terms: Terms
+    ) -> None:
+        self.teacher = teacher and teacher.eval().requires_grad_(False)
+        self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
+        names = [f"{task.name}/{key}" for task in tasks for key in ("coverage", "confidence")]
+        self.account = {name: MeanLoss() for name in names}
+
+    def loss(self, batch: Batch, outputs: Mapping[str, Output]) -> Tensor:
+        """What label discovery adds to the loss: a sum over images and tasks, before the factor T / B.
+
+        Args:
+            batch: The training batch.
+            outputs: The student's outputs on it.
+
+        Returns:
+            A scalar.
+        """
+        valid = batch["valid"]
+        taught, found = self._taught(batch), batch.get("discovered", {})
+        total = torch.zeros((), device=valid.device)
+        for task in self.tasks:
+            name, labeled = task.name, batch["labeled"][task.name]
+            weight, known = self.loss_weights[name], found.get(name)
+            added = discover_task(task, outputs[name], taught.get(name), labeled, valid, weight, self.terms, known)
+            total = total + added.loss.sum()
+            for key in ("coverage", "confidence"):
+                figure = getattr(added, key).detach()
+                account = self.account[f"{name}/{key}"].to(valid.device)
+                account.update(labeled_sum(figure, ~labeled), (~labeled).sum())
+        return total
+
+    def _taught(self, batch: Batch) -> dict[str, Output]:
+        with torch.no_grad():
+            taught: dict[str, Output] = self.teacher(batch["image"]) if self.teacher else {}
+        return taught
+
+    def found(self, batch: Batch) -> dict[str, Discovered]:
+        """The labels discovered on a batch, by task; those that it carries, or else the teacher's."""
+        taught, size = self._taught(batch), (batch["image"].shape[-2], batch["image"].shape[-1])
+        found = dict(batch.get("discovered", {}))
+        for task in self.tasks:
+            labels = task.discover(taught[task.name], size) if task.name in taught else None
+            if labels is not None:
+                found.setdefault(task.name, labels)
+        return found
+
+    def collect(self) -> dict[str, float]:
+        """Coverage and confidence by ``task/figure`` since the last time, over all processes."""
+        figures = {name: float(metric.compute()) for name, metric in self.account.items()}
+        for metric in self.account.values():
+            metric.reset()
+        return figures
+
+    def precision(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """How much of what would be kept is right, on images whose labels are given.
+
+        Args:
+            batch: A validation batch.
+
+        Returns:
+            By task that discovers labels, the number of right pixels and that of kept ones.
+        """
+        found, counts = self.found(batch), {}
+        for task in self.tasks:
+            if task.name in found:
+                label, confidence = found[task.name]
+                target, labeled = batch[task.name], batch["labeled"][task.name]
+                present = target != IGNORE if task.channels is None else target.isfinite().all(1)
+                kept = present & task.kept(confidence) & labeled[:, None, None]
+                counts[task.name] = (kept & task.agrees(label, target)).sum(), kept.sum()
+        return counts

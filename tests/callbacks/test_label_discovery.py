@@ -1,0 +1,216 @@
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from htt_lightning import HTTModule, LabelDiscovery
+from htt_lightning.callbacks.label_discovery import copy_of, follow
+from htt_lightning.discovery import Terms
+from htt_lightning.errors import HTTError
+from tests.test_module import assert_same, ruined_scenes, weights
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
+
+
+def fitted(folder, discovery=None, seed=0, data=None, ckpt_path=None, module=None, **trainer):
+    """A run that keeps a checkpoint of every epoch."""
+    data = data or tiny_data(train_images=8)
+    torch.manual_seed(seed)
+    module = module or tiny_module(data)
+    keep = ModelCheckpoint(dirpath=folder / "kept", save_top_k=-1, filename="{epoch}")
+    callbacks = [keep, *([discovery] if discovery else []), *trainer.pop("callbacks", [])]
+    trainer = tiny_trainer(folder, callbacks=callbacks, enable_checkpointing=True, **trainer)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return module, trainer
+
+
+def stored(folder, epoch):
+    return torch.load(folder / "kept" / f"epoch={epoch}.ckpt", weights_only=True)
+
+
+def state_of(checkpoint):
+    return checkpoint["callbacks"]["LabelDiscovery"]
+
+
+def test_one_stage_is_the_supervised_run_bit_for_bit(tmp_path):
+    plain, _ = fitted(tmp_path / "plain", max_epochs=2)
+    staged, trainer = fitted(tmp_path / "staged", LabelDiscovery(stages=1), max_epochs=2)
+    assert trainer.current_epoch == 2
+    assert_same(weights(plain), weights(staged))
+
+
+def test_the_first_stage_is_the_supervised_run_and_becomes_the_teacher_of_the_second(tmp_path):
+    plain, _ = fitted(tmp_path / "plain", max_epochs=2)
+    _, trainer = fitted(tmp_path / "staged", LabelDiscovery(), max_epochs=2)
+    assert trainer.current_epoch == 4
+    first, second, last = (stored(tmp_path / "staged", epoch) for epoch in (1, 2, 3))
+    student = {key.removeprefix("net."): value for key, value in first["state_dict"].items() if key.startswith("net.")}
+    assert_same(weights(plain), student)
+    assert [state_of(x)["stage"] for x in (first, second, last)] == [0, 1, 1]
+    assert state_of(first)["teacher"] is None
+    for checkpoint in (second, last):
+        assert_same(student, state_of(checkpoint)["teacher"]["state_dict"])
+
+
+def test_the_schedule_begins_again_at_the_border(tmp_path):
+    class Rates(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.append((trainer.optimizers[0].param_groups[0]["lr"], len(trainer.optimizers[0].state)))
+
+    seen = []
+    fitted(tmp_path, LabelDiscovery(stages=3), max_epochs=2, callbacks=[Rates()], max_steps=-1)
+    first = [rate for rate, _ in seen]
+    assert first[:2] == first[2:4] == first[4:]
+    assert first[:2] == [pytest.approx(1e-3), pytest.approx(1e-3 * 0.5**0.9)]
+    assert [bool(count) for _, count in seen] == [False, True] * 3
+
+
+def test_a_fresh_student_is_another_draw_and_an_inherited_one_is_the_teacher(tmp_path):
+    class Beginning(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            begun.append(weights(pl_module))
+
+    begun = []
+    for student in ("fresh", "inherited"):
+        discovery = LabelDiscovery(student=student)
+        fitted(tmp_path / student, discovery, max_epochs=1, callbacks=[Beginning()])
+        first, second = begun[-2:]
+        teacher = state_of(stored(tmp_path / student, 1))["teacher"]["state_dict"]
+        key = "global_tokens.tokens" if "global_tokens.tokens" in first else next(iter(first))
+        assert not torch.equal(first[key], second[key])
+        same = all(torch.equal(second[name], teacher[name]) for name in second)
+        assert same == (student == "inherited")
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_resuming_at_the_end_of_any_epoch_of_any_stage_is_bitwise(epoch, tmp_path, through):
+    path = through.folder / "kept" / f"epoch={epoch}.ckpt"
+    resumed, trainer = fitted(tmp_path, LabelDiscovery(), seed=99, max_epochs=2, ckpt_path=path)
+    assert trainer.current_epoch == 4
+    assert_same(weights(through.module), weights(resumed))
+
+
+def test_a_run_killed_inside_an_epoch_of_the_second_stage_replays_it(tmp_path, through):
+    class Killer(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.current_epoch == 3 and batch_idx == 1:
+                raise KeyError("killed")
+
+    with pytest.raises(KeyError):
+        fitted(tmp_path, LabelDiscovery(), max_epochs=2, callbacks=[Killer()])
+    path = tmp_path / "kept" / "epoch=2.ckpt"
+    resumed, _ = fitted(tmp_path / "again", LabelDiscovery(), seed=99, max_epochs=2, ckpt_path=path)
+    assert_same(weights(through.module), weights(resumed))
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory):
+    class Run:
+        folder = tmp_path_factory.mktemp("through")
+
+    Run.module, Run.trainer = fitted(Run.folder, LabelDiscovery(), max_epochs=2)
+    return Run
+
+
+def test_the_moving_average_resumes_bitwise_and_needs_one_stage(tmp_path):
+    whole, trainer = fitted(tmp_path / "whole", LabelDiscovery(teacher="ema"), max_epochs=2)
+    assert trainer.current_epoch == 2
+    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
+    resumed, _ = fitted(tmp_path / "again", LabelDiscovery(teacher="ema"), seed=99, max_epochs=2, ckpt_path=path)
+    assert_same(weights(whole), weights(resumed))
+    one, two = (state_of(stored(tmp_path / name, 1))["teacher"]["state_dict"] for name in ("whole", "again"))
+    assert_same(one, two)
+    assert any(not torch.equal(one[key], value) for key, value in weights(whole).items())
+
+
+def test_a_checkpoint_of_a_finished_stage_teaches_as_the_stage_itself_did(tmp_path, through):
+    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
+    taught = state_of(stored(through.folder, 3))["teacher"]["state_dict"]
+    assert_same(weights(HTTModule.load_from_checkpoint(teacher)), taught)
+    _, trainer = fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=2)
+    assert trainer.current_epoch == 2
+    again = state_of(stored(tmp_path, 1))
+    assert again["stage"] == 1
+    assert_same(again["teacher"]["state_dict"], taught)
+
+
+def test_every_checkpoint_loads_as_the_student(through):
+    path = through.folder / "kept" / "epoch=3.ckpt"
+    assert_same(weights(HTTModule.load_from_checkpoint(path)), weights(through.module))
+
+
+def test_coverage_confidence_and_precision_are_logged(through):
+    for task in ("semseg", "depth", "edges"):
+        for key in (f"train/{task}/coverage", f"train/{task}/confidence"):
+            assert 0 <= through.trainer.callback_metrics[key] <= 1
+        precision = through.trainer.callback_metrics[f"val/{task}/kept_precision"]
+        assert torch.isnan(precision) or 0 <= precision <= 100
+
+
+def test_a_trial_run_goes_through_all_stages(tmp_path):
+    data = tiny_data()
+    trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=3)], fast_dev_run=1)
+    trainer.fit(tiny_module(data), data)
+    assert trainer.current_epoch == trainer.global_step == 3
+
+
+def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, monkeypatch):
+    data = tiny_data(train_images=8)
+    ruined_scenes(monkeypatch, data)
+    ruined, _ = fitted(tmp_path, LabelDiscovery(), data=tiny_data(train_images=8), max_epochs=2)
+    assert_same(weights(through.module), weights(ruined))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stages": 0}, "discovery.stages must be at least 1"),
+        ({"stages": 1, "teacher": "x.ckpt"}, "discovery.stages to at least 2"),
+        ({"ema_decay": 1.0}, "ema_decay must be in"),
+        ({"thresholds": {"depth": 1.5}}, "thresholds of depth must be in"),
+        ({"thresholds": {"dpeth": 0.5}}, "thresholds names dpeth"),
+        ({"betas": {"dpeth": 0.5}}, "betas names dpeth"),
+        ({"teacher": "absent.ckpt"}, "discovery.teacher: there is no checkpoint absent.ckpt"),
+    ],
+)
+def test_bad_arguments_are_refused_before_training(arguments, message, tmp_path):
+    with pytest.raises(HTTError, match=message):
+        fitted(tmp_path, LabelDiscovery(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        ({"tasks": "semseg,depth"}, {}, "was trained on semseg, human_parts"),
+        ({}, {"token_dim": 16}, "has token_dim 8, the student 16"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(data, model, message, tmp_path, through):
+    path = str(through.folder / "kept" / "epoch=0.ckpt")
+    data = tiny_data(**data)
+    with pytest.raises(HTTError, match=message):
+        fitted(tmp_path, LabelDiscovery(teacher=path), data=data, module=tiny_module(data, **model))
+
+
+def test_a_teacher_without_tokens_is_refused(tmp_path):
+    data = tiny_data()
+    fitted(tmp_path / "plain", data=data, module=tiny_module(data, network="multitask"))
+    path = str(tmp_path / "plain" / "kept" / "epoch=0.ckpt")
+    with pytest.raises(HTTError, match="has no tokens"):
+        fitted(tmp_path, LabelDiscovery(teacher=path), data=data)
+
+
+def test_the_average_follows_the_network():
+    data = tiny_data()
+    one, two = tiny_module(data), tiny_module(data)
+    average = copy_of(one).net
+    follow(average, two.net, 0.75)
+    for key, value in average.state_dict().items():
+        expected = 0.75 * one.net.state_dict()[key] + 0.25 * two.net.state_dict()[key]
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected)
+
+
+def test_terms_can_be_switched_off(tmp_path):
+    nothing = Terms(prediction=0, feature_labeled=0, feature_unlabeled=0)
+    discovery = LabelDiscovery(student="inherited", terms=nothing)
+    _, trainer = fitted(tmp_path, discovery, max_epochs=1)
+    assert trainer.callback_metrics["train/discovery/loss"] == 0

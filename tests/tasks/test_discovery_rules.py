@@ -1,0 +1,123 @@
+"""Discovered labels and the losses on them, written out in numpy (method.md 4)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from htt_lightning.losses import whole_cells
+from htt_lightning.output import stride_of
+from htt_lightning.tasks import Classification, Depth, Edges, Normals, Saliency
+from htt_lightning.tasks.base import Discovered
+from tests.tasks.samples import TASKS, output_of, random_logits, random_target
+
+each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(0))
+    return e / e.sum(0)
+
+
+def rule(task, logits):
+    """Label and confidence of one image ``k h w``."""
+    if isinstance(task, Edges):
+        p = 1 / (1 + np.exp(-logits[0]))
+        return (p > 0.99).astype(int), 2 * abs(p - 0.5)
+    if isinstance(task, Depth | Normals):
+        centres = task.centres(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(logits), -1)
+        field = np.einsum("khw,kc->chw", softmax(logits), centres)
+        field = field / np.linalg.norm(field, axis=0) if isinstance(task, Normals) else field
+        return field, softmax(5 * logits).max(0)
+    return softmax(logits).argmax(0), softmax(logits).max(0)
+
+
+def cost(task, student, label, confidence, valid):
+    """Loss of one image, pixel by pixel."""
+    total, count = 0.0, 0
+    zeros = np.mean([label[y, x] == 0 for y, x in zip(*np.nonzero(valid), strict=True)]) if label.ndim == 2 else 0
+    for y, x in zip(*np.nonzero(valid), strict=True):
+        kept = confidence[y, x] > task.threshold
+        count += kept if isinstance(task, Edges) else 1
+        if not kept:
+            continue
+        if isinstance(task, Edges):
+            z, one = student[0, y, x], label[y, x]
+            total += 0.95 * one * np.log1p(np.exp(-z)) + 0.05 * (1 - one) * np.log1p(np.exp(z))
+        elif isinstance(task, Depth | Normals):
+            field, _ = rule(task, student[:, y : y + 1, x : x + 1])
+            total += confidence[y, x] * abs(field[:, 0, 0] - label[:, y, x]).mean()
+        else:
+            weight = (zeros if label[y, x] == 1 else 1 - zeros) if isinstance(task, Saliency) else 1
+            total -= weight * np.log(softmax(student[:, y, x])[label[y, x]])
+    return total / max(count, 1)
+
+
+@each_task
+def test_labels_and_losses_are_those_of_the_plain_rule(task):
+    task = replace(task, threshold=0.6)
+    teacher, student = (random_logits(task, seed=seed).double() for seed in (1, 2))
+    valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
+    found = task.discover(output_of(teacher), (6, 7))
+    loss = task.discovered_loss(output_of(student), found, valid)
+    assert 0.05 < task.kept(found.confidence).float().mean() < 0.98
+    for k in range(3):
+        label, confidence = rule(task, teacher[k].numpy())
+        np.testing.assert_allclose(found.label[k].numpy(), label, rtol=1e-9)
+        np.testing.assert_allclose(found.confidence[k].numpy(), confidence, rtol=1e-9)
+        expected = cost(task, student[k].numpy(), label, confidence, valid[k].numpy())
+        assert float(loss[k]) == pytest.approx(expected, rel=1e-9)
+
+
+@each_task
+def test_nothing_is_learned_from_padding_or_from_what_is_not_kept(task):
+    teacher, student = random_logits(task, seed=1), random_logits(task, seed=2).requires_grad_()
+    found = task.discover(output_of(teacher), (6, 7))
+    valid = torch.zeros(3, 6, 7, dtype=torch.bool)
+    valid[1] = valid[2, :3] = True
+    nowhere = replace(task, threshold=1.0)
+    assert (nowhere.discovered_loss(output_of(student), found, valid) == 0).all()
+    loss = task.discovered_loss(output_of(student), found, valid)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    assert loss[0] == 0
+    assert loss.isfinite().all()
+    assert (gradient[0] == 0).all()
+    assert (gradient[2, :, 3:] == 0).all()
+    spoiled = Discovered(found.label.flip(0), found.confidence.flip(0))
+    inside = valid if found.label.ndim == 3 else valid[:, None]
+    label = torch.where(inside, found.label, spoiled.label)
+    sure = torch.where(valid, found.confidence, spoiled.confidence)
+    again = task.discovered_loss(output_of(student), Discovered(label, sure), valid)
+    assert torch.equal(loss, again)
+
+
+@each_task
+def test_a_label_agrees_with_itself(task):
+    target = random_target(task, missing=0.0)
+    assert task.agrees(target, target).all()
+    assert task.agrees(target, target).shape == (3, 6, 7)
+    if isinstance(task, Classification | Saliency | Edges):
+        assert not task.agrees(target, 1 - target).any()
+    else:
+        assert not task.agrees(target, 2 * target if isinstance(task, Depth) else -target).any()
+
+
+def test_released_edges_are_the_others():
+    confidence = torch.tensor([0.2, 0.995])
+    assert Edges().kept(confidence).tolist() == [False, True]
+    assert Edges(keep="released").kept(confidence).tolist() == [True, False]
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2, 4, 16]), st.data())
+def test_a_cell_counts_where_all_its_pixels_do(h, w, stride, data):
+    rows, columns = -(-h // stride), -(-w // stride)
+    valid = torch.ones(1, h, w, dtype=torch.bool)
+    y, x = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+    valid[0, y, x] = False
+    cells = whole_cells(valid, (rows, columns))
+    assert cells.shape == (1, rows, columns)
+    scale = stride_of((rows, columns), (h, w))
+    assert (~cells).nonzero().tolist() == [[0, y // scale, x // scale]]
