@@ -41,6 +41,9 @@ class HTTModule(L.LightningModule):
         dropout: Rate in ASPP.
         dilations: In ASPP, in pixels of the finest map (a quarter of the image for ResNets).
         reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores of ``htt``.
+        global_tokens: Whether ``htt`` has global tokens; false for ablation.
+        fine_tokens: Whether it has fine-grained tokens; false for ablation (with several processes, strategy
+            ``ddp_find_unused_parameters_true``).
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
         lr: Learning rate of Adam.
         weight_decay: Of all parameters.
@@ -62,6 +65,8 @@ class HTTModule(L.LightningModule):
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
         reduction: int = 1,
+        global_tokens: bool = True,
+        fine_tokens: bool = True,
         backbone_options: dict[str, Any] | None = None,
         lr: float = 2e-5,
         weight_decay: float = 1e-6,
@@ -93,7 +98,7 @@ class HTTModule(L.LightningModule):
         """A network as the hyperparameters say, with new random weights that are not pretrained."""
         network = self.hparams["network"]
         keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations"]
-        keys += ["reduction"] if network == "htt" else []
+        keys += ["reduction", "global_tokens", "fine_tokens"] if network == "htt" else []
         arguments = {key: self.hparams[key] for key in keys}
         return NETWORKS[network]({task.name: task.num_tokens for task in self.tasks}, **arguments)
 

@@ -73,10 +73,10 @@ class DiscoveryPanel(Callback):
         if self._folder is None or not batches or not isinstance(pl_module, HTTModule):
             return
         name = f"epoch_{trainer.current_epoch:03d}.png"
-        if isinstance(pl_module.net, HTTNet):
-            with torch.no_grad():
-                affinity = pl_module.net.global_tokens.affinity().float().cpu()
-            picture = draw_affinity(affinity, [task.name for task in pl_module.tasks])
+        with torch.no_grad():
+            affinity = pl_module.net.affinity() if isinstance(pl_module.net, HTTNet) else None
+        if affinity is not None:
+            picture = draw_affinity(affinity.float().cpu(), [task.name for task in pl_module.tasks])
             publish(trainer, self._folder / "affinity" / name, "affinity", picture)
         discovery = pl_module.discovery
         if discovery is not None:

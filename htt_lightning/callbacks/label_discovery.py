@@ -37,7 +37,7 @@ class LabelDiscovery(Callback):
         betas: Weights beta of discovered labels by task that replace the dataset's.
 
     Raises:
-        HTTError: An argument is wrong, or (from ``setup``) the teacher does not fit.
+        HTTError: An argument is wrong, or (from ``on_fit_start``) the teacher does not fit.
     """
 
     def __init__(
@@ -78,15 +78,13 @@ class LabelDiscovery(Callback):
         return "LabelDiscovery"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Extend the loop to all stages, and read a teacher that is given, before any training time is lost."""
+        """Extend the loop to all stages."""
         if stage != "fit" or not isinstance(pl_module, HTTModule):
             return
         self._folder = run_directory(trainer)
         if trainer.current_epoch == 0:
             self.stage, self.begun = (1 if self._given else 0), 0
         self._rules(pl_module)
-        if self._given and self._teaches is None:
-            self._teaches = read_teacher(self.teacher, pl_module)
         epochs = trainer.max_epochs
         if epochs is not None and epochs > 0:  # otherwise configure_optimizers complains
             self._epochs = pl_module.epochs_per_stage = epochs
@@ -121,7 +119,7 @@ class LabelDiscovery(Callback):
             return
         self.stage, self.begun = stored["stage"], stored["begun"]
         if stored["teacher"] is not None:
-            self._teaches = HTTModule(**stored["teacher"]["hyper_parameters"])
+            self._teaches = type(pl_module)(**stored["teacher"]["hyper_parameters"])
             self._teaches.net.load_state_dict(stored["teacher"]["state_dict"], assign=True)
         self._extend(trainer)
 
@@ -132,6 +130,11 @@ class LabelDiscovery(Callback):
             hyperparameters = dict(self._teaches.hparams)
             teacher = {"hyper_parameters": hyperparameters, "state_dict": self._teaches.net.state_dict()}
         return {"stage": self.stage, "begun": self.begun, "teacher": teacher}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read a teacher that is given, unless a resumed run has brought it along."""
+        if isinstance(pl_module, HTTModule) and self._given and self._teaches is None:
+            self._teaches = read_teacher(self.teacher, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with a teacher, or in the middle of a run: everything is restored by now."""
@@ -211,7 +214,7 @@ class LabelDiscovery(Callback):
         """Log that precision."""
         for name, account in self._account.items():
             pl_module.log(f"val/{name}/kept_precision", 100 * account.compute())
-        self._measured = bool(self._account) and self.teacher != EMA
+            self._measured = self.teacher != EMA
         self._account = {}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -224,7 +227,7 @@ class LabelDiscovery(Callback):
 def copy_of(module: HTTModule, weights: dict[str, Any] | None = None) -> HTTModule:
     """Another module of the same hyperparameters, with the weights of the network or with given ones."""
     with torch.random.fork_rng(devices=[]):
-        copy = HTTModule(**module.hparams)
+        copy = type(module)(**module.hparams)
     weights = module.net.state_dict() if weights is None else weights
     # Assigned, so that a teacher in double precision keeps it.
     copy.net.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
@@ -249,11 +252,13 @@ def read_teacher(path: str, student: HTTModule) -> HTTModule:
         HTTError: It is missing or damaged, or has other tasks, classes or widths, or no tokens.
     """
     hyperparameters = read_hyperparameters(path, "discovery.teacher")
-    teacher: HTTModule = HTTModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     student.check_tasks(hyperparameters["tasks"], f"The teacher {path}")
     width, ours = hyperparameters["token_dim"], student.hparams["token_dim"]
     if width != ours:
         raise HTTError(f"The teacher {path} has token_dim {width}, the student {ours}; they must be equal.")
     if student.hparams["network"] == "htt" and hyperparameters["network"] != "htt":
         raise HTTError(f"The teacher {path} has no tokens; train one with model.network htt.")
+    teacher: HTTModule = type(student).load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    if teacher.net.backbone.strides[0] != student.net.backbone.strides[0]:
+        raise HTTError(f"The teacher {path} has features of another stride: choose backbones of one kind.")
     return teacher

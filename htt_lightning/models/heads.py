@@ -108,6 +108,7 @@ class HTTHead(nn.Module):
         dropout: Rate in ASPP.
         dilations: In ASPP.
         reduction: Kernel and stride r of the depthwise convolution that token scores are computed on.
+        fine: Whether there are fine-grained tokens; without them, logits are not weighted by scores.
     """
 
     def __init__(
@@ -118,13 +119,14 @@ class HTTHead(nn.Module):
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
         reduction: int = 1,
+        fine: bool = True,
     ) -> None:
         super().__init__()
         self.aspp = ASPP(inputs, dim, dropout, dilations)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
         self.attention = TokenAttention(dim)
-        self.fine_tokens = FineTokens(dim, count)
-        self.reduce = Reduce(dim, reduction)
+        self.fine_tokens = FineTokens(dim, count) if fine else None
+        self.reduce = Reduce(dim, reduction) if fine else None
         self.classify = nn.Conv2d(dim, count, 1)
         self.refine = nn.Conv2d(count, count, 3, padding=1)
         self.apply(xavier)
@@ -132,8 +134,11 @@ class HTTHead(nn.Module):
     def forward(self, x: Tensor, token: Tensor) -> Output:
         """Features ``b c h w`` and the task's token ``d`` to the task's output."""
         feature, own = self.attention(self.conv(self.aspp(x)), token)
-        scores = F.softplus(torch.einsum("b d h w, b d k -> b k h w", self.reduce(feature), self.fine_tokens(own)))
-        logits = self.refine(self.classify(feature) * self.reduce.enlarge(scores, feature.shape[-2:]))
+        logits = self.classify(feature)
+        if self.fine_tokens is not None and self.reduce is not None:
+            scores = F.softplus(torch.einsum("b d h w, b d k -> b k h w", self.reduce(feature), self.fine_tokens(own)))
+            logits = logits * self.reduce.enlarge(scores, feature.shape[-2:])
+        logits = self.refine(logits)
         confidence = torch.einsum("b d h w, b d -> b h w", feature, own).sigmoid()
         return Output(logits, feature, rearrange(confidence, "b h w -> b 1 h w"))
 

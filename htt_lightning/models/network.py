@@ -12,7 +12,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.heads import HTTHead, PlainHead
 from htt_lightning.models.layers import Fusion, xavier
-from htt_lightning.models.tokens import GlobalTokens, SingleScaleTokens
+from htt_lightning.models.tokens import GlobalTokens, SeparateTokens, SingleScaleTokens
 from htt_lightning.output import Output
 
 STRIDE = 32
@@ -92,6 +92,8 @@ class HTTNet(DenseNetwork):
         dropout: Rate in ASPP.
         dilations: In ASPP, in pixels of the finest map; the published ones suit images of 288x384 and more.
         reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores.
+        global_tokens: Whether tasks are gated and mixed by tokens at every scale; false for ablation.
+        fine_tokens: Whether logits are weighted by the scores of a token per class or bin; false for ablation.
         **kwargs: See ``DenseNetwork``.
     """
 
@@ -102,16 +104,31 @@ class HTTNet(DenseNetwork):
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
         reduction: int = 1,
+        global_tokens: bool = True,
+        fine_tokens: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
-        one_scale = len(set(self.backbone.strides)) == 1
-        global_tokens = SingleScaleTokens if one_scale else GlobalTokens
-        self.global_tokens = global_tokens(channels, len(num_tokens), token_dim, reduction)
+        count = len(num_tokens)
+        self.global_tokens: nn.Module
+        if not global_tokens:
+            self.global_tokens = SeparateTokens(channels, count, token_dim)
+        elif len(set(self.backbone.strides)) == 1:
+            self.global_tokens = SingleScaleTokens(channels, count, token_dim, reduction)
+        else:
+            self.global_tokens = GlobalTokens(channels, count, token_dim, reduction)
         self.heads = nn.ModuleDict(
-            {task: HTTHead(channels[-1], token_dim, k, dropout, dilations, reduction) for task, k in num_tokens.items()}
+            {
+                task: HTTHead(channels[-1], token_dim, k, dropout, dilations, reduction, fine_tokens)
+                for task, k in num_tokens.items()
+            }
         )
+
+    def affinity(self) -> Tensor | None:
+        """Cross-task affinity ``s t t`` at every scale, rows sum to one (method.md 1.4); None without global tokens."""
+        tokens = self.global_tokens
+        return tokens.affinity() if isinstance(tokens, GlobalTokens | SingleScaleTokens) else None
 
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
         """Tokens first, then one head per task."""

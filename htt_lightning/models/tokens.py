@@ -126,6 +126,26 @@ class SingleScaleTokens(nn.Module):
         return rearrange(self.scale.affinity(self.tokens), "t u -> 1 t u")
 
 
+class SeparateTokens(nn.Module):
+    """For ablation: a token and a fusion of its own per task, without gates and without sharing between tasks.
+
+    Args:
+        channels: Channels of the maps, finest first.
+        tasks: Number of tasks.
+        dim: Token width D.
+    """
+
+    def __init__(self, channels: Sequence[int], tasks: int, dim: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(tasks, dim))
+        self.fuse = nn.ModuleList(Fusion(channels, channels[-1]) for _ in range(tasks))
+        self.apply(xavier)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, and tokens ``t d``."""
+        return [fuse(maps) for fuse in self.fuse], self.tokens
+
+
 def _linears(tasks: int, widths: Sequence[tuple[int, int]]) -> nn.ModuleList:
     """Per scale, one linear layer per task."""
     return nn.ModuleList(nn.ModuleList(nn.Linear(*width) for _ in range(tasks)) for width in widths)

@@ -1,10 +1,12 @@
+import shutil
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.callbacks.label_discovery import copy_of, follow
-from htt_lightning.discovery import Terms
+from htt_lightning.discovery import Discovery, Terms
 from htt_lightning.errors import HTTError
 from tests.test_module import assert_same, ruined_scenes, weights
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -132,6 +134,16 @@ def test_a_checkpoint_of_a_finished_stage_teaches_as_the_stage_itself_did(tmp_pa
     assert_same(again["teacher"]["state_dict"], taught)
 
 
+def test_a_given_teacher_is_not_needed_again_after_resuming(tmp_path, through):
+    teacher = tmp_path / "teacher.ckpt"
+    shutil.copy(through.folder / "checkpoints" / "stage_1.ckpt", teacher)
+    whole, _ = fitted(tmp_path / "whole", LabelDiscovery(teacher=str(teacher)), max_epochs=2)
+    teacher.unlink()
+    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
+    again, _ = fitted(tmp_path / "again", LabelDiscovery(teacher=str(teacher)), 99, max_epochs=2, ckpt_path=path)
+    assert_same(weights(whole), weights(again))
+
+
 def test_every_checkpoint_loads_as_the_student(through):
     path = through.folder / "kept" / "epoch=3.ckpt"
     assert_same(weights(HTTModule.load_from_checkpoint(path)), weights(through.module))
@@ -214,3 +226,15 @@ def test_terms_can_be_switched_off(tmp_path):
     discovery = LabelDiscovery(student="inherited", terms=nothing)
     _, trainer = fitted(tmp_path, discovery, max_epochs=1)
     assert trainer.callback_metrics["train/discovery/loss"] == 0
+
+
+@pytest.mark.parametrize(("teacher", "times"), [("previous", 1), ("ema", 3)])
+def test_the_precision_of_a_frozen_teacher_is_measured_once(teacher, times, tmp_path, monkeypatch):
+    def counted(self, batch):
+        seen.append(batch["id"])
+        return precision(self, batch)
+
+    seen, precision = [], Discovery.precision
+    monkeypatch.setattr(Discovery, "precision", counted)
+    fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=3)
+    assert len(seen) == times

@@ -1,0 +1,76 @@
+"""The bookkeeping of the study in benchmarks/; its runs are the library's own commands."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def study():
+    path = ROOT / "benchmarks" / "label_efficiency.py"
+    if not path.is_file():
+        pytest.skip("benchmarks/ is not part of a source distribution")
+    spec = importlib.util.spec_from_file_location("label_efficiency", path)
+    module = sys.modules["label_efficiency"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def figures(study, **methods):
+    return {(getattr(study, name, name), "depth"): scores for name, scores in methods.items()}
+
+
+def test_the_gap_is_measured_from_the_better_supervised_run(study):
+    values = figures(study, SUPERVISED=[1.0, 1.0], LONGER=[0.8, 0.8], FULL=[0.4, 0.4], method=[0.7, 0.5])
+    assert study.gap_closed(values, "method") == {"depth": pytest.approx(0.5)}
+    assert study.gap_closed(values, study.FULL) == {"depth": pytest.approx(1.0)}
+
+
+def test_a_gap_within_two_standard_deviations_is_listed_not_averaged(study):
+    values = figures(study, SUPERVISED=[1.0, 0.6], FULL=[0.6, 0.6], method=[0.7, 0.5])
+    assert study.gap_closed(values, "method") == {"depth": None}
+    rows = [
+        {"labels": labels, "method": method, "seed": seed, "task": "depth", "metric": "val/depth/abs_err", "value": value}
+        for (method, _), scores in values.items()
+        for seed, value in enumerate(scores)
+        for labels in (["full"] if method == study.FULL else ["one-label"])
+        if method in study.METHODS
+    ]
+    table = study.summary(rows)
+    assert "0.8 ± 0.28" in table
+    assert "two standard deviations: depth." in table
+
+
+def test_teachers_come_first_and_are_shared(study):
+    runs = study.plan(seeds=3, quick=False)
+    assert len({run.key for run in runs}) == len(runs)
+    taught = [run for run in runs if run.teacher]
+    assert taught
+    for run in taught:
+        assert runs.index(run.teacher) < runs.index(run)
+        assert run.teacher.method.supervised
+    assert {run.teacher.method.name for run in taught if "global" in run.method.name} == {"supervised, no global tokens"}
+    assert {run.method.name for run in study.plan(1, quick=True)} == set(study.MAIN)
+
+
+def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(study, tmp_path, monkeypatch):
+    ran = []
+    one = study.Study(tmp_path, scenes=1, images=8, epochs=2)
+    monkeypatch.setattr(one, "_htt", lambda run, words: ran.append(words))
+    run = study.Run(study.METHODS["+ both"], "one-label", 0)
+    one.train(run)
+    assert "--ckpt_path" not in ran[-1]
+    assert ran[-1][ran[-1].index("--discovery.teacher") + 1] == str(one.last(run.teacher))
+    one.last(run).parent.mkdir(parents=True)
+    one.last(run).touch()
+    one.train(run)
+    assert ran[-1][-2:] == ["--ckpt_path", str(one.last(run))]
+    metrics = {"val/depth/abs_err": {"value": 0.7}}
+    (one.folder(run) / "results.json").write_text(json.dumps(metrics))
+    one.train(run)
+    assert len(ran) == 2
+    assert [row["value"] for row in one.results([run])] == [0.7]
