@@ -105,7 +105,7 @@ class Discovery:
     ) -> None:
         self.teacher = teacher and teacher.eval().requires_grad_(False)
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
-        names = [f"{task.name}/{key}" for task in tasks for key in ("coverage", "confidence")]
+        names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
         self.account = {name: MeanLoss() for name in names}
 
     def loss(self, batch: Batch, outputs: Mapping[str, Output]) -> Tensor:
@@ -126,7 +126,7 @@ class Discovery:
             weight, known = self.loss_weights[name], found.get(name)
             added = discover_task(task, outputs[name], taught.get(name), labeled, valid, weight, self.terms, known)
             total = total + added.loss.sum()
-            for key in ("coverage", "confidence"):
+            for key in ("coverage", "confidence") if task.discovers else ():
                 figure = getattr(added, key).detach()
                 account = self.account[f"{name}/{key}"].to(valid.device)
                 account.update(labeled_sum(figure, ~labeled), (~labeled).sum())

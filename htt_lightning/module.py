@@ -143,6 +143,11 @@ class HTTModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
         self._has_weights = True
+        if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            raise HTTError(
+                "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "
+                "resume with last.ckpt."
+            )
         self.check_tasks(checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
 
     def check_tasks(self, tasks: Sequence[Mapping[str, Any]], what: str) -> None:

@@ -1,19 +1,22 @@
 """Lightning's trainer with one command more: ``discover``, which writes the labels that a dataset lacks."""
 
 import shutil
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 from einops import rearrange
 from rich.console import Console
+from torch.utils.data import DataLoader
 
+from htt_lightning.callbacks import LabelDiscovery
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.completed import CompletedDataset, fingerprint_of
-from htt_lightning.data.partial import PartialLabels
 from htt_lightning.data.sample import Batch
+from htt_lightning.data.samplers import EvalSampler
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_hyperparameters
 from htt_lightning.module import HTTModule
@@ -45,25 +48,63 @@ class HTTTrainer(L.Trainer):
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         datamodule.prepare_data()
-        images, completed = datamodule.unaugmented(), CompletedDataset(Path(out))
+        rules = [
+            callback.rules(model) for callback in cast(Any, self).callbacks if isinstance(callback, LabelDiscovery)
+        ]
+        thresholds = {task.name: task.threshold for task in next(iter(rules), model.tasks)}
+        made_by = {"name": Path(ckpt_path).name, "sha256": fingerprint_of(Path(ckpt_path)), "thresholds": thresholds}
+        discoverer = _Discoverer(model, datamodule, CompletedDataset(Path(out)), made_by, overwrite)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # everything is there
+            self.predict(discoverer, return_predictions=False)
         if self.is_global_zero:
-            _begin(completed, _manifest(model, datamodule, images, ckpt_path), overwrite)
-        self.strategy.barrier("discover")
-        absent = [k for k, name in enumerate(images.ids) if images.lacking(k) and not completed.path(name).is_file()]
-        if absent:
-            loader = datamodule.loader(images, sampler=absent)
-            self.predict(_Discoverer(model, completed, images), dataloaders=loader, return_predictions=False)
-        if self.is_global_zero:
-            Console().out(completed.manifest_path, highlight=False)
+            Console().out(discoverer.completed.manifest_path, highlight=False)
 
 
 class _Discoverer(L.LightningModule):
     """Predicts, and writes what each image lacks."""
 
-    def __init__(self, model: HTTModule, completed: CompletedDataset, images: PartialLabels) -> None:
+    def __init__(
+        self,
+        model: HTTModule,
+        datamodule: PartialLabelDataModule,
+        completed: CompletedDataset,
+        made_by: dict[str, Any],
+        overwrite: bool,
+    ) -> None:
         super().__init__()
-        self.model, self.completed = model, completed
-        self.lacking = {name: images.lacking(k) for k, name in enumerate(images.ids)}
+        self.model, self.datamodule, self.completed = model, datamodule, completed
+        self.made_by, self.overwrite = made_by, overwrite
+        images = datamodule.unaugmented()
+        self.lacking = {name: [t for t in images.lacking(k) if t.discovers] for k, name in enumerate(images.ids)}
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the labels come from, and which are given."""
+        found = {name: {task.name for task in tasks} for name, tasks in self.lacking.items()}
+        given = self.datamodule.labels_of("train", self.datamodule.source("train"))
+        return {
+            "source": self.datamodule.identity(),
+            "checkpoint": self.made_by,
+            "images": {
+                name: {
+                    task: "given" if task in given[name] else "discovered"
+                    for task in (task.name for task in self.model.tasks)
+                    if task in given[name] or task in found[name]
+                }
+                for name in self.lacking
+            },
+        }
+
+    def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """The images that lack an archive; the first process looks, once all of them have met."""
+        absent: list[str] = []
+        if self.trainer.is_global_zero:
+            begin(self.completed, self.manifest(), self.overwrite)
+            absent = [name for name, tasks in self.lacking.items() if tasks and not self.completed.path(name).is_file()]
+        absent = self.trainer.strategy.broadcast(absent)
+        images = self.datamodule.unaugmented(absent)
+        sampler = EvalSampler(len(images), self.trainer.global_rank, self.trainer.world_size)
+        return self.datamodule.loader(images, sampler=sampler) if absent else []
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Write one batch; the ids of its images are returned."""
@@ -76,55 +117,44 @@ class _Discoverer(L.LightningModule):
                 label = found.label[:, 0] if task.channels == 1 else found.label
                 label = rearrange(label, "b c h w -> b h w c") if label.ndim == 4 else label
                 maps[task.name] = label.cpu().numpy(), found.confidence.float().cpu().numpy()
-        for k, name in enumerate(batch["id"]):
+        ids: list[str] = batch["id"]
+        for k, name in enumerate(ids):
             rows, columns = np.flatnonzero(valid[k].any(1)), np.flatnonzero(valid[k].any(0))
             inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-            self.completed.write(
-                name,
-                {
-                    task.name: (task, maps[task.name][0][k][inside], maps[task.name][1][k][inside])
-                    for task in self.lacking[name]
-                    if task.name in maps
-                },
-            )
-        ids: list[str] = batch["id"]
+            cut = {t.name: (t, *(values[k][inside] for values in maps[t.name])) for t in self.lacking[name]}
+            self.completed.write(name, cut)
         return ids
 
 
-def _manifest(
-    model: HTTModule, datamodule: PartialLabelDataModule, images: PartialLabels, ckpt_path: str
-) -> dict[str, Any]:
-    """Where the labels come from, and which are given."""
-    lacking = {name: {task.name for task in images.lacking(k)} for k, name in enumerate(images.ids)}
-    return {
-        "dataset": type(datamodule).__name__,
-        "image_size": list(datamodule.image_size) if datamodule.image_size else None,
-        "checkpoint": {"name": Path(ckpt_path).name, "sha256": fingerprint_of(Path(ckpt_path))},
-        "thresholds": {task.name: task.threshold for task in model.tasks},
-        "images": {
-            name: {task.name: "discovered" if task.name in lacks else "given" for task in model.tasks}
-            for name, lacks in lacking.items()
-        },
-    }
+def begin(completed: CompletedDataset, manifest: dict[str, Any], overwrite: bool) -> None:
+    """Go on with a folder that holds the same; refuse one that does not, or delete what it holds.
 
+    Args:
+        completed: The folder.
+        manifest: Of the labels to be written.
+        overwrite: Whether another completed dataset may be deleted.
 
-def _begin(completed: CompletedDataset, manifest: dict[str, Any], overwrite: bool) -> None:
-    """Go on with a folder that has the same manifest, refuse or empty one that has not."""
+    Raises:
+        HTTError: The folder holds something else.
+    """
     folder = completed.folder
-    if folder.exists() and any(folder.iterdir()):
-        try:
-            stored = completed.manifest()
-        except HTTError as error:
-            if not overwrite:
-                raise HTTError(f"{folder} is not empty and no completed dataset; choose another --out.") from error
-            stored = {}
-        differ = [key for key, value in manifest.items() if stored.get(key) != value]
-        if not differ:
-            return
-        if not overwrite:
+    if folder.is_file():
+        raise HTTError(f"--out {folder} is a file; name a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not completed.manifest_path.is_file():
+            raise HTTError(f"{folder} is not empty and no completed dataset; choose another --out.")
+        stored = completed.manifest()
+        # Archives hold every pixel with its confidence, so other thresholds change nothing in them.
+        differ = [key for key in ("source", "images") if stored[key] != manifest[key]]
+        differ += ["checkpoint"] if stored["checkpoint"]["sha256"] != manifest["checkpoint"]["sha256"] else []
+        if differ and not overwrite:
             raise HTTError(
                 f"{folder} was written with another {' and '.join(differ)}; choose another --out, or give "
                 "--overwrite true to delete what is there."
             )
-        shutil.rmtree(folder / "maps", ignore_errors=True)
+        if differ and (folder / "maps").exists():
+            try:
+                shutil.rmtree(folder / "maps")
+            except OSError as error:
+                raise HTTError(f"Cannot delete {folder / 'maps'}: {error.strerror}.") from error
     completed.write_manifest(manifest)

@@ -34,7 +34,14 @@ def test_a_gap_within_two_standard_deviations_is_listed_not_averaged(study):
     values = figures(study, SUPERVISED=[1.0, 0.6], FULL=[0.6, 0.6], method=[0.7, 0.5])
     assert study.gap_closed(values, "method") == {"depth": None}
     rows = [
-        {"labels": labels, "method": method, "seed": seed, "task": "depth", "metric": "val/depth/abs_err", "value": value}
+        {
+            "labels": labels,
+            "method": method,
+            "seed": seed,
+            "task": "depth",
+            "metric": "val/depth/abs_err",
+            "value": value,
+        }
         for (method, _), scores in values.items()
         for seed, value in enumerate(scores)
         for labels in (["full"] if method == study.FULL else ["one-label"])
@@ -53,7 +60,9 @@ def test_teachers_come_first_and_are_shared(study):
     for run in taught:
         assert runs.index(run.teacher) < runs.index(run)
         assert run.teacher.method.supervised
-    assert {run.teacher.method.name for run in taught if "global" in run.method.name} == {"supervised, no global tokens"}
+    assert {run.teacher.method.name for run in taught if "global" in run.method.name} == {
+        "supervised, no global tokens"
+    }
     assert {run.method.name for run in study.plan(1, quick=True)} == set(study.MAIN)
 
 

@@ -2,6 +2,10 @@
 
 import contextlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,18 +16,21 @@ from htt_lightning import LabelDiscovery
 from htt_lightning.data.completed import CompletedDataset
 from htt_lightning.errors import HTTError
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks import IGNORE
+from htt_lightning.tasks import IGNORE, Depth
 from htt_lightning.trainer import HTTTrainer
+from tests.conftest import ROOT
+from tests.flow import HeightDataModule
 from tests.test_module import assert_same, weights
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
+FEW = {"tasks": "semseg,normals,depth,edges", "labels": "random-label"}
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    data = tiny_data()
+    data = tiny_data(**FEW)
     torch.manual_seed(0)
     keep = ModelCheckpoint(dirpath=folder / "kept", filename="run")
     tiny_trainer(folder, callbacks=[keep], enable_checkpointing=True).fit(tiny_module(data), data)
@@ -31,7 +38,7 @@ def checkpoint(tmp_path_factory):
 
 
 def discover(out, checkpoint, data=None, **options):
-    data = data or tiny_data()
+    data = data or tiny_data(**FEW)
     HTTTrainer(**QUIET).discover(tiny_module(data), data, checkpoint, str(out), **options)
     return CompletedDataset(out)
 
@@ -41,13 +48,13 @@ def contents(folder):
 
 
 def test_every_missing_map_is_written_and_no_given_one(tmp_path, checkpoint):
-    data = tiny_data()
+    data = tiny_data(**FEW)
     completed = discover(tmp_path / "out", checkpoint, data)
     manifest = completed.manifest()
     labels = data.labels_of("train", data.source("train"))
     assert manifest["images"].keys() == labels.keys()
     assert manifest["checkpoint"]["name"] == "run.ckpt"
-    assert manifest["thresholds"]["edges"] == 0.99
+    assert manifest["checkpoint"]["thresholds"]["edges"] == 0.99
     kinds = {"semseg": np.uint8, "normals": np.int8, "depth": np.float16, "edges": np.uint8, "saliency": np.uint8}
     for name, given in labels.items():
         assert {task for task, what in manifest["images"][name].items() if what == "given"} == set(given)
@@ -61,7 +68,7 @@ def test_every_missing_map_is_written_and_no_given_one(tmp_path, checkpoint):
 
 
 def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
-    data = tiny_data()
+    data = tiny_data(**FEW)
     completed = discover(tmp_path / "out", checkpoint, data)
     module = HTTModule.load_from_checkpoint(checkpoint).eval()
     images = data.unaugmented()
@@ -109,23 +116,25 @@ def test_a_folder_of_another_dataset_or_checkpoint_is_refused_and_kept(tmp_path,
     with pytest.raises(HTTError, match="another checkpoint"):
         discover(out, str(other))
     with pytest.raises(HTTError, match="another images"):
-        discover(out, checkpoint, tiny_data(seed=3))
+        discover(out, checkpoint, tiny_data(**FEW, seed=3))
     assert contents(out) == before
-    discover(out, checkpoint, tiny_data(seed=3), overwrite=True)
+    discover(out, checkpoint, tiny_data(**FEW, seed=3), overwrite=True)
     assert contents(out) != before
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
-    with pytest.raises(HTTError, match="no completed dataset"):
-        discover(tmp_path / "notes", checkpoint)
+    for out, message in (("notes", "no completed dataset"), ("notes/mine.txt", "is a file")):
+        with pytest.raises(HTTError, match=message):
+            discover(tmp_path / out, checkpoint, overwrite=True)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
 
 
 def test_training_on_a_completed_dataset_needs_no_teacher_and_no_hidden_label(tmp_path, checkpoint):
     out = str(discover(tmp_path / "out", checkpoint).folder)
-    all_kept = {task.name: 0.0 for task in tiny_data().tasks}
+    all_kept = {task.name: 0.0 for task in tiny_data(**FEW).tasks}
 
     def trained(stages, **data):
         torch.manual_seed(0)
-        module, source = tiny_module(tiny_data()), tiny_data(**data)
+        module, source = tiny_module(tiny_data(**FEW)), tiny_data(**FEW, **data)
         trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=stages, thresholds=all_kept)], max_epochs=1)
         trainer.fit(module, source)
         return weights(module), trainer.callback_metrics
@@ -140,10 +149,10 @@ def test_training_on_a_completed_dataset_needs_no_teacher_and_no_hidden_label(tm
 
 def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
     """The networks' own maps are put where given labels are: after augmentation the two still agree."""
-    data = tiny_data(labels="full")
+    data = tiny_data(**(FEW | {"labels": "full"}))
     completed = CompletedDataset(tmp_path / "truth")
     source = data.source("train")
-    hidden = tiny_data()
+    hidden = tiny_data(**FEW)
     labels = hidden.labels_of("train", hidden.source("train"))
     for k, name in enumerate(source.ids):
         lacking = [task for task in data.tasks if task.name not in labels[name]]
@@ -152,8 +161,8 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
     images = {
         name: {t.name: "given" if t.name in labels[name] else "discovered" for t in data.tasks} for name in source.ids
     }
-    completed.write_manifest({"images": images})
-    hidden = tiny_data(discovered=str(completed.folder))
+    completed.write_manifest({"source": data.identity(), "checkpoint": {}, "images": images})
+    hidden = tiny_data(**FEW, discovered=str(completed.folder))
     hidden.setup("fit")
     data.setup("fit")
     seen = 0
@@ -181,17 +190,14 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
         (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "is damaged"),
         (lambda folder: (folder / "maps" / "3.npz").unlink(), "3.npz is missing"),
-        (
-            lambda folder: (folder / "manifest.json").write_text(json.dumps({"format": 1, "images": {}})),
-            "written for another dataset",
-        ),
+        (lambda folder: (folder / "manifest.json").write_text(json.dumps({"format": 1})), "is damaged"),
     ],
-    ids=["no manifest", "damaged manifest", "missing archive", "other images"],
+    ids=["no manifest", "damaged manifest", "missing archive", "empty manifest"],
 )
 def test_a_broken_completed_dataset_is_refused_before_training(damage, message, tmp_path, checkpoint):
     folder = discover(tmp_path / "out", checkpoint).folder
     damage(folder)
-    data = tiny_data(discovered=str(folder))
+    data = tiny_data(**FEW, discovered=str(folder))
     with pytest.raises(HTTError, match=message):
         tiny_trainer(tmp_path).fit(tiny_module(data), data)
 
@@ -200,7 +206,7 @@ def test_a_damaged_archive_is_named(tmp_path, checkpoint):
     completed = discover(tmp_path / "out", checkpoint)
     completed.path("3").write_bytes(b"PK")
     with pytest.raises(HTTError, match=r"3\.npz is missing, damaged"):
-        completed.read("3", tiny_data().tasks[:1])
+        completed.read("3", tiny_data(**FEW).tasks[:1])
 
 
 def test_an_id_cannot_lead_out_of_the_folder(tmp_path):
@@ -216,3 +222,52 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(tmp_path, chec
     with pytest.raises(HTTError, match="No space left on device"):
         discover(tmp_path / "out", checkpoint)
     assert not list((tmp_path / "out" / "maps").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"scenes_seed": 7}, "its images differ"),
+        ({"seed": 3}, "has no discovered"),
+        ({"tasks": ["semseg", "normals", Depth(bins=9), "edges"]}, "its depth differ"),
+    ],
+    ids=["other scenes", "other labels", "other bins"],
+)
+def test_a_completed_dataset_of_other_images_labels_or_tasks_is_refused(other, message, tmp_path, checkpoint):
+    data = tiny_data(**(FEW | {"discovered": str(discover(tmp_path / "out", checkpoint).folder)} | other))
+    with pytest.raises(HTTError, match=message):
+        tiny_trainer(tmp_path).fit(tiny_module(data), data)
+
+
+def test_a_task_that_discovers_nothing_is_left_out(tmp_path):
+    data = HeightDataModule(train_images=12, val_images=2, image_size=(32, 48), batch_size=4, num_workers=0, seed=0)
+    torch.manual_seed(0)
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    callbacks = [keep, LabelDiscovery()]
+    trainer = tiny_trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)
+    trainer.fit(tiny_module(data), data)
+    assert "train/depth/coverage" in trainer.callback_metrics
+    assert "train/height/coverage" not in trainer.callback_metrics
+    completed = discover(tmp_path / "out", str(tmp_path / "kept" / "run.ckpt"), data)
+    images = completed.manifest()["images"].values()
+    assert {what.get("height") for what in images} == {"given", None}
+    data.completed = completed
+    tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)]).fit(tiny_module(data), data)
+
+
+def test_two_processes_write_what_one_does(tmp_path, checkpoint):
+    one = discover(tmp_path / "one", checkpoint)
+    shutil.copytree(one.folder, tmp_path / "two")
+    for path in sorted((tmp_path / "two" / "maps").iterdir())[:3]:
+        path.unlink()  # an odd number for two processes
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    command = [sys.executable, "-m", "tests.ddp_discover", str(tmp_path / "two"), checkpoint]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(one.manifest_path.read_text()) == json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert contents(one.folder).keys() == contents(tmp_path / "two").keys()
+    for path in (tmp_path / "two" / "maps").iterdir():
+        with np.load(path) as theirs, np.load(one.path(path.stem)) as ours:
+            for key in ours.files:
+                difference = np.abs(ours[key].astype(float) - theirs[key].astype(float))
+                assert np.percentile(difference, 98) <= 1, key

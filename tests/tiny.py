@@ -1,5 +1,6 @@
 """The smallest data, model and trainer that still do everything."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,17 @@ import lightning as L
 from htt_lightning import HTTModule, SyntheticDataModule
 from htt_lightning.data import PartialLabelDataModule
 
+SCENES = tempfile.TemporaryDirectory(prefix="scenes")
+"""Where this process keeps the scenes that it has rendered."""
+
 BACKBONE = "test_resnet"
 """timm's smallest residual network: strides 4 to 32, 0.4 M parameters."""
 
 
 def tiny_data(**changes: Any) -> SyntheticDataModule:
     settings: dict[str, Any] = {"train_images": 12, "val_images": 4, "image_size": (32, 48), "batch_size": 4}
-    return SyntheticDataModule(**(settings | {"num_workers": 0, "seed": 0} | changes))
+    settings |= {"num_workers": 0, "seed": 0, "cache": SCENES.name}
+    return SyntheticDataModule(**(settings | changes))
 
 
 def tiny_module(data: PartialLabelDataModule, **changes: Any) -> HTTModule:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from htt_lightning.data.sample import Batch
 from htt_lightning.files import atomic_path
+from htt_lightning.tasks.base import Discovered
 
 MARGIN, TITLE = 6, 18
 """Pixels between the cells of a panel, and the height of its titles."""
@@ -63,6 +64,9 @@ def first_images(batch: Batch, count: int) -> Batch:
     """The first images of a batch, on the CPU."""
     cut: Batch = {key: value[:count].cpu() for key, value in batch.items() if isinstance(value, Tensor)}
     cut["labeled"] = {task: labeled[:count].cpu() for task, labeled in batch["labeled"].items()}
+    if "discovered" in batch:
+        found = batch["discovered"].items()
+        cut["discovered"] = {task: Discovered(*(values[:count].cpu() for values in pair)) for task, pair in found}
     cut["id"] = batch["id"][:count]
     return cut
 

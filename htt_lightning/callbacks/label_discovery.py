@@ -1,11 +1,13 @@
 """When labels are discovered: the stages of a run and the teacher of each."""
 
+import contextlib
 from dataclasses import replace
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from htt_lightning.data.sample import Batch
@@ -67,10 +69,15 @@ class LabelDiscovery(Callback):
         self._teaches: HTTModule | None = None
         self._account: dict[str, MeanLoss] = {}
         self._measured = False
+        self._moved = 0
 
     @property
     def _given(self) -> bool:
         return self.teacher not in (EMA, PREVIOUS)
+
+    @property
+    def _kind(self) -> str:
+        return "a checkpoint" if self._given else self.teacher
 
     @property
     def state_key(self) -> str:
@@ -82,21 +89,23 @@ class LabelDiscovery(Callback):
         if stage != "fit" or not isinstance(pl_module, HTTModule):
             return
         self._folder = run_directory(trainer)
-        if trainer.current_epoch == 0:
-            self.stage, self.begun = (1 if self._given else 0), 0
-        self._rules(pl_module)
+        if trainer.current_epoch == 0:  # nothing is left of a run before
+            self.stage, self.begun, self._teaches = (1 if self._given else 0), 0, None
+            self._account, self._measured, pl_module.discovery = {}, False, None
+        self.rules(pl_module)
         epochs = trainer.max_epochs
         if epochs is not None and epochs > 0:  # otherwise configure_optimizers complains
             self._epochs = pl_module.epochs_per_stage = epochs
-            self._extend(trainer)
+            self._extend(trainer, epochs)
             if cast(Any, trainer).fast_dev_run:
                 trainer.fit_loop.epoch_loop.max_steps *= self.stages - self.stage
 
-    def _extend(self, trainer: L.Trainer) -> None:
+    def _extend(self, trainer: L.Trainer, end: int) -> None:
+        """Let the loop run on behind the end of this stage to that of the last one."""
         if self._epochs:
-            trainer.fit_loop.max_epochs = self.begun + self._epochs * (self.stages - self.stage)
+            trainer.fit_loop.max_epochs = end + self._epochs * max(self.stages - self.stage - 1, 0)
 
-    def _rules(self, module: HTTModule) -> list[Task]:
+    def rules(self, module: HTTModule) -> list[Task]:
         """The tasks with this run's thresholds and betas."""
         known = [task.name for task in module.tasks]
         for key, values in (("thresholds", self.thresholds), ("betas", self.betas)):
@@ -117,11 +126,14 @@ class LabelDiscovery(Callback):
         stored = checkpoint.get("callbacks", {}).get(self.state_key)
         if stored is None or not isinstance(pl_module, HTTModule):
             return
+        if stored["kind"] != self._kind:
+            raise HTTError(f"The checkpoint's discovery.teacher is {stored['kind']}, not {self._kind}.")
         self.stage, self.begun = stored["stage"], stored["begun"]
         if stored["teacher"] is not None:
             self._teaches = type(pl_module)(**stored["teacher"]["hyper_parameters"])
             self._teaches.net.load_state_dict(stored["teacher"]["state_dict"], assign=True)
-        self._extend(trainer)
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        self._extend(trainer, max(self.begun + (self._epochs or 0), done))
 
     def state_dict(self) -> dict[str, Any]:
         """Stage, its first epoch, and the teacher: plain values and tensors."""
@@ -129,7 +141,7 @@ class LabelDiscovery(Callback):
         if self._teaches is not None:
             hyperparameters = dict(self._teaches.hparams)
             teacher = {"hyper_parameters": hyperparameters, "state_dict": self._teaches.net.state_dict()}
-        return {"stage": self.stage, "begun": self.begun, "teacher": teacher}
+        return {"kind": self._kind, "stage": self.stage, "begun": self.begun, "teacher": teacher}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Read a teacher that is given, unless a resumed run has brought it along."""
@@ -141,6 +153,7 @@ class LabelDiscovery(Callback):
         if isinstance(pl_module, HTTModule):
             if self.teacher == EMA and self._teaches is None:
                 self._teaches = copy_of(pl_module)
+            self._moved = trainer.global_step
             self._teach(trainer, pl_module)
             self._cross(trainer, pl_module)
 
@@ -154,13 +167,13 @@ class LabelDiscovery(Callback):
         if not over or self.stage + 1 >= self.stages:
             return
         self._keep(trainer)
-        # Running statistics differ between processes; everybody learns from the same teacher.
-        weights = trainer.strategy.broadcast(module.net.state_dict())
-        self._teaches = copy_of(module, weights)
+        self._teaches = copy_of(module)
+        agree(trainer, self._teaches.net)
         self.stage, self.begun = self.stage + 1, trainer.current_epoch
         if self.student == "fresh":
             module.begin_anew(derived_seed(self.stage, 1))
         trainer.strategy.setup_optimizers(trainer)
+        self._extend(trainer, self.begun + (self._epochs or 0))
         self._teach(trainer, module)
 
     def _keep(self, trainer: L.Trainer) -> None:
@@ -169,30 +182,39 @@ class LabelDiscovery(Callback):
             return
         path = self._folder / "checkpoints" / f"stage_{self.stage + 1}.ckpt"
         partial = path.with_name(f".{path.name}.partial")
-        trainer.save_checkpoint(partial, weights_only=True)
-        if trainer.is_global_zero:
-            partial.replace(path)
+        try:
+            trainer.save_checkpoint(partial, weights_only=True)
+            if trainer.is_global_zero:
+                partial.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
 
     def _teach(self, trainer: L.Trainer, module: HTTModule) -> None:
         stored = getattr(getattr(trainer, "datamodule", None), "completed", None)
         if self._teaches is not None or stored is not None:
-            teacher = None if self._teaches is None else self._teaches.net.to(module.device)
-            module.discovery = Discovery(teacher, self._rules(module), module.loss_weights, self.terms)
+            dtype = next(module.net.parameters()).dtype
+            teacher = None if self._teaches is None else self._teaches.net.to(module.device, dtype)
+            module.discovery = Discovery(teacher, self.rules(module), module.loss_weights, self.terms)
             self._measured = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Move the average after every batch."""
-        if self.teacher == EMA and self._teaches is not None and isinstance(pl_module, HTTModule):
-            decay = min(self.ema_decay, (1 + trainer.global_step) / (10 + trainer.global_step))
-            follow(self._teaches.net, pl_module.net, decay)
+        """Move the average after every step."""
+        step, moved = trainer.global_step, trainer.global_step > self._moved
+        if self.teacher == EMA and moved and self._teaches is not None and isinstance(pl_module, HTTModule):
+            follow(self._teaches.net, pl_module.net, min(self.ema_decay, (1 + step) / (10 + step)))
+        self._moved = step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log coverage and mean confidence of what has been discovered."""
         if isinstance(pl_module, HTTModule) and pl_module.discovery is not None:
             for name, value in pl_module.discovery.collect().items():
                 pl_module.log(f"train/{name}", value)
+            if self.teacher == EMA and self._teaches is not None:
+                agree(trainer, self._teaches.net)
 
     def on_validation_batch_end(
         self,
@@ -217,6 +239,13 @@ class LabelDiscovery(Callback):
             self._measured = self.teacher != EMA
         self._account = {}
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so where a limit has left out a stage."""
+        if self._epochs and self.stage + 1 < self.stages and not trainer.interrupted:
+            rank_zero_warn(
+                f"Training ended in stage {self.stage + 1} of {self.stages}; is trainer.max_steps too small?"
+            )
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave trainer and module as they were."""
         if stage == "fit" and isinstance(pl_module, HTTModule):
@@ -224,14 +253,20 @@ class LabelDiscovery(Callback):
             trainer.fit_loop.max_epochs = self._epochs or trainer.fit_loop.max_epochs
 
 
-def copy_of(module: HTTModule, weights: dict[str, Any] | None = None) -> HTTModule:
-    """Another module of the same hyperparameters, with the weights of the network or with given ones."""
+def copy_of(module: HTTModule) -> HTTModule:
+    """Another module of the same hyperparameters and with the weights of the network."""
     with torch.random.fork_rng(devices=[]):
         copy = type(module)(**module.hparams)
-    weights = module.net.state_dict() if weights is None else weights
     # Assigned, so that a teacher in double precision keeps it.
-    copy.net.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
+    copy.net.load_state_dict({key: value.clone() for key, value in module.net.state_dict().items()}, assign=True)
     return copy
+
+
+def agree(trainer: L.Trainer, net: nn.Module) -> None:
+    """Give all processes the first one's running statistics: without synchronised BatchNorm, each has its own."""
+    buffers = dict(net.named_buffers())
+    for name, value in trainer.strategy.broadcast({key: value.cpu() for key, value in buffers.items()}).items():
+        buffers[name].copy_(value)
 
 
 @torch.no_grad()

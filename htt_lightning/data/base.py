@@ -1,10 +1,11 @@
 """From splits with partial labels to loaders: what every datamodule shares."""
 
 import difflib
+import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -117,18 +118,36 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         source = self.source(split)
         if not source.ids:
             raise HTTError(f"The {split} split of {type(self).__name__} has no images.")
-        canvas = self.image_size or (self.augment.crop if self.augment else None)
         labels = self.labels_of(split, source)
         if split == "val":
-            return PartialLabels(source, self.tasks, labels, EvalTransform(self.tasks, canvas), self.image_size)
+            return PartialLabels(source, self.tasks, labels, EvalTransform(self.tasks, self._canvas), self.image_size)
         transform = TrainTransform(moving(self.tasks), self.augment, self.image_size)
         return PartialLabels(source, self.tasks, labels, transform, self.image_size, self.run_seed, self.completed)
 
-    def unaugmented(self) -> PartialLabels:
-        """The training images as evaluation reads them, with the labels they keep."""
+    def unaugmented(self, ids: Iterable[str] | None = None) -> PartialLabels:
+        """Training images as evaluation reads them, with the labels they keep; all of them by default."""
         source = self.source("train")
-        transform = EvalTransform(self.tasks, self.image_size)
-        return PartialLabels(source, self.tasks, self.labels_of("train", source), transform, self.image_size)
+        labels = self.labels_of("train", source)
+        chosen = labels if ids is None else {name: labels[name] for name in ids}
+        return PartialLabels(source, self.tasks, chosen, EvalTransform(self.tasks, self._canvas), self.image_size)
+
+    @property
+    def _canvas(self) -> tuple[int, int] | None:
+        """Least size of images in evaluation."""
+        return self.image_size or (self.augment.crop if self.augment else None)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this dataset from another: its kind, three images, their size, and what labels mean."""
+        source, pixels = self.source("train"), hashlib.sha256()
+        for index in sorted({0, len(source.ids) // 2, len(source.ids) - 1}):
+            pixels.update(source.image(index).tobytes())
+        meaning = {
+            task.name: {key: value for key, value in fields.items() if key not in task.training_only}
+            for task in self.tasks
+            for fields in [task.to_config()["init_args"]]
+        }
+        size = list(self.image_size) if self.image_size else None
+        return {"kind": type(source).__name__, "images": pixels.hexdigest(), "image_size": size, "tasks": meaning}
 
     def prepare_data(self) -> None:
         """Check the files the run will use, once per machine."""
@@ -138,7 +157,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             source = self.source(split)
             source.check(self.labels_of(split, source))
             if split == "train" and self.completed:
-                self.completed.check(self.labels_of(split, source), self.tasks)
+                self.completed.check(self.labels_of(split, source), self.tasks, self.identity())
 
     def setup(self, stage: str) -> None:
         """Build the splits of a stage; for ``fit``, draw or read the label mask and save it beside the run."""

@@ -61,8 +61,8 @@ class CompletedDataset:
         """
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"format {manifest['format']}, not {FORMAT}")
+            if manifest["format"] != FORMAT or not {"source", "checkpoint", "images"} <= manifest.keys():
+                raise ValueError(f"not a manifest of format {FORMAT}")
         except FileNotFoundError as error:
             raise HTTError(f"{self.folder} has no manifest.json; write it with the command discover.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -93,7 +93,7 @@ class CompletedDataset:
 
         Args:
             name: The image's id.
-            tasks: The tasks wanted; for none, nothing is read.
+            tasks: The tasks wanted, of which those count that discover labels; for none, nothing is read.
 
         Returns:
             Arrays under the names of ``DiscoveredMap`` and ``ConfidenceMap``.
@@ -102,6 +102,7 @@ class CompletedDataset:
             HTTError: The archive is missing or damaged, or lacks a task.
         """
         path, arrays = self.path(name), Arrays()
+        tasks = [task for task in tasks if task.discovers]
         if not tasks:
             return arrays
         try:
@@ -114,22 +115,25 @@ class CompletedDataset:
             raise HTTError(f"{path} is missing, damaged or lacks a task ({error}); run discover again.") from error
         return arrays
 
-    def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> None:
+    def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task], source: Mapping[str, Any]) -> None:
         """Raise an ``HTTError`` unless every image has what it lacks, before any training time is lost.
 
         Args:
             labels: Names of the tasks each image keeps its label of, by image id.
             tasks: The run's tasks.
+            source: The ``identity`` of the dataset.
         """
         manifest = self.manifest()
-        images = manifest["images"]
+        differ = [key for key, value in source.items() if key != "tasks" and manifest["source"].get(key) != value]
+        differ += [name for name, task in source["tasks"].items() if manifest["source"]["tasks"].get(name) != task]
+        if differ:
+            raise HTTError(f"{self.folder} was written for another dataset: its {', '.join(differ)} differ.")
         for name, given in labels.items():
-            if name not in images:
-                raise HTTError(f"{self.folder} was written for another dataset: it has no image {name!r}.")
-            for task in tasks:
-                if task.name not in given and images[name].get(task.name) != "discovered":
-                    raise HTTError(f"{self.folder} has no discovered {task.name} of image {name!r}; see data.labels.")
-            if len(given) < len(tasks) and not self.path(name).is_file():
+            lacking = [task.name for task in tasks if task.name not in given and task.discovers]
+            for task in lacking:
+                if manifest["images"].get(name, {}).get(task) != "discovered":
+                    raise HTTError(f"{self.folder} has no discovered {task} of image {name!r}; see data.labels.")
+            if lacking and not self.path(name).is_file():
                 raise HTTError(f"{self.path(name)} is missing; run discover again, it goes on where it stopped.")
 
 

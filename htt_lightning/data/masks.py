@@ -128,6 +128,18 @@ def is_protocol(labels: str) -> TypeGuard[Protocol]:
     return labels in get_args(Protocol)
 
 
+def protocol_of(labels: str) -> str:
+    """The protocol that labels follow, also those of a file of ours or a published one; ``file`` if it says nothing."""
+    if is_protocol(labels):
+        return labels
+    content = Path(labels).read_bytes()
+    known = PUBLISHED.get(hashlib.md5(content, usedforsecurity=False).hexdigest(), "")
+    try:
+        return next((p for p in get_args(Protocol) if p in known), None) or str(json.loads(content)["protocol"])
+    except (ValueError, KeyError, TypeError):  # whoever reads the mask will say what is wrong
+        return "file"
+
+
 def check_labels(labels: str) -> None:
     """Refuse what can be neither a protocol nor a mask file, before any work is done.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.masks import protocol_of
 from htt_lightning.data.partial import Source
 from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
@@ -261,7 +262,7 @@ class NYUDDataModule(PartialLabelDataModule):
     def available_tasks(self) -> list[Task]:
         """In the order of the published masks' columns, with the published loss weights (method.md 3)."""
         # The thresholds of label discovery are the published ones, per protocol (method.md 4).
-        depth = Depth(weight=0.6, threshold=0.95 if self.labels == "random-label" else 0.85)
+        depth = Depth(weight=0.6, threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85)
         return [SemSeg(classes=CLASSES), depth, Normals()]
 
     def source(self, split: Split) -> NYUD:

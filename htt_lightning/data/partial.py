@@ -103,7 +103,8 @@ class PartialLabels(Dataset[Batch]):
         sample = to_sample(arrays, valid, self.tasks, name)
         if self.completed:
             height, width = valid.shape
-            sample["discovered"] = {task.name: to_discovered(arrays, task, (height, width)) for task in self.tasks}
+            tasks = [task for task in self.tasks if task.discovers]
+            sample["discovered"] = {task.name: to_discovered(arrays, task, (height, width)) for task in tasks}
         return sample
 
 

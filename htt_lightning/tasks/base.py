@@ -65,6 +65,15 @@ class Task(ABC):
     balances_crops: ClassVar[bool] = False
     """Whether a training crop is drawn again when one class of this map fills most of it (protocol.md 3.2, step 2)."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise HTTError(f"The threshold of {self.name} must be in [0, 1], not {self.threshold}.")
+
+    @property
+    def discovers(self) -> bool:
+        """Whether labels of the task can be discovered; otherwise it is taught by features alone."""
+        return type(self).discover is not Task.discover
+
     def to_config(self) -> dict[str, Any]:
         """Plain values that ``from_config`` and config files understand."""
         return {

@@ -56,6 +56,7 @@ class Depth(Task):
     unit: ClassVar[str] = "m"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bins < 2 or not 0 < self.near < self.far:
             raise HTTError(f"Depth needs bins >= 2 and 0 < near < far, not {self.bins}, {self.near}, {self.far}.")
 

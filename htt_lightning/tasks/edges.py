@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from htt_lightning.errors import HTTError
 from htt_lightning.losses import balanced_bce, upcast
 from htt_lightning.metrics import BoundaryF
 from htt_lightning.output import Output, to_pixels
@@ -43,6 +44,11 @@ class Edges(Task):
     headline: ClassVar[str] = "ods_f"
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.certain <= 1:
+            raise HTTError(f"Edges needs certain in [0, 1], not {self.certain}.")
 
     @property
     def num_tokens(self) -> int:

@@ -56,6 +56,7 @@ class Normals(Task):
     unit: ClassVar[str] = "deg"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.directions == "published" and self.bins != 40:
             raise HTTError(f"Normals has 40 published directions, not {self.bins}: set bins to 40 or use fibonacci.")
         if self.bins < 2:

@@ -7,6 +7,7 @@ from htt_lightning import LabelDiscovery
 from htt_lightning.callbacks import DiscoveryPanel
 from htt_lightning.callbacks.discovery_panel import draw_affinity, draw_discovered
 from htt_lightning.callbacks.drawing import MARGIN, TITLE
+from htt_lightning.data.completed import CompletedDataset
 from htt_lightning.tasks.base import Discovered
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -77,3 +78,21 @@ def test_an_affinity_has_a_cell_for_every_pair_and_scale(scales):
     assert one.shape == other.shape
     assert one.shape[1] % scales == 0
     assert (one != other).any()
+
+
+def test_labels_that_come_with_the_images_are_drawn_as_well(tmp_path):
+    data = tiny_data(train_images=4)
+    source, completed = data.source("train"), CompletedDataset(tmp_path / "completed")
+    labels = data.labels_of("train", source)
+    for k, name in enumerate(source.ids):
+        lacking = [task for task in data.tasks if task.name not in labels[name]]
+        certain = np.ones((32, 48), np.float32)
+        completed.write(name, {task.name: (task, source.label(k, task.name), certain) for task in lacking})
+    data.completed = completed
+    data.prepare_data = lambda: None
+    callbacks = [LabelDiscovery(stages=1), DiscoveryPanel()]
+    tiny_trainer(tmp_path, callbacks=callbacks).fit(tiny_module(data), data)
+    picture = cells(np.asarray(Image.open(tmp_path / "discovery" / "epoch_000.png")))
+    assert picture.shape == (9, 7, *CELL, 3)  # of three training images; nothing is discovered on validation images
+    middle = picture[1::3, 1:, TITLE + 20 : TITLE + 70, 20:120].reshape(18, -1)
+    assert (middle.std(1) > 0).sum() > 6  # not all grey

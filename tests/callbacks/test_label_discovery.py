@@ -12,9 +12,14 @@ from tests.test_module import assert_same, ruined_scenes, weights
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
+def few(**changes):
+    """Three of the tasks are enough, and quicker."""
+    return tiny_data(**({"train_images": 12, "tasks": "semseg,depth,edges", "labels": "random-label"} | changes))
+
+
 def fitted(folder, discovery=None, seed=0, data=None, ckpt_path=None, module=None, **trainer):
     """A run that keeps a checkpoint of every epoch."""
-    data = data or tiny_data(train_images=8)
+    data = data or few()
     torch.manual_seed(seed)
     module = module or tiny_module(data)
     keep = ModelCheckpoint(dirpath=folder / "kept", save_top_k=-1, filename="{epoch}")
@@ -158,16 +163,16 @@ def test_coverage_confidence_and_precision_are_logged(through):
 
 
 def test_a_trial_run_goes_through_all_stages(tmp_path):
-    data = tiny_data()
+    data = few()
     trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=3)], fast_dev_run=1)
     trainer.fit(tiny_module(data), data)
     assert trainer.current_epoch == trainer.global_step == 3
 
 
 def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, monkeypatch):
-    data = tiny_data(train_images=8)
+    data = few()
     ruined_scenes(monkeypatch, data)
-    ruined, _ = fitted(tmp_path, LabelDiscovery(), data=tiny_data(train_images=8), max_epochs=2)
+    ruined, _ = fitted(tmp_path, LabelDiscovery(), data=few(), max_epochs=2)
     assert_same(weights(through.module), weights(ruined))
 
 
@@ -191,19 +196,19 @@ def test_bad_arguments_are_refused_before_training(arguments, message, tmp_path)
 @pytest.mark.parametrize(
     ("data", "model", "message"),
     [
-        ({"tasks": "semseg,depth"}, {}, "was trained on semseg, human_parts"),
+        ({"tasks": "semseg,depth"}, {}, "was trained on semseg, depth, edges"),
         ({}, {"token_dim": 16}, "has token_dim 8, the student 16"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(data, model, message, tmp_path, through):
     path = str(through.folder / "kept" / "epoch=0.ckpt")
-    data = tiny_data(**data)
+    data = few(**data)
     with pytest.raises(HTTError, match=message):
         fitted(tmp_path, LabelDiscovery(teacher=path), data=data, module=tiny_module(data, **model))
 
 
 def test_a_teacher_without_tokens_is_refused(tmp_path):
-    data = tiny_data()
+    data = few()
     fitted(tmp_path / "plain", data=data, module=tiny_module(data, network="multitask"))
     path = str(tmp_path / "plain" / "kept" / "epoch=0.ckpt")
     with pytest.raises(HTTError, match="has no tokens"):
@@ -211,7 +216,7 @@ def test_a_teacher_without_tokens_is_refused(tmp_path):
 
 
 def test_the_average_follows_the_network():
-    data = tiny_data()
+    data = few()
     one, two = tiny_module(data), tiny_module(data)
     average = copy_of(one).net
     follow(average, two.net, 0.75)
@@ -238,3 +243,54 @@ def test_the_precision_of_a_frozen_teacher_is_measured_once(teacher, times, tmp_
     monkeypatch.setattr(Discovery, "precision", counted)
     fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=3)
     assert len(seen) == times
+
+
+def test_a_callback_that_is_used_again_begins_anew(tmp_path):
+    discovery = LabelDiscovery()
+    one, _ = fitted(tmp_path / "one", discovery)
+    two, _ = fitted(tmp_path / "two", discovery)
+    assert_same(weights(one), weights(two))
+
+
+def test_the_average_moves_once_per_step_however_many_batches_it_takes(tmp_path, monkeypatch):
+    moves = []
+    monkeypatch.setattr("htt_lightning.callbacks.label_discovery.follow", lambda *args: moves.append(args))
+    _, trainer = fitted(tmp_path, LabelDiscovery(teacher="ema"), data=few(batch_size=2), accumulate_grad_batches=2)
+    assert len(moves) == trainer.global_step > 0
+
+
+def test_a_given_teacher_teaches_in_double_precision(tmp_path, through):
+    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
+    student, _ = fitted(tmp_path, LabelDiscovery(teacher=teacher), precision="64-true")
+    assert all(value.dtype != torch.float32 for value in weights(student).values())
+
+
+def test_the_weights_of_a_finished_stage_cannot_be_resumed_and_say_so(tmp_path, through):
+    path = through.folder / "checkpoints" / "stage_1.ckpt"
+    with pytest.raises(HTTError, match="holds weights alone"):
+        fitted(tmp_path, LabelDiscovery(), ckpt_path=path)
+
+
+def test_a_checkpoint_of_another_kind_of_teacher_is_refused(tmp_path, through):
+    path = through.folder / "kept" / "epoch=3.ckpt"
+    with pytest.raises(HTTError, match=r"discovery\.teacher is previous, not ema"):
+        fitted(tmp_path, LabelDiscovery(teacher="ema"), ckpt_path=path)
+
+
+@pytest.mark.parametrize(("epochs", "total"), [(1, 3), (3, 6)])
+def test_a_stage_of_another_length_ends_there_and_the_next_follows(epochs, total, tmp_path, through):
+    path = through.folder / "kept" / "epoch=1.ckpt"  # the end of the first stage of two epochs
+    _, trainer = fitted(tmp_path, LabelDiscovery(), max_epochs=epochs, ckpt_path=path)
+    assert trainer.current_epoch == total
+    assert state_of(stored(tmp_path, total - 1))["stage"] == 1
+
+
+def test_a_stage_that_is_left_out_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="ended in stage 1 of 2"):
+        fitted(tmp_path, LabelDiscovery(), max_epochs=1, max_steps=1)
+
+
+def test_a_stage_that_cannot_be_kept_is_one_error(tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(HTTError, match=r"Cannot write .*stage_1\.ckpt"):
+        fitted(tmp_path, LabelDiscovery())

@@ -1,0 +1,19 @@
+"""Complete the tiny dataset on two processes: ``python -m tests.ddp_discover OUT CHECKPOINT``."""
+
+import sys
+import warnings
+
+import torch
+
+from htt_lightning.trainer import HTTTrainer
+from tests.test_trainer import FEW
+from tests.tiny import tiny_data, tiny_module
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    data = tiny_data(**FEW)
+    trainer = HTTTrainer(devices=2, strategy="ddp", **QUIET)
+    trainer.discover(tiny_module(data), data, sys.argv[2], sys.argv[1])
