@@ -124,7 +124,7 @@ class LabelDiscovery(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on in the stage, and with the teacher, of the checkpoint."""
         stored = checkpoint.get("callbacks", {}).get(self.state_key)
-        if stored is None or not isinstance(pl_module, HTTModule):
+        if stored is None or trainer.state.fn != "fit" or not isinstance(pl_module, HTTModule):
             return
         if stored["kind"] != self._kind:
             raise HTTError(f"The checkpoint's discovery.teacher is {stored['kind']}, not {self._kind}.")

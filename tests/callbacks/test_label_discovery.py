@@ -277,6 +277,14 @@ def test_a_checkpoint_of_another_kind_of_teacher_is_refused(tmp_path, through):
         fitted(tmp_path, LabelDiscovery(teacher="ema"), ckpt_path=path)
 
 
+@pytest.mark.parametrize("name", ["checkpoints/stage_1.ckpt", "kept/epoch=3.ckpt"])
+def test_evaluation_takes_any_checkpoint_whatever_its_teacher(name, tmp_path, through):
+    data = few()
+    trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(teacher="ema")])
+    (metrics,) = trainer.validate(tiny_module(data), data, ckpt_path=through.folder / name, verbose=False)
+    assert metrics["val/depth/abs_err"] > 0
+
+
 @pytest.mark.parametrize(("epochs", "total"), [(1, 3), (3, 6)])
 def test_a_stage_of_another_length_ends_there_and_the_next_follows(epochs, total, tmp_path, through):
     path = through.folder / "kept" / "epoch=1.ckpt"  # the end of the first stage of two epochs

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from htt_lightning.data.nyud import CLASSES, COLOURS, NYUD
+from htt_lightning.data.nyud import CLASSES, COLOURS, NYUD, NYUDDataModule
 from htt_lightning.errors import HTTError
 
 SIZE = (24, 32)
@@ -322,3 +322,17 @@ def test_nothing_warns_about_files_left_open(root):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         check_all(root)
+
+
+def test_the_threshold_of_depth_follows_the_protocol_however_the_mask_is_given(root, tmp_path):
+    def threshold(labels):
+        data = NYUDDataModule(str(root), labels=str(labels), seed=0)
+        return next(task.threshold for task in data.tasks if task.name == "depth"), data
+
+    random, data = threshold("random-label")
+    saved = tmp_path / "labels.json"
+    data.draw_labels(data.source("train")).save(saved)
+    assert random == threshold(saved)[0] == 0.95
+    assert threshold("one-label")[0] == threshold("full")[0] == 0.85
+    saved.write_text("nothing that can be read")
+    assert threshold(saved)[0] == 0.85

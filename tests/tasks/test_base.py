@@ -205,3 +205,26 @@ def test_samples_of_a_lost_target_are_missing(task):
     target = random_target(task, missing=0)
     assert not is_missing(task, target).any()
     assert is_missing(task, lose(task, target)).all()
+
+
+# Discovery
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+def test_a_threshold_is_a_probability(task):
+    assert task.discovers
+    for threshold in (-0.1, 1.5, math.nan):
+        with pytest.raises(HTTError, match=f"threshold of {task.name} must be in"):
+            dataclasses.replace(task, threshold=threshold)
+    with pytest.raises(HTTError, match="certain"):
+        Edges(certain=2)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+def test_a_packed_map_comes_back(task):
+    array = numpy_map(task, 6, 7)
+    array = np.where(np.isnan(array), 1 / math.sqrt(3), array) if task.channels else array
+    packed = task.pack(array)
+    assert packed.itemsize <= 2
+    np.testing.assert_allclose(task.unpack(packed), array, rtol=1e-3, atol=0.01 if task.channels == 3 else 0)
+    assert task.unpack(packed).dtype == array.dtype
