@@ -8,7 +8,7 @@ demo: .venv/installed  ## train on the embedded scenes with partial labels
 	$(BIN)/htt fit --config synthetic.yaml
 
 test: .venv/installed  ## run the test suite
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 lint: .venv/installed  ## style, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

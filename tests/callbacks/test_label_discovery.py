@@ -277,6 +277,7 @@ def test_a_checkpoint_of_another_kind_of_teacher_is_refused(tmp_path, through):
         fitted(tmp_path, LabelDiscovery(teacher="ema"), ckpt_path=path)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("name", ["checkpoints/stage_1.ckpt", "kept/epoch=3.ckpt"])
 def test_evaluation_takes_any_checkpoint_whatever_its_teacher(name, tmp_path, through):
     data = few()

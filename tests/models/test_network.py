@@ -139,6 +139,23 @@ def test_affinity_rows_sum_to_one_at_every_scale():
     assert KINDS["single_scale"]().global_tokens.affinity().shape == (1, 4, 4)
 
 
+@pytest.mark.parametrize(("without", "gone"), [("global_tokens", "scales"), ("fine_tokens", "mix")])
+def test_tokens_of_either_kind_can_be_left_out(without, gone):
+    whole, net = (
+        HTTNet({"semseg": 5, "depth": 4}, token_dim=8, backbone=BACKBONE, **k) for k in ({}, {without: False})
+    )
+    assert any(gone in name for name, _ in whole.named_parameters())
+    assert not any(gone in name for name, _ in net.named_parameters())
+    assert (net.affinity() is None) == (without == "global_tokens")
+    outputs = net(torch.rand(2, 3, 64, 64))
+    sum(x.square().mean() for output in outputs.values() for x in output).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert {task: tuple(output.logits.shape) for task, output in outputs.items()} == {
+        "semseg": (2, 5, 16, 16),
+        "depth": (2, 4, 16, 16),
+    }
+
+
 def test_fusing_before_resizing_equals_concatenating_first():
     torch.manual_seed(0)
     fusion = Fusion([3, 5], 4).double()
