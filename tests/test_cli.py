@@ -9,7 +9,7 @@ import torch
 import wandb
 import yaml
 
-from htt_lightning import HTTModule
+from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.cli import main, names_data, packaged_config
 from htt_lightning.data.synthetic import write_nyud
 from tests.conftest import ROOT
@@ -73,9 +73,11 @@ def test_synthetic_config_fits_validates_tests_and_predicts(capsys):
 
 
 def test_nyud_config_fits_validates_tests_and_predicts_on_a_tree(tree, capsys):
-    htt("fit", "--config", "nyud.yaml", "--data.root", str(tree), "--data.augment.crop", "[32, 48]")
+    both = {"--discovery.stages": str(LabelDiscovery().stages)}  # the default, which these tests otherwise change
+    htt("fit", "--config", "nyud.yaml", "--data.root", str(tree), "--data.augment.crop", "[32, 48]", over=both)
     checkpoint = run_directory() / "checkpoints" / "last.ckpt"
     stored = torch.load(checkpoint, weights_only=True)
+    assert stored["callbacks"]["LabelDiscovery"]["stage"] == 1
     assert [task["init_args"]["name"] for task in stored["hyper_parameters"]["tasks"]] == ["semseg", "depth", "normals"]
     for command in ("validate", "test", "predict"):
         htt(command, "--config", "nyud.yaml", "--data.root", str(tree), "--ckpt_path", str(checkpoint))
@@ -96,6 +98,7 @@ def test_the_published_recipe_is_what_nyud_config_says(capsys):
     assert config["data"]["init_args"]["labels"] == "one-label"
     assert config["data"]["init_args"]["image_size"] is None
     assert config["data"]["init_args"]["augment"]["scale"] == [0.5, 2.0]
+    assert (config["discovery"]["stages"], config["discovery"]["student"]) == (2, "fresh")
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,21 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import TITLE, first_images, font, hatched, publish, stack, titled, to_picture
+from htt_lightning.callbacks.drawing import (
+    TITLE,
+    EpochPictures,
+    first_images,
+    font,
+    hatched,
+    publish,
+    stack,
+    titled,
+    to_picture,
+)
 from htt_lightning.data.sample import Batch
-from htt_lightning.files import run_directory
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE, Task
@@ -23,7 +31,7 @@ CELL = 26
 """Pixels of a cell of the affinity map."""
 
 
-class DiscoveryPanel(Callback):
+class DiscoveryPanel(EpochPictures):
     """Draws labels, discovered labels and confidences at the end of validation, as PNG and into the logger.
 
     Training images show the labels they keep and what is discovered in place of the others; validation images show the
@@ -37,20 +45,8 @@ class DiscoveryPanel(Callback):
     """
 
     def __init__(self, images: int = 2, train_images: int = 3, every_n_epochs: int = 1) -> None:
-        self.images, self.train_images, self.every_n_epochs = images, train_images, max(1, every_n_epochs)
+        super().__init__(images, train_images, every_n_epochs)
         self._batches: list[Batch] = []
-        self._training: Batch | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, which all ranks have to ask for together."""
-        self._folder = run_directory(trainer)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Keep the first images of an epoch."""
-        if batch_idx == 0 and self.train_images and self._wanted(trainer):
-            self._training = first_images(batch, self.train_images)
 
     def on_validation_batch_end(
         self,
@@ -63,7 +59,7 @@ class DiscoveryPanel(Callback):
     ) -> None:
         """Keep the first validation images."""
         missing = self.images - sum(len(kept["id"]) for kept in self._batches)
-        if missing > 0 and self._wanted(trainer):
+        if missing > 0 and trainer.state.fn == "fit" and self.wanted(trainer):
             self._batches.append(first_images(batch, missing))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -86,11 +82,6 @@ class DiscoveryPanel(Callback):
                 drawn += draw_discovered(batch, found, discovery.tasks)
             if drawn:
                 publish(trainer, self._folder / "discovery" / name, "discovery", stack(drawn))
-
-    def _wanted(self, trainer: L.Trainer) -> bool:
-        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        return due and fitting and trainer.is_global_zero and self._folder is not None
 
 
 def draw_discovered(batch: Batch, found: Mapping[str, Discovered], tasks: Sequence[Task]) -> list[np.ndarray]:

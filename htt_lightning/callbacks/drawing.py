@@ -1,4 +1,4 @@
-"""Cells and rows of the pictures that callbacks draw."""
+"""When callbacks draw, and the cells and rows of their pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,13 @@ import lightning as L
 import numpy as np
 import torch
 from einops import rearrange
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from htt_lightning.data.sample import Batch
-from htt_lightning.files import atomic_path
+from htt_lightning.files import atomic_path, run_directory
 from htt_lightning.tasks.base import Discovered
 
 MARGIN, TITLE = 6, 18
@@ -21,6 +22,36 @@ MARGIN, TITLE = 6, 18
 
 WIDTH = 144
 """Smaller images are enlarged to at least this many pixels, which the longest title needs."""
+
+
+class EpochPictures(Callback):
+    """A callback that draws the first images of training and validation at the end of some epochs.
+
+    Args:
+        images: Validation images to draw.
+        train_images: Augmented training images to draw below them.
+        every_n_epochs: Epochs between pictures.
+    """
+
+    def __init__(self, images: int, train_images: int, every_n_epochs: int) -> None:
+        self.images, self.train_images, self.every_n_epochs = images, train_images, max(1, every_n_epochs)
+        self._training: Batch | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the run directory, which all ranks have to ask for together."""
+        self._folder = run_directory(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keep the first images of an epoch."""
+        if batch_idx == 0 and self.train_images and self.wanted(trainer):
+            self._training = first_images(batch, self.train_images)
+
+    def wanted(self, trainer: L.Trainer) -> bool:
+        """Whether this process draws in this epoch."""
+        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        return due and trainer.is_global_zero and not trainer.sanity_checking and self._folder is not None
 
 
 def publish(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> None:

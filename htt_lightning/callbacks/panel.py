@@ -7,17 +7,15 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import first_images, hatched, publish, stack, titled, to_picture
+from htt_lightning.callbacks.drawing import EpochPictures, first_images, hatched, publish, stack, titled, to_picture
 from htt_lightning.data.sample import Batch
-from htt_lightning.files import run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 
 
-class PredictionPanel(Callback):
+class PredictionPanel(EpochPictures):
     """Draws image, labels and predictions of every task at the end of validation, as PNG and into the logger.
 
     Labels that an image does not have are hatched. The picture lies in ``panels/`` of the run directory.
@@ -29,21 +27,9 @@ class PredictionPanel(Callback):
     """
 
     def __init__(self, images: int = 3, train_images: int = 2, every_n_epochs: int = 1) -> None:
-        self.images, self.train_images, self.every_n_epochs = images, train_images, max(1, every_n_epochs)
+        super().__init__(images, train_images, every_n_epochs)
         self.path: Path | None = None
         self._drawn: list[np.ndarray] = []
-        self._training: Batch | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, which all ranks have to ask for together."""
-        self._folder = run_directory(trainer)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Keep the first images of an epoch."""
-        if batch_idx == 0 and self._wanted(trainer):
-            self._training = first_images(batch, self.train_images)
 
     def on_validation_batch_end(
         self,
@@ -56,24 +42,20 @@ class PredictionPanel(Callback):
     ) -> None:
         """Draw the first validation images as they come by."""
         missing = self.images - len(self._drawn)
-        if missing > 0 and self._wanted(trainer) and isinstance(pl_module, HTTModule):
+        if missing > 0 and self.wanted(trainer) and isinstance(pl_module, HTTModule):
             self._drawn += draw_images(first_images(batch, missing), outputs, pl_module.tasks)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the panel."""
         if not self._drawn or self._folder is None or not isinstance(pl_module, HTTModule):
             return
-        if self._training is not None and self.train_images:
+        if self._training is not None:
             maps = pl_module.decode(self._training["image"].to(pl_module.device))
             self._drawn += draw_images(self._training, maps, pl_module.tasks)
         picture = stack(self._drawn)
         self._drawn, self._training = [], None
         self.path = self._folder / "panels" / f"epoch_{trainer.current_epoch:03d}.png"
         publish(trainer, self.path, "panel", picture)
-
-    def _wanted(self, trainer: L.Trainer) -> bool:
-        due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
-        return due and trainer.is_global_zero and not trainer.sanity_checking and self._folder is not None
 
 
 def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task]) -> list[np.ndarray]:
