@@ -317,10 +317,11 @@ def main(words: Sequence[str] | None = None) -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+        table = summary(rows)
         with atomic_path(given.out / "table.md") as partial:
-            partial.write_text(summary(rows), encoding="utf-8")
+            partial.write_text(table, encoding="utf-8")
         draw(rows, given.out / "figure.png")
-        print(summary(rows))
+        print(table)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from htt_lightning.data.sample import Batch
-from htt_lightning.losses import feature_distance, labeled_sum, masked_mean
+from htt_lightning.losses import feature_distance, labeled_sum, masked_mean, upcast
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.output import Output
-from htt_lightning.tasks import IGNORE, Task
+from htt_lightning.tasks import Task
 from htt_lightning.tasks.base import Discovered
 
 
@@ -70,12 +70,11 @@ def discover_task(
         Loss, coverage and confidence per image.
     """
     loss = torch.zeros(len(labeled), device=labeled.device)
-    if teacher and terms.feature_labeled:
-        distance = feature_distance(student.feature, teacher.feature, valid)
-        loss = loss + terms.feature_labeled * torch.where(labeled, distance, 0)
-    if teacher and terms.feature_unlabeled:
-        distance = feature_distance(student.feature, teacher.feature, valid, teacher.confidence)
-        loss = loss + terms.feature_unlabeled * torch.where(labeled, 0, distance)
+    if teacher and (terms.feature_labeled or terms.feature_unlabeled):
+        trust = torch.where(
+            labeled[:, None, None, None], terms.feature_labeled, terms.feature_unlabeled * upcast(teacher.confidence)
+        )
+        loss = loss + feature_distance(student.feature, teacher.feature, valid, trust)
     nothing = torch.zeros_like(loss)
     if teacher and found is None:
         found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
@@ -98,15 +97,21 @@ class Discovery:
         tasks: The tasks to discover labels of.
         loss_weights: Weights lambda by task.
         terms: Weights of the terms.
+        device: Where batches are.
     """
 
     def __init__(
-        self, teacher: nn.Module | None, tasks: Sequence[Task], loss_weights: Mapping[str, float], terms: Terms
+        self,
+        teacher: nn.Module | None,
+        tasks: Sequence[Task],
+        loss_weights: Mapping[str, float],
+        terms: Terms,
+        device: torch.device,
     ) -> None:
         self.teacher = teacher and teacher.eval().requires_grad_(False)
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
         names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
-        self.account = {name: MeanLoss() for name in names}
+        self.account = {name: MeanLoss().to(device) for name in names}
 
     def loss(self, batch: Batch, outputs: Mapping[str, Output]) -> Tensor:
         """What label discovery adds to the loss: a sum over images and tasks, before the factor T / B.
@@ -128,8 +133,7 @@ class Discovery:
             total = total + added.loss.sum()
             for key in ("coverage", "confidence") if task.discovers else ():
                 figure = getattr(added, key).detach()
-                account = self.account[f"{name}/{key}"].to(valid.device)
-                account.update(labeled_sum(figure, ~labeled), (~labeled).sum())
+                self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
         return total
 
     def _taught(self, batch: Batch) -> dict[str, Output]:
@@ -168,7 +172,6 @@ class Discovery:
             if task.name in found:
                 label, confidence = found[task.name]
                 target, labeled = batch[task.name], batch["labeled"][task.name]
-                present = target != IGNORE if task.channels is None else target.isfinite().all(1)
-                kept = present & task.kept(confidence) & labeled[:, None, None]
+                kept = task.present(target) & task.kept(confidence) & labeled[:, None, None]
                 counts[task.name] = (kept & task.agrees(label, target)).sum(), kept.sum()
         return counts

@@ -109,20 +109,20 @@ def stand_out(output: Output, size: tuple[int, int], sharpness: float) -> Tensor
     return (sharpness * to_pixels(upcast(output.logits), size)).softmax(1).amax(1)
 
 
-def feature_distance(student: Tensor, teacher: Tensor, valid: Tensor, confidence: Tensor | None = None) -> Tensor:
-    """Mean squared difference of features, weighted by the teacher's confidence if there is one (method.md 4).
+def feature_distance(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared difference of features, weighted per cell if there are weights (method.md 4).
 
     Args:
         student: ``b d h/s w/s``.
         teacher: Likewise.
         valid: bool ``b h w`` of the pixels: a cell that holds padding does not count.
-        confidence: ``b 1 h/s w/s``.
+        weight: ``b 1 h/s w/s``, such as the teacher's confidence.
 
     Returns:
         ``b``.
     """
     squares = (upcast(student) - upcast(teacher)).square().mean(1)
-    weighted = squares if confidence is None else upcast(confidence)[:, 0] * squares
+    weighted = squares if weight is None else upcast(weight)[:, 0] * squares
     return masked_mean(weighted, whole_cells(valid, (student.shape[-2], student.shape[-1])))
 
 

@@ -157,9 +157,9 @@ class HTTModule(L.LightningModule):
         if list(stored) != names:
             raise HTTError(f"{what} was trained on {', '.join(stored)}, not {', '.join(names)}; set data.tasks.")
         for task in self.tasks:
-            for key, value in task.to_config()["init_args"].items():
+            for key, value in task.meaning.items():
                 trained = stored[task.name]["init_args"].get(key)
-                if key not in task.training_only and trained != value:
+                if trained != value:
                     raise HTTError(
                         f"{what} was trained with {key} {trained} of task {task.name}, not {value}; give the "
                         "task in data.tasks the settings it was trained with."

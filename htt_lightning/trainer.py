@@ -75,25 +75,17 @@ class _Discoverer(L.LightningModule):
         super().__init__()
         self.model, self.datamodule, self.completed = model, datamodule, completed
         self.made_by, self.overwrite = made_by, overwrite
-        images = datamodule.unaugmented()
-        self.lacking = {name: [t for t in images.lacking(k) if t.discovers] for k, name in enumerate(images.ids)}
+        self.given = datamodule.labels_of("train", datamodule.source("train"))
+        able = [task for task in model.tasks if task.discovers]
+        self.lacking = {name: [t for t in able if t.name not in given] for name, given in self.given.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Where the labels come from, and which are given."""
-        found = {name: {task.name for task in tasks} for name, tasks in self.lacking.items()}
-        given = self.datamodule.labels_of("train", self.datamodule.source("train"))
-        return {
-            "source": self.datamodule.identity(),
-            "checkpoint": self.made_by,
-            "images": {
-                name: {
-                    task: "given" if task in given[name] else "discovered"
-                    for task in (task.name for task in self.model.tasks)
-                    if task in given[name] or task in found[name]
-                }
-                for name in self.lacking
-            },
+        images = {
+            name: dict.fromkeys(given, "given") | {task.name: "discovered" for task in self.lacking[name]}
+            for name, given in self.given.items()
         }
+        return {"source": self.datamodule.identity(), "checkpoint": self.made_by, "images": images}
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The images that lack an archive; the first process looks, once all of them have met."""

@@ -196,7 +196,7 @@ class LabelDiscovery(Callback):
         if self._teaches is not None or stored is not None:
             dtype = next(module.net.parameters()).dtype
             teacher = None if self._teaches is None else self._teaches.net.to(module.device, dtype)
-            module.discovery = Discovery(teacher, self.rules(module), module.loss_weights, self.terms)
+            module.discovery = Discovery(teacher, self.rules(module), module.loss_weights, self.terms, module.device)
             self._measured = False
 
     def on_train_batch_end(

@@ -121,7 +121,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         labels = self.labels_of(split, source)
         if split == "val":
             return PartialLabels(source, self.tasks, labels, EvalTransform(self.tasks, self._canvas), self.image_size)
-        transform = TrainTransform(moving(self.tasks), self.augment, self.image_size)
+        maps = moving(self.tasks) if self.completed else self.tasks
+        transform = TrainTransform(maps, self.augment, self.image_size)
         return PartialLabels(source, self.tasks, labels, transform, self.image_size, self.run_seed, self.completed)
 
     def unaugmented(self, ids: Iterable[str] | None = None) -> PartialLabels:
@@ -141,11 +142,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         source, pixels = self.source("train"), hashlib.sha256()
         for index in sorted({0, len(source.ids) // 2, len(source.ids) - 1}):
             pixels.update(source.image(index).tobytes())
-        meaning = {
-            task.name: {key: value for key, value in fields.items() if key not in task.training_only}
-            for task in self.tasks
-            for fields in [task.to_config()["init_args"]]
-        }
+        meaning = {task.name: task.meaning for task in self.tasks}
         size = list(self.image_size) if self.image_size else None
         return {"kind": type(source).__name__, "images": pixels.hexdigest(), "image_size": size, "tasks": meaning}
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.output import Output
+from htt_lightning.losses import upcast
+from htt_lightning.output import Output, to_pixels
 
 IGNORE = 255
 """The missing value of index maps (contracts.md, Batch)."""
@@ -28,6 +29,12 @@ class Discovered(NamedTuple):
 
     label: Tensor
     confidence: Tensor
+
+
+def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
+    """The likeliest channel of each pixel at ``size = (h, w)``, and its probability."""
+    confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
+    return Discovered(label, confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +90,12 @@ class Task(ABC):
                 for field in fields(self)
             },
         }
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """The part of the settings that outputs and labels depend on."""
+        settings: dict[str, Any] = self.to_config()["init_args"]
+        return {key: value for key, value in settings.items() if key not in self.training_only}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Task":
@@ -159,7 +172,13 @@ class Task(ABC):
 
     def agrees(self, label: Tensor, target: Tensor) -> Tensor:
         """Where a discovered label is right, bool ``b h w``; any value where the target is missing."""
-        raise NotImplementedError(f"{type(self).__name__} discovers labels but cannot tell which are right.")
+        if self.channels is not None:
+            raise NotImplementedError(f"{type(self).__name__} discovers labels but cannot tell which are right.")
+        return label == target
+
+    def present(self, target: Tensor) -> Tensor:
+        """Where a target has a label, bool ``b h w``."""
+        return target != IGNORE if self.channels is None else target.isfinite().all(1)
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:

@@ -10,24 +10,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import (
-    BIN_WEIGHT,
-    SHARPNESS,
-    contract,
-    cross_entropy,
-    l1,
-    masked_mean,
-    stand_out,
-    upcast,
-)
+from htt_lightning.losses import contract, upcast
 from htt_lightning.metrics import AbsoluteError
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import Discovered, Task
+from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import heat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depth(Task):
+class Depth(Binned):
     """Distance along the optical axis, as the expectation over log-spaced bins (method.md, Shapes).
 
     A prediction is a convex combination of the bin centres, hence always within ``[near, far]``. The defaults are
@@ -37,19 +28,14 @@ class Depth(Task):
         bins: Number of bins.
         near: Smallest bin centre, in the unit of the labels.
         far: Largest bin centre.
-        bin_weight: Weight of the bin classification beside the L1 loss.
-        sharpness: Factor on the bin logits whose largest probability is the confidence in a discovered depth.
+        **kwargs: See ``Binned``.
     """
 
     name: str = "depth"
     bins: int = 30
     near: float = 0.67
     far: float = 10.0
-    bin_weight: float = BIN_WEIGHT
-    threshold: float = 0.85
-    sharpness: float = SHARPNESS
 
-    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "sharpness")
     channels: ClassVar[int | None] = 1
     headline: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
@@ -60,13 +46,8 @@ class Depth(Task):
         if self.bins < 2 or not 0 < self.near < self.far:
             raise HTTError(f"Depth needs bins >= 2 and 0 < near < far, not {self.bins}, {self.near}, {self.far}.")
 
-    @property
-    def num_tokens(self) -> int:
-        """One token per bin."""
-        return self.bins
-
     def centres(self, like: Tensor) -> Tensor:
-        """Bin centres ``k``, made where they are used: no buffer to lose, no copy from the host."""
+        """Bin centres ``k``, log-spaced."""
         exponent = torch.arange(self.bins, device=like.device, dtype=like.dtype) / (self.bins - 1)
         return self.near * (self.far / self.near) ** exponent
 
@@ -75,32 +56,14 @@ class Depth(Task):
         logits = upcast(output.logits)
         return contract("b k h w, k -> b h w", logits.softmax(1), self.centres(logits))[:, None]
 
-    def loss(self, output: Output, target: Tensor) -> Tensor:
-        """L1 over valid pixels and cross entropy to the nearest bin; target ``b 1 h w``, NaN missing."""
-        size = (target.shape[-2], target.shape[-1])
-        valid = target.isfinite()[:, 0]
-        regression = l1(to_pixels(self.expectation(output), size), target, valid)
-        logits = to_pixels(upcast(output.logits), size)
-        classification = masked_mean(cross_entropy(logits, self.nearest_bin(target)[:, 0], valid), valid)
-        return regression + self.bin_weight * classification
-
-    def nearest_bin(self, depth: Tensor) -> Tensor:
-        """Index of the nearest centre in linear distance; any value where the depth is missing."""
-        centres = self.centres(depth)
-        return torch.bucketize(depth.nan_to_num(self.near).contiguous(), (centres[1:] + centres[:-1]) / 2)
+    def nearest_bin(self, target: Tensor) -> Tensor:
+        """Index ``b h w`` of the nearest centre in linear distance; any value where the depth is missing."""
+        centres = self.centres(target)
+        return torch.bucketize(target[:, 0].nan_to_num(self.near).contiguous(), (centres[1:] + centres[:-1]) / 2)
 
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Depth ``b 1 h w`` in the unit of the labels (metres)."""
         return to_pixels(self.expectation(output), size)
-
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
-        """The depth itself; it is trusted where one bin stands out."""
-        return Discovered(self.decode(output, size), stand_out(output, size, self.sharpness))
-
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
-        """L1 of the kept pixels times their confidence, mean over all valid ones."""
-        error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs()[:, 0]
-        return masked_mean(found.confidence * self.kept(found.confidence) * error, valid)
 
     def agrees(self, label: Tensor, target: Tensor) -> Tensor:
         """Within a quarter of each other: the usual delta < 1.25."""

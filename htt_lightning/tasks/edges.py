@@ -58,7 +58,7 @@ class Edges(Task):
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Balanced binary cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
         logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
-        return balanced_bce(logits[:, 0], target, target != IGNORE, self.positive)
+        return balanced_bce(logits[:, 0], target, self.present(target), self.positive)
 
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Probability of an edge, float ``b h w`` in [0, 1]."""
@@ -77,10 +77,6 @@ class Edges(Task):
         """Balanced binary cross entropy, mean over the kept pixels."""
         logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))[:, 0]
         return balanced_bce(logits, found.label, valid & self.kept(found.confidence), self.positive)
-
-    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
-        """Both an edge or both none."""
-        return label == target
 
     def metrics(self) -> dict[str, Metric]:
         """Optimal-dataset-scale F measure in percent."""

@@ -14,42 +14,28 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import (
-    BIN_WEIGHT,
-    SHARPNESS,
-    contract,
-    cross_entropy,
-    l1,
-    masked_mean,
-    stand_out,
-    upcast,
-)
+from htt_lightning.losses import contract, upcast
 from htt_lightning.metrics import MeanAngle
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import Discovered, Task
+from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import GREY
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normals(Task):
+class Normals(Binned):
     """Unit surface normals (x right, y up, z to the camera), as the expectation over directions (method.md, Shapes).
 
     Args:
         bins: Number of directions.
         directions: ``fibonacci`` spreads the bins evenly over the visible half-sphere (z > 0); ``published`` are the 40
             directions of the public release, uneven (protocol.md 6.29), for conformance and published weights.
-        bin_weight: Weight of the bin classification beside the L1 loss.
-        sharpness: Factor on the bin logits whose largest probability is the confidence in a discovered normal.
+        **kwargs: See ``Binned``.
     """
 
     name: str = "normals"
     bins: int = 40
     directions: Literal["fibonacci", "published"] = "fibonacci"
-    bin_weight: float = BIN_WEIGHT
-    threshold: float = 0.85
-    sharpness: float = SHARPNESS
 
-    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "sharpness")
     channels: ClassVar[int | None] = 3
     headline: ClassVar[str] = "mean"
     higher_is_better: ClassVar[bool] = False
@@ -62,11 +48,6 @@ class Normals(Task):
         if self.bins < 2:
             raise HTTError(f"Normals needs bins >= 2, not {self.bins}.")
 
-    @property
-    def num_tokens(self) -> int:
-        """One token per direction."""
-        return self.bins
-
     def centres(self, like: Tensor) -> Tensor:
         """Unit vectors ``k 3``."""
         if self.directions == "published":
@@ -78,34 +59,13 @@ class Normals(Task):
         logits = upcast(output.logits)
         return F.normalize(contract("b k h w, k c -> b c h w", logits.softmax(1), self.centres(logits)), dim=1)
 
-    def loss(self, output: Output, target: Tensor) -> Tensor:
-        """L1 summed over components and cross entropy to the closest direction; target ``b 3 h w``, NaN missing."""
-        valid = target.isfinite().all(1)
-        size = (target.shape[-2], target.shape[-1])
-        regression = l1(self.decode(output, size), target, valid)
-        logits = to_pixels(upcast(output.logits), size)
-        classification = masked_mean(cross_entropy(logits, self.nearest_bin(target), valid), valid)
-        return regression + self.bin_weight * classification
-
-    def nearest_bin(self, normals: Tensor) -> Tensor:
+    def nearest_bin(self, target: Tensor) -> Tensor:
         """Index ``b h w`` of the direction with the largest dot product; any value where the normal is missing."""
-        return contract("b c h w, k c -> b k h w", normals.nan_to_num(0), self.centres(normals)).argmax(1)
+        return contract("b c h w, k c -> b k h w", target.nan_to_num(0), self.centres(target)).argmax(1)
 
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
         """Unit normals ``b 3 h w``."""
         return F.normalize(to_pixels(self.expectation(output), size), dim=1)
-
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
-        """The normal itself; it is trusted where one direction stands out."""
-        return Discovered(self.decode(output, size), stand_out(output, size, self.sharpness))
-
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
-        """L1 of the kept pixels times their confidence, mean over all valid ones and the components.
-
-        A given label's loss is the sum over components (protocol.md 6.22); the published weights belong to these two.
-        """
-        error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs().mean(1)
-        return masked_mean(found.confidence * self.kept(found.confidence) * error, valid)
 
     def agrees(self, label: Tensor, target: Tensor) -> Tensor:
         """Within 30 degrees of each other, the widest of the usual angles."""

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import MaxF
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Discovered, Task
+from htt_lightning.tasks.base import IGNORE, Discovered, Task, likeliest
 from htt_lightning.tasks.colours import heat
 
 
@@ -36,7 +36,7 @@ class Saliency(Task):
 
         Salient pixels weigh the share of background among the valid pixels, and the other way round.
         """
-        valid = target != IGNORE
+        valid = self.present(target)
         return self._balanced(output, target, valid, valid)
 
     def _balanced(self, output: Output, target: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
@@ -51,16 +51,11 @@ class Saliency(Task):
 
     def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
         """The likelier channel and its probability; the public release truncates a probability (protocol.md 6.7)."""
-        confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
-        return Discovered(label, confidence)
+        return likeliest(output, size)
 
     def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
         """Class-balanced cross entropy of the kept pixels, mean over all valid ones."""
         return self._balanced(output, found.label, valid, valid & self.kept(found.confidence))
-
-    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
-        """Both salient or both not."""
-        return label == target
 
     def metrics(self) -> dict[str, Metric]:
         """Maximum F measure in percent."""

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import MeanIoU
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Discovered, Task
+from htt_lightning.tasks.base import IGNORE, Discovered, Task, likeliest
 from htt_lightning.tasks.colours import class_colours, paint
 
 
@@ -40,7 +40,7 @@ class Classification(Task):
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
         logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
-        valid = target != IGNORE
+        valid = self.present(target)
         return masked_mean(cross_entropy(logits, target, valid), valid)
 
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
@@ -49,17 +49,12 @@ class Classification(Task):
 
     def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
         """The likeliest class and its probability."""
-        confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
-        return Discovered(label, confidence)
+        return likeliest(output, size)
 
     def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
         """Cross entropy of the kept pixels, mean over all valid ones."""
         logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))
         return masked_mean(cross_entropy(logits, found.label, valid & self.kept(found.confidence)), valid)
-
-    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
-        """The same class."""
-        return label == target
 
     def metrics(self) -> dict[str, Metric]:
         """Mean IoU in percent."""
