@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -253,7 +254,9 @@ class HTTModule(L.LightningModule):
         if epochs is None or epochs < 1:
             raise HTTError(f"The learning rate decays over trainer.max_epochs; set it to at least 1 (it is {epochs}).")
         rate, decay = self.hparams["lr"], self.hparams["weight_decay"]
-        optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay)
+        # Many small tensors: one pass over all of them. Lightning cannot clip gradients of mixed precision then.
+        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
+        optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay, fused=fused)
         power = self.hparams["power"]
         schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

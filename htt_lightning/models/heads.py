@@ -136,7 +136,7 @@ class HTTHead(nn.Module):
         feature, own = self.attention(self.conv(self.aspp(x)), token)
         logits = self.classify(feature)
         if self.fine_tokens is not None and self.reduce is not None:
-            scores = F.softplus(torch.einsum("b d h w, b d k -> b k h w", self.reduce(feature), self.fine_tokens(own)))
+            scores = F.softplus(self.reduce.products(feature, self.fine_tokens(own).mT))
             logits = logits * self.reduce.enlarge(scores, feature.shape[-2:])
         logits = self.refine(logits)
         confidence = torch.einsum("b d h w, b d -> b h w", feature, own).sigmoid()

@@ -1,6 +1,7 @@
 """Layers that several parts of the networks share."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,24 @@ class Reduce(nn.Conv2d):
         if self.factor > 1:
             x = F.pad(x, (0, -x.shape[-1] % self.factor, 0, -x.shape[-2] % self.factor))
         return super().forward(x)
+
+    def products(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Inner products of the reduced map with tokens.
+
+        With r = 1 the convolution is a scale and a shift per channel, which the tokens take over: no map is made.
+
+        Args:
+            x: ``b c h w``.
+            tokens: ``k c``, or ``b k c`` where each image has its own.
+
+        Returns:
+            ``b k ceil(h/r) ceil(w/r)``.
+        """
+        equation = f"b c h w, {'b ' * (tokens.ndim - 2)}k c -> b k h w"
+        if self.factor > 1:
+            return torch.einsum(equation, self(x), tokens)
+        products = torch.einsum(equation, x, tokens * self.weight.flatten())
+        return products + (tokens @ cast(Tensor, self.bias))[..., None, None]
 
     def enlarge(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Back to the grid that was reduced: cells are enlarged by r, then the fill is cut off."""

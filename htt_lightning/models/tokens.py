@@ -52,7 +52,7 @@ class ScalePrompt(nn.Module):
             One ``b c h w`` per task, and tokens ``t c``.
         """
         affinity = self.affinity(tokens)
-        gates = torch.einsum("b c h w, t c -> b t h w", self.reduce(x), tokens).sigmoid()
+        gates = self.reduce.products(x, tokens).sigmoid()
         mixed = torch.einsum("t u, b u h w -> b t h w", affinity, self.reduce.enlarge(gates, x.shape[-2:]))
         features = [refine(x * mixed[:, t : t + 1]) for t, refine in enumerate(self.refine)]
         return features, affinity @ tokens
