@@ -147,6 +147,17 @@ class LabelDiscovery(Callback):
         """Read a teacher that is given, unless a resumed run has brought it along."""
         if isinstance(pl_module, HTTModule) and self._given and self._teaches is None:
             self._teaches = read_teacher(self.teacher, pl_module)
+            if self.student == "inherited":
+                self._inherit(pl_module, self._teaches)
+
+    def _inherit(self, student: HTTModule, teacher: HTTModule) -> None:
+        try:
+            student.net.load_state_dict(teacher.net.state_dict())
+        except RuntimeError as error:
+            raise HTTError(
+                f"The network of teacher {self.teacher} is another, so no student can inherit its weights; give model "
+                "its settings, or set discovery.student to fresh."
+            ) from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with a teacher, or in the middle of a run: everything is restored by now."""

@@ -149,6 +149,28 @@ def test_a_given_teacher_is_not_needed_again_after_resuming(tmp_path, through):
     assert_same(weights(whole), weights(again))
 
 
+def test_a_student_inherits_a_given_teacher_at_the_beginning_alone(tmp_path, through):
+    class Beginning(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            begun.append(weights(pl_module))
+
+    begun = []
+    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
+    discovery = LabelDiscovery(teacher=teacher, student="inherited")
+    whole, _ = fitted(tmp_path / "whole", discovery, max_epochs=2, callbacks=[Beginning()])
+    assert_same(begun[0], state_of(stored(through.folder, 3))["teacher"]["state_dict"])
+    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
+    again, _ = fitted(tmp_path / "again", discovery, 99, max_epochs=2, ckpt_path=path)
+    assert_same(weights(whole), weights(again))
+
+
+def test_a_network_that_cannot_be_inherited_is_refused(tmp_path, through):
+    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
+    module = tiny_module(few(), fine_tokens=False)
+    with pytest.raises(HTTError, match="no student can inherit its weights"):
+        fitted(tmp_path, LabelDiscovery(teacher=teacher, student="inherited"), module=module)
+
+
 def test_every_checkpoint_loads_as_the_student(through):
     path = through.folder / "kept" / "epoch=3.ckpt"
     assert_same(weights(HTTModule.load_from_checkpoint(path)), weights(through.module))
