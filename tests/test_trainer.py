@@ -47,6 +47,16 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in (folder / "maps").iterdir()}
 
 
+def assert_same_labels(one, other):
+    """But for rounding: in a batch of another size, sums may be taken in another order."""
+    assert contents(one).keys() == contents(other).keys()
+    for path in (one / "maps").iterdir():
+        with np.load(path) as ours, np.load(other / "maps" / path.name) as theirs:
+            for key in ours.files:
+                difference = np.abs(ours[key].astype(float) - theirs[key].astype(float))
+                assert np.percentile(difference, 98) <= 1, key
+
+
 def test_every_missing_map_is_written_and_no_given_one(tmp_path, checkpoint):
     data = tiny_data(**FEW)
     completed = discover(tmp_path / "out", checkpoint, data)
@@ -86,7 +96,7 @@ def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
 
 
 def test_an_interrupted_command_goes_on_and_a_finished_one_has_nothing_to_do(tmp_path, checkpoint, monkeypatch):
-    whole = contents(discover(tmp_path / "whole", checkpoint).folder)
+    whole = discover(tmp_path / "whole", checkpoint)
     write, written = CompletedDataset.write, []
 
     def failing(self, name, maps):
@@ -101,7 +111,7 @@ def test_an_interrupted_command_goes_on_and_a_finished_one_has_nothing_to_do(tmp
             discover(tmp_path / "out", checkpoint)
     assert len(contents(tmp_path / "out")) == 5
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "maps").iterdir()}
-    assert contents(discover(tmp_path / "out", checkpoint).folder) == whole
+    assert_same_labels(discover(tmp_path / "out", checkpoint).folder, whole.folder)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     monkeypatch.setattr(CompletedDataset, "write", None)
     discover(tmp_path / "out", checkpoint)
@@ -265,9 +275,4 @@ def test_two_processes_write_what_one_does(tmp_path, checkpoint):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(one.manifest_path.read_text()) == json.loads((tmp_path / "two" / "manifest.json").read_text())
-    assert contents(one.folder).keys() == contents(tmp_path / "two").keys()
-    for path in (tmp_path / "two" / "maps").iterdir():
-        with np.load(path) as theirs, np.load(one.path(path.stem)) as ours:
-            for key in ours.files:
-                difference = np.abs(ours[key].astype(float) - theirs[key].astype(float))
-                assert np.percentile(difference, 98) <= 1, key
+    assert_same_labels(one.folder, tmp_path / "two")
