@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htt_lightning.data.sample import Batch
-from htt_lightning.losses import feature_distance, labeled_sum, masked_mean, upcast
+from htt_lightning.losses import feature_distance, labeled_sum, masked_mean, upcast, whole_cells
 from htt_lightning.metrics import MeanLoss
-from htt_lightning.output import Output
+from htt_lightning.output import Output, stride_of
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.base import Discovered
 
@@ -28,6 +29,10 @@ class Terms:
     prediction: float = 1.0
     feature_labeled: float = 1.0
     feature_unlabeled: float = 1.0
+
+
+Targets = Literal["hard", "soft", "mirrored"]
+"""What a student learns from at prediction level; see ``LabelDiscovery``."""
 
 
 class TaskDiscovery(NamedTuple):
@@ -53,6 +58,7 @@ def discover_task(
     weight: float,
     terms: Terms,
     found: Discovered | None = None,
+    belief: Tensor | None = None,
 ) -> TaskDiscovery:
     """The terms of label discovery of one task (method.md 4), vectorised over the batch.
 
@@ -65,6 +71,7 @@ def discover_task(
         weight: The task's loss weight lambda.
         terms: Weights of the terms.
         found: Labels discovered before; by default they are the teacher's.
+        belief: Soft labels ``b c h/s w/s`` to learn from instead; they count everywhere, whatever the threshold.
 
     Returns:
         Loss, coverage and confidence per image.
@@ -76,14 +83,18 @@ def discover_task(
         )
         loss = loss + feature_distance(student.feature, teacher.feature, valid, trust)
     nothing = torch.zeros_like(loss)
+    if belief is not None:  # of cells, not of pixels
+        valid = whole_cells(valid, (belief.shape[-2], belief.shape[-1]))
     if teacher and found is None:
         found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
     if found is None or not terms.prediction:
         return TaskDiscovery(loss, nothing, nothing)
-    on_labels = task.discovered_loss(student, found, valid)
+    if belief is None:
+        kept, on_labels = task.kept(found.confidence), task.discovered_loss(student, found, valid)
+    else:
+        kept, on_labels = valid, masked_mean(task.imitation_loss(student, belief), valid)
     loss = loss + terms.prediction * weight * task.beta * torch.where(labeled, 0, on_labels)
-    coverage = masked_mean(task.kept(found.confidence).float(), valid)
-    return TaskDiscovery(loss, coverage, masked_mean(found.confidence, valid))
+    return TaskDiscovery(loss, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
 
 
 class Discovery:
@@ -98,6 +109,8 @@ class Discovery:
         loss_weights: Weights lambda by task.
         terms: Weights of the terms.
         device: Where batches are.
+        targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``mirrored``: averaged over the image
+            and its mirror image. Labels that batches carry are hard.
     """
 
     def __init__(
@@ -107,9 +120,11 @@ class Discovery:
         loss_weights: Mapping[str, float],
         terms: Terms,
         device: torch.device,
+        targets: Targets = "hard",
     ) -> None:
         self.teacher = teacher and teacher.eval().requires_grad_(False)
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
+        self.targets = targets
         names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
         self.account = {name: MeanLoss().to(device) for name in names}
 
@@ -125,11 +140,14 @@ class Discovery:
         """
         valid = batch["valid"]
         taught, found = self._taught(batch), batch.get("discovered", {})
+        beliefs = self._beliefs(batch["image"], {name: taught[name] for name in taught if name not in found})
         total = torch.zeros((), device=valid.device)
         for task in self.tasks:
             name, labeled = task.name, batch["labeled"][task.name]
             weight, known = self.loss_weights[name], found.get(name)
-            added = discover_task(task, outputs[name], taught.get(name), labeled, valid, weight, self.terms, known)
+            added = discover_task(
+                task, outputs[name], taught.get(name), labeled, valid, weight, self.terms, known, beliefs.get(name)
+            )
             total = total + added.loss.sum()
             for key in ("coverage", "confidence") if task.discovers else ():
                 figure = getattr(added, key).detach()
@@ -140,6 +158,23 @@ class Discovery:
         with torch.no_grad():
             taught: dict[str, Output] = self.teacher(batch["image"]) if self.teacher else {}
         return taught
+
+    @torch.no_grad()
+    def _beliefs(self, image: Tensor, taught: Mapping[str, Output]) -> dict[str, Tensor]:
+        """Soft labels by task that discovers labels, ``b c h/s w/s``."""
+        tasks = [task for task in self.tasks if task.discovers and task.name in taught]
+        if self.targets == "hard" or not tasks:
+            return {}
+        beliefs = {task.name: task.belief(taught[task.name]) for task in tasks}
+        if self.targets == "mirrored" and self.teacher:
+            cells, width = taught[tasks[0].name].logits.shape[-2:], image.shape[-1]
+            stride = stride_of((cells[0], cells[1]), (image.shape[-2], width))
+            # Whole cells, or those of the mirrored image would lie between those of the image.
+            mirrored = F.pad(image, (0, -width % stride, 0, 0), mode="replicate").flip(-1)
+            seen = self.teacher(mirrored)
+            for task in tasks:
+                beliefs[task.name] = (beliefs[task.name] + task.mirror(task.belief(seen[task.name]))) / 2
+        return beliefs
 
     def found(self, batch: Batch) -> dict[str, Discovered]:
         """The labels discovered on a batch, by task; those that it carries, or else the teacher's."""

@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import lightning as L
 import torch
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from htt_lightning.data.sample import Batch
-from htt_lightning.discovery import Discovery, Terms
+from htt_lightning.discovery import Discovery, Targets, Terms
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_hyperparameters, run_directory
 from htt_lightning.metrics import MeanLoss
@@ -34,6 +34,9 @@ class LabelDiscovery(Callback):
             left out. ``ema``: a moving average of the student itself, in a single stage.
         student: ``fresh`` weights at the beginning of a stage, or ``inherited`` ones from the stage before.
         ema_decay: Of the moving average, per step; it follows faster at first.
+        targets: What is learned of a missing label: ``hard`` labels where the teacher's confidence exceeds the
+            threshold, as published; ``soft`` ones everywhere: its probabilities, or its depths and normals;
+            ``mirrored``: soft ones averaged over an image and its mirror image, for a second pass of the teacher.
         terms: Weights of the terms of label discovery.
         thresholds: Confidences tau in [0, 1] by task that replace the dataset's.
         betas: Weights beta of discovered labels by task that replace the dataset's.
@@ -48,6 +51,7 @@ class LabelDiscovery(Callback):
         teacher: str = PREVIOUS,
         student: Literal["fresh", "inherited"] = "fresh",
         ema_decay: float = 0.999,
+        targets: Targets = "hard",
         terms: Terms = Terms(),  # noqa: B008  # frozen
         thresholds: dict[str, float] | None = None,
         betas: dict[str, float] | None = None,
@@ -58,11 +62,13 @@ class LabelDiscovery(Callback):
             raise HTTError(f"discovery.teacher {teacher} is the first stage: set discovery.stages to at least 2.")
         if not 0 <= ema_decay < 1:
             raise HTTError(f"discovery.ema_decay must be in [0, 1), not {ema_decay}.")
+        if targets not in get_args(Targets):
+            raise HTTError(f"discovery.targets is {targets!r}; it must be one of {', '.join(get_args(Targets))}.")
         for task, threshold in (thresholds or {}).items():
             if not 0 <= threshold <= 1:
                 raise HTTError(f"discovery.thresholds of {task} must be in [0, 1], not {threshold}.")
         self.stages, self.teacher, self.student = (1 if teacher == EMA else stages), teacher, student
-        self.ema_decay, self.terms = ema_decay, terms
+        self.ema_decay, self.terms, self.targets = ema_decay, terms, targets
         self.thresholds, self.betas = thresholds or {}, betas or {}
         self.stage = self.begun = 0
         self._epochs: int | None = None
@@ -207,7 +213,9 @@ class LabelDiscovery(Callback):
         if self._teaches is not None or stored is not None:
             dtype = next(module.net.parameters()).dtype
             teacher = None if self._teaches is None else self._teaches.net.to(module.device, dtype)
-            module.discovery = Discovery(teacher, self.rules(module), module.loss_weights, self.terms, module.device)
+            module.discovery = Discovery(
+                teacher, self.rules(module), module.loss_weights, self.terms, module.device, self.targets
+            )
             self._measured = False
 
     def on_train_batch_end(

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -169,6 +170,30 @@ class Task(ABC):
             One value per image, ``b``: finite, and 0 where nothing is kept.
         """
         raise NotImplementedError(f"{type(self).__name__} discovers labels but has no loss on them.")
+
+    def belief(self, output: Output) -> Tensor:
+        """What a teacher's output says about each cell, in a form that can be averaged over views of an image.
+
+        Returns:
+            ``b c h/s w/s``; by default the probabilities of the classes.
+        """
+        return upcast(output.logits).softmax(1)
+
+    def mirror(self, belief: Tensor) -> Tensor:
+        """A belief about the mirrored image as one about the image."""
+        return belief.flip(-1)
+
+    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+        """Loss on a belief, a soft label, without the weights lambda and beta.
+
+        Args:
+            output: The student's output at feature resolution.
+            belief: The teacher's, ``b c h/s w/s``.
+
+        Returns:
+            ``b h/s w/s``; by default the Kullback-Leibler divergence in nats.
+        """
+        return (torch.xlogy(belief, belief) - belief * upcast(output.logits).log_softmax(1)).sum(1)
 
     def agrees(self, label: Tensor, target: Tensor) -> Tensor:
         """Where a discovered label is right, bool ``b h w``; any value where the target is missing."""

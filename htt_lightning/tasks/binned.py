@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from htt_lightning.losses import BIN_WEIGHT, SHARPNESS, cross_entropy, l1, masked_mean, stand_out, upcast
@@ -38,6 +39,10 @@ class Binned(Task):
         """Bin centres ``k`` or ``k c``, made where they are used: no buffer to lose, no copy from the host."""
 
     @abstractmethod
+    def expectation(self, output: Output) -> Tensor:
+        """Decoded value at feature resolution, ``b c h/s w/s``."""
+
+    @abstractmethod
     def nearest_bin(self, target: Tensor) -> Tensor:
         """Index ``b h w`` of each pixel's bin; any value where the target is missing."""
 
@@ -60,3 +65,13 @@ class Binned(Task):
         """
         error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs().mean(1)
         return masked_mean(found.confidence * self.kept(found.confidence) * error, valid)
+
+    def belief(self, output: Output) -> Tensor:
+        """The decoded value, ``b c h/s w/s``."""
+        return self.expectation(output)
+
+    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+        """As on a given label: L1 summed over components and cross entropy to the nearest bin."""
+        error = (self.expectation(output) - belief).abs().sum(1)
+        classification = F.cross_entropy(upcast(output.logits), self.nearest_bin(belief), reduction="none")
+        return error + self.bin_weight * classification

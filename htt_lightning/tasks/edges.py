@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -77,6 +78,14 @@ class Edges(Task):
         """Balanced binary cross entropy, mean over the kept pixels."""
         logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))[:, 0]
         return balanced_bce(logits, found.label, valid & self.kept(found.confidence), self.positive)
+
+    def belief(self, output: Output) -> Tensor:
+        """Probability of an edge, ``b 1 h/s w/s``."""
+        return upcast(output.logits).sigmoid()
+
+    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+        """Binary cross entropy without class weights: the teacher's probability has come from balanced ones."""
+        return F.binary_cross_entropy_with_logits(upcast(output.logits), belief, reduction="none")[:, 0]
 
     def metrics(self) -> dict[str, Metric]:
         """Optimal-dataset-scale F measure in percent."""

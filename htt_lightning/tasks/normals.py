@@ -67,6 +67,15 @@ class Normals(Binned):
         """Unit normals ``b 3 h w``."""
         return F.normalize(to_pixels(self.expectation(output), size), dim=1)
 
+    def mirror(self, belief: Tensor) -> Tensor:
+        """Mirroring changes the sign of x."""
+        flipped = belief.flip(-1)
+        return torch.cat([-flipped[:, :1], flipped[:, 1:]], dim=1)
+
+    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+        """As on a given label, which has length 1; a mean of unit vectors has not."""
+        return super().imitation_loss(output, F.normalize(belief, dim=1))
+
     def agrees(self, label: Tensor, target: Tensor) -> Tensor:
         """Within 30 degrees of each other, the widest of the usual angles."""
         return (label * target).sum(1) > math.cos(math.radians(30))

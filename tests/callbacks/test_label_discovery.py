@@ -204,6 +204,7 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"stages": 0}, "discovery.stages must be at least 1"),
         ({"stages": 1, "teacher": "x.ckpt"}, "discovery.stages to at least 2"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
+        ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, mirrored"),
         ({"thresholds": {"depth": 1.5}}, "thresholds of depth must be in"),
         ({"thresholds": {"dpeth": 0.5}}, "thresholds names dpeth"),
         ({"betas": {"dpeth": 0.5}}, "betas names dpeth"),
@@ -253,6 +254,15 @@ def test_terms_can_be_switched_off(tmp_path):
     discovery = LabelDiscovery(student="inherited", terms=nothing)
     _, trainer = fitted(tmp_path, discovery, max_epochs=1)
     assert trainer.callback_metrics["train/discovery/loss"] == 0
+
+
+@pytest.mark.parametrize("targets", ["soft", "mirrored"])
+def test_soft_labels_count_everywhere_and_teach_something_else(targets, tmp_path, through):
+    path = str(through.folder / "kept" / "epoch=1.ckpt")
+    hard, _ = fitted(tmp_path / "hard", LabelDiscovery(teacher=path), max_epochs=1)
+    soft, trainer = fitted(tmp_path / targets, LabelDiscovery(teacher=path, targets=targets), max_epochs=1)
+    assert all(trainer.callback_metrics[f"train/{name}/coverage"] == 1 for name in ("semseg", "depth", "edges"))
+    assert any(not torch.equal(weights(hard)[key], value) for key, value in weights(soft).items())
 
 
 @pytest.mark.parametrize(("teacher", "times"), [("previous", 1), ("ema", 3)])

@@ -94,6 +94,46 @@ def test_nothing_is_learned_from_padding_or_from_what_is_not_kept(task):
     assert torch.equal(loss, again)
 
 
+def imitated(task, student, belief):
+    """Loss of one cell ``k`` on the belief ``c``."""
+    if isinstance(task, Edges):
+        z, p = student[0], belief[0]
+        return p * np.log1p(np.exp(-z)) + (1 - p) * np.log1p(np.exp(z))
+    if isinstance(task, Depth | Normals):
+        centres = task.centres(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(student), -1)
+        if isinstance(task, Normals):
+            belief = belief / np.linalg.norm(belief)
+            nearest = (centres @ belief).argmax()
+        else:
+            nearest = abs(centres[:, 0] - belief[0]).argmin()
+        field, _ = rule(task, student[:, None, None])
+        return abs(field[:, 0, 0] - belief).sum() - 0.1 * np.log(softmax(student)[nearest])
+    return (belief * np.log(belief / softmax(student))).sum()
+
+
+@each_task
+def test_imitation_is_the_plain_rule(task):
+    teacher, mirrored, student = (random_logits(task, seed=seed).double() for seed in (1, 2, 3))
+    belief = (task.belief(output_of(teacher)) + task.mirror(task.belief(output_of(mirrored)))) / 2
+    loss = task.imitation_loss(output_of(student), belief)
+    assert loss.shape == (3, 6, 7)
+    for k, y, x in np.ndindex(3, 6, 7):
+        expected = imitated(task, student[k, :, y, x].numpy(), belief[k, :, y, x].numpy())
+        assert float(loss[k, y, x]) == pytest.approx(expected, rel=1e-9)
+
+
+@each_task
+def test_a_belief_is_what_is_decoded_and_mirrors_as_labels_do(task):
+    teacher = output_of(random_logits(task).double())
+    belief, decoded = task.belief(teacher), task.decode(teacher, (6, 7))
+    said = belief.argmax(1) if isinstance(task, Classification) else belief[:, 1] if len(belief[0]) == 2 else belief
+    torch.testing.assert_close(said.squeeze(1), decoded.squeeze(1))
+    torch.testing.assert_close(task.mirror(task.mirror(belief)), belief)
+    if task.channels is not None:
+        maps = [task.flip(image.movedim(0, -1).numpy()) for image in belief]
+        torch.testing.assert_close(task.mirror(belief).movedim(1, -1), torch.from_numpy(np.stack(maps)))
+
+
 @each_task
 def test_a_label_agrees_with_itself(task):
     target = random_target(task, missing=0.0)
