@@ -31,8 +31,12 @@ class Terms:
     feature_unlabeled: float = 1.0
 
 
-Targets = Literal["hard", "soft", "mirrored"]
+Targets = Literal["hard", "soft", "averaged"]
 """What a student learns from at prediction level; see ``LabelDiscovery``."""
+
+SHIFT = 2
+"""Cells by which the second view of an image is shifted at most, in both directions: views on other grids of the coarse
+scales differ, and their mean is better than either."""
 
 
 class TaskDiscovery(NamedTuple):
@@ -109,8 +113,8 @@ class Discovery:
         loss_weights: Weights lambda by task.
         terms: Weights of the terms.
         device: Where batches are.
-        targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``mirrored``: averaged over the image
-            and its mirror image. Labels that batches carry are hard.
+        targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``averaged`` over the image and its
+            mirror image, shifted at random. Labels that batches carry are hard.
     """
 
     def __init__(
@@ -166,14 +170,17 @@ class Discovery:
         if self.targets == "hard" or not tasks:
             return {}
         beliefs = {task.name: task.belief(taught[task.name]) for task in tasks}
-        if self.targets == "mirrored" and self.teacher:
-            cells, width = taught[tasks[0].name].logits.shape[-2:], image.shape[-1]
-            stride = stride_of((cells[0], cells[1]), (image.shape[-2], width))
-            # Whole cells, or those of the mirrored image would lie between those of the image.
-            mirrored = F.pad(image, (0, -width % stride, 0, 0), mode="replicate").flip(-1)
-            seen = self.teacher(mirrored)
+        if self.targets == "averaged" and self.teacher:
+            rows, columns = taught[tasks[0].name].logits.shape[-2:]
+            stride = stride_of((rows, columns), (image.shape[-2], image.shape[-1]))
+            # The same for all images and drawn on the CPU: no synchronisation.
+            most = min(SHIFT, rows - 1, columns - 1)
+            down, right = torch.randint(-most, most + 1, (2,)).tolist()
+            seen = self.teacher(mirrored(image, stride, down, right))
+            inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
             for task in tasks:
-                beliefs[task.name] = (beliefs[task.name] + task.mirror(task.belief(seen[task.name]))) / 2
+                other = shifted(task.mirror(task.belief(seen[task.name])), -down, right)
+                beliefs[task.name] = torch.where(inside, (beliefs[task.name] + other) / 2, beliefs[task.name])
         return beliefs
 
     def found(self, batch: Batch) -> dict[str, Discovered]:
@@ -210,3 +217,28 @@ class Discovery:
                 kept = task.present(target) & task.kept(confidence) & labeled[:, None, None]
                 counts[task.name] = (kept & task.agrees(label, target)).sum(), kept.sum()
         return counts
+
+
+def mirrored(image: Tensor, stride: int, down: int, right: int) -> Tensor:
+    """The mirror image, shifted by whole cells; pixels at the border fill what comes into view.
+
+    Args:
+        image: ``b c h w``.
+        stride: Size s of a cell in pixels.
+        down: Cells.
+        right: Cells.
+
+    Returns:
+        ``b c h w``, whose size is rounded up to whole cells: otherwise they would lie between those of the image.
+    """
+    height, width = (-(-size // stride) * stride for size in image.shape[-2:])
+    margin = stride * max(abs(down), abs(right))
+    bottom, side = height - image.shape[-2] + margin, width - image.shape[-1] + margin
+    wide = F.pad(image, (margin, side, margin, bottom), mode="replicate").flip(-1)
+    top, left = margin - stride * down, margin - stride * right
+    return wide[..., top : top + height, left : left + width]
+
+
+def shifted(cells: Tensor, down: int, right: int) -> Tensor:
+    """A map ``b c h w`` shifted, with zeros (or False) where nothing is known."""
+    return F.pad(cells, (right, -right, down, -down))

@@ -2,9 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from htt_lightning.discovery import Discovery, Terms, discover_task
+from htt_lightning.discovery import Discovery, Terms, discover_task, mirrored, shifted
 from htt_lightning.output import Output
 from tests.tasks.samples import TASKS, random_logits
 from tests.tiny import tiny_data, tiny_module
@@ -55,37 +57,66 @@ class Pointwise(nn.Module):
         return outputs
 
 
-def test_beliefs_about_both_views_lie_upon_each_other():
+def discovery(teacher, tasks, targets):
+    return Discovery(teacher, tasks, {}, Terms(), torch.device("cpu"), targets)
+
+
+@given(st.integers(9, 15), st.integers(9, 15), st.sampled_from([1, 2, 4]), st.integers(-2, 2), st.integers(-2, 2))
+def test_what_is_seen_again_lies_upon_itself(height, width, stride, down, right):
+    image = torch.rand(1, 2, height, width)
+    view = mirrored(image, stride, down, right)
+    assert view.shape[-2:] == (-(-height // stride) * stride, -(-width // stride) * stride)
+    back = shifted(view.flip(-1), -down * stride, right * stride)
+    inside = shifted(torch.ones_like(view[:1, :1], dtype=torch.bool), -down * stride, right * stride)
+    back, inside = (values[..., :height, :width] for values in (back, inside))
+    assert torch.equal(torch.where(inside, back, image), image)
+    assert inside.any()
+
+
+@pytest.mark.parametrize("width", [16, 13])
+def test_beliefs_about_both_views_lie_upon_each_other(width):
     """Also where the width is no multiple of the stride."""
     tasks = [task for task in TASKS if task.name != "normals"]
-    mirrored = Discovery(Pointwise(tasks), tasks, {}, Terms(), torch.device("cpu"), "mirrored")
-    for width in (16, 13):
-        image = torch.rand(2, 3, 8, width)
-        image[..., 12:] = image[..., 12:13]
-        taught = mirrored.teacher(image)
+    averaged = discovery(Pointwise(tasks), tasks, "averaged")
+    image = torch.rand(2, 3, 8, width)
+    image[..., 12:] = image[..., 12:13]
+    taught = averaged.teacher(image)
+    for _ in range(10):
+        beliefs = averaged._beliefs(image, taught)
         for task in tasks:
-            belief = mirrored._beliefs(image, taught)[task.name]
-            torch.testing.assert_close(belief, task.belief(taught[task.name]), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(beliefs[task.name], task.belief(taught[task.name]), atol=1e-5, rtol=1e-5)
 
 
-def test_mirrored_beliefs_of_a_network_mirror_with_the_image():
+def test_averaged_beliefs_of_a_network_mirror_with_the_image(monkeypatch):
+    monkeypatch.setattr("htt_lightning.discovery.SHIFT", 0)
     data = tiny_data()
     teacher = tiny_module(data).net
-    mirrored = Discovery(teacher, data.tasks, {}, Terms(), torch.device("cpu"), "mirrored")
+    averaged = discovery(teacher, data.tasks, "averaged")
     image = torch.rand(2, 3, 32, 64)
-    one = mirrored._beliefs(image, teacher(image))
-    other = mirrored._beliefs(image.flip(-1), teacher(image.flip(-1)))
+    one = averaged._beliefs(image, teacher(image))
+    other = averaged._beliefs(image.flip(-1), teacher(image.flip(-1)))
     for task in data.tasks:
         torch.testing.assert_close(task.mirror(other[task.name]), one[task.name])
         assert not torch.equal(one[task.name], task.belief(teacher(image)[task.name]))
 
 
+def test_the_second_view_depends_on_the_seed_alone():
+    data = tiny_data()
+    averaged = discovery(tiny_module(data).net, data.tasks, "averaged")
+    image = torch.rand(2, 3, 32, 64)
+    taught, drawn = averaged.teacher(image), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(averaged._beliefs(image, taught)["depth"])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_without_a_teacher_or_with_hard_labels_there_are_no_beliefs():
     data = tiny_data()
     teacher = tiny_module(data).net
-    soft = Discovery(teacher, data.tasks, {}, Terms(), torch.device("cpu"), "soft")
     image = torch.rand(2, 3, 32, 64)
     taught = teacher(image)
-    assert list(soft._beliefs(image, taught)) == [task.name for task in data.tasks]
-    assert Discovery(None, data.tasks, {}, Terms(), torch.device("cpu"), "soft")._beliefs(image, {}) == {}
-    assert Discovery(teacher, data.tasks, {}, Terms(), torch.device("cpu"))._beliefs(image, taught) == {}
+    assert list(discovery(teacher, data.tasks, "soft")._beliefs(image, taught)) == [task.name for task in data.tasks]
+    assert discovery(None, data.tasks, "soft")._beliefs(image, {}) == {}
+    assert discovery(teacher, data.tasks, "hard")._beliefs(image, taught) == {}

@@ -36,7 +36,8 @@ class LabelDiscovery(Callback):
         ema_decay: Of the moving average, per step; it follows faster at first.
         targets: What is learned of a missing label: ``hard`` labels where the teacher's confidence exceeds the
             threshold, as published; ``soft`` ones everywhere: its probabilities, or its depths and normals;
-            ``mirrored``: soft ones averaged over an image and its mirror image, for a second pass of the teacher.
+            ``averaged``: soft ones, averaged over an image and its mirror image shifted at random, for a second pass
+            of the teacher.
         terms: Weights of the terms of label discovery.
         thresholds: Confidences tau in [0, 1] by task that replace the dataset's.
         betas: Weights beta of discovered labels by task that replace the dataset's.

@@ -204,7 +204,7 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"stages": 0}, "discovery.stages must be at least 1"),
         ({"stages": 1, "teacher": "x.ckpt"}, "discovery.stages to at least 2"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
-        ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, mirrored"),
+        ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, averaged"),
         ({"thresholds": {"depth": 1.5}}, "thresholds of depth must be in"),
         ({"thresholds": {"dpeth": 0.5}}, "thresholds names dpeth"),
         ({"betas": {"dpeth": 0.5}}, "betas names dpeth"),
@@ -256,7 +256,7 @@ def test_terms_can_be_switched_off(tmp_path):
     assert trainer.callback_metrics["train/discovery/loss"] == 0
 
 
-@pytest.mark.parametrize("targets", ["soft", "mirrored"])
+@pytest.mark.parametrize("targets", ["soft", "averaged"])
 def test_soft_labels_count_everywhere_and_teach_something_else(targets, tmp_path, through):
     path = str(through.folder / "kept" / "epoch=1.ckpt")
     hard, _ = fitted(tmp_path / "hard", LabelDiscovery(teacher=path), max_epochs=1)
