@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from htt_lightning.data import SyntheticDataModule
@@ -33,8 +34,15 @@ SIGNS = {task.name: 1 if task.higher_is_better else -1 for task in SyntheticData
 BLOCKS = {"tune": 1, "report": 2}
 """Seeds of the two collections of scenes; the demo's is 0."""
 
+NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.token_dim", "32")
+"""Smaller than the demo's: the study is many runs."""
+
 SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
-NO_FEATURES = ("--discovery.terms.feature_labeled", "0", "--discovery.terms.feature_unlabeled", "0")
+PREDICTIONS = "+ predictions"
+FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
+ALL_TASKS = ("--discovery.betas", "{human_parts: 1, edges: 0.05}")
+PUBLISHED = (*FEATURES, *ALL_TASKS, "--discovery.targets", "hard", "--discovery.student", "fresh")
+NO_GLOBAL, NO_FINE = ("--model.global_tokens", "false"), ("--model.fine_tokens", "false")
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,9 @@ class Method:
     Attributes:
         name: Of the row.
         words: Arguments of ``htt fit``.
-        stages: How many times N epochs are trained.
-        teacher: Whether the supervised network of the same seed (and the same network options) teaches.
-        offline: Whether it does so through labels on disk.
+        stages: How many times N epochs are trained in one go.
+        taught: Whether N epochs follow those of the supervised network of the same seed and network options.
+        offline: Whether it teaches through labels on disk.
         single: Whether every task has a run of its own.
         full: Whether all labels are given.
     """
@@ -54,7 +62,7 @@ class Method:
     name: str
     words: tuple[str, ...] = ()
     stages: int = 1
-    teacher: bool = False
+    taught: bool = False
     offline: bool = False
     single: bool = False
     full: bool = False
@@ -62,7 +70,7 @@ class Method:
     @property
     def supervised(self) -> bool:
         """Whether it is N epochs on the labels there are."""
-        return self.stages == 1 and not (self.teacher or self.offline or self.single or self.full)
+        return self.stages == 1 and not (self.taught or self.offline or self.single or self.full)
 
 
 METHODS = {
@@ -72,19 +80,24 @@ METHODS = {
         Method("multi-task baseline", ("--model.network", "multitask")),
         Method(SUPERVISED),
         Method(LONGER, stages=2),
-        Method("+ features", ("--discovery.terms.prediction", "0"), teacher=True),
-        Method("+ predictions", NO_FEATURES, teacher=True),
-        Method("+ both", teacher=True),
+        Method("published recipe", PUBLISHED, taught=True),
+        Method("+ features", (*FEATURES, "--discovery.terms.prediction", "0"), taught=True),
+        Method(PREDICTIONS, taught=True),  # the recipe of synthetic.yaml
+        Method("+ both", FEATURES, taught=True),
+        Method("+ predictions, hard labels", ("--discovery.targets", "hard"), taught=True),
+        Method("+ predictions, one view", ("--discovery.targets", "soft"), taught=True),
+        Method("+ predictions, fresh student", ("--discovery.student", "fresh"), taught=True),
+        Method("+ predictions, all tasks", ALL_TASKS, taught=True),
         Method("offline predictions", offline=True),
         Method("moving average", ("--discovery.teacher", "ema"), stages=2),
-        Method("supervised, no global tokens", ("--model.global_tokens", "false")),
-        Method("+ both, no global tokens", ("--model.global_tokens", "false"), teacher=True),
-        Method("supervised, no fine-grained tokens", ("--model.fine_tokens", "false")),
-        Method("+ both, no fine-grained tokens", ("--model.fine_tokens", "false"), teacher=True),
+        Method("supervised, no global tokens", NO_GLOBAL),
+        Method("+ predictions, no global tokens", NO_GLOBAL, taught=True),
+        Method("supervised, no fine-grained tokens", NO_FINE),
+        Method("+ predictions, no fine-grained tokens", NO_FINE, taught=True),
         Method(FULL, full=True),
     )
 }
-MAIN = [SUPERVISED, LONGER, "+ both", FULL]
+MAIN = [SUPERVISED, LONGER, PREDICTIONS, FULL]
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class Run:
     @property
     def teacher(self) -> "Run | None":
         """The run whose network it learns from."""
-        if not (self.method.teacher or self.method.offline):
+        if not (self.method.taught or self.method.offline):
             return None
         model = tuple(word for pair in _pairs(self.method.words) if pair[0].startswith("--model") for word in pair)
         plain = [other for other in METHODS.values() if other.words == model and other.supervised]
@@ -149,19 +162,20 @@ class Study:
 
     def command(self, run: Run) -> list[str]:
         """The words of ``htt`` that train it, from its last epoch if there is one."""
-        words = ["fit", "--config", "synthetic.yaml", *self.data, "--data.labels", run.labels]
-        words += ["--seed_everything", str(run.seed), "--trainer.max_epochs", str(self.epochs * run.method.stages)]
-        words += ["--trainer.limit_train_batches", "1.0", "--trainer.enable_progress_bar", "false"]
-        words += ["--trainer.enable_model_summary", "false", "--panel.images", "0"]
-        words += ["--discovery_panel.images", "0", "--discovery_panel.train_images", "0"]
+        method = run.method
+        words = ["fit", "--config", "synthetic.yaml", *self.data, "--data.labels", run.labels, *NETWORK]
+        words += ["--seed_everything", str(run.seed), "--trainer.limit_train_batches", "1.0"]
+        words += ["--trainer.max_epochs", str(self.epochs * method.stages)]
+        words += ["--trainer.check_val_every_n_epoch", str(self.epochs)]
+        words += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+        words += ["--panel.images", "0", "--discovery_panel.images", "0", "--discovery_panel.train_images", "0"]
         words += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(self.out / "runs")]
         words += ["--trainer.logger.name", run.key, "--trainer.logger.version", "run"]
         words += ["--data.tasks", run.task] if run.task else []
-        if run.method.offline:
-            words += ["--data.discovered", str(self.out / "discovered" / run.key)]
-        elif run.teacher:
-            words += ["--discovery.stages", "2", "--discovery.teacher", str(self.last(run.teacher))]
-        words += [*run.method.words, *self.extra]
+        words += ["--data.discovered", str(self.out / "discovered" / run.key)] if method.offline else []
+        words += ["--discovery.stages", "2" if method.taught else "1"]
+        words += ["--discovery.teacher", str(self.last(run.teacher))] if method.taught and run.teacher else []
+        words += [*method.words, *self.extra]
         return [*words, "--ckpt_path", str(self.last(run))] if self.last(run).exists() else words
 
     def train(self, run: Run) -> None:
@@ -199,7 +213,7 @@ class Study:
 
 
 def plan(seeds: int, quick: bool) -> list[Run]:
-    """Every run of the study, teachers first: one-label in full, random-label for the main rows."""
+    """Every run of the study in order: one-label in full, random-label for the main rows."""
     protocols = ("one-label",) if quick else ("one-label", "random-label")
     runs = [Run(METHODS[FULL], "full", seed) for seed in range(seeds)]
     for labels in protocols:
@@ -207,7 +221,12 @@ def plan(seeds: int, quick: bool) -> list[Run]:
             if not method.full and (method.name in MAIN or (labels == "one-label" and not quick)):
                 tasks = TASKS if method.single else [None]
                 runs += [Run(method, labels, seed, task) for seed in range(seeds) for task in tasks]
-    return sorted(runs, key=lambda run: run.teacher is not None)
+    return sorted(runs, key=turn)
+
+
+def turn(run: Run) -> tuple[bool, bool, bool]:
+    """Main rows come first, and teachers before those they teach."""
+    return run.method.name not in MAIN, run.labels == "random-label", run.teacher is not None
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -296,21 +315,21 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="Main rows of one-label with one seed and few epochs.")
     parser.add_argument("--block", choices=BLOCKS, default="report", help="Collection of scenes.")
     parser.add_argument("--seeds", type=int, default=None, help="Number of seeds; 3, or 1 if quick.")
-    parser.add_argument("--epochs", type=int, default=None, help="N; 20, or 4 if quick.")
-    parser.add_argument("--images", type=int, default=240, help="Number of training scenes.")
+    parser.add_argument("--epochs", type=int, default=None, help="N; 80, or 16 if quick.")
+    parser.add_argument("--images", type=int, default=60, help="Number of training scenes.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--only", default="", help="Part of the names of the methods to run.")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="Further arguments of every htt fit.")
     given = parser.parse_args(words)
-    study = Study(given.out, BLOCKS[given.block], given.images, given.epochs or (4 if given.quick else 20), given.set)
+    study = Study(given.out, BLOCKS[given.block], given.images, given.epochs or (16 if given.quick else 80), given.set)
     runs = plan(given.seeds or (1 if given.quick else 3), given.quick)
     wanted = [run for run in runs if given.only in run.method.name]
-    wanted = [*dict.fromkeys(run.teacher for run in wanted if run.teacher), *wanted]
+    wanted = sorted(dict.fromkeys([*(run.teacher for run in wanted if run.teacher), *wanted]), key=turn)
     cache = {"cache": str(given.out / "scenes"), "num_workers": given.jobs}
     SyntheticDataModule(train_images=given.images, scenes_seed=BLOCKS[given.block], **cache).prepare_data()
-    for taught in (False, True):  # teachers first
+    for _, runs_of_turn in groupby(wanted, key=turn):
         with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(study.train, [run for run in dict.fromkeys(wanted) if (run.teacher is not None) == taught]))
+            list(pool.map(study.train, runs_of_turn))
     rows = study.results(runs)
     if rows:
         with atomic_path(given.out / "results.csv") as partial, partial.open("w", newline="") as file:

@@ -87,11 +87,13 @@ def discover_task(
         )
         loss = loss + feature_distance(student.feature, teacher.feature, valid, trust)
     nothing = torch.zeros_like(loss)
+    if not (terms.prediction and task.beta):
+        return TaskDiscovery(loss, nothing, nothing)
     if belief is not None:  # of cells, not of pixels
         valid = whole_cells(valid, (belief.shape[-2], belief.shape[-1]))
     if teacher and found is None:
         found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
-    if found is None or not terms.prediction:
+    if found is None:
         return TaskDiscovery(loss, nothing, nothing)
     if belief is None:
         kept, on_labels = task.kept(found.confidence), task.discovered_loss(student, found, valid)
