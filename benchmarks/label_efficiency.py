@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from htt_lightning.data import SyntheticDataModule
@@ -34,15 +35,18 @@ SIGNS = {task.name: 1 if task.higher_is_better else -1 for task in SyntheticData
 BLOCKS = {"tune": 1, "report": 2}
 """Seeds of the two collections of scenes; the demo's is 0."""
 
+VALIDATION = 240
+"""Validation scenes, all labelled: more than the demo's, for figures with less noise."""
+
 NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.token_dim", "32")
 """Smaller than the demo's: the study is many runs."""
 
-SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
-PREDICTIONS = "+ predictions"
+SUPERVISED, LONGER, LONGEST, FULL = "supervised, N", "supervised, 2N", "supervised, 3N", "full labels"
+NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
+PREDICTIONS, THREE = "+ predictions", "+ predictions, 3 stages"
 FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
 ALL_TASKS = ("--discovery.betas", "{human_parts: 1, edges: 0.05}")
 PUBLISHED = (*FEATURES, *ALL_TASKS, "--discovery.targets", "hard", "--discovery.student", "fresh")
-NO_GLOBAL, NO_FINE = ("--model.global_tokens", "false"), ("--model.fine_tokens", "false")
 
 
 @dataclass(frozen=True)
@@ -53,24 +57,17 @@ class Method:
         name: Of the row.
         words: Arguments of ``htt fit``.
         stages: How many times N epochs are trained in one go.
-        taught: Whether N epochs follow those of the supervised network of the same seed and network options.
+        teacher: Name of the row whose run of the same seed is the stage before; it has the same network options.
         offline: Whether it teaches through labels on disk.
         single: Whether every task has a run of its own.
-        full: Whether all labels are given.
     """
 
     name: str
     words: tuple[str, ...] = ()
     stages: int = 1
-    taught: bool = False
+    teacher: str = ""
     offline: bool = False
     single: bool = False
-    full: bool = False
-
-    @property
-    def supervised(self) -> bool:
-        """Whether it is N epochs on the labels there are."""
-        return self.stages == 1 and not (self.taught or self.offline or self.single or self.full)
 
 
 METHODS = {
@@ -80,23 +77,26 @@ METHODS = {
         Method("multi-task baseline", ("--model.network", "multitask")),
         Method(SUPERVISED),
         Method(LONGER, stages=2),
-        Method("published recipe", PUBLISHED, taught=True),
-        Method("+ features", (*FEATURES, "--discovery.terms.prediction", "0"), taught=True),
-        Method(PREDICTIONS, taught=True),  # the recipe of synthetic.yaml
-        Method("+ both", FEATURES, taught=True),
-        Method("+ predictions, hard labels", ("--discovery.targets", "hard"), taught=True),
-        Method("+ predictions, one view", ("--discovery.targets", "soft"), taught=True),
-        Method("+ predictions, fresh student", ("--discovery.student", "fresh"), taught=True),
-        Method("+ predictions, all tasks", ALL_TASKS, taught=True),
-        Method("offline predictions", offline=True),
+        Method(LONGEST, stages=3),
+        Method("published recipe", PUBLISHED, teacher=SUPERVISED),
+        Method("+ features", (*FEATURES, "--discovery.terms.prediction", "0"), teacher=SUPERVISED),
+        Method(PREDICTIONS, teacher=SUPERVISED),  # the recipe of synthetic.yaml
+        Method("+ both", FEATURES, teacher=SUPERVISED),
+        Method(THREE, teacher=PREDICTIONS),
+        Method("+ predictions, hard labels", ("--discovery.targets", "hard"), teacher=SUPERVISED),
+        Method("+ predictions, one view", ("--discovery.targets", "soft"), teacher=SUPERVISED),
+        Method("+ predictions, fresh student", ("--discovery.student", "fresh"), teacher=SUPERVISED),
+        Method("+ predictions, all tasks", ALL_TASKS, teacher=SUPERVISED),
+        Method("offline predictions", teacher=SUPERVISED, offline=True),
         Method("moving average", ("--discovery.teacher", "ema"), stages=2),
-        Method("supervised, no global tokens", NO_GLOBAL),
-        Method("+ predictions, no global tokens", NO_GLOBAL, taught=True),
-        Method("supervised, no fine-grained tokens", NO_FINE),
-        Method("+ predictions, no fine-grained tokens", NO_FINE, taught=True),
-        Method(FULL, full=True),
+        Method(NO_GLOBAL, ("--model.global_tokens", "false")),
+        Method("+ predictions, no global tokens", ("--model.global_tokens", "false"), teacher=NO_GLOBAL),
+        Method(NO_FINE, ("--model.fine_tokens", "false")),
+        Method("+ predictions, no fine-grained tokens", ("--model.fine_tokens", "false"), teacher=NO_FINE),
+        Method(FULL),
     )
 }
+PROTOCOLS = ["one-label", "random-label"]
 MAIN = [SUPERVISED, LONGER, PREDICTIONS, FULL]
 
 
@@ -125,15 +125,13 @@ class Run:
     @property
     def teacher(self) -> "Run | None":
         """The run whose network it learns from."""
-        if not (self.method.taught or self.method.offline):
-            return None
-        model = tuple(word for pair in _pairs(self.method.words) if pair[0].startswith("--model") for word in pair)
-        plain = [other for other in METHODS.values() if other.words == model and other.supervised]
-        return Run(plain[0], self.labels, self.seed)
+        return Run(METHODS[self.method.teacher], self.labels, self.seed) if self.method.teacher else None
 
-
-def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
-    return zip(words[::2], words[1::2], strict=True)
+    @property
+    def turn(self) -> tuple[bool, bool, int]:
+        """Main rows come first, and teachers before those they teach."""
+        taught = self.teacher.turn[-1] + 1 if self.teacher else 0
+        return self.method.name not in MAIN, self.labels == "random-label", taught
 
 
 class Study:
@@ -149,7 +147,8 @@ class Study:
 
     def __init__(self, out: Path, scenes: int, images: int, epochs: int, extra: Sequence[str] = ()) -> None:
         self.out, self.epochs, self.extra = out, epochs, list(extra)
-        self.data = ["--data.train_images", str(images), "--data.scenes_seed", str(scenes)]
+        self.data = ["--data.train_images", str(images), "--data.val_images", str(VALIDATION)]
+        self.data += ["--data.scenes_seed", str(scenes)]
         self.data += ["--data.cache", str(out / "scenes"), "--data.num_workers", "0"]
 
     def folder(self, run: Run) -> Path:
@@ -173,8 +172,10 @@ class Study:
         words += ["--trainer.logger.name", run.key, "--trainer.logger.version", "run"]
         words += ["--data.tasks", run.task] if run.task else []
         words += ["--data.discovered", str(self.out / "discovered" / run.key)] if method.offline else []
-        words += ["--discovery.stages", "2" if method.taught else "1"]
-        words += ["--discovery.teacher", str(self.last(run.teacher))] if method.taught and run.teacher else []
+        if run.teacher and not method.offline:
+            words += ["--discovery.stages", "2", "--discovery.teacher", str(self.last(run.teacher))]
+        else:
+            words += ["--discovery.stages", "1"]
         words += [*method.words, *self.extra]
         return [*words, "--ckpt_path", str(self.last(run))] if self.last(run).exists() else words
 
@@ -214,19 +215,14 @@ class Study:
 
 def plan(seeds: int, quick: bool) -> list[Run]:
     """Every run of the study in order: one-label in full, random-label for the main rows."""
-    protocols = ("one-label",) if quick else ("one-label", "random-label")
+    protocols = PROTOCOLS[:1] if quick else PROTOCOLS
     runs = [Run(METHODS[FULL], "full", seed) for seed in range(seeds)]
     for labels in protocols:
         for method in METHODS.values():
-            if not method.full and (method.name in MAIN or (labels == "one-label" and not quick)):
+            if method.name != FULL and (method.name in MAIN or (labels == "one-label" and not quick)):
                 tasks = TASKS if method.single else [None]
                 runs += [Run(method, labels, seed, task) for seed in range(seeds) for task in tasks]
-    return sorted(runs, key=turn)
-
-
-def turn(run: Run) -> tuple[bool, bool, bool]:
-    """Main rows come first, and teachers before those they teach."""
-    return run.method.name not in MAIN, run.labels == "random-label", run.teacher is not None
+    return sorted(runs, key=attrgetter("turn"))
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -318,16 +314,20 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=None, help="N; 80, or 16 if quick.")
     parser.add_argument("--images", type=int, default=60, help="Number of training scenes.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
-    parser.add_argument("--only", default="", help="Part of the names of the methods to run.")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="Rows to run, with teachers.")
+    parser.add_argument("--labels", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="Protocols to run.")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="Further arguments of every htt fit.")
     given = parser.parse_args(words)
     study = Study(given.out, BLOCKS[given.block], given.images, given.epochs or (16 if given.quick else 80), given.set)
     runs = plan(given.seeds or (1 if given.quick else 3), given.quick)
-    wanted = [run for run in runs if given.only in run.method.name]
-    wanted = sorted(dict.fromkeys([*(run.teacher for run in wanted if run.teacher), *wanted]), key=turn)
+    wanted = {run for run in runs if run.method.name in given.only}
+    while teachers := {run.teacher for run in wanted if run.teacher} - wanted:
+        wanted |= teachers
+    wanted = {run for run in wanted if run.labels in ("full", *given.labels)}
     cache = {"cache": str(given.out / "scenes"), "num_workers": given.jobs}
-    SyntheticDataModule(train_images=given.images, scenes_seed=BLOCKS[given.block], **cache).prepare_data()
-    for _, runs_of_turn in groupby(wanted, key=turn):
+    counts = {"train_images": given.images, "val_images": VALIDATION}
+    SyntheticDataModule(**counts, scenes_seed=BLOCKS[given.block], **cache).prepare_data()
+    for _, runs_of_turn in groupby((run for run in runs if run in wanted), key=attrgetter("turn")):
         with ThreadPoolExecutor(given.jobs) as pool:
             list(pool.map(study.train, runs_of_turn))
     rows = study.results(runs)

@@ -59,11 +59,25 @@ def test_teachers_come_first_and_are_shared(study):
     assert taught
     for run in taught:
         assert runs.index(run.teacher) < runs.index(run)
-        assert run.teacher.method.supervised
-    assert {run.teacher.method.name for run in taught if "global" in run.method.name} == {
-        "supervised, no global tokens"
-    }
+        assert run.teacher.turn != run.turn  # they never run side by side
+        assert (run.teacher.labels, run.teacher.seed) == (run.labels, run.seed)
+        for option in ("--model.global_tokens", "--model.fine_tokens"):
+            assert (option in run.method.words) == (option in run.teacher.method.words)
     assert {run.method.name for run in study.plan(1, quick=True)} == set(study.MAIN)
+
+
+def test_only_the_rows_asked_for_run_and_those_that_teach_them(study, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(study.Study, "train", lambda self, run: ran.append(run.method.name))
+    monkeypatch.setattr(study.SyntheticDataModule, "prepare_data", lambda self: None)
+    words = ["--out", str(tmp_path), "--quick", "--jobs", "1"]
+    study.main([*words, "--only", study.SUPERVISED])
+    assert ran == [study.SUPERVISED]
+    ran.clear()
+    study.main([*words, "--only", study.PREDICTIONS])
+    assert ran == [study.SUPERVISED, study.PREDICTIONS]
+    with pytest.raises(SystemExit):
+        study.main([*words, "--only", "unheard of"])
 
 
 def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(study, tmp_path, monkeypatch):
