@@ -167,9 +167,10 @@ class Discovery:
 
     @torch.no_grad()
     def _beliefs(self, image: Tensor, taught: Mapping[str, Output]) -> dict[str, Tensor]:
-        """Soft labels by task that discovers labels, ``b c h/s w/s``."""
-        tasks = [task for task in self.tasks if task.discovers and task.name in taught]
-        if self.targets == "hard" or not tasks:
+        """Soft labels by task that learns from discovered ones, ``b c h/s w/s``."""
+        soft = self.targets != "hard" and self.terms.prediction
+        tasks = [task for task in self.tasks if soft and task.discovers and task.beta and task.name in taught]
+        if not tasks:
             return {}
         beliefs = {task.name: task.belief(taught[task.name]) for task in tasks}
         if self.targets == "averaged" and self.teacher:

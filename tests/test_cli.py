@@ -98,7 +98,16 @@ def test_the_published_recipe_is_what_nyud_config_says(capsys):
     assert config["data"]["init_args"]["labels"] == "one-label"
     assert config["data"]["init_args"]["image_size"] is None
     assert config["data"]["init_args"]["augment"]["scale"] == [0.5, 2.0]
-    assert (config["discovery"]["stages"], config["discovery"]["student"]) == (2, "fresh")
+    discovery = config["discovery"]
+    assert (discovery["stages"], discovery["student"], discovery["targets"]) == (2, "fresh", "hard")
+    assert discovery["terms"] == {"prediction": 1, "feature_labeled": 1, "feature_unlabeled": 1}
+
+
+def test_the_embedded_scenes_train_in_two_stages(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "synthetic.yaml", "--print_config"])
+    discovery = yaml.safe_load(capsys.readouterr().out)["discovery"]
+    assert (discovery["stages"], discovery["student"], discovery["targets"]) == (2, "inherited", "averaged")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +165,8 @@ def test_two_stages_then_discover_then_train_on_what_was_discovered(capsys):
     once = SCENES | {"--trainer.limit_val_batches": "1"}
     htt("fit", "--config", "synthetic.yaml", over=once | {"--discovery.stages": "2", "--data.labels": "one-label"})
     run = run_directory()
+    rows = (run / "metrics.csv").read_text()
+    assert "train/depth/coverage" in rows
     assert (run / "checkpoints" / "stage_1.ckpt").is_file()
     checkpoint = str(run / "checkpoints" / "last.ckpt")
     assert torch.load(checkpoint, weights_only=True)["callbacks"]["LabelDiscovery"]["stage"] == 1

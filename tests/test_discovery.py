@@ -95,7 +95,7 @@ def test_averaged_beliefs_of_a_network_mirror_with_the_image(monkeypatch):
     image = torch.rand(2, 3, 32, 64)
     one = averaged._beliefs(image, teacher(image))
     other = averaged._beliefs(image.flip(-1), teacher(image.flip(-1)))
-    for task in data.tasks:
+    for task in (task for task in data.tasks if task.beta):
         torch.testing.assert_close(task.mirror(other[task.name]), one[task.name])
         assert not torch.equal(one[task.name], task.belief(teacher(image)[task.name]))
 
@@ -112,11 +112,14 @@ def test_the_second_view_depends_on_the_seed_alone():
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_without_a_teacher_or_with_hard_labels_there_are_no_beliefs():
+def test_nothing_is_believed_that_nobody_learns():
     data = tiny_data()
     teacher = tiny_module(data).net
     image = torch.rand(2, 3, 32, 64)
     taught = teacher(image)
-    assert list(discovery(teacher, data.tasks, "soft")._beliefs(image, taught)) == [task.name for task in data.tasks]
+    learned = [task.name for task in data.tasks if task.beta]
+    assert list(discovery(teacher, data.tasks, "soft")._beliefs(image, taught)) == learned
     assert discovery(None, data.tasks, "soft")._beliefs(image, {}) == {}
     assert discovery(teacher, data.tasks, "hard")._beliefs(image, taught) == {}
+    features = Discovery(teacher, data.tasks, {}, Terms(prediction=0), torch.device("cpu"), "averaged")
+    assert features._beliefs(image, taught) == {}
