@@ -1,14 +1,15 @@
-"""Train two stages on any number of processes and note what happened: ``python -m tests.ddp_run FOLDER DEVICES``."""
+"""Train two stages on any number of processes and note what happened: ``tests.ddp_run FOLDER DEVICES TARGETS``."""
 
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from htt_lightning import HTTModule, LabelDiscovery
+from htt_lightning.discovery import Targets
 from tests.tiny import BACKBONE, tiny_data, tiny_trainer
 
 GLOBAL_BATCH = 4
@@ -38,14 +39,15 @@ class Recorder(HTTModule):
         self.steps[-1]["gradients"] = {name: p.grad.clone() for name, p in self.named_parameters()}
 
 
-def main(folder: Path, devices: int) -> None:
+def main(folder: Path, devices: int, targets: Targets) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5)
     module = Recorder(data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3)
     strategy = "ddp" if devices > 1 else "auto"
     # In double precision, because Adam blows rounding errors of vanishing gradients up to whole steps.
-    settings = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10, "callbacks": [LabelDiscovery()]}
+    settings: dict[str, Any] = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10}
+    settings["callbacks"] = [LabelDiscovery(targets=targets)]
     trainer = tiny_trainer(folder / "run", devices=devices, strategy=strategy, **settings)
     trainer.fit(module, data)
     if trainer.is_global_zero:
@@ -56,4 +58,4 @@ def main(folder: Path, devices: int) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), cast(Targets, sys.argv[3]))

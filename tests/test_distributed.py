@@ -13,12 +13,12 @@ from tests.conftest import ROOT
 from tests.tiny import BACKBONE
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
+@pytest.fixture(scope="module", params=["hard", "averaged"])
+def records(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
     for devices in (1, 2):
-        command = [sys.executable, "-m", "tests.ddp_run", str(folder), str(devices)]
+        command = [sys.executable, "-m", "tests.ddp_run", str(folder), str(devices), request.param]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
         )

@@ -95,6 +95,15 @@ def test_resuming_at_the_end_of_any_epoch_of_any_stage_is_bitwise(epoch, tmp_pat
     assert_same(weights(through.module), weights(resumed))
 
 
+def test_the_second_views_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path, through):
+    teacher = str(through.folder / "kept" / "epoch=1.ckpt")
+    discovery = [LabelDiscovery(teacher=teacher, targets="averaged") for _ in range(2)]
+    whole, _ = fitted(tmp_path / "whole", discovery[0], max_epochs=2)
+    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
+    resumed, _ = fitted(tmp_path / "resumed", discovery[1], seed=99, max_epochs=2, ckpt_path=path)
+    assert_same(weights(whole), weights(resumed))
+
+
 def test_a_run_killed_inside_an_epoch_of_the_second_stage_replays_it(tmp_path, through):
     class Killer(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
