@@ -171,8 +171,9 @@ class Study:
         words += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(self.out / "runs")]
         words += ["--trainer.logger.name", run.key, "--trainer.logger.version", "run"]
         words += ["--data.tasks", run.task] if run.task else []
-        words += ["--data.discovered", str(self.out / "discovered" / run.key)] if method.offline else []
-        if run.teacher and not method.offline:
+        if method.offline:
+            words += ["--data.discovered", str(self.out / "discovered" / run.key), "--discovery.stages", "1"]
+        elif run.teacher:
             words += ["--discovery.stages", "2", "--discovery.teacher", str(self.last(run.teacher))]
         else:
             words += ["--discovery.stages", "1"]
