@@ -43,7 +43,7 @@ NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.tok
 
 SUPERVISED, LONGER, LONGEST, FULL = "supervised, N", "supervised, 2N", "supervised, 3N", "full labels"
 NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
-PREDICTIONS, THREE = "+ predictions", "+ predictions, 3 stages"
+PREDICTIONS, THREE, FOUR = "+ predictions", "+ predictions, 3 stages", "+ predictions, 4 stages"
 FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
 ALL_TASKS = ("--discovery.betas", "{human_parts: 1, edges: 0.05}")
 PUBLISHED = (*FEATURES, *ALL_TASKS, "--discovery.targets", "hard", "--discovery.student", "fresh")
@@ -83,6 +83,7 @@ METHODS = {
         Method(PREDICTIONS, teacher=SUPERVISED),  # the recipe of synthetic.yaml
         Method("+ both", FEATURES, teacher=SUPERVISED),
         Method(THREE, teacher=PREDICTIONS),
+        Method(FOUR, teacher=THREE),
         Method("+ predictions, hard labels", ("--discovery.targets", "hard"), teacher=SUPERVISED),
         Method("+ predictions, one view", ("--discovery.targets", "soft"), teacher=SUPERVISED),
         Method("+ predictions, fresh student", ("--discovery.student", "fresh"), teacher=SUPERVISED),

@@ -30,6 +30,10 @@ class Terms:
     feature_labeled: float = 1.0
     feature_unlabeled: float = 1.0
 
+    def teach(self, task: Task) -> bool:
+        """Whether discovered labels of a task count."""
+        return task.discovers and bool(self.prediction and task.beta)
+
 
 Targets = Literal["hard", "soft", "averaged"]
 """What a student learns from at prediction level; see ``LabelDiscovery``."""
@@ -87,7 +91,7 @@ def discover_task(
         )
         loss = loss + feature_distance(student.feature, teacher.feature, valid, trust)
     nothing = torch.zeros_like(loss)
-    if not (terms.prediction and task.beta):
+    if not terms.teach(task):
         return TaskDiscovery(loss, nothing, nothing)
     if belief is not None:  # of cells, not of pixels
         valid = whole_cells(valid, (belief.shape[-2], belief.shape[-1]))
@@ -168,9 +172,8 @@ class Discovery:
     @torch.no_grad()
     def _beliefs(self, image: Tensor, taught: Mapping[str, Output]) -> dict[str, Tensor]:
         """Soft labels by task that learns from discovered ones, ``b c h/s w/s``."""
-        soft = self.targets != "hard" and self.terms.prediction
-        tasks = [task for task in self.tasks if soft and task.discovers and task.beta and task.name in taught]
-        if not tasks:
+        tasks = [task for task in self.tasks if self.terms.teach(task) and task.name in taught]
+        if self.targets == "hard" or not tasks:
             return {}
         beliefs = {task.name: task.belief(taught[task.name]) for task in tasks}
         if self.targets == "averaged" and self.teacher:

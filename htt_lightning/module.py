@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from htt_lightning.data.sample import Batch
+from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import labeled_sum
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
@@ -101,7 +100,8 @@ class HTTModule(L.LightningModule):
         keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations"]
         keys += ["reduction", "global_tokens", "fine_tokens"] if network == "htt" else []
         arguments = {key: self.hparams[key] for key in keys}
-        return NETWORKS[network]({task.name: task.num_tokens for task in self.tasks}, **arguments)
+        net = NETWORKS[network]({task.name: task.num_tokens for task in self.tasks}, **arguments)
+        return net.to(memory_format=torch.channels_last)  # what convolutions are fastest in
 
     def begin_anew(self, seed: int) -> None:
         """Give the network the weights of a new one, pretrained ones included, drawn from ``seed``.
@@ -185,11 +185,11 @@ class HTTModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of the labels there are (method.md 3), and of those that a teacher discovers (4)."""
-        outputs = self(batch["image"])
+        outputs, rows = self(batch["image"]), batch.get("rows") or labeled_rows(batch)
         total = torch.zeros((), device=self.device)
         for task in self.tasks:
             labeled = batch["labeled"][task.name]
-            loss = labeled_sum(task.loss(outputs[task.name], batch[task.name]), labeled)
+            loss = self._labeled_loss(task, outputs[task.name], batch[task.name], rows[task.name])
             self.losses[task.name].update(loss.detach(), labeled.sum())
             self._log_epoch(f"train/{task.name}/loss", self.losses[task.name], len(labeled))
             total = total + self.loss_weights[task.name] * loss
@@ -200,6 +200,14 @@ class HTTModule(L.LightningModule):
         total = total * (len(self.tasks) / len(labeled))
         self._log_epoch("train/loss", total.detach(), len(labeled), prog_bar=True, sync_dist=True)
         return total
+
+    def _labeled_loss(self, task: Task, output: Output, target: Tensor, rows: Tensor) -> Tensor:
+        """Sum of the losses of the labelled images; the others are not even enlarged to pixels.
+
+        Where no image is labelled, the head stays in the graph with zero gradient: distributed training waits for it.
+        """
+        chosen = Output(*(x[rows] for x in output))
+        return task.loss(chosen, target[rows]).sum() if len(rows) else chosen.logits.sum()
 
     def _log_epoch(self, key: str, value: Metric | Tensor, batch_size: int, **options: Any) -> None:
         """Log the mean over an epoch."""
@@ -257,6 +265,7 @@ class HTTModule(L.LightningModule):
         # Many small tensors: one pass over all of them. Lightning cannot clip gradients of mixed precision then.
         fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay, fused=fused)
+        optimizer.register_load_state_dict_post_hook(_lay_out)
         power = self.hparams["power"]
         schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
@@ -280,6 +289,14 @@ def delta_m(tasks: Sequence[Task], headlines: Mapping[str, float], single: Mappi
         Mean over tasks of the relative gain; positive is better.
     """
     return sum(task.gain(headlines[task.name], single[task.name]) for task in tasks) / len(tasks)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded moments their parameters' memory layout: fused Adam goes through both in order of memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _metrics(metrics: dict[str, Metric]) -> Mapping[str, Metric]:

@@ -1,7 +1,9 @@
 """What every network returns for every task, and the way back to pixels."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,8 +37,18 @@ def to_pixels(values: Tensor, size: tuple[int, int]) -> Tensor:
     """
     (rows, columns), (height, width) = values.shape[-2:], size
     stride = stride_of((rows, columns), size)
-    full = F.interpolate(values, size=(rows * stride, columns * stride), mode="bilinear", align_corners=False)
-    return full[..., :height, :width]
+    return resize(values, (rows * stride, columns * stride))[..., :height, :width]
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resizing with half-pixel centres; the map itself where it has that size.
+
+    Channels that lie side by side in memory are interpolated several times faster on a CPU.
+    """
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    x = x.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 
 def stride_of(cells: tuple[int, int], size: tuple[int, int]) -> int:

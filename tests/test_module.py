@@ -87,6 +87,48 @@ def test_a_batch_without_labels_for_a_task_trains_the_others_and_gives_that_head
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.net.parameters())
 
 
+def test_a_task_is_asked_for_the_loss_of_labelled_images_alone():
+    data = tiny_data()
+    batch = batch_of(data)
+    batch["labeled"]["depth"] = torch.tensor([False, True, False, True])
+
+    class Watched(Depth):
+        def loss(self, output, target):
+            assert len(target) == len(output.logits) == 2
+            assert torch.equal(target.nan_to_num(), batch["depth"][[1, 3]].nan_to_num())
+            return super().loss(output, target)
+
+    tasks = [Watched(**vars(task)) if task.name == "depth" else task for task in data.tasks]
+    module = tiny_module(data, dropout=0.0)
+    module.log = lambda *args, **kwargs: None
+    plain = module.training_step(batch, 0)
+    module.tasks = tasks
+    assert module.training_step(batch, 0) == plain
+    assert module.training_step(data.on_before_batch_transfer(batch, 0), 0) == plain
+
+
+def test_moments_in_another_memory_layout_go_on_as_they_were():
+    def stepped(relaid):
+        torch.manual_seed(0)
+        module = tiny_module(data)
+        module.trainer = tiny_trainer(None, max_epochs=1)
+        optimizer = module.configure_optimizers()["optimizer"]
+        for step in range(2):
+            torch.manual_seed(step)
+            for parameter in module.parameters():
+                parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape))
+            optimizer.step()
+            state = optimizer.state_dict()
+            if relaid:
+                for moments in state["state"].values():
+                    moments.update({key: value.contiguous() for key, value in moments.items()})
+            optimizer.load_state_dict(state)
+        return module.state_dict()
+
+    data = tiny_data()
+    assert_same(stepped(relaid=True), stepped(relaid=False))
+
+
 def test_training_on_a_batch_without_any_valid_pixel_is_a_finite_zero():
     data = tiny_data()
     module = tiny_module(data)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from htt_lightning.data.completed import CompletedDataset, moving
 from htt_lightning.data.masks import LabelMask, check_labels, draw_mask, is_protocol, natural_order, read_mask
 from htt_lightning.data.partial import PartialLabels, Source
-from htt_lightning.data.sample import Batch, collate
+from htt_lightning.data.sample import Batch, collate, labeled_rows
 from htt_lightning.data.samplers import EpochSampler, EvalSampler
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
@@ -216,6 +216,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             worker_init_fn=_one_thread,
             **arguments,
         )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Note which images are labelled while the host knows: asking a device would wait for it."""
+        return {**batch, "rows": labeled_rows(batch)}
 
     @property
     def _rank(self) -> int:

@@ -15,7 +15,8 @@ Arrays = dict[str, np.ndarray]
 Batch = dict[str, Any]
 """A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch).
 
-With a completed dataset also ``discovered``: a ``Discovered`` by task, of which images count that are not labelled.
+On its way to the device a datamodule adds ``rows``, see ``labeled_rows``. With a completed dataset also ``discovered``:
+a ``Discovered`` by task, of which images count that are not labelled.
 """
 
 
@@ -105,3 +106,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
         }
     batch["id"] = [s["id"] for s in samples]
     return batch
+
+
+def labeled_rows(batch: Batch) -> dict[str, Tensor]:
+    """Positions of the labelled images in a batch, by task."""
+    return {task: labeled.nonzero()[:, 0] for task, labeled in batch["labeled"].items()}

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from htt_lightning.models.layers import Reduce, conv_bn_relu, resize, xavier
-from htt_lightning.output import Output
+from htt_lightning.models.layers import Reduce, conv_bn_relu, xavier
+from htt_lightning.output import Output, resize
 
 
 class ASPP(nn.Module):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from htt_lightning.output import resize
+
 
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm that uses its running statistics where a training batch holds one value per channel.
@@ -26,13 +28,6 @@ def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, bias
     padding = dilation * (kernel // 2)
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=bias)
     return nn.Sequential(convolution, BatchNorm(outputs), nn.ReLU(inplace=True))
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resizing with half-pixel centres; the map itself where it has that size."""
-    if x.shape[-2:] == torch.Size(size):
-        return x
-    return F.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 
 class Reduce(nn.Conv2d):

@@ -6,8 +6,9 @@ from torch import nn
 
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
-from htt_lightning.models.layers import Fusion, resize
+from htt_lightning.models.layers import Fusion
 from htt_lightning.models.tokens import GlobalTokens, ScalePrompt
+from htt_lightning.output import resize
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 from tests.tiny import BACKBONE
 
