@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from htt_lightning.callbacks import LabelDiscovery
-from htt_lightning.data import NYUDDataModule, PartialLabelDataModule, SyntheticDataModule
+from htt_lightning.data import CityscapesDataModule, NYUDDataModule, PartialLabelDataModule, SyntheticDataModule
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule
@@ -13,6 +13,7 @@ from htt_lightning.tasks import Task
 __version__ = version("htt-lightning")
 
 __all__ = [
+    "CityscapesDataModule",
     "HTTError",
     "HTTModule",
     "HTTNet",

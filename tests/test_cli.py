@@ -13,6 +13,7 @@ from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.cli import main, names_data, packaged_config
 from htt_lightning.data.synthetic import write_nyud
 from tests.conftest import ROOT
+from tests.data.test_cityscapes import write_tree as write_cityscapes
 
 TINY = {
     "--model.backbone": "test_resnet",
@@ -82,6 +83,16 @@ def test_nyud_config_fits_validates_tests_and_predicts_on_a_tree(tree, capsys):
     for command in ("validate", "test", "predict"):
         htt(command, "--config", "nyud.yaml", "--data.root", str(tree), "--ckpt_path", str(checkpoint))
     assert "test/normals/mean" in capsys.readouterr().out
+
+
+def test_cityscapes_config_fits_validates_and_tests_on_a_tree(tmp_path, capsys):
+    root = write_cityscapes(tmp_path / "data" / "cityscapes", train=8, val=3)
+    over = {"--discovery.stages": "2", "--data.root": str(root.parent), "--data.augment.crop": "[16, 32]"}
+    htt("fit", "--config", "cityscapes.yaml", over=over)
+    checkpoint = run_directory() / "checkpoints" / "last.ckpt"
+    for command in ("validate", "test"):
+        htt(command, "--config", "cityscapes.yaml", "--ckpt_path", str(checkpoint), "--data.root", str(root))
+    assert "test/depth/abs_err" in capsys.readouterr().out
 
 
 def test_the_published_recipe_is_what_nyud_config_says(capsys):

@@ -1,6 +1,7 @@
 """Datasets with labels for only some tasks on each image, and their datamodules; a new dataset is a file here."""
 
 from htt_lightning.data.base import PartialLabelDataModule
+from htt_lightning.data.cityscapes import Cityscapes, CityscapesDataModule
 from htt_lightning.data.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.synthetic import SyntheticDataModule, SyntheticScenes
@@ -9,6 +10,8 @@ from htt_lightning.data.transforms import Augment
 __all__ = [
     "NYUD",
     "Augment",
+    "Cityscapes",
+    "CityscapesDataModule",
     "NYUDDataModule",
     "PartialLabelDataModule",
     "PartialLabels",

@@ -1,11 +1,22 @@
 """The six dense prediction tasks; a new one is a file here, or a class anywhere named by its ``class_path``."""
 
 from htt_lightning.tasks.base import IGNORE, Task
-from htt_lightning.tasks.depth import Depth
+from htt_lightning.tasks.depth import Depth, InverseDepth
 from htt_lightning.tasks.edges import Edges
 from htt_lightning.tasks.human_parts import HumanParts
 from htt_lightning.tasks.normals import Normals
 from htt_lightning.tasks.saliency import Saliency
 from htt_lightning.tasks.semseg import Classification, SemSeg
 
-__all__ = ["IGNORE", "Classification", "Depth", "Edges", "HumanParts", "Normals", "Saliency", "SemSeg", "Task"]
+__all__ = [
+    "IGNORE",
+    "Classification",
+    "Depth",
+    "Edges",
+    "HumanParts",
+    "InverseDepth",
+    "Normals",
+    "Saliency",
+    "SemSeg",
+    "Task",
+]

@@ -22,7 +22,7 @@ class Depth(Binned):
     """Distance along the optical axis, as the expectation over log-spaced bins (method.md, Shapes).
 
     A prediction is a convex combination of the bin centres, hence always within ``[near, far]``. The defaults are
-    NYUD-v2's; for Cityscapes' inverse depth they are 50, 0.01 and 0.4922.
+    NYUD-v2's.
 
     Args:
         bins: Number of bins.
@@ -84,3 +84,22 @@ class Depth(Binned):
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Enlarging an image by ``factor`` is stepping closer: depth is divided by it (protocol.md 3.2)."""
         return array / np.float32(factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseDepth(Depth):
+    """What is near has large values, as in Cityscapes' disparities (protocol.md 1.4); the defaults are theirs.
+
+    Args:
+        **kwargs: See ``Depth``; ``near`` is the smallest value, which lies farthest away.
+    """
+
+    bins: int = 50
+    near: float = 0.01
+    far: float = 0.4922
+
+    unit: ClassVar[str] = ""
+
+    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+        """Stepping closer multiplies; earlier code divides (protocol.md 6.14)."""
+        return array * np.float32(factor)

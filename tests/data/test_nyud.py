@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from htt_lightning.data.nyud import CLASSES, COLOURS, NYUD, NYUDDataModule
+from htt_lightning.data.nyud import NYUD, NYUDDataModule
 from htt_lightning.errors import HTTError
 
 SIZE = (24, 32)
@@ -67,13 +67,6 @@ def test_ids_are_file_names_in_natural_order(root):
     np.testing.assert_allclose(
         NYUD(root, "train").image(3), np.load(root / "train" / "image" / "10.npy"), rtol=0, atol=1e-7
     )
-
-
-def test_there_are_thirteen_classes_in_thirteen_colours():
-    assert len(CLASSES) == 13
-    assert COLOURS.shape == (13, 3)
-    assert COLOURS.dtype == np.uint8
-    assert len(np.unique(COLOURS, axis=0)) == 13
 
 
 def test_images_are_float32_within_zero_and_one(root):

@@ -1,0 +1,104 @@
+"""Cityscapes with 7 or 19 classes and inverse depth, as the npy archive of MTAN holds it (protocol.md 1.4).
+
+Cite M. Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016. The data set has its
+own licence, which allows research and asks for registration; no part of it comes with this package. ``TREE`` shows the
+expected files. The release of the method has no working Cityscapes configuration (protocol.md 6.34): its class count,
+bins and thresholds are used here, everything else is this library's.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from htt_lightning.data import npy_tree
+from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.transforms import Augment
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks import InverseDepth, SemSeg, Task
+
+CLASSES: Mapping[int, tuple[str, ...]] = MappingProxyType(
+    {
+        7: ("flat", "construction", "object", "nature", "sky", "human", "vehicle"),
+        19: (
+            "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+            "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+        ),
+    }
+)  # fmt: skip
+"""Class names in the order of their indices: categories, or train ids (protocol.md 1.4)."""
+
+TREE = """\
+cityscapes/
+    train/                  2975 samples, named by an integer
+        image/0.npy ...     float h w 3, RGB in [0, 1]
+        label_7/0.npy ...   float or integer h w, classes 0 to 6, -1 where missing; label/ will do as well
+        label_19/0.npy ...  float or integer h w, classes 0 to 18, -1 where missing
+        depth/0.npy ...     float h w 1 or h w, inverse depth, 0 where missing
+    val/                    500 samples, the same folders
+Of the two folders of classes, the one that data.classes names is enough."""
+"""The expected folders and files."""
+
+
+class Cityscapes(npy_tree.NpyTree):
+    """One split of Cityscapes with the tasks semseg and depth, which is inverse depth (protocol.md 1.4).
+
+    Args:
+        root: The folder ``cityscapes``, or the one that holds it.
+        split: ``train`` or ``val``.
+        classes: 7 or 19.
+        one_size: Whether ``check`` refuses images of different sizes.
+    """
+
+    def __init__(self, root: str | Path, split: str, classes: Literal[7, 19] = 7, one_size: bool = True) -> None:
+        def layouts(folder: str) -> dict[str, npy_tree.Layout]:
+            semseg = npy_tree.classes(folder, classes)
+            return {"image": npy_tree.images("image"), "semseg": semseg, "depth": npy_tree.distances("depth")}
+
+        title = f"Cityscapes with {classes} classes"
+        super().__init__(title, root, "cityscapes", split, layouts(f"label_{classes}"), TREE, one_size)
+        if classes == 7 and not (self.folder / "label_7").is_dir():
+            self.layouts = layouts("label")
+
+
+class CityscapesDataModule(PartialLabelDataModule):
+    """Cityscapes, 2975 training and 500 validation images of 128 x 256 (protocol.md 1.4).
+
+    Args:
+        root: Folder with ``train/`` and ``val/``, or the one that holds ``cityscapes/``.
+        classes: 7 or 19.
+        labels: See ``PartialLabelDataModule``, as for all below; the published ``.pth`` mask fits as well.
+        tasks: ...
+        batch_size: ...
+        image_size: ...
+        augment: ...
+        num_workers: ...
+        seed: ...
+        discovered: ...
+    """
+
+    def __init__(
+        self,
+        root: str,
+        classes: Literal[7, 19] = 7,
+        labels: str = "one-label",
+        tasks: str | list[str | Task] | None = None,
+        batch_size: int = 6,
+        image_size: tuple[int, int] | None = None,
+        augment: Augment | None = Augment(),  # noqa: B008  # frozen
+        num_workers: int = 2,
+        seed: int | None = None,
+        discovered: str | None = None,
+    ) -> None:
+        if classes not in CLASSES:
+            raise HTTError(f"data.classes must be 7 or 19, not {classes}.")
+        self.root, self.classes = root, classes
+        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+
+    def available_tasks(self) -> list[Task]:
+        """In the order of the published mask's columns, with the released bins and thresholds (method.md 4)."""
+        return [SemSeg(classes=CLASSES[self.classes], threshold=0.95), InverseDepth(threshold=0.95)]
+
+    def source(self, split: Split) -> Cityscapes:
+        """A split of the tree."""
+        return Cityscapes(self.root, split, self.classes, one_size=self.image_size is None)

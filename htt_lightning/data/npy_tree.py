@@ -1,0 +1,225 @@
+"""Trees of ``.npy`` files as MTAN published NYUD-v2 and Cityscapes: a folder per split and kind, a file per image.
+
+Prepared by S. Liu, E. Johns and A. Davison for "End-to-End Multi-Task Learning with Attention", CVPR 2019
+(protocol.md 1.2 and 1.4).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from htt_lightning.data.partial import Source
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks.base import IGNORE
+
+TOLERANCE = 1e-3
+"""How far stored colours may lie outside [0, 1]."""
+
+
+class Layout(NamedTuple):
+    """How a kind of files is stored, and what its values mean.
+
+    Attributes:
+        folder: Of the split, in which the files lie.
+        kinds: numpy's letters of the types a file may have.
+        shapes: What may follow h w in its shape.
+        words: All this in words.
+        read: Turns path and stored array into an image or a map; the path is for messages.
+        looked_at: Whether values are read before training begins, and not only when they are used.
+    """
+
+    folder: str
+    kinds: str
+    shapes: tuple[tuple[int, ...], ...]
+    words: str
+    read: Callable[[Path, np.ndarray], np.ndarray]
+    looked_at: bool = False
+
+
+class NpyTree(Source):
+    """One split of such a tree. Files are read when they are asked for and never unpickled.
+
+    Args:
+        title: Of the dataset, for messages.
+        root: The tree's folder, or the one that holds it.
+        home: Name of the tree's folder.
+        split: ``train`` or ``val``.
+        layouts: Of the images (``image``) and of each task.
+        tree: The expected folders and files, in words.
+        one_size: Whether ``check`` refuses images of different sizes.
+
+    Raises:
+        HTTError: If there is no such split, or no images in it, or labels without an image.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        root: str | Path,
+        home: str,
+        split: str,
+        layouts: Mapping[str, Layout],
+        tree: str,
+        one_size: bool = True,
+    ) -> None:
+        if split not in ("train", "val"):
+            raise HTTError(f"{title} has no split {split!r}; choose train or val")
+        root = Path(root).expanduser()
+        self.folder = (root / home if (root / home).is_dir() else root) / split
+        self.title, self.layouts, self.tree, self.one_size = title, layouts, tree, one_size
+        images = self.folder / layouts["image"].folder
+        if not images.is_dir():
+            raise HTTError(f"{images} is missing; the root must be, or hold, this folder:\n{tree}")
+        names = [path.stem for path in images.glob("*.npy")]
+        if not names:
+            raise HTTError(f"{images} holds no .npy file; unpack the dataset again, so that it reads:\n{tree}")
+        if odd := sorted(name for name in names if not name.isdecimal()):
+            raise HTTError(f"{images / odd[0]}.npy is not named by an integer; move it elsewhere")
+        for layout in layouts.values():
+            if stray := sorted({path.stem for path in (self.folder / layout.folder).glob("*.npy")} - set(names)):
+                raise HTTError(f"{images / stray[0]}.npy is missing, but {layout.folder}/{stray[0]}.npy is there")
+        self.ids = sorted(names, key=int)
+        self.tasks = tuple(task for task in layouts if task != "image")
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB image, float32 ``h w 3`` in [0, 1].
+
+        Raises:
+            HTTError: If the file is missing or broken, has another shape or type, or colours outside [0, 1].
+        """
+        return self.label(index, "image")
+
+    def label(self, index: int, task: str) -> np.ndarray:
+        """One task's map, with missing pixels marked as ``tasks.base.Task`` describes it.
+
+        Args:
+            index: Position in ``ids``.
+            task: ``semseg``: uint8 ``h w``, or 255 where -1 is stored. ``depth``: float32 ``h w``, NaN where 0, a
+                negative or no finite number is stored. ``normals``: float32 unit vectors ``h w 3``, NaN where a zero
+                vector or no finite one is stored.
+
+        Raises:
+            HTTError: If there is no such task, or the file is missing or broken, has another shape or type or another
+                size than its image, or holds classes that do not exist or vectors that are none of unit length.
+        """
+        path, stored = self._open(index, task)
+        return self.layouts[task].read(path, stored)
+
+    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Look at type, shape and length of every file that will be used, and at the values of semseg.
+
+        All other values are checked when they are read. Hidden labels are not touched.
+
+        Args:
+            labels: Names of the tasks whose labels will be used, by image id.
+
+        Raises:
+            HTTError: Files are missing, broken or hold wrong values: the message names three of them.
+        """
+        positions = {name: index for index, name in enumerate(self.ids)}
+        size = self._open(0, "image")[1].shape[:2] if self.one_size else None
+
+        def fault(name: str) -> str:
+            try:
+                path, stored = self._open(positions[name], "image")
+                if size and stored.shape[:2] != size:
+                    return f"{path} is {stored.shape[:2]}, but the first image {size}; set data.image_size"
+                for key in labels[name]:
+                    path, stored = self._open(positions[name], key)
+                    if self.layouts[key].looked_at:
+                        self.layouts[key].read(path, stored)
+            except HTTError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor() as pool:
+            faults = [text for text in pool.map(fault, labels) if text]
+        if faults:
+            more = [f"... and {len(faults) - 3} more samples"] if len(faults) > 3 else []
+            raise HTTError("\n".join([*faults[:3], *more, "The dataset must read:", self.tree]))
+
+    def _open(self, index: int, key: str) -> tuple[Path, np.ndarray]:
+        """A file and its array, still on disk: header and length are checked, but no value is read."""
+        if key not in self.layouts:
+            raise HTTError(f"{self.title} has no labels for {key}; choose from {', '.join(self.tasks)}")
+        layout = self.layouts[key]
+        path = self.folder / layout.folder / f"{self.ids[index]}.npy"
+        try:
+            stored = np.lib.format.open_memmap(path, mode="r")
+        except FileNotFoundError:
+            raise HTTError(f"{path} is missing; unpack the dataset again") from None
+        except Exception as error:  # a corrupt header raises errors of many kinds
+            raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
+        shape = stored.shape
+        if stored.dtype.kind not in layout.kinds or len(shape) < 2 or shape[2:] not in layout.shapes or not stored.size:
+            raise HTTError(f"{path} is {stored.dtype} {shape}; it must be {layout.words}; prepare it again")
+        if key != "image" and shape[:2] != (size := self._open(index, "image")[1].shape[:2]):
+            raise HTTError(f"{path} is {shape[:2]}, but its image {size}; prepare the two again")
+        return path, stored
+
+
+def images(folder: str) -> Layout:
+    """RGB images of floats in [0, 1]."""
+    return Layout(folder, "f", ((3,),), "float h w 3, colours in [0, 1]", _colours)
+
+
+def classes(folder: str, count: int) -> Layout:
+    """Class indices below ``count``, -1 where missing."""
+    return Layout(folder, "fiu", ((),), "float or integer h w", partial(_classes, count=count), looked_at=True)
+
+
+def distances(folder: str) -> Layout:
+    """Depth or inverse depth, 0 where missing."""
+    return Layout(folder, "f", ((1,), ()), "float h w 1 or h w", _distances)
+
+
+def directions(folder: str) -> Layout:
+    """Unit vectors, all zero where missing; vectors longer than 2, as normals coded as colours are, are refused."""
+    return Layout(folder, "f", ((3,),), "float h w 3", _directions)
+
+
+def _colours(path: Path, stored: np.ndarray) -> np.ndarray:
+    image = _floats(stored)
+    low, high = image.min(), image.max()
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # written so that NaN fails
+        hint = "; divide colours of 0 to 255 by 255" if 2 < high <= 255 else ""
+        raise HTTError(f"{path} holds colours from {low:g} to {high:g}; they must lie in [0, 1]{hint}")
+    return image.clip(0, 1, out=image)
+
+
+def _classes(path: Path, stored: np.ndarray, count: int) -> np.ndarray:
+    low, high, last = stored.min(), stored.max(), count - 1
+    if not (low >= -1 and high <= last and (np.rint(stored) == stored).all()):  # written so that NaN fails
+        raise HTTError(f"{path} holds {low:g} to {high:g}; classes must be whole numbers from -1 (missing) to {last}")
+    labels = np.array(stored, np.int16)
+    labels[labels < 0] = IGNORE
+    return labels.astype(np.uint8)
+
+
+def _distances(path: Path, stored: np.ndarray) -> np.ndarray:
+    depth = _floats(stored).reshape(stored.shape[:2])
+    depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+    return depth
+
+
+def _directions(path: Path, stored: np.ndarray) -> np.ndarray:
+    normals = _floats(stored)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = np.linalg.norm(normals, axis=-1)
+    valid = np.isfinite(norm) & (norm > 0)
+    longest = norm.max(where=valid, initial=0)
+    if longest > 2:
+        raise HTTError(f"{path} holds vectors of length {longest:g}; normals must be unit vectors within [-1, 1]")
+    norm[~valid] = np.nan
+    normals /= norm[..., None]
+    return normals
+
+
+def _floats(stored: np.ndarray) -> np.ndarray:
+    """Read values as float32; what is too large for it becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.array(stored, np.float32)
