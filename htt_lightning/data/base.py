@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from htt_lightning.data.completed import CompletedDataset, moving
-from htt_lightning.data.masks import LabelMask, check_labels, draw_mask, is_protocol, natural_order, read_mask
+from htt_lightning.data.mask_files import check_labels, read_mask
+from htt_lightning.data.masks import LabelMask, draw_mask, is_protocol, natural_order
 from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.sample import Batch, collate, labeled_rows
 from htt_lightning.data.samplers import EpochSampler, EvalSampler

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from htt_lightning.data import npy_tree
 from htt_lightning.data.base import PartialLabelDataModule, Split
-from htt_lightning.data.masks import protocol_of
+from htt_lightning.data.mask_files import protocol_of
 from htt_lightning.data.transforms import Augment
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 

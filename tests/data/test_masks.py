@@ -1,7 +1,4 @@
-import hashlib
 import itertools
-import json
-import logging
 import random
 import re
 from dataclasses import replace
@@ -13,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from htt_lightning.data.masks import LabelMask, draw_mask, natural_key, natural_order, read_mask
+from htt_lightning.data.mask_files import read_mask
+from htt_lightning.data.masks import LabelMask, draw_mask, natural_key, natural_order
 from htt_lightning.errors import HTTError
 
 NYUD = ("semseg", "depth", "normals")
@@ -250,100 +248,3 @@ def test_saving_replaces_a_file_as_a_whole(tmp_path, monkeypatch):
         draw_mask("full", FEW, NYUD, 0).save(path)
     assert path.read_text() == good
     assert [p.name for p in tmp_path.iterdir()] == ["mask.json"]
-
-
-GOOD = {"format": 1, "protocol": "x", "seed": 0, "tasks": list(NYUD), "labels": {i: ["depth"] for i in FEW}}
-LABELS = GOOD["labels"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"format": 1', "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
-        (b"\xff\xfe\x00", "no valid JSON"),
-        (b'{"format": 1, "labels": {"0": [], "0": []}}', "a key is repeated"),
-        ([], "no label mask of format 1"),
-        ({**GOOD, "format": 2}, "no label mask of format 1"),
-        ({**GOOD, "tasks": "depth"}, "expected 'tasks'"),
-        ({**GOOD, "labels": {**LABELS, "0": "depth"}}, "expected 'tasks'"),
-        ({**GOOD, "labels": {**LABELS, "0": [1]}}, "expected 'tasks'"),
-        ({**GOOD, "tasks": [*NYUD, "edges"]}, "differ in edges"),
-        ({**GOOD, "tasks": ["semseg", "depth", "edges"]}, "differ in edges, normals"),
-        ({**GOOD, "labels": {"0": ["depth"], "1": ["depth"], "2": ["depth"]}}, r"1 missing \(such as '10'\)"),
-        ({**GOOD, "labels": {**LABELS, "x": [], "y": []}}, r"4 training images: 2 unexpected \(such as 'x'\)"),
-        ({**GOOD, "labels": {"x": []}}, r"4 missing \(such as '0'\), 1 unexpected \(such as 'x'\)"),
-        ({**GOOD, "labels": {**LABELS, "2": ["depth", "edges"]}}, "image '2' lists unknown tasks edges"),
-        ({**GOOD, "labels": {**LABELS, "2": []}}, "image '2' has no label"),
-    ],
-)
-def test_a_bad_mask_file_is_refused_with_its_name(tmp_path, content, message):
-    path = tmp_path / "mask.json"
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    with pytest.raises(HTTError, match=r"mask\.json.*" + message):
-        read_mask(path, FEW, NYUD)
-
-
-@pytest.mark.parametrize("name", ["absent.json", "absent.pth", "."])
-def test_a_missing_file_is_refused_by_name(tmp_path, name):
-    with pytest.raises(HTTError, match=re.escape(f"Cannot read the label mask {tmp_path / name}")):
-        read_mask(tmp_path / name, FEW, NYUD)
-
-
-def published(path, weights):
-    torch.save({"labels_weights": weights}, path)
-    return path
-
-
-def test_a_published_file_is_read_by_position(tmp_path, caplog):
-    weights = torch.from_numpy(draw_mask("one-label", IDS, NYUD, 0).labeled).float()
-    path = published(tmp_path / "onelabel.pth", weights)
-    mask = read_mask(path, sorted(IDS), NYUD)
-    assert mask.ids == IDS
-    np.testing.assert_array_equal(mask.labeled, weights == 1)
-    assert (caplog.messages, caplog.records[0].levelname) == ([f"{path} is no published label mask."], "WARNING")
-
-
-def test_a_known_file_is_named_in_the_log(tmp_path, caplog):
-    path = published(tmp_path / "mask.pth", torch.ones(4, 2))
-    md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    with caplog.at_level(logging.INFO):
-        read_mask(path, ("0", "1", "2", "3"), NYUD[:2], {md5: "the mask of this test"})
-    assert (caplog.messages, caplog.records[0].levelname) == ([f"{path} is the mask of this test."], "INFO")
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        (torch.ones(5, 3), r"shape \(5, 3\), expected \(4, 3\)"),
-        (torch.ones(4, 2), r"shape \(4, 2\), expected \(4, 3\)"),
-        (torch.full((4, 3), 0.5), "only 0 and 1"),
-        (torch.tensor([[1, 0, 0]] * 3 + [[0, 0, 0]]), "image '3' has no label"),
-        ([[1, 0, 0]], "expected a torch file"),
-    ],
-)
-def test_a_bad_published_file_is_refused_with_its_name(tmp_path, weights, message):
-    with pytest.raises(HTTError, match=r"mask\.pth.*" + message):
-        read_mask(published(tmp_path / "mask.pth", weights), ("0", "1", "2", "3"), NYUD)
-
-
-def test_a_positional_file_does_not_fit_ids_that_are_no_positions(tmp_path):
-    with pytest.raises(HTTError, match=r"mask\.pth numbers its images 0 to 3, .*'10'"):
-        read_mask(published(tmp_path / "mask.pth", torch.ones(4, 3)), FEW, NYUD)
-
-
-DAMAGE = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-200]),
-    "text": lambda path: path.write_bytes(b"hello"),
-    "empty": lambda path: path.write_bytes(b""),
-    "other keys": lambda path: torch.save({"weights": 1}, path),
-    "no dict": lambda path: torch.save(torch.ones(4, 3), path),
-    "unsafe keys": lambda path: torch.save({np.str_("0"): [1, 0, 0]}, path),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_published_file_is_refused_with_its_name(tmp_path, damage):
-    damage(published(tmp_path / "mask.pth", torch.ones(4, 3)))
-    with pytest.raises(HTTError, match=r"mask\.pth is no label mask"):
-        read_mask(tmp_path / "mask.pth", FEW, NYUD)
