@@ -95,6 +95,13 @@ def test_cityscapes_config_fits_validates_and_tests_on_a_tree(tmp_path, capsys):
     assert "test/depth/abs_err" in capsys.readouterr().out
 
 
+def test_another_augmentation_is_put_on_top_of_a_dataset_config(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "cityscapes.yaml", "--config", "mtan.yaml", "--data.root", ".", "--print_config"])
+    augment = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["augment"]
+    assert augment | {"scale_choices": [1, 1.2, 1.5], "crop_tries": 1, "flip": 0, "colour": 0} == augment
+
+
 def test_the_published_recipe_is_what_nyud_config_says(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", "nyud.yaml", "--data.root", ".", "--print_config"])

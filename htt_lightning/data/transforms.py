@@ -32,10 +32,14 @@ MEAN_COLOUR = (0.485, 0.456, 0.406)
 
 @dataclass(frozen=True)
 class Augment:
-    """Numbers of the training augmentation (protocol.md 3.2).
+    """Numbers of the training augmentation: by default that of ATRC (protocol.md 3.2).
+
+    That of MTAN (3.1) is ``Augment(scale_choices=(1, 1.2, 1.5), crop_tries=1, flip=0, colour=0)``, here with nearest
+    neighbours for normals: interpolated ones are shorter than 1 and bleed across holes (6.13).
 
     Args:
         scale: Range of the scaling factor, drawn uniformly; ``(1, 1)`` switches scaling off.
+        scale_choices: Factors of which each is as likely, instead of a range.
         crop: Size ``(h, w)`` in pixels of training images; None takes the run's image size.
         crop_tries: Crops drawn at most until one has a balanced choice of classes; the last one is kept.
         max_class_share: The largest class must cover less than this share of a crop's labelled pixels.
@@ -47,6 +51,7 @@ class Augment:
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
+    scale_choices: tuple[float, ...] = ()
     crop: tuple[int, int] | None = None
     crop_tries: int = 10
     max_class_share: float = 0.75
@@ -57,6 +62,7 @@ class Augment:
         """Refuse what no image could be augmented with."""
         rules = {
             "scale": (0 < self.scale[0] <= self.scale[1] < float("inf"), "two positive factors, the smaller first"),
+            "scale_choices": (all(0 < factor < float("inf") for factor in self.scale_choices), "positive factors"),
             "crop": (self.crop is None or min(self.crop) >= 1, "a height and a width of at least 1 pixel"),
             "crop_tries": (self.crop_tries >= 1, "at least 1"),
             "max_class_share": (0 < self.max_class_share <= 1, "above 0 and at most 1"),
@@ -208,12 +214,13 @@ class ScaleCrop(JointTransform):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the factor and the crop: the ``scaled`` size, and ``rows`` and ``columns`` of it to keep."""
         old = params["shape"][:2]
-        factor = self.random_generator.uniform(*self.augment.scale)
+        rng, choices = self.random_generator, self.augment.scale_choices
+        factor = choices[rng.integers(len(choices))] if choices else rng.uniform(*self.augment.scale)
         scaled = [max(int(length * factor), 1) for length in old]
         kept = np.minimum(scaled, self.size or old)
         judges = [data[name] for name in self.judges if name in data]
         for _ in range(self.augment.crop_tries):
-            offset = self.random_generator.integers(scaled - kept, endpoint=True)
+            offset = rng.integers(scaled - kept, endpoint=True)
             rows, columns = (slice(start, start + length) for start, length in zip(offset, kept, strict=True))
             crop = {"factor": factor, "scaled": scaled, "rows": rows, "columns": columns}
             if all(self.balanced(nearest(labels, **crop)) for labels in judges):

@@ -109,6 +109,37 @@ def test_factors_are_spread_evenly_over_their_range():
     assert counts.min() > 60
 
 
+def test_factors_are_chosen_from_those_given_each_as_often():
+    transform = TrainTransform(TASKS, Augment(scale_choices=(1, 1.2, 1.5), flip=0, colour=0), None)
+    depth = np.ones((12, 16), np.float32)
+    arrays = {"image": np.zeros((12, 16, 3), np.uint8), "depth": depth}
+    factors = [1 / transform(arrays, np.random.default_rng(seed))[0]["depth"][0, 0] for seed in range(600)]
+    values, counts = np.unique(np.round(factors, 4), return_counts=True)
+    np.testing.assert_allclose(values, [1, 1.2, 1.5])
+    assert (abs(counts - 200) < 3 * np.sqrt(600 * 2 / 9)).all()
+
+
+@few
+@given(st.floats(1, 2), seeds)
+def test_a_scaled_plane_keeps_its_normal_and_divides_its_depth(factor, seed):
+    height, width, normal = 30, 40, np.array([0.6, 0, 0.8], np.float32)
+    depth = 2 + np.indices((height, width))[1] / 20  # grows with the column
+    plane = {
+        "image": np.zeros((height, width, 3), np.uint8),
+        "depth": depth.astype(np.float32),
+        "normals": np.broadcast_to(normal, (height, width, 3)).copy(),
+    }
+    scaled, valid = train(plane, Augment(scale=(factor, factor), flip=0, colour=0), seed=seed)
+    assert valid.all()
+    np.testing.assert_array_equal(scaled["normals"], plane["normals"])
+    slope = np.diff(scaled["depth"], axis=1)
+    assert (np.diff(scaled["depth"], axis=0) == 0).all()
+    step = 1 / 20 / factor  # of one column before scaling
+    assert ((abs(slope) < 1e-6) | (abs(slope - step) < 1e-6)).all()
+    assert abs(slope.mean() - step / factor) < 2 * step / width
+    assert depth.min() / factor - 1e-6 <= scaled["depth"].min() <= scaled["depth"].max() <= depth.max() / factor + 1e-6
+
+
 def test_scaling_the_image_is_bilinear():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     scaled, _ = train({"image": image}, Augment(scale=(1.5, 1.5), flip=0, colour=0), (30, 45))
@@ -327,6 +358,7 @@ def test_transforms_travel_to_other_processes():
     [
         {"scale": (0, 1)},
         {"scale": (2, 1)},
+        {"scale_choices": (1, 0)},
         {"scale": (1, float("inf"))},
         {"scale": (float("nan"), 1)},
         {"crop": (0, 5)},
