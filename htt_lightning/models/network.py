@@ -1,7 +1,9 @@
 """The networks: image in, one ``Output`` per task out. Plain modules, usable without Lightning."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +14,11 @@ from htt_lightning.errors import HTTError
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.heads import HTTHead, PlainHead
 from htt_lightning.models.layers import Fusion, xavier
+from htt_lightning.models.released import read_released
 from htt_lightning.models.tokens import GlobalTokens, SeparateTokens, SingleScaleTokens
 from htt_lightning.output import Output
+
+logger = logging.getLogger(__name__)
 
 STRIDE = 32
 """Images are padded to multiples of this: the coarsest stride, and twice a single-scale one, which attention halves."""
@@ -124,6 +129,50 @@ class HTTNet(DenseNetwork):
                 for task, k in num_tokens.items()
             }
         )
+
+    @classmethod
+    def from_released(
+        cls, checkpoint: str | Path, backbone: str | nn.Module = "resnet18", tokens: Tensor | None = None, **kwargs: Any
+    ) -> "HTTNet":
+        """The network of a checkpoint of the public release.
+
+        Such a file lacks the global tokens: in the release they are random numbers outside the parameters, which never
+        train and are not saved (protocol.md 6.3). Without the very numbers of the run, the other weights meet gates
+        that they were not trained with, and predictions are not those of the trained network: fine-tune before use.
+        Decode normals with ``Normals(directions="published")``.
+
+        Args:
+            checkpoint: The file; nothing in it is executed.
+            backbone: A timm model's name, or a module.
+            tokens: The global tokens ``t c`` of the run, if they are known; by default drawn anew with a warning,
+                unless the file does hold them.
+            **kwargs: See the class.
+
+        Raises:
+            HTTError: The file is no such checkpoint, or one of another backbone, or the tokens have another shape.
+        """
+        state, num_tokens, token_dim = read_released(checkpoint)
+        net = cls(num_tokens, token_dim=token_dim, backbone=backbone, **kwargs)
+        key = "global_tokens.tokens"
+        if tokens is None and key not in state:
+            logger.warning(
+                "%s lacks the global tokens, as every file of the release does. They are drawn anew, so predictions "
+                "are not those of the trained network: fine-tune it, or give the tokens of the run.",
+                checkpoint,
+            )
+        own = net.state_dict()
+        state = (
+            {"mean": own["mean"], "std": own["std"], key: own[key]} | state | ({} if tokens is None else {key: tokens})
+        )
+        if isinstance(backbone, nn.Module):
+            state = {name.replace("backbone.model.", "backbone."): value for name, value in state.items()}
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            raise HTTError(
+                f"The weights of {checkpoint} do not fit backbone {backbone!r} and the network around it: {error}"
+            ) from error
+        return net
 
     def affinity(self) -> Tensor | None:
         """Cross-task affinity ``s t t`` at every scale, rows sum to one (method.md 1.4); None without global tokens."""
