@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from einops import rearrange
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError
@@ -18,7 +19,7 @@ class Backbone(nn.Module):
     """Four feature maps of a timm model: a pyramid of strides 4 to 32, or four depths of a plain vision transformer.
 
     Args:
-        name: A timm model with ``features_only`` and channels first: strides 4 to 32, or patches of 4, 8 or 16 pixels.
+        name: A timm model with ``features_only``: strides 4 to 32, or patches of 4, 8 or 16 pixels.
         pretrained: True for timm's weights from its hub, False for random ones, or a local weights file.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
@@ -43,15 +44,13 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Normalised image ``b 3 h w``, multiples of 32, to maps ``b c_s h/s w/s``."""
         maps: list[Tensor] = self.model(image)
-        return maps
+        return [rearrange(x, "b h w c -> b c h w") for x in maps] if _channels_last(self.model) else maps
 
 
 def _feature_arguments(name: str) -> dict[str, Any]:
     """Which levels to ask timm for; a look at the untrained model tells."""
     model = _create(name, pretrained=False)
     strides: list[int] = model.feature_info.reduction()
-    if getattr(model, "output_fmt", "NCHW") != "NCHW":
-        raise HTTError(f"Backbone {name!r} returns channels last, which is not supported; choose a ResNet or a ViT.")
     if len(set(strides)) == 1:
         if strides[0] not in (4, 8, 16):
             raise HTTError(f"Backbone {name!r} has patches of {strides[0]} pixels; patches of 4, 8 or 16 are needed.")
@@ -60,7 +59,15 @@ def _feature_arguments(name: str) -> dict[str, Any]:
         return {"out_indices": tuple(depth * k // 4 - 1 for k in (1, 2, 3, 4)), "dynamic_img_size": True}
     if not set(PYRAMID) <= set(strides):
         raise HTTError(f"Backbone {name!r} has maps of strides {strides}; strides {PYRAMID} or one stride are needed.")
-    return {"out_indices": tuple(strides.index(stride) for stride in PYRAMID)}
+    arguments: dict[str, Any] = {"out_indices": tuple(strides.index(stride) for stride in PYRAMID)}
+    if any(hasattr(part, "strict_img_size") for part in model.modules()):  # Swin, at sizes other than its own
+        arguments["strict_img_size"] = False
+    return arguments
+
+
+def _channels_last(model: Any) -> bool:
+    """Whether a timm model returns ``b h w c``, as hierarchical transformers do."""
+    return bool(getattr(model, "output_fmt", "NCHW") != "NCHW")
 
 
 def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:

@@ -4,11 +4,12 @@ import torch
 from safetensors.torch import save_file
 
 from htt_lightning.errors import HTTError
+from htt_lightning.models import HTTNet
 from htt_lightning.models.backbone import Backbone
 from tests.tiny import BACKBONE
 
 
-@pytest.mark.parametrize("name", [BACKBONE, "resnet18", "test_vit"])
+@pytest.mark.parametrize("name", [BACKBONE, "resnet18", "test_vit", "swin_s3_tiny_224"])
 def test_maps_have_the_channels_and_strides_they_claim(name):
     backbone = Backbone(name).eval()
     with torch.no_grad():
@@ -69,9 +70,31 @@ def test_an_unreachable_download_says_what_to_do(monkeypatch):
         Backbone("resnet18", pretrained=True)
 
 
+def test_patches_that_do_not_fit_are_refused():
+    with pytest.raises(HTTError, match="14 pixels"):
+        Backbone("vit_small_patch14_dinov2")
+
+
 @pytest.mark.parametrize(
-    ("name", "message"), [("swin_tiny_patch4_window7_224", "channels last"), ("vit_small_patch14_dinov2", "14 pixels")]
+    ("name", "options"),
+    [
+        ("resnet50", {"channels": [16, 32, 64, 64]}),
+        ("convnext_atto", {}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}),
+        ("test_vit", {}),
+        ("vit_tiny_patch16_224", {}),
+    ],
 )
-def test_transformers_that_do_not_fit_are_refused(name, message):
-    with pytest.raises(HTTError, match=message):
-        Backbone(name)
+@pytest.mark.parametrize("size", [(33, 61), (64, 96)])
+def test_networks_train_on_any_common_backbone_at_any_size(name, options, size):
+    net = HTTNet({"semseg": 3, "depth": 4}, token_dim=8, backbone=name, backbone_options=options)
+    outputs = net(torch.rand(2, 3, *size))
+    stride = net.backbone.strides[0]
+    for task, k in (("semseg", 3), ("depth", 4)):
+        assert outputs[task].logits.shape == (2, k, -(-size[0] // stride), -(-size[1] // stride))
+    sum(output.logits.square().mean() for output in outputs.values()).backward()
+    grads = {key: p.grad for key, p in net.backbone.named_parameters()}
+    used = [grad for grad in grads.values() if grad is not None]
+    assert len(used) > len(grads) - 4  # norms behind the last map may be left over
+    assert all(grad.isfinite().all() for grad in used)
+    assert any(grad.any() for grad in used)
