@@ -18,9 +18,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
@@ -181,8 +180,10 @@ class Study:
         words += [*method.words, *self.extra]
         return [*words, "--ckpt_path", str(self.last(run))] if self.last(run).exists() else words
 
-    def train(self, run: Run) -> None:
-        """Train a run to its end, unless it has been."""
+    def train(self, run: Run, teacher: "Future[None] | None" = None) -> None:
+        """Train a run to its end, unless it has been, once its teacher's job is done."""
+        if teacher:
+            teacher.result()
         if (self.folder(run) / "results.json").exists():
             return
         if run.method.offline and run.teacher:
@@ -329,9 +330,13 @@ def main(words: Sequence[str] | None = None) -> None:
     cache = {"cache": str(given.out / "scenes"), "num_workers": given.jobs}
     counts = {"train_images": given.images, "val_images": VALIDATION}
     SyntheticDataModule(**counts, scenes_seed=BLOCKS[given.block], **cache).prepare_data()
-    for _, runs_of_turn in groupby((run for run in runs if run in wanted), key=attrgetter("turn")):
-        with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(study.train, runs_of_turn))
+    jobs: dict[Run, Future[None]] = {}
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for run in runs:  # teachers come first, so no job waits for one that is not begun
+            if run in wanted:
+                jobs[run] = pool.submit(study.train, run, jobs[run.teacher] if run.teacher else None)
+    for job in jobs.values():
+        job.result()
     rows = study.results(runs)
     if rows:
         with atomic_path(given.out / "results.csv") as partial, partial.open("w", newline="") as file:

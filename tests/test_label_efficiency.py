@@ -68,7 +68,7 @@ def test_teachers_come_first_and_are_shared(study):
 
 def test_only_the_rows_asked_for_run_and_those_that_teach_them(study, tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(study.Study, "train", lambda self, run: ran.append(run.method.name))
+    monkeypatch.setattr(study.Study, "train", lambda self, run, teacher: ran.append(run.method.name))
     monkeypatch.setattr(study.SyntheticDataModule, "prepare_data", lambda self: None)
     words = ["--out", str(tmp_path), "--quick", "--jobs", "1"]
     study.main([*words, "--only", study.SUPERVISED])
