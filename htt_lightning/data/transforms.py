@@ -113,7 +113,7 @@ class TrainTransform:
         image = arrays["image"]
         size = self.size or (image.shape[:2] if self.augments else None)
         if image.dtype != np.uint8:
-            image = np.rint(image * 255).astype(np.uint8)
+            image = np.asarray(cv2.convertScaleAbs(image, alpha=255))  # rounded, in one pass
         # albumentations draws from both kinds of generators. Seeding them from one number would make its transforms
         # draw the same numbers as each other, so they share the two.
         self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
@@ -161,6 +161,10 @@ def finish(arrays: Arrays, tasks: Sequence[Map], size: tuple[int, int] | None) -
     height, width = np.maximum(inner, size or inner)
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
     window = slice(top, top + inner[0]), slice(left, left + inner[1])
+
+    if inner == (height, width):
+        settled = {task.name: task.settle(arrays[task.name]) for task in tasks if task.name in arrays}
+        return {"image": image, **settled}, np.ones(inner, bool)
 
     def pad(array: np.ndarray, blank: np.ndarray) -> np.ndarray:
         blank[window] = array

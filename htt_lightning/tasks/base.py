@@ -227,7 +227,7 @@ class Task(ABC):
 
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirror a numpy map left to right."""
-        return np.ascontiguousarray(array[:, ::-1])
+        return np.array(array[:, ::-1], order="C")
 
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Correct the values of a map whose image was enlarged by ``factor``."""

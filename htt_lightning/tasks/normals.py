@@ -122,7 +122,9 @@ class Normals(Binned):
 
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirroring an image mirrors what its normals point to: x changes its sign."""
-        return super().flip(array) * np.array([-1, 1, 1], np.float32)
+        flipped = super().flip(array)
+        flipped[..., 0] *= -1
+        return flipped
 
 
 def fibonacci_half_sphere(count: int, like: Tensor) -> Tensor:
