@@ -78,7 +78,7 @@ class NYUD(Source):
         one_size: Whether ``check`` refuses images of different sizes.
 
     Raises:
-        HTTError: If there is no such split, or no images in it, or labels without an image.
+        HTTError: If there is no such split, or no images in it, or a file that is not named by an integer.
     """
 
     def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
@@ -89,15 +89,13 @@ class NYUD(Source):
         images = self.folder / "image"
         if not images.is_dir():
             raise HTTError(f"{images} is missing; the root must be, or hold, this folder:\n{TREE}")
-        names = [path.stem for path in images.glob("*.npy")]
-        if not names:
+        if not any(images.glob("*.npy")):
             raise HTTError(f"{images} holds no .npy file; unpack the dataset again, so that it reads:\n{TREE}")
-        if odd := sorted(name for name in names if not name.isdecimal()):
-            raise HTTError(f"{images / odd[0]}.npy is not named by an integer; move it elsewhere")
-        for layout in LAYOUTS.values():
-            if stray := sorted({path.stem for path in (self.folder / layout.folder).glob("*.npy")} - set(names)):
-                raise HTTError(f"{images / stray[0]}.npy is missing, but {layout.folder}/{stray[0]}.npy is there")
-        self.ids, self.one_size = sorted(names, key=int), one_size
+        # A sample whose image is lost is still one of the split: whoever reads it is told.
+        files = {path.stem: path for layout in LAYOUTS.values() for path in self.folder.glob(f"{layout.folder}/*.npy")}
+        if odd := sorted(name for name in files if not name.isdecimal()):
+            raise HTTError(f"{files[odd[0]]} is not named by an integer; move it elsewhere")
+        self.ids, self.one_size = sorted(files, key=int), one_size
         self.tasks = tuple(task for task in LAYOUTS if task != "image")
 
     def image(self, index: int) -> np.ndarray:
