@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.base import PartialLabelDataModule, Split, one_thread
 from htt_lightning.data.masks import LabelMask
-from htt_lightning.data.partial import PartialLabels
+from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.tally import Spread, Tally
@@ -211,11 +211,11 @@ def expected_labels(protocol: str, available: NDArray[np.bool_]) -> list[tuple[f
     """How many labels a protocol draws per task: mean and standard deviation (protocol.md 2.3).
 
     Args:
-        protocol: ``full``, ``one-label``, ``random-label`` or ``file``.
+        protocol: ``full``, ``one-label`` or ``random-label``.
         available: bool ``n t``: which image can have which label.
 
     Returns:
-        None for a file, and for one label per image where several tasks are scarce: it depends on who shares images.
+        None for one label per image where several tasks are scarce: it depends on who shares images.
     """
     images, tasks = available.shape
     supply = available.sum(0)
@@ -225,21 +225,23 @@ def expected_labels(protocol: str, available: NDArray[np.bool_]) -> list[tuple[f
         # Half of the tasks in the mean, whatever their number; all of one.
         chance = np.where(available, np.where(available.sum(1) > 1, 0.5, 1.0)[:, None], 0.0)
         return list(zip(chance.sum(0).tolist(), np.sqrt((chance * (1 - chance)).sum(0)).tolist(), strict=True))
-    if protocol != "one-label" or (supply < images).sum() > 1:
+    if (supply < images).sum() > 1:
         return None
     scarce = min(int(supply.min()), images / tasks)
     level = (images - scarce) / (tasks - 1) if tasks > 1 else scarce
     return [(float(scarce) if count < images else level, 0.0) for count in supply]
 
 
-def mask_figures(mask: LabelMask, available: NDArray[np.bool_]) -> dict[str, Any]:
-    """Labels per task, and between which numbers they are expected: three standard deviations from the mean.
+def mask_figures(mask: LabelMask, source: Source) -> dict[str, Any]:
+    """Labels per canonical task and, unless the mask is a file, between which numbers they are expected.
 
     Args:
-        mask: Over the canonical tasks.
-        available: bool ``n t``, see ``Source.available``.
+        mask: Over all training images.
+        source: These images.
     """
-    expected = expected_labels(mask.protocol, available)
+    expected = None
+    if mask.protocol != "file":
+        expected = expected_labels(mask.protocol, np.stack([source.available(task) for task in mask.tasks], 1))
     tasks: dict[str, dict[str, Any]] = {task: {"labels": count} for task, count in mask.summary.items()}
     for row, (mean, deviation) in zip(tasks.values(), expected or (), strict=False):
         reach = 3 * deviation
@@ -271,8 +273,7 @@ def inspect(data: PartialLabelDataModule) -> dict[str, Any]:
             warnings += [f"{name} {task.name}: {doubt}" for doubt in task.doubts(one.tallies[task.name])]
     if train := splits.get("train"):
         source = train.split.source
-        available = np.stack([source.available(task) for task in data.canonical], 1)
-        report["mask"] = mask_figures(data.draw_labels(source), available)
+        report["mask"] = mask_figures(data.draw_labels(source), source)
         for task_name, row in report["mask"]["tasks"].items():
             low, high = row.get("band", (0, math.inf))
             if not low <= row["labels"] <= high:

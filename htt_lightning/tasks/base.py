@@ -41,7 +41,7 @@ def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, and label discovery.
+    """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
     processes. The rest of the library never asks for a task's name.

@@ -25,7 +25,7 @@ UNIT_TOLERANCE = 1e-3
 """How far the length of a normal may lie from 1."""
 
 FAR_FROM_BINS = 30
-"""Mean angle in degrees to the nearest bin above which the axes are suspect: the bins themselves are 20 apart."""
+"""Mean angle in degrees to the nearest bin above which the axes are suspect; half a bin is 12 degrees wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
