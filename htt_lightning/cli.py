@@ -38,8 +38,8 @@ class HTTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands and ``discover``; with the arguments that need no option."""
-        return {**LightningCLI.subcommands(), "discover": {"model", "datamodule"}}
+        """Lightning's commands, ``discover`` and ``check``; with the arguments that need no option."""
+        return {**LightningCLI.subcommands(), "discover": {"model", "datamodule"}, "check": {"datamodule"}}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Where ``predict`` writes to."""
@@ -70,6 +70,20 @@ class HTTCLI(LightningCLI):
             if given and asked[key] != value:
                 rank_zero_warn(f"model.{key}={asked[key]} gives way to {value!r} of the checkpoint {path}.")
         self.config = self.parser.parse_object({command: {"model": known}}, self.config)
+
+    def instantiate_classes(self) -> None:
+        """Build everything, but for ``check``, which fetches no weights and asks for no device."""
+        if self.subcommand != "check":
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a command; ``check`` on the data alone, whatever else its config describes."""
+        if subcommand != "check":
+            super()._run_subcommand(subcommand)
+            return
+        config = self.config[subcommand]
+        built = self._parser(subcommand).instantiate_classes({"data": config.data}, instantiate_groups=False)
+        HTTTrainer.check(built.data, config.out, config.overwrite, config.images)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and keep the words of the command line."""

@@ -28,6 +28,22 @@ def run_directory(trainer: Any) -> Path | None:
     return None if trainer.fast_dev_run else folder
 
 
+def refuse_existing(folder: Path, overwrite: bool) -> None:
+    """Refuse to write into a folder that holds something already (contracts.md, Commands).
+
+    Args:
+        folder: Where a command is to write.
+        overwrite: Whether what is there may be replaced.
+
+    Raises:
+        HTTError: The folder is not empty, or a file.
+    """
+    if folder.is_file():
+        raise HTTError(f"--out {folder} is a file; name a folder.")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise HTTError(f"{folder} is not empty; choose another folder with --out, or give --overwrite true.")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends, and vanishes when it fails.

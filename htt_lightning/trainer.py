@@ -1,4 +1,7 @@
-"""Lightning's trainer with one command more: ``discover``, which writes the labels that a dataset lacks."""
+"""Lightning's trainer with two commands more.
+
+``discover`` writes the labels that a dataset lacks; ``check`` reads a dataset and names what is broken in it.
+"""
 
 import shutil
 import warnings
@@ -13,6 +16,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from htt_lightning.callbacks import LabelDiscovery
+from htt_lightning.check import check
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.completed import CompletedDataset, fingerprint_of
 from htt_lightning.data.sample import Batch
@@ -23,7 +27,7 @@ from htt_lightning.module import HTTModule
 
 
 class HTTTrainer(L.Trainer):
-    """``lightning.Trainer`` that can complete a dataset."""
+    """``lightning.Trainer`` that can check and complete a dataset."""
 
     def discover(
         self, model: HTTModule, datamodule: PartialLabelDataModule, ckpt_path: str, out: str, overwrite: bool = False
@@ -59,6 +63,26 @@ class HTTTrainer(L.Trainer):
             self.predict(discoverer, return_predictions=False)
         if self.is_global_zero:
             Console().out(discoverer.completed.manifest_path, highlight=False)
+
+    @staticmethod
+    def check(
+        datamodule: PartialLabelDataModule, out: str | None = None, overwrite: bool = False, images: int = 6
+    ) -> None:
+        """Read a dataset as training would, describe what it holds, and name every file that is broken.
+
+        Hidden labels are not touched, and no model is built. Warnings, such as a class that never occurs, are no
+        faults.
+
+        Args:
+            datamodule: The dataset and its label mask.
+            out: Folder for ``check.json`` and ``contact_sheet.png``; by default the figures are only printed.
+            overwrite: Whether files that are there may be replaced.
+            images: Number of images on the contact sheet.
+
+        Raises:
+            HTTError: The dataset has faults or cannot be opened, or the folder is not empty or cannot be written.
+        """
+        check(datamodule, out, overwrite, images)
 
 
 class _Discoverer(L.LightningModule):

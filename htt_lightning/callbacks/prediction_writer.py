@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from rich.console import Console
 
-from htt_lightning.errors import HTTError
-from htt_lightning.files import atomic_path, run_directory
+from htt_lightning.files import atomic_path, refuse_existing, run_directory
 from htt_lightning.module import HTTModule
 
 
@@ -26,7 +25,7 @@ class PredictionWriter(BasePredictionWriter):
         overwrite: Whether files that are there may be replaced.
 
     Raises:
-        HTTError: From ``setup``: the folder is not empty.
+        HTTError: From ``setup``: the folder is not empty, or a file.
     """
 
     def __init__(self, folder: str | None = None, overwrite: bool = False) -> None:
@@ -38,8 +37,8 @@ class PredictionWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         run = run_directory(trainer)
         folder = self._folder = run and (Path(self.folder) if self.folder else run / "predictions")
-        if stage == "predict" and folder and not self.overwrite and folder.is_dir() and any(folder.iterdir()):
-            raise HTTError(f"{folder} is not empty; choose another folder with --out, or give --overwrite true.")
+        if stage == "predict" and folder:
+            refuse_existing(folder, self.overwrite)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep nothing in memory: what is on disk need not be returned."""

@@ -214,7 +214,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             **arguments,
         )
 
@@ -273,6 +273,6 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
     return list(chosen.values())
 
 
-def _one_thread(_: int) -> None:
+def one_thread(_: int) -> None:
     """Loader processes are parallel already; OpenCV's threads inside each would only compete."""
     cv2.setNumThreads(0)

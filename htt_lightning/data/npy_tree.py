@@ -53,7 +53,7 @@ class NpyTree(Source):
         one_size: Whether ``check`` refuses images of different sizes.
 
     Raises:
-        HTTError: If there is no such split, or no images in it, or labels without an image.
+        HTTError: If there is no such split, or no images in it, or a file that is not named by an integer.
     """
 
     def __init__(
@@ -74,15 +74,13 @@ class NpyTree(Source):
         images = self.folder / layouts["image"].folder
         if not images.is_dir():
             raise HTTError(f"{images} is missing; the root must be, or hold, this folder:\n{tree}")
-        names = [path.stem for path in images.glob("*.npy")]
-        if not names:
+        if not any(images.glob("*.npy")):
             raise HTTError(f"{images} holds no .npy file; unpack the dataset again, so that it reads:\n{tree}")
-        if odd := sorted(name for name in names if not name.isdecimal()):
-            raise HTTError(f"{images / odd[0]}.npy is not named by an integer; move it elsewhere")
-        for layout in layouts.values():
-            if stray := sorted({path.stem for path in (self.folder / layout.folder).glob("*.npy")} - set(names)):
-                raise HTTError(f"{images / stray[0]}.npy is missing, but {layout.folder}/{stray[0]}.npy is there")
-        self.ids = sorted(names, key=int)
+        # A sample whose image is lost is still one of the split: whoever reads it is told.
+        files = {path.stem: path for layout in layouts.values() for path in self.folder.glob(f"{layout.folder}/*.npy")}
+        if odd := sorted(name for name in files if not name.isdecimal()):
+            raise HTTError(f"{files[odd[0]]} is not named by an integer; move it elsewhere")
+        self.ids = sorted(files, key=int)
         self._size: tuple[int, tuple[int, ...]] | None = None  # of the image asked for last
         self.tasks = tuple(task for task in layouts if task != "image")
 

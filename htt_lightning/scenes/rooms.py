@@ -7,6 +7,7 @@ scene is a function of its key alone, so that it is the same at every image size
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -137,6 +138,7 @@ def compose(seed: int, index: int, stream: int = 0) -> Scene:
     return Scene(room.solids, room.camera, lights, rng.uniform(0.25, 0.6), salient)
 
 
+@cache
 def has_people(seed: int, index: int, stream: int = 0) -> bool:
     """Whether somebody is in a scene, without rendering it; arguments as for ``render``."""
     _, room, _ = _open(seed, index, stream)

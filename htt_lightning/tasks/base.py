@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import upcast
 from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.tally import Spread, Tally
 
 IGNORE = 255
 """The missing value of index maps (contracts.md, Batch)."""
@@ -40,7 +41,7 @@ def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, and label discovery.
+    """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
     processes. The rest of the library never asks for a task's name.
@@ -119,6 +120,11 @@ class Task(ABC):
             return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments})
         except TypeError as error:
             raise HTTError(f"Task {path!r} does not take {dict(arguments)}: {error}") from error
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the values of an index map mean, from 0 on; nothing for a field."""
+        return tuple(map(str, range(max(2, self.num_tokens)))) if self.channels is None else ()
 
     def gain(self, value: float, reference: float) -> float:
         """Relative improvement of the headline metric over a reference in percent; positive is better."""
@@ -232,6 +238,56 @@ class Task(ABC):
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Correct the values of a map whose image was enlarged by ``factor``."""
         return array
+
+    def tally(self, array: np.ndarray) -> Tally:
+        """What a numpy map holds, to be added up over a dataset.
+
+        Raises:
+            HTTError: It is no map of the task: its type or shape is wrong, or a value is no class.
+        """
+        index, shape = self.channels is None, array.shape
+        wanted = self.missing(*shape[:2]).shape if len(shape) > 1 else None
+        if shape != wanted or array.dtype.kind not in ("iu" if index else "f"):
+            words = "integer h w" if index else f"float h w {self.channels}" if self.channels != 1 else "float h w"
+            raise HTTError(f"A map of {self.name} is {array.dtype} {shape}; it must be {words}.")
+        array = self.settle(array)
+        present = array != IGNORE if index else np.isfinite(array.reshape(*shape[:2], -1)).all(-1)
+        values, names = array[present], self.class_names
+        if index and values.size and not (values.min() >= 0 and values.max() < len(names)):
+            raise HTTError(
+                f"A map of {self.name} holds {values.min()} to {values.max()}; classes are 0 to {len(names) - 1}, "
+                f"and {IGNORE} where missing."
+            )
+        counts = np.bincount(values, minlength=len(names)).tolist() if index else []
+        measured = self.measure(values)
+        return Tally(
+            maps=1,
+            empty=int(not len(values)),
+            pixels=present.size,
+            valid=len(values),
+            values=Spread.of(values),
+            classes=dict(zip(names, counts, strict=True)),
+            shares={key: int(found.sum()) for key, found in measured.items() if found.dtype == np.bool_},
+            spreads={key: Spread.of(found) for key, found in measured.items() if found.dtype != np.bool_},
+        )
+
+    def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """What else is worth knowing about labels.
+
+        Args:
+            values: Those of valid pixels, ``n``, or ``n c`` with several channels.
+
+        Returns:
+            Arrays ``n`` by name, in snake case: bool, of which the share is reported, or floats (mean and maximum).
+        """
+        return {}
+
+    def doubts(self, tally: Tally) -> list[str]:
+        """What may be wrong with labels that can be read, from the tally of them all; each is a sentence."""
+        if not tally.valid:
+            return ["Every pixel is missing."] if tally.maps else []
+        never = [name for name, count in tally.classes.items() if not count]
+        return [f"No pixel is of class {', '.join(never)}."] if never else []
 
     def pack(self, array: np.ndarray) -> np.ndarray:
         """A numpy map in few bytes, as discovered labels are stored."""

@@ -15,6 +15,7 @@ from htt_lightning.metrics import AbsoluteError
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import heat
+from htt_lightning.tasks.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,16 @@ class Depth(Binned):
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
         """The median depth, which no constant beats in absolute error."""
         return torch.cat([t[t.isfinite()] for t in targets]).median()[None]
+
+    def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Which depths no prediction can reach (protocol.md 6.30)."""
+        return {"outside_bins": (values < self.near) | (values > self.far)}
+
+    def doubts(self, tally: Tally) -> list[str]:
+        """Bins that most of the depth lies outside of."""
+        outside = tally.percent(tally.shares.get("outside_bins", 0)) or 0
+        text = f"{outside:.1f} % lie outside the bins, {self.near:g} to {self.far:g} {self.unit}; set near and far."
+        return [*super().doubts(tally), *([text] if outside > 50 else [])]
 
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Enlarging an image by ``factor`` is stepping closer: depth is divided by it (protocol.md 3.2)."""

@@ -56,6 +56,11 @@ class Edges(Task):
         """One logit."""
         return 1
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What 0 and 1 mean."""
+        return "no edge", "edge"
+
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Balanced binary cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
         logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))

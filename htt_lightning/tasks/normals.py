@@ -19,6 +19,13 @@ from htt_lightning.metrics import MeanAngle
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import GREY
+from htt_lightning.tasks.tally import Spread, Tally
+
+UNIT_TOLERANCE = 1e-3
+"""How far the length of a normal may lie from 1."""
+
+FAR_FROM_BINS = 30
+"""Mean angle in degrees to the nearest bin above which the axes are suspect; half a bin is 12 degrees wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,27 @@ class Normals(Binned):
             length = step.norm()
             centre = F.normalize(centre * length.cos() + step * torch.sinc(length / math.pi), dim=0)
         return centre.float()
+
+    def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Which vectors are not of unit length, and the angle from each to the nearest bin (protocol.md 6.29)."""
+        target = torch.from_numpy(values.astype(np.float32).T.copy())[None, ..., None]
+        nearest = self.centres(target)[self.nearest_bin(target)[0, :, 0]].double().numpy()
+        vectors = values.astype(np.float64)
+        length: np.ndarray = np.linalg.norm(vectors, axis=1)
+        cosine = (vectors * nearest).sum(1) / np.maximum(length, 1e-12) / np.linalg.norm(nearest, axis=1)
+        angle: np.ndarray = np.degrees(np.arccos(cosine.clip(-1, 1)))
+        return {"not_unit": np.abs(length - 1) > UNIT_TOLERANCE, "degrees_to_bins": angle}
+
+    def doubts(self, tally: Tally) -> list[str]:
+        """Vectors that are not of unit length, or far from the visible half-sphere."""
+        doubts, angle = super().doubts(tally), tally.spreads.get("degrees_to_bins", Spread()).mean or 0
+        if long := tally.shares.get("not_unit", 0):
+            doubts.append(f"{long} of {tally.valid} vectors are not of unit length; normalise them.")
+        if angle > FAR_FROM_BINS:
+            doubts.append(
+                f"The nearest bin is {angle:.1f} degrees away in the mean; x must point right, y up, z to the camera."
+            )
+        return doubts
 
     def pack(self, array: np.ndarray) -> np.ndarray:
         """A byte per component, a quarter of a degree in the direction."""

@@ -31,6 +31,11 @@ class Saliency(Task):
         """Background and salient."""
         return 2
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What 0 and 1 mean."""
+        return "background", "salient"
+
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Cross entropy weighted by the image's own label frequencies, mean over valid pixels (method.md 3).
 

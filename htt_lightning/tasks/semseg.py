@@ -37,6 +37,11 @@ class Classification(Task):
         """One token per class."""
         return len(self.classes)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.classes
+
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
         logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))

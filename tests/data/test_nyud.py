@@ -194,8 +194,14 @@ def test_an_image_without_its_label_is_refused_unless_the_label_is_hidden(root, 
 
 def test_labels_without_their_image_are_refused(root):
     (root / "train" / "image" / "2.npy").unlink()
-    with pytest.raises(HTTError, match=r"image.2\.npy is missing, but label.2\.npy is there"):
-        NYUD(root, "train")
+    (root / "train" / "image" / "10.npy").unlink()
+    source = NYUD(root, "train")
+    assert source.ids == ["0", "1", "2", "10"]
+    with pytest.raises(HTTError, match=r"image.2\.npy is missing[\s\S]*image.10\.npy is missing"):
+        check_all(root)
+    for read in (source.image, lambda index: source.label(index, "depth")):
+        with pytest.raises(HTTError, match=r"image.2\.npy is missing"):
+            read(2)
 
 
 def test_a_sample_of_another_size_is_refused_unless_images_are_resized(root):
