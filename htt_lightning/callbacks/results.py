@@ -96,10 +96,12 @@ class ResultsTable(Callback):
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.teardown(trainer, pl_module, "test")
         console = Console()
-        parts = [Table(*figures, title=task) for task, figures in columns.items()]
+        parts = [Table(title=task) for task in columns]
         for part, figures in zip(parts, columns.values(), strict=True):
+            for head in figures:
+                part.add_column(head.replace(" ", "\n", 1), justify="right")
             part.add_row(*figures.values())
-        console.print(Columns(parts))
+        console.print(Columns(parts))  # one row, as far as the terminal is wide enough
         for name in ("test_results.json", "test_results.md"):
             console.out(self._folder / name, highlight=False)
 

@@ -253,6 +253,7 @@ def test_edges_are_tested_at_more_thresholds_and_thinned_on_demand():
         assert (metric.tolerance, metric.thin) == (0.0075, True)
     assert len(Edges().test_metrics().thresholds) == 99
     assert not Edges().metrics().thin
+    assert edges.meaning == Edges(tolerance=0.0075).meaning  # a checkpoint may be measured in several ways
 
 
 @EVERY_TASK
