@@ -42,7 +42,7 @@ def count_boundaries(
     """Match predicted with true boundary pixels of one image at every threshold (protocol.md 5, edge odsF).
 
     Exact. A 64x96 map takes milliseconds, a 480x640 map with a radius of 9 pixels half a second, and several seconds
-    where a tenth of all its pixels are true.
+    where a tenth of all its pixels are true. Thinning takes about twenty times as long at 99 thresholds.
 
     Args:
         probability: ``h w`` in [0, 1]; a pixel is predicted where ``probability >= threshold`` (never where NaN).
