@@ -80,8 +80,8 @@ class ResultsTable(Callback):
         columns: dict[str, dict[str, str]] = {}
         for key, value in trainer.callback_metrics.items():
             split, *task, name = key.split("/")
-            if split == "test":
-                kind = kinds[task[0]](name) if task else Figure()  # Delta_m is of no task
+            if split == "test" and (task[0] in kinds if task else name == "delta_m"):
+                kind = kinds[task[0]](name) if task else Figure()
                 rows[key] = {"value": float(value), **kind._asdict()}
                 head = " ".join(filter(None, [name, kind.unit, "↑" if kind.higher_is_better else "↓"]))
                 digits = 2 if kind.unit in ("%", "deg") else 4

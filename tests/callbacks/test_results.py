@@ -9,10 +9,11 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from htt_lightning import HTTModule
 from htt_lightning.callbacks import PredictionPanel, ResultsTable
 from htt_lightning.callbacks.results import constant_scores
 from htt_lightning.data.synthetic import SyntheticScenes
-from tests.tiny import tiny_data, tiny_module, tiny_trainer
+from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
 
 HEADLINES = {
     "val/semseg/miou": "%",
@@ -188,6 +189,19 @@ def test_a_figure_without_a_single_label_is_null_and_a_dash(tmp_path):
     assert rows["test/depth/abs_err"]["value"] is rows["test/depth/delta1"]["value"] is None
     assert rows["test/semseg/miou"]["value"] > 0
     assert (tmp_path / "test_results.md").read_text().splitlines()[-1].count("| - ") == 7
+
+
+def test_what_others_log_is_not_in_the_table(tmp_path):
+    class Chatty(HTTModule):
+        def on_test_epoch_end(self):
+            super().on_test_epoch_end()
+            self.log_dict({"test/loss": 1.0, "test/elsewhere/loss": 1.0})
+
+    data = tiny_data(tasks="saliency", labels="full")
+    trainer = evaluate(tmp_path, Chatty(data.tasks, backbone=BACKBONE, token_dim=8), data)
+    assert trainer.callback_metrics["test/loss"] == 1
+    rows = json.loads((tmp_path / "test_results.json").read_text())
+    assert list(rows) == ["test/saliency/max_f", "test/saliency/max_f_legacy"]
 
 
 def test_a_trial_test_and_one_without_batches_write_nothing(tmp_path, monkeypatch):
