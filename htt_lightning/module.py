@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import lightning as L
 import numpy as np
@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
@@ -23,6 +23,7 @@ from htt_lightning.models.backbone import Backbone
 from htt_lightning.output import Output
 from htt_lightning.tasks import Task
 
+M = TypeVar("M", bound=nn.Module)
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
 
@@ -87,9 +88,9 @@ class HTTModule(L.LightningModule):
         lacking = [task.name for task in self.tasks if self.single_task and not self.single_task.get(task.name)]
         if lacking:
             raise HTTError(f"model.single_task needs a figure other than zero for {', '.join(lacking)}.")
-        self.losses: Mapping[str, Metric] = _metrics({task.name: MeanLoss() for task in self.tasks})
-        self.val_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
-        self.test_metrics: Mapping[str, Metric] = _metrics(self._named_metrics())
+        self.losses = _registered({task.name: MeanLoss() for task in self.tasks})
+        self.val_metrics = _registered({task.name: task.metrics() for task in self.tasks})
+        self.test_metrics = _registered({task.name: task.test_metrics() for task in self.tasks})
         self._has_weights = pretrained is False
         self.discovery: Discovery | None = None
         self.epochs_per_stage: int | None = None
@@ -121,9 +122,6 @@ class HTTModule(L.LightningModule):
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise HTTError(f"model.{key} names {name!r}, but the tasks are {', '.join(names)}.{hint}")
         return dict(values or {})
-
-    def _named_metrics(self) -> dict[str, Metric]:
-        return {f"{task.name}/{key}": metric for task in self.tasks for key, metric in task.metrics().items()}
 
     def forward(self, image: Tensor) -> dict[str, Output]:
         """RGB in [0, 1], ``b 3 h w``, to one output per task."""
@@ -230,10 +228,9 @@ class HTTModule(L.LightningModule):
         outputs, size = self(image), (image.shape[-2], image.shape[-1])
         return {task.name: task.decode(outputs[task.name], size) for task in self.tasks}
 
-    def _evaluate(self, batch: Batch, metrics: Mapping[str, Metric]) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Batch, metrics: Mapping[str, Metric | MetricCollection]) -> dict[str, Tensor]:
         maps = self.decode(batch["image"])
-        for name, metric in metrics.items():
-            task = name.split("/")[0]
+        for task, metric in metrics.items():
             seen = batch["labeled"][task]
             metric.update(maps[task][seen], batch[task][seen])
         return maps
@@ -246,9 +243,10 @@ class HTTModule(L.LightningModule):
         """As after validation."""
         self._log_metrics("test", self.test_metrics)
 
-    def _log_metrics(self, split: str, metrics: Mapping[str, Metric]) -> None:
-        values = {name: float(metric.compute()) for name, metric in metrics.items()}
-        for metric in metrics.values():
+    def _log_metrics(self, split: str, metrics: Mapping[str, Metric | MetricCollection]) -> None:
+        values: dict[str, float] = {}
+        for task, metric in metrics.items():
+            values |= {f"{task}/{figure}": float(value) for figure, value in metric.compute().items()}
             metric.reset()
         if self.single_task:
             headlines = {task.name: values[f"{task.name}/{task.headline}"] for task in self.tasks}
@@ -299,6 +297,6 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
                 state[key] = torch.empty_like(parameter).copy_(value)
 
 
-def _metrics(metrics: dict[str, Metric]) -> Mapping[str, Metric]:
-    """Registered, so that they move with the module."""
-    return cast("Mapping[str, Metric]", nn.ModuleDict(metrics))
+def _registered(metrics: dict[str, M]) -> Mapping[str, M]:
+    """Metrics that move with the module."""
+    return cast("Mapping[str, M]", nn.ModuleDict(metrics))

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from htt_lightning.data.synthetic import SyntheticDataModule, SyntheticScenes
 from htt_lightning.losses import l1
-from htt_lightning.metrics import AbsoluteError
+from htt_lightning.metrics import DepthErrors
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.colours import heat
@@ -38,8 +38,8 @@ class Height(Task):
     def decode(self, output: Output, size: tuple[int, int]) -> torch.Tensor:
         return to_pixels(2 * self.reach * output.logits.float().sigmoid(), size)
 
-    def metrics(self) -> dict[str, Metric]:
-        return {"abs_err": AbsoluteError()}
+    def metrics(self) -> Metric:
+        return DepthErrors()
 
     def colour(self, values: torch.Tensor) -> torch.Tensor:
         return heat(values[:, 0] / (2 * self.reach))

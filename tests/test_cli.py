@@ -69,6 +69,7 @@ def test_synthetic_config_fits_validates_tests_and_predicts(capsys):
     for command in ("validate", "test", "predict"):
         htt(command, "--config", "synthetic.yaml", "--ckpt_path", str(checkpoint), over=SCENES)
     assert "test/depth/abs_err" in capsys.readouterr().out
+    assert len(list(Path("runs").glob("*/test_results.*"))) == 2
     assert len(list((run_directory() / "predictions").glob("*_depth.npy"))) == 3
     assert [task.name for task in HTTModule.load_from_checkpoint(checkpoint).tasks][-1] == "depth"
 

@@ -1,13 +1,15 @@
-"""The results of a run beside what a network that ignores its images would reach."""
+"""The results of a run: beside what a network that ignores its images would reach, and laid out as in papers."""
 
 import json
 import math
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -17,10 +19,14 @@ from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.files import atomic_path, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.base import Figure
 
 
 class ResultsTable(Callback):
-    """Prints each task's headline metric when training ends and writes ``results.json`` into the run directory.
+    """Prints and writes results into the run directory.
+
+    Each task's headline figure when training ends (``results.json``); all figures after ``test``, laid out as in papers
+    (``test_results.json``, ``test_results.md``).
 
     Args:
         constant: Also fit a constant prediction per task to the training labels and score it on the validation images.
@@ -50,8 +56,7 @@ class ResultsTable(Callback):
                 rows[key] = {"value": value, "unit": task.unit, "constant": constant, "gain_percent": gain}
         if not rows:
             return
-        with atomic_path(self._folder / "results.json") as partial:
-            partial.write_text(json.dumps(_plain(rows), indent=2, allow_nan=False) + "\n")
+        _write_json(self._folder / "results.json", rows)
         table = Table(title=f"Validation after {trainer.current_epoch} epochs")
         for column in ("metric", "value", "constant", "better than the constant by"):
             table.add_column(column, justify="left" if column == "metric" else "right")
@@ -66,17 +71,53 @@ class ResultsTable(Callback):
         for path in [self._folder / "results.json", *filter(None, panels)]:
             console.out(path, highlight=False)
 
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print and write the figures of ``test``: one row, with an arrow for the better direction."""
+        if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
+            return
+        kinds = {task.name: task.figure for task in pl_module.tasks}
+        rows: dict[str, dict[str, Any]] = {}
+        columns: dict[str, dict[str, str]] = {}
+        for key, value in trainer.callback_metrics.items():
+            split, *task, name = key.split("/")
+            if split == "test" and (task[0] in kinds if task else name == "delta_m"):
+                kind = kinds[task[0]](name) if task else Figure()
+                rows[key] = {"value": float(value), **kind._asdict()}
+                head = " ".join(filter(None, [name, kind.unit, "↑" if kind.higher_is_better else "↓"]))
+                digits = 2 if kind.unit in ("%", "deg") else 4
+                columns.setdefault(" ".join(task), {})[head] = _number(float(value), f".{digits}f")
+        if not rows:
+            return
+        _write_json(self._folder / "test_results.json", rows)
+        table = {f"{task} {head}".strip(): cell for task, figures in columns.items() for head, cell in figures.items()}
+        lines = (table, ["---:"] * len(table), table.values())
+        with atomic_path(self._folder / "test_results.md") as partial:
+            partial.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+        if trainer.progress_bar_callback:
+            trainer.progress_bar_callback.teardown(trainer, pl_module, "test")
+        console = Console()
+        parts = [Table(title=task) for task in columns]
+        for part, figures in zip(parts, columns.values(), strict=True):
+            for head in figures:
+                part.add_column(head.replace(" ", "\n", 1), justify="right")
+            part.add_row(*figures.values())
+        console.print(Columns(parts))  # one row, as far as the terminal is wide enough
+        for name in ("test_results.json", "test_results.md"):
+            console.out(self._folder / name, highlight=False)
 
-def _number(value: float, form: str, unit: str) -> str:
-    return "-" if math.isnan(value) else f"{value:{form}} {unit}"
+
+def _number(value: float, form: str, unit: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{form}} {unit}".rstrip()
 
 
-def _plain(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _write_json(path: Path, rows: dict[str, dict[str, Any]]) -> None:
     """JSON knows no NaN: what could not be computed is null."""
-    return {
+    plain = {
         key: {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
         for key, row in rows.items()
     }
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:
@@ -95,11 +136,11 @@ def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str
         first = next(targets, None)
         if first is not None:
             constants[task.name] = task.constant(chain([first], targets))
-    metrics = {task.name: task.metrics()[task.headline] for task in tasks if task.name in constants}
+    metrics = {task.name: task.metrics() for task in tasks if task.name in constants}
     for index in range(len(data.val)):
         sample = data.val[index]
         for name, metric in metrics.items():
             target = sample[name][None]
             value = constants[name].view(1, -1, 1, 1) if target.ndim == 4 else constants[name]
             metric.update(value.expand_as(target), target)
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+    return {task.name: float(metrics[task.name].compute()[task.headline]) for task in tasks if task.name in metrics}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import upcast
@@ -31,6 +31,18 @@ class Discovered(NamedTuple):
 
     label: Tensor
     confidence: Tensor
+
+
+class Figure(NamedTuple):
+    """What kind of number a figure is.
+
+    Attributes:
+        unit: ``%``, ``m``, ``deg``, or empty.
+        higher_is_better: Its direction.
+    """
+
+    unit: str = "%"
+    higher_is_better: bool = True
 
 
 def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
@@ -66,11 +78,13 @@ class Task(ABC):
     """Fields that may differ between a checkpoint and a run that goes on with it."""
     channels: ClassVar[int | None] = None
     headline: ClassVar[str]
-    """Key in ``metrics()`` of the figure that papers report and that enters Delta_m."""
+    """The figure of ``metrics()`` that papers report and that enters Delta_m."""
     higher_is_better: ClassVar[bool]
     """Direction of the headline metric."""
     unit: ClassVar[str]
     """Unit of the headline metric."""
+    other_figures: ClassVar[Mapping[str, Figure]] = {}
+    """Those that differ from the headline in unit or direction, by name."""
     balances_crops: ClassVar[bool] = False
     """Whether a training crop is drawn again when one class of this map fills most of it (protocol.md 3.2, step 2)."""
 
@@ -125,6 +139,10 @@ class Task(ABC):
     def class_names(self) -> tuple[str, ...]:
         """What the values of an index map mean, from 0 on; nothing for a field."""
         return tuple(map(str, range(max(2, self.num_tokens)))) if self.channels is None else ()
+
+    def figure(self, name: str) -> Figure:
+        """Unit and direction of a figure of ``metrics()``."""
+        return self.other_figures.get(name, Figure(self.unit, self.higher_is_better))
 
     def gain(self, value: float, reference: float) -> float:
         """Relative improvement of the headline metric over a reference in percent; positive is better."""
@@ -212,8 +230,15 @@ class Task(ABC):
         return target != IGNORE if self.channels is None else target.isfinite().all(1)
 
     @abstractmethod
-    def metrics(self) -> dict[str, Metric]:
-        """Fresh metrics by name, updated with ``(decoded, target)``; the headline among them."""
+    def metrics(self) -> Metric | MetricCollection:
+        """A fresh metric, updated with ``(decoded, target)``, that computes figures by name, the headline among them.
+
+        A ``MetricCollection`` of metrics of one figure each will do.
+        """
+
+    def test_metrics(self) -> Metric | MetricCollection:
+        """The metric of ``test``, which may take its time; by default that of validation."""
+        return self.metrics()
 
     @abstractmethod
     def colour(self, values: Tensor) -> Tensor:

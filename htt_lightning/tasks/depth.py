@@ -1,6 +1,6 @@
 """Depth estimation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +11,9 @@ from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import contract, upcast
-from htt_lightning.metrics import AbsoluteError
+from htt_lightning.metrics import DepthErrors
 from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.base import Figure
 from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import heat
 from htt_lightning.tasks.tally import Tally
@@ -41,6 +42,10 @@ class Depth(Binned):
     headline: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "m"
+    other_figures: ClassVar[Mapping[str, Figure]] = {
+        **dict.fromkeys(("rel_err", "log_rmse"), Figure("", higher_is_better=False)),
+        **dict.fromkeys(("delta1", "delta2", "delta3"), Figure()),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,9 +75,9 @@ class Depth(Binned):
         """Within a quarter of each other: the usual delta < 1.25."""
         return (torch.maximum(label / target, target / label) < 1.25)[:, 0]
 
-    def metrics(self) -> dict[str, Metric]:
-        """Mean absolute error."""
-        return {"abs_err": AbsoluteError()}
+    def metrics(self) -> Metric:
+        """Absolute, relative, root mean square and logarithmic error; percent within factors of 1.25."""
+        return DepthErrors()
 
     def colour(self, values: Tensor) -> Tensor:
         """A heat map over the logarithm of depth, near is dark."""

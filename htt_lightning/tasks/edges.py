@@ -19,13 +19,15 @@ from htt_lightning.tasks.colours import heat
 
 @dataclass(frozen=True, kw_only=True)
 class Edges(Task):
-    """Borders between segments: balanced binary cross entropy, optimal-dataset-scale F measure.
+    """Borders between segments: balanced binary cross entropy, F measure at the best threshold.
 
     Args:
         positive: Weight of edge pixels in the loss; the others have ``1 - positive``.
         tolerance: Largest distance of matched pixels as a share of the image diagonal (protocol.md 5: NYUD 0.011,
             PASCAL 0.0075).
-        thresholds: Number of thresholds swept for the F measure.
+        thresholds: Number of thresholds swept for the F measure in validation.
+        test_thresholds: Their number in ``test``, as papers have it.
+        thin: Whether predictions are thinned to lines of one pixel before they are compared with the labels.
         certain: Probability above which a discovered pixel is an edge.
         keep: Discovered pixels that count: the ``confident`` ones, or those that the public release keeps, which are
             the others (protocol.md 6.6).
@@ -35,12 +37,17 @@ class Edges(Task):
     positive: float = 0.95
     tolerance: float = 0.011
     thresholds: int = 19
+    test_thresholds: int = 99
+    thin: bool = False
     threshold: float = 0.99
     beta: float = 0.05
     certain: float = 0.99
     keep: Literal["confident", "released"] = "confident"
 
-    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "certain", "keep")
+    training_only: ClassVar[tuple[str, ...]] = (
+        *(*Task.training_only, "certain", "keep"),
+        *("thresholds", "test_thresholds", "thin"),  # how it is measured, not what it is
+    )
 
     headline: ClassVar[str] = "ods_f"
     higher_is_better: ClassVar[bool] = True
@@ -92,9 +99,13 @@ class Edges(Task):
         """Binary cross entropy without class weights: the teacher's probability has come from balanced ones."""
         return F.binary_cross_entropy_with_logits(upcast(output.logits), belief, reduction="none")[:, 0]
 
-    def metrics(self) -> dict[str, Metric]:
-        """Optimal-dataset-scale F measure in percent."""
-        return {"ods_f": BoundaryF(tolerance=self.tolerance, thresholds=self.thresholds)}
+    def metrics(self) -> Metric:
+        """F measures in percent: one threshold for the data set, one per image."""
+        return BoundaryF(self.tolerance, self.thresholds, self.thin)
+
+    def test_metrics(self) -> Metric:
+        """The same from ``test_thresholds``."""
+        return BoundaryF(self.tolerance, self.test_thresholds, self.thin)
 
     def colour(self, values: Tensor) -> Tensor:
         """A heat map of the probability."""

@@ -1,7 +1,7 @@
 """Surface normal estimation."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -15,8 +15,9 @@ from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import contract, upcast
-from htt_lightning.metrics import MeanAngle
+from htt_lightning.metrics import NormalErrors
 from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.base import Figure
 from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import GREY
 from htt_lightning.tasks.tally import Spread, Tally
@@ -47,6 +48,7 @@ class Normals(Binned):
     headline: ClassVar[str] = "mean"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "deg"
+    other_figures: ClassVar[Mapping[str, Figure]] = dict.fromkeys(("within_11", "within_22", "within_30"), Figure())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,9 +89,9 @@ class Normals(Binned):
         """Within 30 degrees of each other, the widest of the usual angles."""
         return (label * target).sum(1) > math.cos(math.radians(30))
 
-    def metrics(self) -> dict[str, Metric]:
-        """Mean angle in degrees."""
-        return {"mean": MeanAngle()}
+    def metrics(self) -> Metric:
+        """Mean, median and root mean square of angles in degrees; percent within 11.25, 22.5 and 30 degrees."""
+        return NormalErrors()
 
     def colour(self, values: Tensor) -> Tensor:
         """Components as red, green and blue."""

@@ -62,9 +62,9 @@ class Saliency(Task):
         """Class-balanced cross entropy of the kept pixels, mean over all valid ones."""
         return self._balanced(output, found.label, valid, valid & self.kept(found.confidence))
 
-    def metrics(self) -> dict[str, Metric]:
-        """Maximum F measure in percent."""
-        return {"max_f": MaxF()}
+    def metrics(self) -> Metric:
+        """Maximum F measure in percent, and what published code makes of it."""
+        return MaxF()
 
     def colour(self, values: Tensor) -> Tensor:
         """A heat map of the probability."""

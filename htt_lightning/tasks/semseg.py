@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
-from htt_lightning.metrics import MeanIoU
+from htt_lightning.metrics import ClassScores
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.base import IGNORE, Discovered, Task, likeliest
 from htt_lightning.tasks.colours import class_colours, paint
@@ -61,9 +61,9 @@ class Classification(Task):
         logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))
         return masked_mean(cross_entropy(logits, found.label, valid & self.kept(found.confidence)), valid)
 
-    def metrics(self) -> dict[str, Metric]:
-        """Mean IoU in percent."""
-        return {"miou": MeanIoU(self.num_tokens, absent=self.absent)}
+    def metrics(self) -> Metric:
+        """Mean IoU and pixel accuracy in percent."""
+        return ClassScores(self.num_tokens, absent=self.absent)
 
     def colour(self, values: Tensor) -> Tensor:
         """One fixed colour per class."""

@@ -9,10 +9,11 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from htt_lightning import HTTModule
 from htt_lightning.callbacks import PredictionPanel, ResultsTable
 from htt_lightning.callbacks.results import constant_scores
 from htt_lightning.data.synthetic import SyntheticScenes
-from tests.tiny import tiny_data, tiny_module, tiny_trainer
+from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
 
 HEADLINES = {
     "val/semseg/miou": "%",
@@ -112,6 +113,102 @@ def test_training_without_validation_leaves_no_empty_table(tmp_path, capsys):
     fit(tmp_path, ResultsTable(), limit_val_batches=0)
     assert not (tmp_path / "results.json").exists()
     assert "constant" not in capsys.readouterr().out
+
+
+DELTA_M = {"value": None, "unit": "%", "higher_is_better": True}
+
+
+def evaluate(folder, module=None, data=None, **trainer):
+    data = data or tiny_data()
+    trainer = tiny_trainer(folder, callbacks=[ResultsTable()], **trainer)
+    trainer.test(module or tiny_module(data), data, verbose=False)
+    return trainer
+
+
+def test_testing_writes_every_figure_with_its_unit_and_direction(tmp_path):
+    data = tiny_data()
+    module = tiny_module(data, single_task={task.name: 10.0 for task in data.tasks})
+    trainer = evaluate(tmp_path, module, data)
+    rows = json.loads((tmp_path / "test_results.json").read_text())
+    figures = {f"test/{t.name}/{name}": t.figure(name) for t in data.tasks for name in t.metrics().compute()}
+    assert list(rows) == [*figures, "test/delta_m"]
+    for key, row in rows.items():
+        assert list(row) == ["value", "unit", "higher_is_better"]
+        assert row["value"] == float(trainer.callback_metrics[key])
+    for key, figure in figures.items():
+        assert (rows[key]["unit"], rows[key]["higher_is_better"]) == figure
+    assert rows["test/delta_m"] | {"value": None} == DELTA_M
+
+
+def test_the_table_of_a_test_has_one_row_with_arrows(tmp_path):
+    data = tiny_data(tasks=["semseg", "depth"])
+    module = tiny_module(data, single_task={"semseg": 40.0, "depth": 0.5})
+    evaluate(tmp_path, module, data)
+    rows = json.loads((tmp_path / "test_results.json").read_text())
+    heads, rule, cells = (tmp_path / "test_results.md").read_text().splitlines()
+    assert heads == (
+        "| semseg miou % ↑ | semseg pixel_acc % ↑ | depth abs_err m ↓ | depth rel_err ↓ | depth rmse m ↓ "
+        "| depth log_rmse ↓ | depth delta1 % ↑ | depth delta2 % ↑ | depth delta3 % ↑ | delta_m % ↑ |"
+    )
+    assert rule == "|" + " ---: |" * 10
+    numbers = [float(cell) for cell in cells.strip("| ").split(" | ")]
+    assert numbers == pytest.approx([row["value"] for row in rows.values()], abs=0.006)
+    assert numbers[3] == pytest.approx(rows["test/depth/rel_err"]["value"], abs=6e-5)
+
+
+@pytest.mark.parametrize("width", ["80", "400"])
+def test_the_printed_table_shows_every_figure_in_full_and_ends_with_the_paths(tmp_path, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    evaluate(tmp_path, enable_progress_bar=True)
+    printed = capsys.readouterr().out
+    heads, _, cells = (
+        (line.strip("| ").split(" | ")) for line in (tmp_path / "test_results.md").read_text().splitlines()
+    )
+    for head, cell in zip(heads, cells, strict=True):
+        task, figure = head.split(" ", 1)
+        assert task in printed
+        name, _, kind = figure.partition(" ")
+        assert re.search(rf"┃ +{name} ┃", printed)
+        assert re.search(rf"┃ +{kind} ┃", printed)
+        assert re.search(rf"│ +{re.escape(cell)} │", printed), cell
+    paths = [str(tmp_path / name) for name in ("test_results.json", "test_results.md")]
+    assert printed.rstrip().splitlines()[-2:] == paths
+    assert (len([line for line in printed.splitlines() if "┡" in line]) == 1) == (width == "400")
+
+
+def test_a_figure_without_a_single_label_is_null_and_a_dash(tmp_path):
+    class Unlabelled(SyntheticScenes):
+        def label(self, index, task):
+            label = super().label(index, task)
+            return np.full_like(label, np.nan) if task == "depth" else label
+
+    data = tiny_data(tasks=["semseg", "depth"])
+    data.source = lambda split: Unlabelled(split, data.counts[split], data.image_size, data.scenes_seed, data.cache)
+    evaluate(tmp_path, data=data)
+    rows = json.loads((tmp_path / "test_results.json").read_text(), parse_constant=pytest.fail)
+    assert rows["test/depth/abs_err"]["value"] is rows["test/depth/delta1"]["value"] is None
+    assert rows["test/semseg/miou"]["value"] > 0
+    assert (tmp_path / "test_results.md").read_text().splitlines()[-1].count("| - ") == 7
+
+
+def test_what_others_log_is_not_in_the_table(tmp_path):
+    class Chatty(HTTModule):
+        def on_test_epoch_end(self):
+            super().on_test_epoch_end()
+            self.log_dict({"test/loss": 1.0, "test/elsewhere/loss": 1.0})
+
+    data = tiny_data(tasks="saliency", labels="full")
+    trainer = evaluate(tmp_path, Chatty(data.tasks, backbone=BACKBONE, token_dim=8), data)
+    assert trainer.callback_metrics["test/loss"] == 1
+    rows = json.loads((tmp_path / "test_results.json").read_text())
+    assert list(rows) == ["test/saliency/max_f", "test/saliency/max_f_legacy"]
+
+
+def test_a_trial_test_and_one_without_batches_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate(tmp_path, fast_dev_run=True)
+    evaluate(tmp_path, limit_test_batches=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_constants_agree_with_plain_formulas():

@@ -1,0 +1,16 @@
+"""Metrics of the benchmark, pooled over all pixels of a data set (protocol.md 5).
+
+Every metric is updated with a decoded prediction and a target at the same size, in which missing pixels are marked: 255
+in index maps, NaN in fields. It computes all the figures that one pass over the pixels gives, by name, as float64
+scalars. Its states are sums, so pieces of a data set and processes simply add up. Without a valid pixel every figure is
+NaN.
+"""
+
+from htt_lightning.metrics.boundary import BoundaryF
+from htt_lightning.metrics.classes import ClassScores
+from htt_lightning.metrics.depth import DepthErrors
+from htt_lightning.metrics.max_f import MaxF
+from htt_lightning.metrics.normals import NormalErrors
+from htt_lightning.metrics.pooled import MeanLoss, Pooled
+
+__all__ = ["BoundaryF", "ClassScores", "DepthErrors", "MaxF", "MeanLoss", "NormalErrors", "Pooled"]

@@ -1,0 +1,75 @@
+"""The F-measure of boundaries, figure of edge detection."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from htt_lightning.boundaries import count_boundaries
+from htt_lightning.metrics.pooled import Pooled, f_measure
+
+
+class BoundaryF(Pooled):
+    """Boundary F-measure in percent, at one threshold for all images and at each image's own: odsF, oisF.
+
+    Predicted and true boundary pixels are matched one to one (protocol.md 5). A pair lies no further apart than
+    ``tolerance`` times the diagonal of the image's maps as given; padding is missing, so it is excluded, but it does
+    lengthen the diagonal.
+
+    Args:
+        tolerance: Largest distance of a pair as a part of the diagonal: 0.011 for NYUD, 0.0075 for PASCAL.
+        thresholds: Number of thresholds, evenly spaced strictly inside (0, 1).
+        thin: Whether the binary prediction at each threshold is thinned to lines of one pixel before matching.
+
+    Raises:
+        ValueError: The tolerance is negative, or there is no threshold.
+    """
+
+    higher_is_better = True
+    matched: Tensor
+    predicted: Tensor
+    best_matched: Tensor
+    best_predicted: Tensor
+    true: Tensor
+    pixels: Tensor
+
+    def __init__(self, tolerance: float = 0.011, thresholds: int = 19, thin: bool = False) -> None:
+        super().__init__()
+        if thresholds < 1:
+            raise ValueError(f"There must be at least one threshold, got {thresholds}.")
+        if tolerance < 0:
+            raise ValueError(f"The tolerance must not be negative, got {tolerance}.")
+        self.thresholds = tuple(k / (thresholds + 1) for k in range(1, thresholds + 1))
+        self.tolerance = tolerance
+        self.thin = thin
+        self.add_sum("matched", thresholds)
+        self.add_sum("predicted", thresholds)
+        for name in ("best_matched", "best_predicted", "true", "pixels"):
+            self.add_sum(name)
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Count a batch, image by image on the CPU.
+
+        Args:
+            pred: Probabilities, ``b h w`` in [0, 1], any float type; NaN is never predicted.
+            target: Integer ``b h w`` of 0 and 1, 255 where missing; missing pixels are neither predicted nor true.
+        """
+        radius = self.tolerance * float(np.hypot(*target.shape[-2:]))
+        thresholds = np.array(self.thresholds, np.float32)
+        for probability, label in zip(pred.detach().float().cpu().numpy(), target.cpu().numpy(), strict=True):
+            valid = (label == 0) | (label == 1)
+            counts = count_boundaries(probability, label == 1, valid, thresholds, radius, self.thin)
+            matched = torch.from_numpy(counts.matched).to(self.matched.device)
+            predicted = torch.from_numpy(counts.predicted).to(self.predicted.device)
+            true = torch.tensor(counts.true, device=self.true.device)
+            # Of thresholds that are equally good the highest: where nothing is true, the fewer pixels the better.
+            best = len(matched) - 1 - f_measure(matched, predicted, true, beta2=1).flip(0).argmax()
+            self.matched, self.predicted = self.matched + matched, self.predicted + predicted
+            self.best_matched = self.best_matched + matched[best]
+            self.best_predicted = self.best_predicted + predicted[best]
+            self.true, self.pixels = self.true + true, self.pixels + int(valid.sum())
+
+    def compute(self) -> dict[str, Tensor]:
+        """``ods_f`` and ``ois_f``, from counts pooled over images; 0 where precision or recall does not exist."""
+        ods = f_measure(self.matched, self.predicted, self.true, beta2=1).max()
+        ois = f_measure(self.best_matched, self.best_predicted, self.true, beta2=1)
+        return {name: torch.where(self.pixels > 0, f, torch.nan) for name, f in (("ods_f", ods), ("ois_f", ois))}

@@ -1,0 +1,55 @@
+"""Figures of classification: mean intersection over union, pixel accuracy."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from htt_lightning.metrics.pooled import PERCENT, Pooled, percent
+
+
+class ClassScores(Pooled):
+    """Mean intersection over union and pixel accuracy in percent, from one confusion matrix (protocol.md 5).
+
+    Labels outside ``[0, num_classes)`` are missing. A class is absent when it is in neither label nor prediction.
+
+    Args:
+        num_classes: Number of classes.
+        absent: ``skip`` leaves absent classes out of the mean, ``zero`` counts them as 0 as some papers do.
+    """
+
+    higher_is_better = True
+    confusion: Tensor
+
+    def __init__(self, num_classes: int, absent: Literal["skip", "zero"] = "skip") -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.absent = absent
+        self.add_sum("confusion", num_classes, num_classes)
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            pred: Classes, integer ``b h w`` in ``[0, num_classes)``.
+            target: Classes, integer ``b h w``, 255 where missing.
+
+        Raises:
+            ValueError: A predicted class does not exist.
+        """
+        valid = (target >= 0) & (target < self.num_classes)
+        pred, target = pred[valid].long(), target[valid].long()
+        if ((pred < 0) | (pred >= self.num_classes)).any():
+            raise ValueError(f"Predicted classes must be in [0, {self.num_classes}).")
+        pairs = torch.bincount(target * self.num_classes + pred, minlength=self.num_classes**2)
+        self.confusion = self.confusion + pairs.view_as(self.confusion)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``miou`` and ``pixel_acc``."""
+        hit = self.confusion.diagonal()
+        union = self.confusion.sum(0) + self.confusion.sum(1) - hit
+        present = union > 0
+        iou = PERCENT * hit.double() / union.clamp(min=1)
+        mean = iou[present].mean() if self.absent == "skip" else iou.mean()
+        miou = torch.where(present.any(), mean, torch.nan)
+        return {"miou": miou, "pixel_acc": percent(hit.sum(), self.confusion.sum())}

@@ -1,0 +1,57 @@
+"""Figures of depth estimation."""
+
+import torch
+from torch import Tensor
+
+from htt_lightning.metrics.pooled import Pooled, percent
+
+
+class DepthErrors(Pooled):
+    """Errors of depth, or of any positive field (protocol.md 5).
+
+    A pixel is valid where the target is finite and positive; predictions are clamped to at least 1e-9.
+    """
+
+    sums: Tensor
+    within: Tensor
+    counted: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("sums", 4, dtype=torch.float64)
+        self.add_sum("within", 3)
+        self.add_sum("counted")
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            pred: Depth, ``b 1 h w``, any float type.
+            target: Depth, float ``b 1 h w``, NaN where missing.
+        """
+        valid = target.isfinite() & (target > 0)
+        p, g = pred[valid].float().clamp(min=1e-9), target[valid].float()
+        error = (p - g).abs()
+        errors = (error, error / g, error.square(), (p.log() - g.log()).square())
+        self.sums = self.sums + torch.stack([values.double().sum() for values in errors])
+        ratio = torch.maximum(p / g, g / p)
+        self.within = self.within + torch.stack([(ratio < 1.25**power).sum() for power in (1, 2, 3)])
+        self.counted = self.counted + g.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean errors, and how often prediction and target lie within a factor of each other.
+
+        Returns:
+            ``abs_err`` and ``rmse`` in the unit of the target, metres for most data sets; ``rel_err``, the error as a
+            part of the target; ``log_rmse``, of natural logarithms; ``delta1``, ``delta2`` and ``delta3``, percent
+            within a factor of less than 1.25, 1.25^2 and 1.25^3.
+        """
+        absolute, relative, square, log_square = self.sums / self.counted
+        names = ("delta1", "delta2", "delta3")
+        return {
+            "abs_err": absolute,
+            "rel_err": relative,
+            "rmse": square.sqrt(),
+            "log_rmse": log_square.sqrt(),
+            **dict(zip(names, percent(self.within, self.counted), strict=True)),
+        }

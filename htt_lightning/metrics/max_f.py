@@ -1,0 +1,72 @@
+"""The F-measure of a binary map, figure of saliency detection."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from htt_lightning.metrics.pooled import Pooled, f_measure
+
+THRESHOLDS = tuple(k / 20 for k in range(1, 20))
+"""0.05, 0.10, ..., 0.95 (protocol.md 5)."""
+
+
+class MaxF(Pooled):
+    """Maximum over thresholds of the F-measure of pooled counts in percent: maxF of saliency (protocol.md 5).
+
+    Published figures have been computed with another sigmoid on top of the probability, which leaves four thresholds
+    that tell pixels apart (protocol.md 6.9); ``max_f_legacy`` is for comparison with them.
+
+    Args:
+        thresholds: Ascending; a pixel is predicted where its probability is at least the threshold.
+        beta2: Squared beta; below 1 it stresses precision.
+
+    Raises:
+        ValueError: The thresholds are not ascending, or there is none.
+    """
+
+    higher_is_better = True
+    matched: Tensor
+    predicted: Tensor
+    true: Tensor
+    pixels: Tensor
+
+    def __init__(self, thresholds: Sequence[float] = THRESHOLDS, beta2: float = 0.3) -> None:
+        super().__init__()
+        if not thresholds or list(thresholds) != sorted(thresholds):
+            raise ValueError("Thresholds must be ascending, and at least one.")
+        self.thresholds = tuple(thresholds)
+        self.beta2 = beta2
+        # A row for the probability, one for its sigmoid.
+        self.add_sum("matched", 2, len(self.thresholds))
+        self.add_sum("predicted", 2, len(self.thresholds))
+        self.add_sum("true")
+        self.add_sum("pixels")
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            pred: Probabilities, ``b h w`` in [0, 1], any float type; NaN is never predicted.
+            target: Integer ``b h w`` of 0 and 1, 255 where missing.
+        """
+        valid = (target == 0) | (target == 1)
+        true, probability = target[valid] == 1, pred[valid].float()
+        # The number of thresholds that a pixel reaches. Both sides are float32, so that 0.7 reaches 0.7.
+        thresholds = torch.tensor(self.thresholds, device=pred.device)
+        values = (probability, probability.sigmoid())
+        reached = [torch.bucketize(value.nan_to_num(nan=-1), thresholds, right=True) for value in values]
+        self.matched = self.matched + torch.stack([self._at_least(r[true]) for r in reached])
+        self.predicted = self.predicted + torch.stack([self._at_least(r) for r in reached])
+        self.true = self.true + true.sum()
+        self.pixels = self.pixels + true.numel()
+
+    def _at_least(self, reached: Tensor) -> Tensor:
+        """Pixels that reach each threshold, int64 ``t``."""
+        return torch.bincount(reached, minlength=len(self.thresholds) + 1).flip(0).cumsum(0).flip(0)[1:]
+
+    def compute(self) -> dict[str, Tensor]:
+        """``max_f`` and ``max_f_legacy``; 0 where precision or recall does not exist."""
+        best = f_measure(self.matched, self.predicted, self.true, self.beta2).amax(1)
+        best = torch.where(self.pixels > 0, best, torch.nan)
+        return {"max_f": best[0], "max_f_legacy": best[1]}

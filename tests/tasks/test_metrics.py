@@ -1,0 +1,47 @@
+"""The metrics of every task; what they compute is in ``tests/metrics``."""
+
+import pytest
+import torch
+
+from htt_lightning.tasks import Edges
+from tests.tasks.samples import TASKS, output_of, random_logits, random_target
+
+EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+
+
+@EVERY_TASK
+def test_metrics_are_fresh_and_hold_the_headline(task):
+    figures = task.metrics().compute()
+    assert task.headline in figures
+    assert task.test_metrics().compute().keys() == figures.keys()
+    assert task.metrics() is not task.metrics()
+
+
+@EVERY_TASK
+def test_every_figure_has_a_unit_and_a_direction(task):
+    assert task.figure(task.headline) == (task.unit, task.higher_is_better)
+    figures = {name: task.figure(name) for name in task.metrics().compute()}
+    assert set(task.other_figures) <= set(figures)
+    for unit, higher_is_better in figures.values():
+        assert unit in ("%", "m", "deg", "")
+        assert higher_is_better == (unit == "%")
+
+
+@EVERY_TASK
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_metrics_take_decoded_maps_and_targets_as_they_are(task, dtype):
+    target = random_target(task, h=37, w=51)
+    decoded = task.decode(output_of(random_logits(task, h=37, w=51, stride=4).to(dtype)), (37, 51))
+    for metric in (task.metrics(), task.test_metrics()):
+        metric.update(decoded, target)
+        assert all(figure.isfinite() for figure in metric.compute().values())
+
+
+def test_edges_are_tested_at_more_thresholds_and_thinned_on_demand():
+    edges = Edges(tolerance=0.0075, thresholds=3, test_thresholds=7, thin=True)
+    for metric, thresholds in ((edges.metrics(), 3), (edges.test_metrics(), 7)):
+        assert len(metric.thresholds) == thresholds
+        assert (metric.tolerance, metric.thin) == (0.0075, True)
+    assert len(Edges().test_metrics().thresholds) == 99
+    assert not Edges().metrics().thin
+    assert edges.meaning == Edges(tolerance=0.0075).meaning  # a checkpoint may be measured in several ways

@@ -1,0 +1,63 @@
+"""What validation and testing log."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+
+from htt_lightning.module import delta_m
+from htt_lightning.tasks import Depth, SemSeg
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
+
+
+def test_every_metric_and_loss_is_logged_under_its_contract_key(tmp_path):
+    data = tiny_data()
+    single = {task.name: 10.0 for task in data.tasks}
+    trainer = tiny_trainer(tmp_path)
+    trainer.fit(tiny_module(data, single_task=single), data)
+    logged = trainer.callback_metrics
+    headlines = ["semseg/miou", "human_parts/miou", "saliency/max_f", "normals/mean", "edges/ods_f", "depth/abs_err"]
+    for key in headlines:
+        assert f"val/{key}" in logged
+    gains = [t.gain(float(logged[f"val/{key}"]), 10.0) for key, t in zip(headlines, data.tasks, strict=True)]
+    assert float(logged["val/delta_m"]) == pytest.approx(np.mean(gains), rel=1e-5)
+    assert {f"train/{task.name}/loss" for task in data.tasks} | {"train/loss"} <= set(logged)
+    further = ["semseg/pixel_acc", "saliency/max_f_legacy", "edges/ois_f"]
+    further += [f"depth/{name}" for name in ("rel_err", "rmse", "log_rmse", "delta1", "delta2", "delta3")]
+    further += [f"normals/{name}" for name in ("median", "rmse", "within_11", "within_22", "within_30")]
+    assert {f"val/{key}" for key in further} <= set(logged)
+    tested = tiny_trainer(tmp_path).test(tiny_module(data), data, verbose=False)[0]
+    assert {f"test/{key}" for key in headlines + further} <= set(tested)
+
+
+def test_a_task_may_compute_its_figures_with_a_collection_of_metrics(tmp_path):
+    class Collected(Depth):
+        def metrics(self):
+            return MetricCollection({"abs_err": MeanAbsoluteError(), "mse": MeanSquaredError()})
+
+    data = tiny_data(tasks="depth", labels="full")
+    module = tiny_module(data)
+    own = tiny_trainer(tmp_path).test(module, data, verbose=False)[0]
+    module.test_metrics = torch.nn.ModuleDict({"depth": Collected().test_metrics()})
+    for _ in range(2):  # nothing is left over from the first
+        collected = tiny_trainer(tmp_path).test(module, data, verbose=False)[0]
+        assert set(collected) == {"test/depth/abs_err", "test/depth/mse"}
+        assert collected["test/depth/abs_err"] == pytest.approx(own["test/depth/abs_err"], rel=1e-5)
+        assert collected["test/depth/mse"] ** 0.5 == pytest.approx(own["test/depth/rmse"], rel=1e-5)
+
+
+def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_was_evaluated_before(tmp_path):
+    torch.manual_seed(0)
+    module = tiny_module(tiny_data(val_images=5))
+    results = []
+    for batch_size in (1, 2, 4):  # 4 leaves a last batch of one image
+        data = tiny_data(val_images=5, batch_size=batch_size)
+        results += [tiny_trainer(tmp_path).validate(module, data, verbose=False)[0] for _ in range(2)]
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
+
+
+def test_delta_m_counts_lower_is_better_the_right_way_round():
+    tasks = [SemSeg(classes=("a", "b")), Depth()]
+    single = {"semseg": 40.0, "depth": 0.5}
+    assert delta_m(tasks, {"semseg": 44.0, "depth": 0.4}, single) == pytest.approx(100 * (0.1 + 0.2) / 2)
