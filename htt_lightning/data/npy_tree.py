@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from htt_lightning.data.partial import Source
@@ -214,14 +215,13 @@ def _distances(path: Path, stored: np.ndarray) -> np.ndarray:
 def _directions(path: Path, stored: np.ndarray) -> np.ndarray:
     normals = _floats(stored)
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = np.sqrt(np.einsum("hwc,hwc->hw", normals, normals))  # far quicker than a norm along a short axis
+        norm = np.sqrt(cv2.transform(normals * normals, np.ones((1, 3))))  # quicker than a norm along a short axis
     valid = np.isfinite(norm) & (norm > 0)
     longest = norm.max(where=valid, initial=0)
     if longest > 2:
         raise HTTError(f"{path} holds vectors of length {longest:g}; normals must be unit vectors within [-1, 1]")
     norm[~valid] = np.nan
-    for channel in range(3):
-        normals[..., channel] /= norm
+    normals /= cv2.merge([norm, norm, norm])  # quicker than broadcasting along a short axis
     return normals
 
 

@@ -264,6 +264,8 @@ def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slic
     Returns:
         The pixels ``enlarged[rows, columns]``.
     """
+    if tuple(scaled) == array.shape[:2]:
+        return array[rows, columns]
     for axis, (new, kept) in enumerate(zip(scaled, (rows, columns), strict=True)):
         centres = 2 * np.arange(kept.start, kept.stop) + 1
         array = array.take(centres * array.shape[axis] // (2 * new), axis)
