@@ -91,7 +91,8 @@ class NpyTree(Source):
         Raises:
             HTTError: If the file is missing or broken, has another shape or type, or colours outside [0, 1].
         """
-        return self.label(index, "image")
+        path, stored = self._open(index, "image")
+        return self.layouts["image"].read(path, stored)
 
     def label(self, index: int, task: str) -> np.ndarray:
         """One task's map, with missing pixels marked as ``tasks.base.Task`` describes it.
