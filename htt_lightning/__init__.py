@@ -3,7 +3,13 @@
 from importlib.metadata import version
 
 from htt_lightning.callbacks import LabelDiscovery
-from htt_lightning.data import NYUDDataModule, PartialLabelDataModule, SyntheticDataModule
+from htt_lightning.data import (
+    NYUD40DataModule,
+    NYUDDataModule,
+    PartialLabelDataModule,
+    PASCALContextDataModule,
+    SyntheticDataModule,
+)
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule
@@ -18,8 +24,10 @@ __all__ = [
     "HTTNet",
     "LabelDiscovery",
     "MultiTaskNet",
+    "NYUD40DataModule",
     "NYUDDataModule",
     "Output",
+    "PASCALContextDataModule",
     "PartialLabelDataModule",
     "SyntheticDataModule",
     "Task",

@@ -25,9 +25,8 @@ def thin(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         ``h w``, part of ``mask``. Pieces that touch at sides or corners stay one piece, none vanishes, and no holes
         merge or disappear. Thinning it again changes nothing.
     """
-    padded = np.pad(mask, 1).astype(np.uint8)
-    flat = padded.reshape(-1)
-    width = padded.shape[1]
+    height, width = mask.shape[0] + 2, mask.shape[1] + 2
+    flat = np.pad(mask, 1).astype(np.uint8).ravel()
     steps = [row * width + column for row, column in NEIGHBOURS]
 
     def peel(pixels: NDArray[np.intp], removable: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -50,7 +49,7 @@ def thin(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
             field = (pixels // width % 2 == row) & (pixels % width % 2 == column)
             field[field] = ~peel(pixels[field], SQUARE)
             pixels = pixels[~field]
-    return padded[1:-1, 1:-1].astype(np.bool_)
+    return flat.reshape(height, width)[1:-1, 1:-1].astype(np.bool_)
 
 
 def _rules() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -11,9 +11,8 @@ from htt_lightning.thinning import thin
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 NOISE = SHAPES.flatmap(lambda shape: hnp.arrays(bool, shape))
-BLOBS = SHAPES.flatmap(
-    lambda shape: hnp.arrays(np.float32, shape, elements=st.sampled_from([0.0, 0.25, 0.6, 1.0]))
-).map(lambda values: cv2.blur(values, (3, 3)) > 0.5)
+GREYS = SHAPES.flatmap(lambda shape: hnp.arrays(np.float32, shape, elements=st.sampled_from([0.0, 0.25, 0.6, 1.0])))
+BLOBS = GREYS.map(lambda greys: cv2.blur(greys, (3, 3)) > 0.5)
 MASKS = NOISE | BLOBS
 
 
@@ -76,6 +75,11 @@ def test_what_is_left_is_part_of_the_map_and_connected_as_it_was(mask):
 @given(MASKS)
 def test_thinning_again_changes_nothing(mask):
     np.testing.assert_array_equal(thin(thin(mask)), thin(mask))
+
+
+@given(BLOBS)
+def test_the_order_in_memory_does_not_matter(mask):
+    np.testing.assert_array_equal(thin(np.asfortranarray(mask)), thin(np.ascontiguousarray(mask)))
 
 
 @settings(max_examples=60)

@@ -169,18 +169,29 @@ class NYUD(Source):
             raise HTTError(f"NYUD-v2 with 13 classes has no labels for {key}; choose from {', '.join(self.tasks)}")
         layout = LAYOUTS[key]
         path = self.folder / layout.folder / f"{self.ids[index]}.npy"
-        try:
-            stored = np.lib.format.open_memmap(path, mode="r")
-        except FileNotFoundError:
-            raise HTTError(f"{path} is missing; unpack the dataset again") from None
-        except Exception as error:  # a corrupt header raises errors of many kinds
-            raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
-        shape = stored.shape
-        if stored.dtype.kind not in layout.kinds or len(shape) < 2 or shape[2:] not in layout.shapes or not stored.size:
-            raise HTTError(f"{path} is {stored.dtype} {shape}; it must be {layout.words}; prepare it again")
-        if key != "image" and shape[:2] != (size := self._open(index, "image")[1].shape[:2]):
-            raise HTTError(f"{path} is {shape[:2]}, but its image {size}; prepare the two again")
+        stored = open_array(path, layout)
+        size = stored.shape[:2]
+        if key != "image" and size != (other := self._open(index, "image")[1].shape[:2]):
+            raise HTTError(f"{path} is {size}, but its image {other}; prepare the two again")
         return path, stored
+
+
+def open_array(path: Path, layout: Layout) -> np.ndarray:
+    """An array, still on disk: header and length are checked, but no value is read, and nothing is ever unpickled.
+
+    Raises:
+        HTTError: If the file is missing or broken, or not as the layout has it.
+    """
+    try:
+        stored = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise HTTError(f"{path} is missing; unpack the dataset again") from None
+    except Exception as error:  # a corrupt header raises errors of many kinds
+        raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
+    shape = stored.shape
+    if stored.dtype.kind not in layout.kinds or len(shape) < 2 or shape[2:] not in layout.shapes or not stored.size:
+        raise HTTError(f"{path} is {stored.dtype} {shape}; it must be {layout.words}; prepare it again")
+    return stored
 
 
 def floats(stored: np.ndarray) -> np.ndarray:
