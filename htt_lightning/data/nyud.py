@@ -7,13 +7,13 @@ without an explicit licence, and no part of it comes with this package. ``TREE``
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.listed import check_each
 from htt_lightning.data.masks import protocol_of
 from htt_lightning.data.partial import Source
 from htt_lightning.data.transforms import Augment
@@ -144,24 +144,16 @@ class NYUD(Source):
         positions = {name: index for index, name in enumerate(self.ids)}
         size = self._open(0, "image")[1].shape[:2] if self.one_size else None
 
-        def fault(name: str) -> str:
-            try:
-                path, stored = self._open(positions[name], "image")
-                if size and stored.shape[:2] != size:
-                    return f"{path} is {stored.shape[:2]}, but the first image {size}; set data.image_size"
-                for key in labels[name]:
-                    path, stored = self._open(positions[name], key)
-                    if key == "semseg":
-                        classes(path, stored)
-            except HTTError as error:
-                return str(error)
-            return ""
+        def look(name: str) -> None:
+            path, stored = self._open(positions[name], "image")
+            if size and stored.shape[:2] != size:
+                raise HTTError(f"{path} is {stored.shape[:2]}, but the first image {size}; set data.image_size")
+            for key in labels[name]:
+                path, stored = self._open(positions[name], key)
+                if key == "semseg":
+                    classes(path, stored)
 
-        with ThreadPoolExecutor() as pool:
-            faults = [text for text in pool.map(fault, labels) if text]
-        if faults:
-            more = [f"... and {len(faults) - 3} more samples"] if len(faults) > 3 else []
-            raise HTTError("\n".join([*faults[:3], *more, "The dataset must read:", TREE]))
+        check_each(labels, look, TREE)
 
     def _open(self, index: int, key: str) -> tuple[Path, np.ndarray]:
         """A file and its array, still on disk: header and length are checked, but no value is read."""

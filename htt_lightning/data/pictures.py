@@ -85,13 +85,19 @@ def read_directions(path: Path, size: tuple[int, int]) -> np.ndarray:
         HTTError: As ``size_of``.
     """
     with opened(path, Form.DIRECTIONS) as image:
-        vectors: np.ndarray = np.array(image, np.float32) / np.float32(127.5) - 1
-    missing = resized(np.linalg.norm(vectors, axis=-1) < GREY, size, smooth=False)
+        vectors: np.ndarray = np.asarray(image) / np.float32(127.5) - 1
+    missing = resized(lengths(vectors) < GREY, size, smooth=False)
     if vectors.shape[:2] != size:
         vectors = cv2.resize(vectors, size[::-1], interpolation=cv2.INTER_CUBIC)
-    length = np.linalg.norm(vectors, axis=-1)
+    length = lengths(vectors)
     length[missing | (length < GREY)] = np.nan
     return np.asarray(vectors / length[..., None])
+
+
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """Lengths ``h w`` of vectors ``h w c``, in a fraction of the time that numpy's norm takes."""
+    squares: np.ndarray = np.einsum("hwc,hwc->hw", vectors, vectors)
+    return np.asarray(np.sqrt(squares))
 
 
 @contextmanager
