@@ -1,114 +1,36 @@
 import json
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from scipy.io import loadmat, savemat
+from scipy.io import loadmat
 
 from htt_lightning.cli import main
 from htt_lightning.data.pascal_context import CLASSES, FLAT, PARTS, PASCALContext, PASCALContextDataModule
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.human_parts import PARTS as MERGED
 from htt_lightning.thinning import thin
+from tests.data.pascal_tree import (
+    ALL,
+    ALONE,
+    FIRST,
+    IDS,
+    NO_PARTS,
+    NOBODY,
+    SIZES,
+    block,
+    label,
+    palette_png,
+    people_of,
+    save,
+    write_parts,
+    write_segments,
+    write_tree,
+)
 from tests.tiny import BACKBONE
-
-ALL = ("semseg", "human_parts", "saliency", "normals", "edges")
-SIZES = {"2008_000002": (30, 40), "2008_000008": (40, 28), "2008_000010": (34, 40), "2009_000003": (24, 32)}
-IDS = {"train": ("2008_000002", "2008_000008", "2008_000010", "2009_000003"), "val": ("2010_000001", "2010_000002")}
-FIRST, ALONE, NO_PARTS, NOBODY = IDS["train"]
-"""Two persons and a dog; one person, of one part; a person without parts; no object at all."""
-CANVAS = {"canvas": (40, 40)}
-
-
-def block(size, rows, columns):
-    mask = np.zeros(size, np.uint8)
-    mask[slice(*rows), slice(*columns)] = 1
-    return mask
-
-
-def struct_array(fields, rows):
-    """A MATLAB struct array ``1 n``; without a row it is empty, as PASCAL-Part writes it."""
-    if not rows:
-        return np.zeros((0, 0))
-    array = np.zeros((1, len(rows)), [(field, object) for field in fields])
-    for place, row in enumerate(rows):
-        array[0, place] = row
-    return array
-
-
-def write_parts(path, objects, compressed=True):
-    """``anno.objects(i).class / class_ind / mask / parts(j).part_name / mask``.
-
-    ``objects`` lists the class, its index, the mask, and names and masks of the parts.
-    """
-    rows = [(c, float(index), mask, struct_array(("part_name", "mask"), parts)) for c, index, mask, parts in objects]
-    objects = struct_array(("class", "class_ind", "mask", "parts"), rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    anno = struct_array(("imname", "objects"), [(path.stem, objects)])
-    savemat(path, {"anno": anno}, do_compression=compressed)
-
-
-def people_of(name, size):
-    body, dog = (
-        block(size, (2, 20), (3, 15)),
-        ("dog", 12, block(size, (20, 24), (0, 9)), [("lleg", block(size, (20, 22), (0, 3)))]),
-    )
-    if name == ALONE:
-        return [("person", 15, body, [("torso", block(size, (5, 12), (4, 12)))])]
-    if name == NO_PARTS:
-        return [("person", 15, body, []), dog]
-    if name == NOBODY:
-        return []
-    parts = [
-        ("torso", block(size, (8, 16), (4, 14))),
-        ("head", block(size, (2, 9), (5, 10))),
-        ("rfoot", block(size, (18, 20), (8, 12))),
-    ]
-    return [("person", 15, body, parts), dog, ("person", 15, body, [("lhand", block(size, (7, 10), (8, 18)))])]
-
-
-def write_segments(path, segments):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {"LabelMap": segments}, do_compression=True)
-
-
-def save(path, picture, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(path, **options)
-
-
-def palette_png(path, indices):
-    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
-    image.putpalette(np.random.default_rng(0).permutation(768).astype(np.uint8).tobytes())
-    save(path, image)
-
-
-def write_tree(folder: Path) -> Path:
-    for split, names in IDS.items():
-        path = folder / "ImageSets" / "Context" / f"{split}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(names) + "\n")
-        for seed, name in enumerate(names):
-            rng, size = np.random.default_rng(seed), SIZES.get(name, (36, 40))
-            save(
-                folder / "JPEGImages" / f"{name}.jpg", cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), size[::-1])
-            )
-            classes = rng.integers(0, 21, size, np.uint8)
-            classes[0, :9] = 255
-            palette_png(folder / "semseg" / ("pascal-context" if name == NOBODY else "VOC12") / f"{name}.png", classes)
-            write_parts(folder / "human_parts" / f"{name}.mat", people_of(name, size), compressed=name != ALONE)
-            ids = rng.choice([2, 3, 5, 9, 427, 431, 454, 459], (6, 8)).astype(np.uint16)
-            ids[0, :2] = 3, 431
-            segments = cv2.resize(ids, size[::-1], interpolation=cv2.INTER_NEAREST)
-            write_segments(folder / "pascal-context" / "trainval" / f"{name}.mat", segments)
-            save(folder / "normals_distill" / f"{name}.png", rng.integers(0, 256, (*size, 3), np.uint8))
-            save(folder / "sal_distill" / f"{name}.png", rng.integers(0, 256, size, np.uint8))
-    return folder
 
 
 @pytest.fixture
@@ -118,16 +40,6 @@ def root(tmp_path):
 
 def segments_of(root, name=FIRST):
     return loadmat(root / "pascal-context" / "trainval" / f"{name}.mat")["LabelMap"].astype(int)
-
-
-def label(root, task, name=FIRST, split="train"):
-    source = PASCALContext(root, split)
-    return source.label(source.ids.index(name), task)
-
-
-def check_all(root, split="train"):
-    source = PASCALContext(root, split, **CANVAS)
-    source.check(dict.fromkeys(source.ids, ALL))
 
 
 def test_images_are_listed_and_read_from_jpeg(root):
@@ -326,131 +238,6 @@ def test_normals_and_segments_of_other_sizes_meet_at_the_size_of_the_image(root)
     assert normals.shape == (30, 40, 3)
     np.testing.assert_allclose(np.linalg.norm(normals[:, :20], axis=-1), 1, atol=1e-5)
     assert np.isnan(normals[:, 20:]).all()
-
-
-def test_a_sound_tree_passes_the_check(root):
-    check_all(root)
-    check_all(root, "val")
-
-
-def test_a_missing_root_is_answered_with_the_expected_tree(tmp_path):
-    with pytest.raises(HTTError, match=r"nowhere[\s\S]*semseg/VOC12/<id>\.png"):
-        PASCALContext(tmp_path / "nowhere", "train")
-
-
-def test_a_missing_folder_is_named_three_times_with_the_tree(root):
-    (root / "sal_distill").rename(root / "saliency")
-    with pytest.raises(HTTError) as error:
-        check_all(root)
-    assert str(error.value).count("is missing") == 3
-    assert "... and 1 more" in str(error.value)
-    assert "normals_distill/<id>.png" in str(error.value)
-
-
-FILES = {
-    "semseg": "semseg/VOC12/{}.png",
-    "human_parts": "human_parts/{}.mat",
-    "saliency": "sal_distill/{}.png",
-    "normals": "normals_distill/{}.png",
-    "edges": "pascal-context/trainval/{}.mat",
-}
-
-
-@pytest.mark.parametrize("name", [FIRST, ALONE])
-@pytest.mark.parametrize("task", ALL)
-def test_a_missing_or_truncated_file_is_found_unless_the_label_is_hidden(root, task, name):
-    source = PASCALContext(root, "train", **CANVAS)
-    source.available("human_parts")
-    path = root / FILES[task].format(name)
-    whole = path.read_bytes()
-    for content in (whole[:-1], whole[: len(whole) // 2], whole[:100], b""):
-        path.write_bytes(content)
-        with pytest.raises(HTTError, match=rf"{path.name} is truncated"):
-            check_all(root)
-        with pytest.raises(HTTError, match=path.name):
-            label(root, task, name)
-    path.unlink()
-    with pytest.raises(HTTError, match=rf"{name}\.\w+ is missing"):
-        check_all(root)
-    needs = {"normals", "edges"} if task == "edges" else {task}
-    source.check({name: [other for other in ALL if other not in needs], NOBODY: ALL})
-
-
-def test_annotations_of_images_without_people_are_not_needed(root):
-    check_all(root)
-    for name in (NO_PARTS, NOBODY):
-        (root / "human_parts" / f"{name}.mat").unlink()
-    check_all(root)
-
-
-@pytest.mark.parametrize("task", ["human_parts", "edges"])
-def test_damage_inside_a_matlab_file_is_refused(root, task):
-    PASCALContext(root, "train").available("human_parts")
-    path = root / FILES[task].format(FIRST)
-    content = bytearray(path.read_bytes())
-    content[160:190] = bytes(30)
-    path.write_bytes(content)
-    with pytest.raises(HTTError, match=rf"{path.name} is damaged"):
-        label(root, task)
-
-
-def test_matlab_files_of_other_versions_or_variables_are_refused(root):
-    path = root / FILES["edges"].format(FIRST)
-    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(2000))
-    with pytest.raises(HTTError, match=r"no MATLAB file of version 5 to 7\.2"):
-        label(root, "edges")
-    savemat(path, {"labels": np.ones((3, 3))})
-    with pytest.raises(HTTError, match="has no LabelMap"):
-        label(root, "edges")
-
-
-@pytest.mark.parametrize(
-    ("segments", "message"),
-    [
-        (np.full((30, 40), 460), "holds 460 to 460; segments must be whole numbers from 1 to 459"),
-        (np.full((30, 40), -1), "holds -1"),
-        (np.full((30, 40), 0.5), "holds 0.5"),
-        (np.full((30, 40), np.nan), "holds nan"),
-        (np.ones((30, 40, 2)), "no map of numbers"),
-        ("text", "no map of numbers"),
-    ],
-)
-def test_wrong_segments_are_refused_by_check_and_reading(root, segments, message):
-    write_segments(root / FILES["edges"].format(FIRST), segments)
-    for refuse in (lambda: check_all(root), lambda: label(root, "edges"), lambda: label(root, "normals")):
-        with pytest.raises(HTTError, match=rf"{FIRST}\.mat.*{message}"):
-            refuse()
-
-
-@pytest.mark.parametrize("value", [21, 254])
-def test_wrong_classes_are_refused_by_check_and_reading(root, value):
-    palette_png(root / FILES["semseg"].format(FIRST), np.full((30, 40), value, np.uint8))
-    for refuse in (lambda: check_all(root), lambda: label(root, "semseg")):
-        with pytest.raises(HTTError, match=rf"{FIRST}\.png holds {value}; classes must be 0 to 20, or 255"):
-            refuse()
-
-
-def test_pictures_of_the_wrong_kind_are_refused_by_the_check(root):
-    save(root / FILES["normals"].format(FIRST), np.zeros((30, 40), np.uint8))
-    save(root / FILES["saliency"].format(ALONE), np.zeros((40, 28, 3), np.uint8))
-    with pytest.raises(HTTError, match=rf"{FIRST}\.png is PNG L[\s\S]*{ALONE}\.png is PNG RGB"):
-        check_all(root)
-
-
-def test_annotations_that_are_none_of_pascal_part_are_refused(root):
-    PASCALContext(root, "train").available("human_parts")
-    path, size = root / FILES["human_parts"].format(FIRST), SIZES[FIRST]
-    body = block(size, (2, 20), (3, 15))
-    write_parts(path, [("person", 15, body, [("tail", body)])])
-    with pytest.raises(HTTError, match=rf"{FIRST}\.mat has a person's part 'tail'"):
-        label(root, "human_parts")
-    write_parts(path, [("person", 15, body, [("head", body), ("nose", body[1:])])])
-    with pytest.raises(HTTError, match=rf"{FIRST}\.mat has masks of \(29, 40\), \(30, 40\)"):
-        label(root, "human_parts")
-    for anno in ({"objects": {"class": "person"}}, {"people": 1}, 7.0):
-        savemat(path, {"anno": anno})
-        with pytest.raises(HTTError, match=rf"{FIRST}\.mat is no annotation of PASCAL-Part"):
-            label(root, "human_parts")
 
 
 def test_tasks_come_in_canonical_order_with_the_published_numbers(root):
