@@ -3,7 +3,14 @@
 from importlib.metadata import version
 
 from htt_lightning.callbacks import LabelDiscovery
-from htt_lightning.data import CityscapesDataModule, NYUDDataModule, PartialLabelDataModule, SyntheticDataModule
+from htt_lightning.data import (
+    CityscapesDataModule,
+    NYUD40DataModule,
+    NYUDDataModule,
+    PartialLabelDataModule,
+    PASCALContextDataModule,
+    SyntheticDataModule,
+)
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule
@@ -19,8 +26,10 @@ __all__ = [
     "HTTNet",
     "LabelDiscovery",
     "MultiTaskNet",
+    "NYUD40DataModule",
     "NYUDDataModule",
     "Output",
+    "PASCALContextDataModule",
     "PartialLabelDataModule",
     "SyntheticDataModule",
     "Task",

@@ -7,12 +7,12 @@ path. A pixel that was matched stays matched, and one that could not be matched 
 pass answers all thresholds: the matched pixels above a threshold are a largest matching of that threshold.
 """
 
-from functools import cache
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from htt_lightning.thinning import thin as thinned
 
 FREE = -1
 
@@ -71,37 +71,6 @@ def count_boundaries(
     matched = _match(*_neighbours(np.stack([rows[order], columns[order]], 1), truth, radius))
     count = len(thresholds)
     return BoundaryCounts(_at_least(levels[matched], count), _at_least(levels, count), int(truth.sum()))
-
-
-def thinned(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Lines of one pixel in the middle of the regions of ``h w``, connected as they are, with their ends.
-
-    The parallel algorithm with two alternating passes of Guo and Hall (Communications of the ACM 32, 1989), until
-    nothing changes. Outside the map there is nothing.
-    """
-    lines = mask.astype(np.uint8)
-    around = np.array([[8, 4, 2], [16, 0, 1], [32, 64, 128]], np.float32)
-    left = -1
-    while left != (left := cv2.countNonZero(lines)):
-        for keeps in _keeps():
-            lines &= keeps[cv2.filter2D(lines, cv2.CV_8U, around, borderType=cv2.BORDER_CONSTANT)]
-    return lines.astype(bool)
-
-
-@cache
-def _keeps() -> NDArray[np.uint8]:
-    """Whether a pixel stays in each of the two passes, ``2 256``, by its neighbours as bits: east first, then north."""
-    east, north_east, north, north_west, west, south_west, south, south_east = (
-        x := np.arange(256) >> np.arange(8)[:, None] & 1
-    )
-    after = np.roll(x, -1, axis=0)
-    runs = ((1 - x) & (after | np.roll(x, -2, axis=0)))[::2].sum(0)
-    pairs = np.minimum((x | after)[::2].sum(0), (x | after)[1::2].sum(0))
-    inner = (runs == 1) & (pairs >= 2) & (pairs <= 3)
-    first = (north_east | north | 1 - south_east) & east
-    second = (south_west | south | 1 - north_west) & west
-    keeps: NDArray[np.uint8] = (~(inner & (np.stack([first, second]) == 0))).astype(np.uint8)
-    return keeps
 
 
 def _at_least(levels: NDArray[np.intp], count: int) -> NDArray[np.int64]:

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import ndimage
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from htt_lightning.boundaries import count_boundaries, thinned
+from htt_lightning.boundaries import count_boundaries
+from htt_lightning.thinning import thin
 
 THRESHOLDS = (np.arange(1, 20) / 20).astype(np.float32)
 RADII = st.sampled_from([0, 0.9, 1, 1.27, 1.5, 2, 2.3, 50])
@@ -47,35 +47,6 @@ def exhaustive_matching(reachable):
         return max([best(p + 1, taken), *(1 + best(p + 1, taken | {t}) for t in free)])
 
     return best(0, frozenset())
-
-
-def thinned_slowly(mask):
-    """Guo and Hall's thinning one pixel at a time, with the eight neighbours named as in their paper."""
-    mask = np.pad(mask, 1)
-    while True:
-        before = mask.copy()
-        for turn in range(2):
-            removed = []
-            for y, x in np.argwhere(mask):
-                p1, p2, p3 = mask[y - 1, x - 1 : x + 2]
-                p8, p4 = mask[y, x - 1], mask[y, x + 1]
-                p7, p6, p5 = mask[y + 1, x - 1 : x + 2]
-                runs = (~p2 & (p3 | p4)) + 0 + (~p4 & (p5 | p6)) + (~p6 & (p7 | p8)) + (~p8 & (p1 | p2))
-                pairs = min(
-                    0 + (p1 | p2) + (p3 | p4) + (p5 | p6) + (p7 | p8), 0 + (p2 | p3) + (p4 | p5) + (p6 | p7) + (p8 | p1)
-                )
-                side = (p2 | p3 | ~p5) & p4 if turn == 0 else (p6 | p7 | ~p1) & p8
-                if runs == 1 and 2 <= pairs <= 3 and not side:
-                    removed.append((y, x))
-            for place in removed:
-                mask[place] = False
-        if (mask == before).all():
-            return mask[1:-1, 1:-1]
-
-
-def pieces(mask):
-    """Number of connected regions, diagonals included."""
-    return ndimage.label(mask, np.ones((3, 3)))[1]
 
 
 @st.composite
@@ -147,30 +118,12 @@ def test_constant_maps_are_counted(value, truth):
 
 
 @settings(deadline=None)
-@given(hnp.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
-def test_thinning_equals_its_plain_definition_and_keeps_what_is_connected(mask):
-    lines = thinned(mask)
-    np.testing.assert_array_equal(lines, thinned_slowly(mask))
-    assert (lines <= mask).all()
-    assert pieces(lines) == pieces(mask)
-    np.testing.assert_array_equal(thinned(lines), lines)
-
-
-def test_a_bar_is_thinned_to_a_line_in_its_middle():
-    mask = np.zeros((9, 20), bool)
-    mask[2:7, 2:18] = True
-    lines = thinned(mask)
-    np.testing.assert_array_equal(np.flatnonzero(lines.any(1)), [4])
-    assert lines[4].sum() >= 10
-
-
-@settings(deadline=None)
 @given(maps(), RADII)
 def test_thinned_counts_are_those_of_the_thinned_prediction_at_every_threshold(case, radius):
     probability, truth, valid = case
     counts = count_boundaries(probability, truth, valid, THRESHOLDS, radius, thin=True)
     for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
-        binary = thinned_slowly((probability >= threshold) & valid)
+        binary = thin((probability >= threshold) & valid)
         assert predicted == binary.sum()
         assert matched == largest_matching(pairs_within(binary, truth & valid, radius))
     assert counts.true == (truth & valid).sum()

@@ -3,16 +3,22 @@
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.cityscapes import Cityscapes, CityscapesDataModule
 from htt_lightning.data.nyud import NYUD, NYUDDataModule
+from htt_lightning.data.nyud40 import NYUD40, NYUD40DataModule
 from htt_lightning.data.partial import PartialLabels, Source
+from htt_lightning.data.pascal_context import PASCALContext, PASCALContextDataModule
 from htt_lightning.data.synthetic import SyntheticDataModule, SyntheticScenes
 from htt_lightning.data.transforms import Augment
 
 __all__ = [
     "NYUD",
+    "NYUD40",
     "Augment",
     "Cityscapes",
     "CityscapesDataModule",
+    "NYUD40DataModule",
     "NYUDDataModule",
+    "PASCALContext",
+    "PASCALContextDataModule",
     "PartialLabelDataModule",
     "PartialLabels",
     "Source",

@@ -5,7 +5,6 @@ Prepared by S. Liu, E. Johns and A. Davison for "End-to-End Multi-Task Learning 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from htt_lightning.data.partial import Source
+from htt_lightning.data.partial import Source, check_each
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.base import IGNORE
 
@@ -124,24 +123,16 @@ class NpyTree(Source):
         positions = {name: index for index, name in enumerate(self.ids)}
         size = self._open(0, "image")[1].shape[:2] if self.one_size else None
 
-        def fault(name: str) -> str:
-            try:
-                path, stored = self._open(positions[name], "image")
-                if size and stored.shape[:2] != size:
-                    return f"{path} is {stored.shape[:2]}, but the first image {size}; set data.image_size"
-                for key in labels[name]:
-                    path, stored = self._open(positions[name], key)
-                    if self.layouts[key].looked_at:
-                        self.layouts[key].read(path, stored)
-            except HTTError as error:
-                return str(error)
-            return ""
+        def look(name: str) -> None:
+            path, stored = self._open(positions[name], "image")
+            if size and stored.shape[:2] != size:
+                raise HTTError(f"{path} is {stored.shape[:2]}, but the first image {size}; set data.image_size")
+            for key in labels[name]:
+                path, stored = self._open(positions[name], key)
+                if self.layouts[key].looked_at:
+                    self.layouts[key].read(path, stored)
 
-        with ThreadPoolExecutor() as pool:
-            faults = [text for text in pool.map(fault, labels) if text]
-        if faults:
-            more = [f"... and {len(faults) - 3} more samples"] if len(faults) > 3 else []
-            raise HTTError("\n".join([*faults[:3], *more, "The dataset must read:", self.tree]))
+        check_each(labels, look, self.tree)
 
     def _open(self, index: int, key: str) -> tuple[Path, np.ndarray]:
         """A file and its array, still on disk: header and length are checked, but no value is read."""
@@ -149,24 +140,35 @@ class NpyTree(Source):
             raise HTTError(f"{self.title} has no labels for {key}; choose from {', '.join(self.tasks)}")
         layout = self.layouts[key]
         path = self.folder / layout.folder / f"{self.ids[index]}.npy"
-        try:
-            stored = np.lib.format.open_memmap(path, mode="r")
-        except FileNotFoundError:
-            raise HTTError(f"{path} is missing; unpack the dataset again") from None
-        except Exception as error:  # a corrupt header raises errors of many kinds
-            raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
-        shape = stored.shape
-        if stored.dtype.kind not in layout.kinds or len(shape) < 2 or shape[2:] not in layout.shapes or not stored.size:
-            raise HTTError(f"{path} is {stored.dtype} {shape}; it must be {layout.words}; prepare it again")
+        stored = open_array(path, layout)
+        shape = stored.shape[:2]
         if key == "image":
-            self._size = index, shape[:2]
-        elif shape[:2] != (size := self._image_size(index)):
-            raise HTTError(f"{path} is {shape[:2]}, but its image {size}; prepare the two again")
+            self._size = index, shape
+        elif shape != (size := self._image_size(index)):
+            raise HTTError(f"{path} is {shape}, but its image {size}; prepare the two again")
         return path, stored
 
     def _image_size(self, index: int) -> tuple[int, ...]:
         known = self._size  # one object: threads that look at files together cannot mix two up
         return known[1] if known and known[0] == index else self._open(index, "image")[1].shape[:2]
+
+
+def open_array(path: Path, layout: Layout) -> np.ndarray:
+    """An array, still on disk: header and length are checked, but no value is read, and nothing is ever unpickled.
+
+    Raises:
+        HTTError: If the file is missing or broken, or not as the layout has it.
+    """
+    try:
+        stored = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise HTTError(f"{path} is missing; unpack the dataset again") from None
+    except Exception as error:  # a corrupt header raises errors of many kinds
+        raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
+    shape = stored.shape
+    if stored.dtype.kind not in layout.kinds or len(shape) < 2 or shape[2:] not in layout.shapes or not stored.size:
+        raise HTTError(f"{path} is {stored.dtype} {shape}; it must be {layout.words}; prepare it again")
+    return stored
 
 
 def images(folder: str) -> Layout:

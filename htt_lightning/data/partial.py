@@ -1,17 +1,20 @@
 """A split as it lies on disk, and the same split with labels for only some tasks on each image."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from zlib import crc32
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 from torch.utils.data import Dataset
 
 from htt_lightning.data.completed import CompletedDataset, to_discovered
 from htt_lightning.data.sample import Arrays, Batch, Draw, to_sample
 from htt_lightning.data.transforms import nearest
+from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
 
 Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
@@ -49,6 +52,34 @@ class Source(ABC):
             HTTError: A file is missing, truncated or holds values that it must not; the message names it.
         """
         return
+
+
+def check_each(names: Collection[str], look: Callable[[str], None], tree: str, progress: str = "") -> None:
+    """Look at samples side by side.
+
+    Args:
+        names: Their ids.
+        look: Raises an ``HTTError`` for a faulty one.
+        tree: The expected folders and files.
+        progress: What to call the work while its progress is shown; shows none by default.
+
+    Raises:
+        HTTError: Some are faulty: the message has the first three faults and shows the tree.
+    """
+
+    def fault(name: str) -> str:
+        try:
+            look(name)
+        except HTTError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        looked: Iterable[str] = pool.map(fault, names)
+        faults = [text for text in (track(looked, progress, len(names)) if progress else looked) if text]
+    if faults:
+        more = [f"... and {len(faults) - 3} more samples"] if len(faults) > 3 else []
+        raise HTTError("\n".join([*faults[:3], *more, "The dataset must read:", tree]))
 
 
 class PartialLabels(Dataset[Batch]):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from htt_lightning.boundaries import thinned
 from htt_lightning.metrics import BoundaryF, ClassScores, DepthErrors, MaxF, MeanLoss, NormalErrors
+from htt_lightning.thinning import thin
 from tests.metrics.plain import (
     boundary_figures,
     class_case,
@@ -33,7 +33,7 @@ CASES = {
     "boundary f thinned": (
         lambda: BoundaryF(0.2, thresholds=3, thin=True),
         probability_case,
-        lambda p, t: boundary_figures(p, t, 0.2, thresholds=3, thin=thinned),
+        lambda p, t: boundary_figures(p, t, 0.2, thresholds=3, thin=thin),
     ),
 }
 every_metric = pytest.mark.parametrize(("make", "case", "expected"), CASES.values(), ids=CASES)

@@ -1,0 +1,139 @@
+"""Datasets whose folders hold one file per image id, and text files that list the ids of a split."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from htt_lightning.data.masks import natural_order
+from htt_lightning.data.partial import Source, check_each, resized
+from htt_lightning.data.pictures import read_rgb, size_of
+from htt_lightning.errors import HTTError
+
+
+class ListedSource(Source):
+    """One split of such a dataset; a subclass says which files there are and reads them.
+
+    Files are read when they are asked for.
+
+    Args:
+        root: The dataset's own folder, or the one that holds it.
+        split: ``train`` or ``val``.
+        canvas: Size ``(h, w)`` that smaller images are padded to in evaluation; None pads nothing.
+        one_size: Whether ``check`` refuses images that differ in size once padded.
+
+    Raises:
+        HTTError: There is no such split, or the file that lists it is missing, empty or lists what is no image id.
+    """
+
+    title: ClassVar[str]
+    """The dataset's name, for messages."""
+    home: ClassVar[str]
+    """The dataset's own folder."""
+    listing: ClassVar[str]
+    """The file in it that lists a split, which it names ``{split}``."""
+    tree: ClassVar[str]
+    """The expected folders and files."""
+    tasks: ClassVar[tuple[str, ...]]
+    """Names of the tasks there are labels for."""
+
+    def __init__(
+        self, root: str | Path, split: str, canvas: tuple[int, int] | None = None, one_size: bool = True
+    ) -> None:
+        if split not in ("train", "val"):
+            raise HTTError(f"{self.title} has no split {split!r}; choose train or val")
+        root = Path(root).expanduser()
+        self.folder = root / self.home if (root / self.home).is_dir() else root
+        self.split, self.canvas, self.one_size = split, canvas, one_size
+        self.ids = list(natural_order(self._listed(self.folder / self.listing.format(split=split))))
+
+    def _listed(self, path: Path) -> list[str]:
+        """The ids that a file lists, one a line."""
+        try:
+            ids = path.read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            raise HTTError(f"{path} is missing; the root must be, or hold, this folder:\n{self.tree}") from None
+        except (OSError, ValueError) as error:
+            raise HTTError(f"{path} is no list of image ids ({error}); unpack the dataset again") from error
+        if not ids:
+            raise HTTError(f"{path} lists no image; unpack the dataset again")
+        if odd := next((name for name in ids if not set(name) <= WORD), None):
+            raise HTTError(f"{path} lists {odd!r}, which is no image id; unpack the dataset again")
+        if len(set(ids)) < len(ids):
+            twice = next(name for place, name in enumerate(ids) if name in ids[:place])
+            raise HTTError(f"{path} lists {twice!r} twice; unpack the dataset again")
+        return ids
+
+    @abstractmethod
+    def image_path(self, name: str) -> Path:
+        """Where the image with an id lies."""
+
+    @abstractmethod
+    def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
+        """A task's map as ``label`` returns it, at the size ``(h, w)`` of its image or as it is stored."""
+
+    @abstractmethod
+    def look(self, name: str, task: str) -> None:
+        """Raise an ``HTTError`` for what is wrong with a label's files, as far as a cheap look tells."""
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB image, uint8 ``h w 3``.
+
+        Raises:
+            HTTError: The file is missing, truncated or no picture.
+        """
+        return read_rgb(self.image_path(self.ids[index]))
+
+    def label(self, index: int, task: str) -> np.ndarray:
+        """One task's map at the size of its image, to which nearest neighbour brings what is stored at another.
+
+        Args:
+            index: Position in ``ids``.
+            task: Its name; the map is as ``tasks.base.Task`` describes it.
+
+        Raises:
+            HTTError: There is no such task, or a file is missing or damaged or holds values that it must not.
+        """
+        if task not in self.tasks:
+            raise HTTError(f"{self.title} has no labels for {task}; choose from {', '.join(self.tasks)}")
+        name = self.ids[index]
+        size = size_of(self.image_path(name))
+        return resized(self.read(name, task, size), size, smooth=False)
+
+    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Look at every file that will be used, as far as that is cheap; hidden labels are not touched.
+
+        Args:
+            labels: Names of the tasks whose labels will be used, by image id.
+
+        Raises:
+            HTTError: Files are missing, broken or hold wrong values, or images differ in size once padded: the message
+                names three of them.
+        """
+        first: tuple[int, int] | None = None
+        if self.one_size and labels:
+            with suppress(HTTError):  # raised again below, and with the tree
+                first = self._padded(next(iter(labels)))
+
+        def look(name: str) -> None:
+            if (size := self._padded(name)) != first and first:
+                raise HTTError(
+                    f"{self.image_path(name)} is {size} and the first image {first}, once padded to "
+                    f"{self.canvas or 'nothing'}; set data.image_size, or data.augment.crop to hold both"
+                )
+            for task in labels[name]:
+                self.look(name, task)
+
+        check_each(labels, look, self.tree)
+
+    def _padded(self, name: str) -> tuple[int, int]:
+        """Size of an image in evaluation."""
+        height, width = size_of(self.image_path(name))
+        return (max(height, self.canvas[0]), max(width, self.canvas[1])) if self.canvas else (height, width)
+
+
+WORD = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-")
+"""Characters of image ids, which become parts of paths."""
