@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -258,7 +259,7 @@ class Task(ABC):
 
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirror a numpy map left to right."""
-        return np.array(array[:, ::-1], order="C")
+        return np.asarray(cv2.flip(array, 1)).reshape(array.shape)
 
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Correct the values of a map whose image was enlarged by ``factor``."""
