@@ -248,14 +248,22 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_the_config_trains_on_a_tree(root):
-    options = {
-        "--data.root": str(root), "--data.augment.crop": "[36, 48]",
-        "--data.batch_size": "2", "--data.num_workers": "0",
-        "--model.backbone": BACKBONE, "--model.pretrained": "false", "--model.token_dim": "8",
-        "--trainer.accelerator": "cpu", "--trainer.fast_dev_run": "1", "--trainer.enable_progress_bar": "false",
+def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(root, capsys):
+    data = {"--data.root": str(root), "--data.augment.crop": "[36, 48]", "--data.num_workers": "0"}
+    options = data | {
+        "--data.batch_size": "2", "--model.backbone": BACKBONE, "--model.pretrained": "false", "--model.token_dim": "8",
+        "--trainer.accelerator": "cpu", "--trainer.max_epochs": "1", "--trainer.enable_progress_bar": "false",
     }  # fmt: skip
-    main(["fit", "--config", "nyud40.yaml", *(word for pair in options.items() for word in pair)])
+
+    def htt(command, options):
+        main([command, "--config", "nyud40.yaml", *(word for pair in options.items() for word in pair)])
+
+    htt("check", data)
+    htt("fit", options)
+    (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
+    for command in ("validate", "test"):
+        htt(command, options | {"--ckpt_path": str(checkpoint)})
+    assert "test/edges/ods_f" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -278,14 +279,29 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_the_config_trains_on_a_tree(root):
-    options = {
-        "--data.root": str(root), "--data.augment.crop": "[40, 40]",
-        "--data.batch_size": "2", "--data.num_workers": "1",
-        "--model.backbone": BACKBONE, "--model.pretrained": "false", "--model.token_dim": "8",
-        "--trainer.accelerator": "cpu", "--trainer.fast_dev_run": "1", "--trainer.enable_progress_bar": "false",
+def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(root, capsys):
+    one = {"semseg": [FIRST], "human_parts": [ALONE], "sal": [NO_PARTS], "normals": [], "edge": [NOBODY]}
+    np.save("onelabel.npy", {task: [np.str_(name) for name in names] for task, names in one.items()}, allow_pickle=True)
+    data = {
+        "--data.root": str(root),
+        "--data.labels": "onelabel.npy",
+        "--data.augment.crop": "[40, 40]",
+        "--data.num_workers": "1",
+    }
+    options = data | {
+        "--data.batch_size": "2", "--model.backbone": BACKBONE, "--model.pretrained": "false", "--model.token_dim": "8",
+        "--trainer.accelerator": "cpu", "--trainer.max_epochs": "1", "--trainer.enable_progress_bar": "false",
     }  # fmt: skip
-    main(["fit", "--config", "pascal_context.yaml", *(word for pair in options.items() for word in pair)])
+
+    def htt(command, options):
+        main([command, "--config", "pascal_context.yaml", *(word for pair in options.items() for word in pair)])
+
+    htt("check", data)
+    htt("fit", options)
+    (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
+    for command in ("validate", "test"):
+        htt(command, options | {"--ckpt_path": str(checkpoint)})
+    assert "test/edges/ods_f" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("elsewhere")
