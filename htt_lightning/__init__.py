@@ -3,7 +3,13 @@
 from importlib.metadata import version
 
 from htt_lightning.callbacks import LabelDiscovery
-from htt_lightning.data import NYUDDataModule, PartialLabelDataModule, SyntheticDataModule
+from htt_lightning.data import (
+    FolderDataModule,
+    MixedDataModule,
+    NYUDDataModule,
+    PartialLabelDataModule,
+    SyntheticDataModule,
+)
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule
@@ -13,10 +19,12 @@ from htt_lightning.tasks import Task
 __version__ = version("htt-lightning")
 
 __all__ = [
+    "FolderDataModule",
     "HTTError",
     "HTTModule",
     "HTTNet",
     "LabelDiscovery",
+    "MixedDataModule",
     "MultiTaskNet",
     "NYUDDataModule",
     "Output",

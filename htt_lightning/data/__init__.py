@@ -1,6 +1,9 @@
 """Datasets with labels for only some tasks on each image, and their datamodules; a new dataset is a file here."""
 
 from htt_lightning.data.base import PartialLabelDataModule
+from htt_lightning.data.folder import Folder, FolderDataModule
+from htt_lightning.data.map_files import MapFiles
+from htt_lightning.data.mixed import Mixed, MixedDataModule
 from htt_lightning.data.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.synthetic import SyntheticDataModule, SyntheticScenes
@@ -9,6 +12,11 @@ from htt_lightning.data.transforms import Augment
 __all__ = [
     "NYUD",
     "Augment",
+    "Folder",
+    "FolderDataModule",
+    "MapFiles",
+    "Mixed",
+    "MixedDataModule",
     "NYUDDataModule",
     "PartialLabelDataModule",
     "PartialLabels",
