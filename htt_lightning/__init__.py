@@ -5,6 +5,8 @@ from importlib.metadata import version
 from htt_lightning.callbacks import LabelDiscovery
 from htt_lightning.data import (
     CityscapesDataModule,
+    FolderDataModule,
+    MixedDataModule,
     NYUD40DataModule,
     NYUDDataModule,
     PartialLabelDataModule,
@@ -21,10 +23,12 @@ __version__ = version("htt-lightning")
 
 __all__ = [
     "CityscapesDataModule",
+    "FolderDataModule",
     "HTTError",
     "HTTModule",
     "HTTNet",
     "LabelDiscovery",
+    "MixedDataModule",
     "MultiTaskNet",
     "NYUD40DataModule",
     "NYUDDataModule",

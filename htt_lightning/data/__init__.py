@@ -2,6 +2,9 @@
 
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.cityscapes import Cityscapes, CityscapesDataModule
+from htt_lightning.data.folder import Folder, FolderDataModule
+from htt_lightning.data.map_files import MapFiles
+from htt_lightning.data.mixed import Mixed, MixedDataModule
 from htt_lightning.data.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.nyud40 import NYUD40, NYUD40DataModule
 from htt_lightning.data.partial import PartialLabels, Source
@@ -15,6 +18,11 @@ __all__ = [
     "Augment",
     "Cityscapes",
     "CityscapesDataModule",
+    "Folder",
+    "FolderDataModule",
+    "MapFiles",
+    "Mixed",
+    "MixedDataModule",
     "NYUD40DataModule",
     "NYUDDataModule",
     "PASCALContext",

@@ -6,6 +6,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -104,15 +105,14 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return cast(LabelMask, self.mask)
 
     def labels_of(self, split: Split, source: Source) -> dict[str, tuple[str, ...]]:
-        """Names of the tasks each image of a split keeps its label of; validation images keep all."""
+        """Names of the tasks each image of a split keeps its label of; validation images keep all they have."""
         names = [task.name for task in self.tasks]
         if split == "val":
-            return dict.fromkeys(source.ids, tuple(names))
-        mask = self.draw_labels(source).select(names)
-        return {
-            name: tuple(task for task, keep in zip(names, row, strict=True) if keep)
-            for name, row in zip(mask.ids, mask.labeled, strict=True)
-        }
+            ids, labeled = source.ids, np.stack([source.available(name) for name in names], 1)
+        else:
+            mask = self.draw_labels(source).select(names)
+            ids, labeled = list(mask.ids), mask.labeled
+        return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
     def dataset(self, split: Split) -> PartialLabels:
         """A split as training or evaluation reads it."""
@@ -194,7 +194,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return self.loader(self.train, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches of fully labelled images in order."""
+        """Batches of the validation images in order."""
         return self.loader(self.val, sampler=EvalSampler(len(self.val), self._rank, self._world))
 
     def test_dataloader(self) -> DataLoader[Batch]:

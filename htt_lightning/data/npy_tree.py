@@ -153,18 +153,23 @@ class NpyTree(Source):
         return known[1] if known and known[0] == index else self._open(index, "image")[1].shape[:2]
 
 
-def open_array(path: Path, layout: Layout) -> np.ndarray:
+def open_npy(path: Path) -> np.ndarray:
     """An array, still on disk: header and length are checked, but no value is read, and nothing is ever unpickled.
 
     Raises:
-        HTTError: If the file is missing or broken, or not as the layout has it.
+        HTTError: If the file is missing or broken.
     """
     try:
-        stored = np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
-        raise HTTError(f"{path} is missing; unpack the dataset again") from None
+        raise HTTError(f"{path} is missing; copy or unpack it again") from None
     except Exception as error:  # a corrupt header raises errors of many kinds
         raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
+
+
+def open_array(path: Path, layout: Layout) -> np.ndarray:
+    """As ``open_npy``, and an ``HTTError`` if the array is not as the layout has it."""
+    stored = open_npy(path)
     shape = stored.shape
     if stored.dtype.kind not in layout.kinds or len(shape) < 2 or shape[2:] not in layout.shapes or not stored.size:
         raise HTTError(f"{path} is {stored.dtype} {shape}; it must be {layout.words}; prepare it again")
@@ -188,11 +193,11 @@ def distances(folder: str) -> Layout:
 
 def directions(folder: str) -> Layout:
     """Unit vectors, all zero where missing; vectors longer than 2, as normals coded as colours are, are refused."""
-    return Layout(folder, "f", ((3,),), "float h w 3", _directions)
+    return Layout(folder, "f", ((3,),), "float h w 3", unit_vectors)
 
 
 def _colours(path: Path, stored: np.ndarray) -> np.ndarray:
-    image = _floats(stored)
+    image = floats(stored)
     low, high = image.min(), image.max()
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # written so that NaN fails
         hint = "; divide colours of 0 to 255 by 255" if 2 < high <= 255 else ""
@@ -210,13 +215,18 @@ def _classes(path: Path, stored: np.ndarray, count: int) -> np.ndarray:
 
 
 def _distances(path: Path, stored: np.ndarray) -> np.ndarray:
-    depth = _floats(stored).reshape(stored.shape[:2])
+    depth = floats(stored).reshape(stored.shape[:2])
     depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
     return depth
 
 
-def _directions(path: Path, stored: np.ndarray) -> np.ndarray:
-    normals = _floats(stored)
+def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
+    """Vectors ``h w 3`` brought to length 1, float32, NaN where they have no direction; ``path`` is for the message.
+
+    Raises:
+        HTTError: If one is longer than 2.
+    """
+    normals = floats(stored)
     with np.errstate(over="ignore", invalid="ignore"):
         norm = np.sqrt(cv2.transform(normals * normals, np.ones((1, 3))))  # quicker than a norm along a short axis
     valid = np.isfinite(norm) & (norm > 0)
@@ -228,7 +238,7 @@ def _directions(path: Path, stored: np.ndarray) -> np.ndarray:
     return normals
 
 
-def _floats(stored: np.ndarray) -> np.ndarray:
+def floats(stored: np.ndarray) -> np.ndarray:
     """Read values as float32; what is too large for it becomes infinite."""
     with np.errstate(over="ignore"):
         return np.array(stored, np.float32)

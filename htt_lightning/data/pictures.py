@@ -23,6 +23,9 @@ END_OF_PNG, END_OF_JPEG = b"IEND\xaeB`\x82", b"\xff\xd9"
 TAIL = 1024
 """The mark that ends a picture lies within this many last bytes."""
 
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Pillow's modes of grey pictures with more than 8 bits."""
+
 GREY = 2 / 255
 """Vectors shorter than this are coded by the greys 127 and 128."""
 
@@ -30,12 +33,14 @@ GREY = 2 / 255
 class Form(Enum):
     """What a picture must be, as container and mode. PNG files have 8 bits per channel, or a palette.
 
-    Greys of fewer bits are no indices: Pillow scales them. Of 16 bits Pillow silently drops half.
+    Greys of fewer bits are no indices: Pillow scales them. Of 16 bits Pillow silently drops half. ``ANY`` is whatever
+    Pillow opens.
     """
 
     PHOTOGRAPH = ("PNG RGB", "PNG L", "PNG P", "JPEG RGB", "JPEG L")
     INDEX = ("PNG L", "PNG P")
     DIRECTIONS = ("PNG RGB",)
+    ANY = ()
 
 
 def size_of(path: Path, form: Form = Form.PHOTOGRAPH) -> tuple[int, int]:
@@ -48,14 +53,36 @@ def size_of(path: Path, form: Form = Form.PHOTOGRAPH) -> tuple[int, int]:
         return image.height, image.width
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """A photograph, uint8 RGB ``h w 3``; grey ones and those with a palette are converted.
+def read_rgb(path: Path, form: Form = Form.PHOTOGRAPH) -> np.ndarray:
+    """Colours of a picture, uint8 RGB ``h w 3``: grey ones and palettes are converted, transparency is dropped.
 
     Raises:
-        HTTError: As ``size_of``.
+        HTTError: As ``size_of``, or the picture has more than 8 bits per colour.
     """
-    with opened(path, Form.PHOTOGRAPH) as image:
-        return np.array(image.convert("RGB"))
+    with opened(path, form) as image:
+        if image.mode in (*DEEP, "F"):
+            raise HTTError(f"{path} has more than 8 bits per pixel; save it with 8 bits per colour")
+        # Pillow warns unless the transparency of a palette is made explicit first.
+        return np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Values of a picture with one channel, uint8 or uint16 ``h w``: greys, or palette indices as they are stored.
+
+    A picture of one bit holds 0 and 1.
+
+    Raises:
+        HTTError: The file is missing or damaged, no picture, or has colours or values that 16 bits do not hold.
+    """
+    with opened(path, Form.ANY) as image:
+        if image.mode not in ("1", "L", "P", *DEEP):
+            raise HTTError(f"{path} is {image.mode}; it must be grey, of at most 16 bits, or have a palette")
+        values = np.array(image)
+    if image.mode not in DEEP:
+        return values.astype(np.uint8)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise HTTError(f"{path} holds {values.min()} to {values.max()}; 16 bits hold 0 to 65535")
+    return values.astype(np.uint16)
 
 
 def read_index(path: Path) -> np.ndarray:
@@ -108,6 +135,10 @@ def opened(path: Path, form: Form) -> Iterator[Image.Image]:
         HTTError: As ``size_of``.
     """
     try:
+        if form is Form.ANY:
+            with Image.open(path) as image:
+                yield image
+            return
         with path.open("rb") as file:
             head = file.read(26)
             png = head.startswith(SIGNATURE)
@@ -126,6 +157,7 @@ def opened(path: Path, form: Form) -> Iterator[Image.Image]:
     except HTTError:
         raise
     except FileNotFoundError:
-        raise HTTError(f"{path} is missing; unpack the dataset again") from None
+        raise HTTError(f"{path} is missing; copy or unpack it again") from None
     except Exception as error:  # damaged pictures fail in many ways
-        raise HTTError(f"{path} is truncated or no JPEG or PNG picture ({error}); copy or unpack it again") from error
+        kind = "picture" if form is Form.ANY else "JPEG or PNG picture"
+        raise HTTError(f"{path} is truncated or no {kind} ({error}); copy or unpack it again") from error

@@ -1,0 +1,304 @@
+"""Your own images and labels, declared in a config: where the files lie and what the values in them mean."""
+
+import csv
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.map_files import MapFiles, is_npy, read_npy
+from htt_lightning.data.masks import natural_key
+from htt_lightning.data.npy_tree import TOLERANCE, floats
+from htt_lightning.data.partial import Source
+from htt_lightning.data.pictures import Form, read_rgb, size_of
+from htt_lightning.data.transforms import Augment
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """An image, the labels it has, and what to call it in messages."""
+
+    name: str
+    image: Path
+    labels: dict[str, Path]
+    where: str
+
+
+class Folder(Source):
+    """One split of images and labels in a folder. Files are listed once, and read when they are asked for.
+
+    Training images without any label are left out. An image's id is what the wildcards of the pattern stand for, from
+    the first to the last, without the file's suffix; in a table, the image's path without it.
+
+    Args:
+        root: The folder.
+        split: ``train`` or ``val``.
+        images: A pattern of images relative to the root, with wildcards ``*``, ``?``, ``[...]`` and ``**``; or a CSV
+            file with a row for each image, whose path is in the column ``image``. An empty cell is a missing label.
+        maps: Labels by task.
+        one_size: Whether ``check`` refuses images of different sizes.
+        canvas: Size ``(h, w)`` that smaller images are padded to before their sizes count as different.
+
+    Raises:
+        HTTError: There is no such folder, image or label, or the table is broken or names files outside the root.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        images: str,
+        maps: Sequence[MapFiles],
+        one_size: bool = True,
+        canvas: tuple[int, int] | None = None,
+    ) -> None:
+        self.root, self.one_size, self.canvas = Path(root).expanduser(), one_size, canvas or (0, 0)
+        if not self.root.is_dir():
+            raise HTTError(f"data.root {self.root} is no folder")
+        self.maps = {files.task.name: files for files in maps}
+        is_table = images.endswith(".csv")
+        places: dict[str, str] = {task: place for task in self.maps if (place := getattr(self.maps[task], split))}
+        for task, place in places.items():
+            if not is_table and "{id}" not in place:
+                raise HTTError(
+                    f"data.maps of {task}: {place!r} lacks {{id}}, which stands for the image's id; it can be a column "
+                    f"only where data.{split} is a .csv file"
+                )
+            if "{id}" in place:
+                _relative(place, f"data.maps of {task}")
+        listed = list(self._rows(images, places) if is_table else self._matches(images, split, places))
+        entries = sorted(listed, key=lambda entry: natural_key(entry.name))
+        for one, other in pairwise(entries):
+            if one.name == other.name:
+                raise HTTError(f"{one.where} and {other.where} have the same id {one.name!r}; keep or rename one")
+        for task, place in places.items():
+            if not any(task in entry.labels for entry in entries):
+                looked = self.root / _labelled(place, entries[0].name) if "{id}" in place else f"the column {place!r}"
+                raise HTTError(f"No {split} image has a label of {task}: looked for {looked} and the like")
+        self._entries = [entry for entry in entries if entry.labels or split == "val"]
+        if left := [entry.name for entry in entries if not entry.labels and split == "train"]:
+            logger.warning("%d of %d training images have no label, such as %r.", len(left), len(entries), left[0])
+        self.ids = [entry.name for entry in self._entries]
+
+    def _matches(self, pattern: str, split: Split, places: Mapping[str, str]) -> Iterator[Entry]:
+        pattern = _relative(pattern, f"data.{split}")
+        if not re.search(r"[*?[]", pattern):
+            raise HTTError(f"data.{split} {pattern!r} has no wildcard; for a folder of images write {pattern}/*")
+        found = glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207  # Path's finds hidden files as well
+        paths = [path for path in found if (self.root / path).is_file()]
+        if not paths:
+            raise HTTError(f"No image matches data.{split}: looked for {self.root / pattern}")
+        for path in paths:
+            name = identify(Path(path).as_posix(), pattern)
+            if not name or ".." in PurePosixPath(name).parts:
+                raise HTTError(f"data.{split} {pattern!r} gives {self.root / path} no id; shift its wildcards")
+            labels = {task: self.root / _labelled(place, name) for task, place in places.items()}
+            there = {task: label for task, label in labels.items() if label.is_file()}
+            yield Entry(name, self.root / path, there, str(self.root / path))
+
+    def _rows(self, table: str, places: Mapping[str, str]) -> Iterator[Entry]:
+        path = self.root / table
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file, strict=True)
+                rows = [(reader.line_num, row) for row in reader]
+        except (OSError, ValueError, csv.Error) as error:
+            raise HTTError(f"{path} cannot be read as a table ({error})") from error
+        columns = list(reader.fieldnames or [])
+        for column in ("image", *(place for place in places.values() if "{id}" not in place)):
+            if columns.count(column) != 1:
+                raise HTTError(f"{path} needs one column {column!r}; it has {', '.join(columns) or 'none'}")
+        if not rows:
+            raise HTTError(f"{path} lists no image")
+        for line, row in rows:
+            where = f"{path}, line {line}"
+            if None in row or None in row.values():
+                raise HTTError(f"{where}: expected {len(columns)} cells, one for each column")
+            cells = {key: cell.strip() for key, cell in row.items()}
+            if not cells["image"]:
+                raise HTTError(f"{where}: the cell of its image is empty; name one, or delete the row")
+            image, name = self._inside(cells["image"], where), _stem(cells["image"])
+            labels = {}
+            for task, place in places.items():
+                cell = _labelled(place, name) if "{id}" in place else cells[place]
+                label = self._inside(cell, where)
+                if cell and ("{id}" not in place or label.is_file()):
+                    labels[task] = label
+            yield Entry(name, image, labels, where)
+
+    def _inside(self, cell: str, where: str) -> Path:
+        """A file that a table names. A table may come from anyone, so that it must not lead out of the root."""
+        path = self.root / _relative(cell, where)
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, ValueError, RuntimeError):  # links in a circle, characters that no path has
+            inside = False
+        if not inside:
+            raise HTTError(f"{where}: {cell!r} leads out of {self.root}")
+        return path
+
+    def available(self, task: str) -> NDArray[np.bool_]:
+        """Which images have a label of the task, bool ``n``."""
+        return np.array([task in entry.labels for entry in self._entries], np.bool_)
+
+    def image(self, index: int) -> np.ndarray:
+        """RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats.
+
+        Raises:
+            HTTError: The file is missing or broken, or holds no such image.
+        """
+        path = self._entries[index].image
+        if not is_npy(path):
+            return read_rgb(path, Form.ANY)
+        stored = read_npy(path)
+        if stored.shape[2:] != (3,) or not (stored.dtype == np.uint8 or stored.dtype.kind == "f"):
+            raise HTTError(f"{path} is {stored.dtype} {stored.shape}; an image must be uint8 or float, h w 3")
+        if stored.dtype == np.uint8:
+            return np.array(stored)
+        image = floats(stored)
+        if not (image.min() >= -TOLERANCE and image.max() <= 1 + TOLERANCE):  # written so that NaN fails
+            raise HTTError(f"{path} holds colours from {image.min():g} to {image.max():g}; they must lie in [0, 1]")
+        return image.clip(0, 1, out=image)
+
+    def label(self, index: int, task: str) -> np.ndarray:
+        """One task's map, with missing pixels marked as ``tasks.base.Task`` describes it.
+
+        Raises:
+            HTTError: The image has no such label, or its file is broken (see ``MapFiles``) or has another size than
+                the image.
+        """
+        entry = self._entries[index]
+        if task not in entry.labels:
+            raise HTTError(f"{entry.where} has no label of {task}; see data.maps and data.labels")
+        path = entry.labels[task]
+        label = self.maps[task].read(path)
+        size = read_npy(entry.image).shape[:2] if is_npy(entry.image) else size_of(entry.image, Form.ANY)
+        if label.shape[:2] != size:
+            raise HTTError(f"{path} is {label.shape[:2]}, but its image {entry.image} {size}; prepare the two again")
+        return label
+
+    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Read every file that will be used, in parallel. Hidden labels are not touched.
+
+        Args:
+            labels: Names of the tasks whose labels will be used, by image id.
+
+        Raises:
+            HTTError: Files are missing or broken, hold wrong values or differ in size: the message names three.
+        """
+        positions = {name: index for index, name in enumerate(self.ids)}
+
+        def padded(name: str) -> tuple[int, ...]:
+            return tuple(np.maximum(self.image(positions[name]).shape[:2], self.canvas).tolist())
+
+        def fault(name: str) -> str:
+            try:
+                size = padded(name)
+                if self.one_size and size != first:
+                    path = self._entries[positions[name]].image
+                    return f"{path} is {size}, but the first image {first}; set data.image_size"
+                for task in labels[name]:
+                    self.label(positions[name], task)
+            except HTTError as error:
+                return str(error)
+            return ""
+
+        first = padded(next(iter(labels)))
+        with ThreadPoolExecutor() as pool:
+            faults = [text for text in pool.map(fault, labels) if text]
+        if faults:
+            more = [f"... and {len(faults) - 3} more images"] if len(faults) > 3 else []
+            raise HTTError("\n".join([*faults[:3], *more]))
+
+
+def identify(path: str, pattern: str) -> str:
+    """What a pattern's wildcards stand for in a path, from the first to the last, without the suffix of either."""
+    pattern, name = _stem(pattern), _stem(path)
+    wild = [match.start() for match in re.finditer(r"[*?\[\]]", pattern)]
+    start, end = (wild[0], wild[-1] + 1) if wild else (len(pattern), len(pattern))
+    return name.removeprefix(pattern[:start]).removesuffix(pattern[end:]).strip("/")
+
+
+def _stem(path: str) -> str:
+    """A path without its suffix, in the form that paths have in ids."""
+    plain = PurePosixPath(path)
+    return str(plain).removesuffix(plain.suffix)
+
+
+def _labelled(place: str, name: str) -> str:
+    return place.replace("{id}", name)
+
+
+def _relative(path: str, where: str) -> str:
+    """A path or pattern in its shortest form, unless it leads out of the root."""
+    plain = PurePosixPath(path)
+    if plain.is_absolute() or ".." in plain.parts:
+        raise HTTError(f"{where}: {path!r} must be relative to data.root and stay in it")
+    return str(plain)
+
+
+class FolderDataModule(PartialLabelDataModule):
+    """Your own images and labels; a label that is not there is a missing one.
+
+    Args:
+        root: The folder that all files are in.
+        train: Training images: a pattern relative to the root, such as ``train/images/*.jpg``, or a ``.csv`` file
+            with a row per image, see ``Folder``.
+        val: Validation images, likewise.
+        maps: Where the labels of each task are, and what their values mean.
+        labels: See ``PartialLabelDataModule``, as for all below; by default every label there is.
+        tasks: ...
+        batch_size: ...
+        image_size: ...
+        augment: ...
+        num_workers: ...
+        seed: ...
+        discovered: ...
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train: str,
+        val: str,
+        maps: list[MapFiles],
+        labels: str = "full",
+        tasks: str | list[str | Task] | None = None,
+        batch_size: int = 6,
+        image_size: tuple[int, int] | None = None,
+        augment: Augment | None = Augment(),  # noqa: B008  # frozen
+        num_workers: int = 2,
+        seed: int | None = None,
+        discovered: str | None = None,
+    ) -> None:
+        names = [files.task.name for files in maps]
+        if not names or len(set(names)) < len(names):
+            raise HTTError(
+                f"data.maps must name each task once, and at least one; it names {', '.join(names) or 'none'}."
+            )
+        self.root, self.maps = root, maps
+        self.images: dict[Split, str] = {"train": train, "val": val}
+        self._listed: dict[Split, Folder] = {}
+        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+
+    def available_tasks(self) -> list[Task]:
+        """In the order of ``maps``."""
+        return [files.task for files in self.maps]
+
+    def source(self, split: Split) -> Folder:
+        """A split, whose files are listed once: a run sees the same ones from beginning to end."""
+        if split not in self._listed:
+            one_size = self.image_size is None
+            self._listed[split] = Folder(self.root, split, self.images[split], self.maps, one_size, self._canvas)
+        return self._listed[split]

@@ -1,0 +1,434 @@
+import csv
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from htt_lightning import FolderDataModule
+from htt_lightning.cli import main
+from htt_lightning.data import MapFiles
+from htt_lightning.data.folder import identify
+from htt_lightning.data.transforms import Augment
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks import Depth, Normals, SemSeg
+from tests.tiny import tiny_module, tiny_trainer
+
+SIZE = (32, 48)
+SEMSEG, DEPTH, NORMALS = SemSeg(classes=("a", "b", "c")), Depth(), Normals()
+TASKS = {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}
+RULES = {"semseg": {"missing": (255,)}, "depth": {"factor": 0.001}, "normals": {}}
+MAPS = [MapFiles(t, f"train/{name}/{{id}}.png", f"val/{name}/{{id}}.png", **RULES[name]) for name, t in TASKS.items()]
+COLUMNS = [MapFiles(task, name, name, **RULES[name]) for name, task in TASKS.items()]
+KEPT = {
+    "1": ("semseg", "depth", "normals"), "2": ("semseg",), "3": ("depth", "normals"), "4": (),
+    "10": ("semseg", "depth"), "11": ("normals",), "12": ("depth",),
+}  # fmt: skip
+LABELLED = {name: kept for name, kept in KEPT.items() if kept}
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def stored_map(task, rng, size=SIZE):
+    """A label as a user's file holds it."""
+    if task == "semseg":
+        return np.where(rng.random(size) < 0.1, 255, rng.integers(0, 3, size)).astype(np.uint8)
+    if task == "depth":
+        return rng.integers(0, 9000, size).astype(np.uint16)
+    return rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def write_tree(root, labels=KEPT, size=SIZE, suffix="png"):
+    """Both splits, with the labels that each image has."""
+    for k, split in enumerate(("train", "val")):
+        for name, tasks in labels.items():
+            rng = np.random.default_rng([k, int(name)])
+            save(root / split / "images" / f"{name}.{suffix}", rng.integers(0, 256, (*size, 3)).astype(np.uint8))
+            for task in tasks:
+                save(root / split / task / f"{name}.png", stored_map(task, rng, size))
+    return root
+
+
+def write_table(root, rows, name="train.csv", columns=("image", "semseg", "depth", "normals"), encoding="utf-8"):
+    with (root / name).open("w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def rows_of(labels, split="train"):
+    cell = "{}/{}/{}.png".format
+    return [
+        [cell(split, "images", name), *(cell(split, task, name) if task in kept else "" for task in TASKS)]
+        for name, kept in labels.items()
+    ]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_tree(tmp_path / "mine")
+
+
+def folder(root, **changes):
+    settings = {"root": str(root), "train": "train/images/*.png", "val": "val/images/*.png", "maps": MAPS, "seed": 0}
+    return FolderDataModule(**(settings | {"batch_size": 2, "num_workers": 0} | changes))
+
+
+def available(source):
+    return {name: tuple(t for t in TASKS if source.available(t)[k]) for k, name in enumerate(source.ids)}
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "name"),
+    [
+        ("train/images/2.png", "train/images/*.png", "2"),
+        ("train/images/2.png", "train/images/*.*", "2"),
+        ("train/images/2.png", "train/images/*", "2"),
+        ("train/images/a/b/2.png", "train/images/**/*.png", "a/b/2"),
+        ("train/images/2.png", "train/images/**/*.png", "2"),
+        ("train/rgb_2.png", "train/rgb_*.png", "2"),
+        ("aachen/2_leftImg8bit.png", "*/*_leftImg8bit.png", "aachen/2"),
+        ("x/aachen.left.png", "x/*.left.png", "aachen"),
+        ("train/scene_7/rgb.png", "train/scene_*/rgb.png", "7"),
+        ("train/7a.png", "train/[0-9]?.png", "7a"),
+        ("train/7a.png", "train/7[a-c].png", "a"),
+        ("a1/b2.png", "a*/b*.png", "1/b2"),
+        ("a/b2.png", "a*/b*.png", "b2"),
+    ],
+)
+def test_an_id_is_what_the_wildcards_stand_for(path, pattern, name):
+    assert identify(path, pattern) == name
+
+
+@given(st.text("ab1_-.é ", min_size=1), st.text("ab_"), st.text("ab_"))
+def test_an_id_put_in_the_place_of_the_wildcard_gives_the_path(name, head, tail):
+    assert identify(f"train/{head}{name}{tail}.png", f"train/{head}*{tail}.png") == name
+
+
+def test_what_is_there_is_what_an_image_is_labelled_for(root):
+    source = folder(root).source("train")
+    assert available(source) == LABELLED
+    assert source.ids == ["1", "2", "3", "10", "11", "12"]
+
+
+def test_training_images_without_a_label_are_left_out_with_a_note(root, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = folder(root)
+        data.prepare_data()
+        data.setup("fit")
+    assert caplog.messages == ["1 of 7 training images have no label, such as '4'."]
+    assert "4" not in data.train.ids
+
+
+def test_validation_images_are_all_there_and_count_for_the_labels_they_have(root):
+    data = folder(root, labels="one-label")
+    data.setup("validate")
+    assert available(data.val.source) == KEPT
+    for k, (name, kept) in enumerate(KEPT.items()):
+        sample = data.val[k]
+        assert sample["id"] == name
+        assert tuple(task for task, given in sample["labeled"].items() if given) == kept
+        assert sample["depth"].isfinite().any() == ("depth" in kept)
+
+
+def test_a_table_says_the_same_as_the_pattern(root):
+    write_table(root, rows_of(LABELLED))
+    write_table(root, rows_of(KEPT, "val"), "val.csv", encoding="utf-8-sig")
+    table, tree = folder(root, train="train.csv", val="val.csv", maps=COLUMNS), folder(root)
+    for split in ("train", "val"):
+        one, other = table.source(split), tree.source(split)
+        assert one.ids == [f"{split}/images/{name}" for name in other.ids]
+        assert list(available(one).values()) == list(available(other).values())
+        one.check(dict(zip(one.ids, available(one).values(), strict=True)))
+        for k in range(len(one.ids)):
+            np.testing.assert_array_equal(one.image(k), other.image(k))
+            for task in available(one)[one.ids[k]]:
+                np.testing.assert_array_equal(one.label(k, task), other.label(k, task))
+
+
+def test_a_table_may_list_the_images_and_a_pattern_their_labels(root):
+    write_table(root, [[f"train/images/{name}.png"] for name in KEPT], columns=["image"])
+    for name in KEPT:
+        if "depth" in KEPT[name]:
+            path = root / "depth" / "train" / "images" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (root / "train" / "depth" / f"{name}.png").rename(path)
+    data = folder(root, train="train.csv", maps=[MapFiles(DEPTH, "depth/{id}.png", factor=0.001)])
+    assert data.source("train").ids == [f"train/images/{name}" for name in KEPT if "depth" in KEPT[name]]
+
+
+def test_rows_in_any_order_are_images_in_natural_order(root):
+    write_table(root, rows_of(LABELLED)[::-1])
+    assert [Path(name).name for name in folder(root, train="train.csv", maps=COLUMNS).source("train").ids] == [
+        *LABELLED
+    ]
+
+
+def test_one_label_is_drawn_among_those_there_are(root):
+    data = folder(root, labels="one-label")
+    data.setup("fit")
+    labels = data.labels_of("train", data.train.source)
+    assert all(len(kept) == 1 and set(kept) <= set(LABELLED[name]) for name, kept in labels.items())
+    assert labels.keys() == LABELLED.keys()
+    full = folder(root)
+    full.setup("fit")
+    assert full.labels_of("train", full.train.source) == LABELLED
+
+
+def test_hidden_labels_are_never_read(root):
+    data = folder(root, labels="one-label")
+    kept = data.labels_of("train", data.source("train"))
+    hidden = [(name, task) for name, tasks in LABELLED.items() for task in tasks if task not in kept[name]]
+    assert hidden
+    for name, task in hidden:
+        (root / "train" / task / f"{name}.png").write_bytes(b"broken")
+    data.prepare_data()
+    data.setup("fit")
+    assert len([batch for epoch in range(2) for batch in data.train_dataloader()]) == 6
+    with pytest.raises(HTTError, match="is truncated"):
+        folder(root).prepare_data()
+
+
+def test_a_mask_file_cannot_ask_for_labels_that_are_not_there(root, tmp_path):
+    data = folder(root)
+    data.setup("fit")
+    data.mask.labeled[1] = True
+    data.mask.save(tmp_path / "labels.json")
+    with pytest.raises(HTTError, match=r"images.2\.png has no label of depth"):
+        folder(root, labels=str(tmp_path / "labels.json")).prepare_data()
+
+
+def test_files_are_listed_once(root):
+    data = folder(root)
+    ids = data.source("train").ids
+    (root / "train" / "images" / "1.png").unlink()
+    assert data.source("train").ids == ids
+    with pytest.raises(HTTError, match=r"1\.png is missing"):
+        data.prepare_data()
+
+
+def test_arrays_and_pictures_of_many_kinds_are_images(root):
+    images = root / "train" / "images"
+    bytes_, floats = np.random.default_rng(0).integers(0, 256, (2, *SIZE, 3)).astype(np.uint8)
+    for name, array in (("1", bytes_), ("2", floats / 255)):
+        (images / f"{name}.png").unlink()
+        np.save(images / f"{name}.npy", array)
+    save(images / "3.jpg", bytes_)
+    (images / "3.png").unlink()
+    (images / "._5.png").write_bytes(b"what an operating system leaves behind")
+    source = folder(root, train="train/images/*").source("train")
+    source.check(LABELLED)
+    np.testing.assert_array_equal(source.image(0), bytes_)
+    assert source.image(1).dtype == np.float32
+    np.testing.assert_allclose(source.image(1), floats / 255, atol=1e-7)
+    assert source.image(2).shape == (*SIZE, 3)
+
+
+@pytest.mark.parametrize("array", [np.zeros(SIZE), np.zeros((*SIZE, 3), int), np.full((*SIZE, 3), 7.0), np.zeros(3)])
+def test_arrays_that_are_no_image_are_refused(root, array):
+    (root / "train" / "images" / "1.png").unlink()
+    np.save(root / "train" / "images" / "1.npy", array)
+    with pytest.raises(HTTError, match=r"images.1\.npy (is|holds|has)"):
+        folder(root, train="train/images/*").prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": "nowhere"}, r"data\.root nowhere is no folder"),
+        ({"train": "train/pictures/*.png"}, r"No image matches data\.train: looked for .*mine.train/pictures/\*\.png"),
+        ({"val": "val/images"}, r"data\.val 'val/images' has no wildcard.*write val/images/\*"),
+        ({"train": "../*.png"}, r"data\.train: '\.\./\*\.png' must be relative"),
+        ({"train": "/etc/*"}, r"data\.train: '/etc/\*' must be relative"),
+        ({"train": "train/images/1*.png", "maps": [MapFiles(DEPTH, "../{id}.png")]}, "maps of depth.* relative"),
+        ({"train": "missing.csv"}, r"missing\.csv cannot be read as a table"),
+        ({"maps": []}, r"data\.maps must name each task once, and at least one; it names none"),
+        ({"maps": [MAPS[0], MAPS[0]]}, "it names semseg, semseg"),
+        ({"maps": [MapFiles(DEPTH, "depth")]}, r"maps of depth: 'depth' lacks \{id\}"),
+        ({"maps": [MapFiles(DEPTH, "train/dpeth/{id}.png")]}, r"No train image .* of depth: .*train/dpeth/1\.png"),
+        ({"maps": [MapFiles(DEPTH, "train/depth/{id}.png", "x/{id}")]}, r"No val image .* of depth: .*x/1"),
+        ({"tasks": "edges"}, r"data\.tasks names 'edges'"),
+        ({"labels": "one-lable"}, "one-label"),
+    ],
+)
+def test_wrong_arguments_are_named(root, changes, message):
+    with pytest.raises(HTTError, match=message):
+        folder(**({"root": root} | changes)).prepare_data()
+
+
+def test_two_images_with_one_id_are_refused(root):
+    save(root / "train" / "images" / "2.jpg", np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(HTTError, match=r"images.2\..* and .*images.2\..* have the same id '2'"):
+        folder(root, train="train/images/*").source("train")
+
+
+def test_an_image_for_which_the_wildcards_stand_for_nothing_is_refused(root):
+    save(root / "train" / "images" / "rgb.png", np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(HTTError, match=r"gives .*rgb\.png no id"):
+        folder(root, train="train/images/rgb*.png").source("train")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        ([["", "", "", ""]], None, r"train\.csv, line 2: the cell of its image is empty"),
+        ([*rows_of(LABELLED)[:2], ["  ", "a", "", ""]], None, "line 4: the cell of its image is empty"),
+        ([["train/images/1.png", ""]], None, "line 2: expected 4 cells"),
+        ([["train/images/1.png", "", "", "", "more"]], None, "line 2: expected 4 cells"),
+        ([], None, r"train\.csv lists no image"),
+        ([*rows_of(LABELLED), rows_of(LABELLED)[1]], None, r"line 3 and .*line 8 have the same id 'train/images/2'"),
+        (rows_of(LABELLED), ["picture", "semseg", "depth", "normals"], "needs one column 'image'; it has picture"),
+        (rows_of(LABELLED), ["image", "semseg", "disparity", "normals"], "needs one column 'depth'"),
+        (rows_of(LABELLED), ["image", "semseg", "semseg", "normals"], "needs one column 'semseg'"),
+        ([["train/images/1.png", "", "", ""]], None, "No train image has a label of semseg: .*the column 'semseg'"),
+        ([["../outside.png", "x", "x", "x"]], None, r"line 2: '\.\./outside\.png' must be relative"),
+        ([["train/../../outside.png", "x", "x", "x"]], None, "line 2: .* must be relative"),
+        ([["train/images/1.png", "/etc/passwd", "x", "x"]], None, "line 2: '/etc/passwd' must be relative"),
+        ([["train/images/1.png", "link.png", "x", "x"]], None, r"line 2: 'link\.png' leads out of"),
+        ([["train/images/1.png", "out/outside.png", "x", "x"]], None, r"line 2: 'out/outside\.png' leads out of"),
+        ([["train/images/1.png", "circle/a.png", "x", "x"]], None, "leads out of|is missing"),
+        ([["train/images/1.png", "a\0b", "x", "x"]], None, "leads out of|cannot be read"),
+    ],
+)
+def test_a_broken_table_is_named_with_its_line(root, rows, columns, message):
+    save(root.parent / "outside.png", np.zeros(SIZE, np.uint8))
+    (root / "link.png").symlink_to(root.parent / "outside.png")
+    (root / "out").symlink_to(root.parent)
+    (root / "circle").symlink_to("circle")
+    write_table(root, rows, columns=columns or ["image", "semseg", "depth", "normals"])
+    with pytest.raises(HTTError, match=message):
+        folder(root, train="train.csv", maps=COLUMNS).prepare_data()
+
+
+def test_a_table_of_another_encoding_is_refused(root):
+    (root / "train.csv").write_bytes("image,semseg\nGrün.png,\n".encode("latin-1"))
+    with pytest.raises(HTTError, match=r"train\.csv cannot be read as a table"):
+        folder(root, train="train.csv", maps=COLUMNS).source("train")
+
+
+def test_links_within_the_root_may_be_in_a_table(root):
+    (root / "link.png").symlink_to(root / "train" / "semseg" / "1.png")
+    rows = rows_of(LABELLED)
+    rows[0][1] = "link.png"
+    write_table(root, rows)
+    source = folder(root, train="train.csv", maps=COLUMNS).source("train")
+    np.testing.assert_array_equal(source.label(0, "semseg"), folder(root).source("train").label(0, "semseg"))
+
+
+def test_a_label_that_a_table_names_must_be_there(root):
+    write_table(root, [["train/images/1.png", "train/semseg/99.png", "train/depth/1.png", "train/normals/1.png"]])
+    with pytest.raises(HTTError, match=r"semseg.99\.png is missing"):
+        folder(root, train="train.csv", maps=COLUMNS, batch_size=1).prepare_data()
+
+
+def test_a_label_of_another_size_than_its_image_is_named(root):
+    save(root / "train" / "depth" / "3.png", stored_map("depth", np.random.default_rng(0), (16, 48)))
+    with pytest.raises(HTTError, match=r"depth.3\.png is \(16, 48\), but its image .*images.3\.png \(32, 48\)"):
+        folder(root, image_size=(32, 48)).prepare_data()
+
+
+def test_broken_files_are_named_before_training_three_at_a_time(root):
+    save(root / "train" / "semseg" / "1.png", np.full(SIZE, 3, np.uint8))
+    for path in ("semseg/2.png", "normals/3.png", "images/11.png"):
+        whole = (root / "train" / path).read_bytes()
+        (root / "train" / path).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(HTTError) as error:
+        folder(root).prepare_data()
+    lines = str(error.value).splitlines()
+    assert "semseg/1.png holds 3, which is none of the 3 classes" in lines[0]
+    assert "semseg/2.png is truncated" in lines[1]
+    assert "normals/3.png is truncated" in lines[2]
+    assert lines[3] == "... and 1 more images"
+
+
+def test_images_of_different_sizes_need_one_size(root, tmp_path):
+    write_tree(root, {"20": ("semseg",)}, (24, 40))
+    with pytest.raises(HTTError, match=r"20\.png is \(24, 40\), but the first image \(32, 48\); set data\.image_size"):
+        folder(root).prepare_data()
+    for changes in ({"image_size": (16, 24)}, {"augment": Augment(crop=(32, 48))}):
+        data = folder(root, **changes)
+        data.prepare_data()
+        data.setup("fit")
+        for batch in (*data.train_dataloader(), *data.val_dataloader()):
+            assert tuple(batch["image"].shape[-2:]) in ((16, 24), (32, 48))
+
+
+def test_metrics_count_the_labels_there_are(root, tmp_path):
+    """The same figures as when every task is evaluated alone, on the images that have its label."""
+    data = folder(root, batch_size=1)
+    module = tiny_module(data)
+    (whole,) = tiny_trainer(tmp_path).validate(module, data, verbose=False)
+    for task, files in zip(TASKS.values(), MAPS, strict=True):
+        rows = [[row[0], row[1 + [*TASKS].index(task.name)]] for row in rows_of(KEPT, "val") if task.name in str(row)]
+        write_table(root, rows, "val.csv", columns=["image", task.name])
+        column = MapFiles(task, files.train, task.name, **RULES[task.name])
+        alone = folder(root, batch_size=1, val="val.csv", maps=[column])
+        alone.setup("validate")
+        metric = task.metrics()[task.headline]
+        for batch in alone.val_dataloader():
+            metric.update(module.eval().decode(batch["image"])[task.name], batch[task.name])
+        assert len(rows) == sum(task.name in kept for kept in KEPT.values())
+        assert whole[f"val/{task.name}/{task.headline}"] == pytest.approx(float(metric.compute()), rel=1e-5)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["htt"])
+
+
+TRIAL = """
+model: {backbone: test_resnet, token_dim: 8}
+trainer: {fast_dev_run: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+
+def test_a_dataset_of_ones_own_trains_from_a_config(root, elsewhere):
+    for split in ("train", "val"):
+        for name in KEPT:
+            save(root / split / "height" / f"{name}.png", stored_map("depth", np.random.default_rng(int(name))))
+    text = (
+        TRIAL
+        + """
+data:
+  class_path: FolderDataModule
+  init_args:
+    train: train/images/*.png
+    val: val/images/*.png
+    maps:
+      - task: {class_path: SemSeg, init_args: {classes: [x, y]}}
+        train: train/semseg/{id}.png
+        val: val/semseg/{id}.png
+        missing: [255]
+        values: {0: 1, 1: 0, 2: 0}
+      - task: {class_path: Depth, init_args: {bins: 9}}
+        train: train/depth/{id}.png
+        factor: 0.001
+      - {task: Normals, train: "train/normals/{id}.png", val: "val/normals/{id}.png", factor: [1, -1, 1]}
+      - task: {class_path: tests.flow.Height, init_args: {reach: 5.0}}
+        train: train/height/{id}.png
+        factor: 0.001
+    batch_size: 2
+    num_workers: 0
+"""
+    )
+    Path("mine.yaml").write_text(text)
+    main(["fit", "--config", "mine.yaml", "--data.root", str(root), "--data.labels", "random-label"])
+
+
+def test_the_packaged_config_fits_the_tree_that_it_describes(root, elsewhere):
+    jpegs = write_tree(root.parent / "jpegs", suffix="jpg")
+    Path("trial.yaml").write_text(TRIAL)
+    settings = ["--data.root", str(jpegs), "--data.batch_size", "2", "--data.num_workers", "0"]
+    small = ["--data.image_size", "[32,48]", "--model.pretrained", "false"]
+    main(["fit", "--config", "folder.yaml", "--config", "trial.yaml", *settings, *small])
+
+
+def test_the_command_line_names_what_is_wrong(root, elsewhere):
+    with pytest.raises(SystemExit, match=r"error: No image matches data\.train: looked for .*train/images/\*\.jpg"):
+        main(["fit", "--config", "folder.yaml", "--data.root", str(root), "--model.pretrained", "false"])
