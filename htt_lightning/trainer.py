@@ -118,9 +118,11 @@ class _Discoverer(L.LightningModule):
             begin(self.completed, self.manifest(), self.overwrite)
             absent = [name for name, tasks in self.lacking.items() if tasks and not self.completed.path(name).is_file()]
         absent = self.trainer.strategy.broadcast(absent)
+        if not absent:
+            return []
         images = self.datamodule.unaugmented(absent)
         sampler = EvalSampler(len(images), self.trainer.global_rank, self.trainer.world_size)
-        return self.datamodule.loader(images, sampler=sampler) if absent else []
+        return self.datamodule.loader(images, self.datamodule.evaluation_batch(images), sampler=sampler)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Write one batch; the ids of its images are returned."""

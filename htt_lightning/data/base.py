@@ -6,6 +6,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -133,6 +134,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         chosen = labels if ids is None else {name: labels[name] for name in ids}
         return PartialLabels(source, self.tasks, chosen, EvalTransform(self.tasks, self._canvas), self.image_size)
 
+    def needs_one_size(self, split: Split) -> bool:
+        """Whether the images of a split must have one size as stored: training on whole images needs that."""
+        cropped = self.augment is not None and self.augment.crop is not None
+        return split == "train" and self.image_size is None and not cropped
+
     @property
     def _canvas(self) -> tuple[int, int] | None:
         """Least size of images in evaluation."""
@@ -195,7 +201,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation images in order."""
-        return self.loader(self.val, sampler=EvalSampler(len(self.val), self._rank, self._world))
+        sampler = EvalSampler(len(self.val), self._rank, self._world)
+        return self.loader(self.val, self.evaluation_batch(self.val), sampler=sampler)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The benchmarks have no test split of their own: the validation images (protocol.md 2.2)."""
@@ -203,13 +210,22 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The validation images; Lightning shares them among processes without repeats."""
-        return self.loader(self.val, sampler=SequentialSampler(self.val))
+        return self.loader(self.val, self.evaluation_batch(self.val), sampler=SequentialSampler(self.val))
 
-    def loader(self, dataset: PartialLabels, **arguments: Any) -> DataLoader[Batch]:
-        """A loader with the module's batch size and workers, and further arguments of torch's."""
+    def evaluation_batch(self, images: PartialLabels) -> int:
+        """How many images to evaluate together: one where sizes differ, as none may be padded for another's sake."""
+        if self.image_size:
+            return self.batch_size
+        least = self._canvas or (0, 0)
+        with ThreadPoolExecutor() as pool:
+            sizes = set(pool.map(images.stored_size, range(len(images))))
+        return 1 if len({(max(h, least[0]), max(w, least[1])) for h, w in sizes}) > 1 else self.batch_size
+
+    def loader(self, dataset: PartialLabels, batch_size: int | None = None, **arguments: Any) -> DataLoader[Batch]:
+        """A loader with the module's workers, its batch size by default, and further arguments of torch's."""
         return DataLoader(
             dataset=dataset,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -101,4 +101,4 @@ class CityscapesDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> Cityscapes:
         """A split of the tree."""
-        return Cityscapes(self.root, split, self.classes, one_size=self.image_size is None)
+        return Cityscapes(self.root, split, self.classes, one_size=self.needs_one_size(split))

@@ -4,7 +4,6 @@ import csv
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,7 @@ from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.map_files import MapFiles, is_npy, read_npy
 from htt_lightning.data.masks import natural_key
 from htt_lightning.data.npy_tree import TOLERANCE, floats
-from htt_lightning.data.partial import Source
+from htt_lightning.data.partial import Source, check_each
 from htt_lightning.data.pictures import Form, read_rgb, size_of
 from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
@@ -48,7 +47,6 @@ class Folder(Source):
             file with a row for each image, whose path is in the column ``image``. An empty cell is a missing label.
         maps: Labels by task.
         one_size: Whether ``check`` refuses images of different sizes.
-        canvas: Size ``(h, w)`` that smaller images are padded to before their sizes count as different.
 
     Raises:
         HTTError: There is no such folder, image or label, or the table is broken or names files outside the root.
@@ -61,9 +59,8 @@ class Folder(Source):
         images: str,
         maps: Sequence[MapFiles],
         one_size: bool = True,
-        canvas: tuple[int, int] | None = None,
     ) -> None:
-        self.root, self.one_size, self.canvas = Path(root).expanduser(), one_size, canvas or (0, 0)
+        self.root, self.one_size = Path(root).expanduser(), one_size
         if not self.root.is_dir():
             raise HTTError(f"data.root {self.root} is no folder")
         self.maps = {files.task.name: files for files in maps}
@@ -171,6 +168,14 @@ class Folder(Source):
             raise HTTError(f"{path} holds colours from {image.min():g} to {image.max():g}; they must lie in [0, 1]")
         return image.clip(0, 1, out=image)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image; its pixels are not read."""
+        path = self._entries[index].image
+        if not is_npy(path):
+            return size_of(path, Form.ANY)
+        height, width = read_npy(path).shape[:2]
+        return height, width
+
     def label(self, index: int, task: str) -> np.ndarray:
         """One task's map, with missing pixels marked as ``tasks.base.Task`` describes it.
 
@@ -183,8 +188,7 @@ class Folder(Source):
             raise HTTError(f"{entry.where} has no label of {task}; see data.maps and data.labels")
         path = entry.labels[task]
         label = self.maps[task].read(path)
-        size = read_npy(entry.image).shape[:2] if is_npy(entry.image) else size_of(entry.image, Form.ANY)
-        if label.shape[:2] != size:
+        if label.shape[:2] != (size := self.size(index)):
             raise HTTError(f"{path} is {label.shape[:2]}, but its image {entry.image} {size}; prepare the two again")
         return label
 
@@ -199,27 +203,19 @@ class Folder(Source):
         """
         positions = {name: index for index, name in enumerate(self.ids)}
 
-        def padded(name: str) -> tuple[int, ...]:
-            return tuple(np.maximum(self.image(positions[name]).shape[:2], self.canvas).tolist())
+        def look(name: str) -> None:
+            index = positions[name]
+            size = self.image(index).shape[:2]
+            if self.one_size and size != first:
+                path = self._entries[index].image
+                raise HTTError(
+                    f"{path} is {size}, but the first image {first}; set data.image_size, or data.augment.crop"
+                )
+            for task in labels[name]:
+                self.label(index, task)
 
-        def fault(name: str) -> str:
-            try:
-                size = padded(name)
-                if self.one_size and size != first:
-                    path = self._entries[positions[name]].image
-                    return f"{path} is {size}, but the first image {first}; set data.image_size"
-                for task in labels[name]:
-                    self.label(positions[name], task)
-            except HTTError as error:
-                return str(error)
-            return ""
-
-        first = padded(next(iter(labels)))
-        with ThreadPoolExecutor() as pool:
-            faults = [text for text in pool.map(fault, labels) if text]
-        if faults:
-            more = [f"... and {len(faults) - 3} more images"] if len(faults) > 3 else []
-            raise HTTError("\n".join([*faults[:3], *more]))
+        first = self.size(positions[next(iter(labels))])
+        check_each(labels, look)
 
 
 def identify(path: str, pattern: str) -> str:
@@ -299,6 +295,6 @@ class FolderDataModule(PartialLabelDataModule):
     def source(self, split: Split) -> Folder:
         """A split, whose files are listed once: a run sees the same ones from beginning to end."""
         if split not in self._listed:
-            one_size = self.image_size is None
-            self._listed[split] = Folder(self.root, split, self.images[split], self.maps, one_size, self._canvas)
+            one_size = self.needs_one_size(split)
+            self._listed[split] = Folder(self.root, split, self.images[split], self.maps, one_size)
         return self._listed[split]

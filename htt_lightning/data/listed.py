@@ -22,8 +22,7 @@ class ListedSource(Source):
     Args:
         root: The dataset's own folder, or the one that holds it.
         split: ``train`` or ``val``.
-        canvas: Size ``(h, w)`` that smaller images are padded to in evaluation; None pads nothing.
-        one_size: Whether ``check`` refuses images that differ in size once padded.
+        one_size: Whether ``check`` refuses images of different sizes.
 
     Raises:
         HTTError: There is no such split, or the file that lists it is missing, empty or lists what is no image id.
@@ -40,14 +39,12 @@ class ListedSource(Source):
     tasks: ClassVar[tuple[str, ...]]
     """Names of the tasks there are labels for."""
 
-    def __init__(
-        self, root: str | Path, split: str, canvas: tuple[int, int] | None = None, one_size: bool = True
-    ) -> None:
+    def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
         if split not in ("train", "val"):
             raise HTTError(f"{self.title} has no split {split!r}; choose train or val")
         root = Path(root).expanduser()
         self.folder = root / self.home if (root / self.home).is_dir() else root
-        self.split, self.canvas, self.one_size = split, canvas, one_size
+        self.split, self.one_size = split, one_size
         self.ids = list(natural_order(self._listed(self.folder / self.listing.format(split=split))))
 
     def _listed(self, path: Path) -> list[str]:
@@ -87,6 +84,10 @@ class ListedSource(Source):
         """
         return read_rgb(self.image_path(self.ids[index]))
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image; only its file's ends are read."""
+        return self._size(self.ids[index])
+
     def label(self, index: int, task: str) -> np.ndarray:
         """One task's map at the size of its image, to which nearest neighbour brings what is stored at another.
 
@@ -100,7 +101,7 @@ class ListedSource(Source):
         if task not in self.tasks:
             raise HTTError(f"{self.title} has no labels for {task}; choose from {', '.join(self.tasks)}")
         name = self.ids[index]
-        size = size_of(self.image_path(name))
+        size = self._size(name)
         return resized(self.read(name, task, size), size, smooth=False)
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
@@ -110,29 +111,27 @@ class ListedSource(Source):
             labels: Names of the tasks whose labels will be used, by image id.
 
         Raises:
-            HTTError: Files are missing, broken or hold wrong values, or images differ in size once padded: the message
-                names three of them.
+            HTTError: Files are missing, broken or hold wrong values, or images differ in size: the message names three
+                of them.
         """
         first: tuple[int, int] | None = None
         if self.one_size and labels:
             with suppress(HTTError):  # raised again below, and with the tree
-                first = self._padded(next(iter(labels)))
+                first = self._size(next(iter(labels)))
 
         def look(name: str) -> None:
-            if (size := self._padded(name)) != first and first:
+            if (size := self._size(name)) != first and first:
                 raise HTTError(
-                    f"{self.image_path(name)} is {size} and the first image {first}, once padded to "
-                    f"{self.canvas or 'nothing'}; set data.image_size, or data.augment.crop to hold both"
+                    f"{self.image_path(name)} is {size}, but the first image {first}; set data.image_size, or "
+                    "data.augment.crop"
                 )
             for task in labels[name]:
                 self.look(name, task)
 
         check_each(labels, look, self.tree)
 
-    def _padded(self, name: str) -> tuple[int, int]:
-        """Size of an image in evaluation."""
-        height, width = size_of(self.image_path(name))
-        return (max(height, self.canvas[0]), max(width, self.canvas[1])) if self.canvas else (height, width)
+    def _size(self, name: str) -> tuple[int, int]:
+        return size_of(self.image_path(name))
 
 
 WORD = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-")

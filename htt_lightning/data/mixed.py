@@ -36,6 +36,11 @@ class Mixed(Source):
         source, place, _ = self._items[index]
         return source.image(place)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, as its dataset has it."""
+        source, place, _ = self._items[index]
+        return source.size(place)
+
     def label(self, index: int, task: str) -> np.ndarray:
         """The task's map, as its dataset has it."""
         source, place, _ = self._items[index]

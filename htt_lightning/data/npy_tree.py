@@ -81,7 +81,7 @@ class NpyTree(Source):
         if odd := sorted(name for name in files if not name.isdecimal()):
             raise HTTError(f"{files[odd[0]]} is not named by an integer; move it elsewhere")
         self.ids = sorted(files, key=int)
-        self._size: tuple[int, tuple[int, ...]] | None = None  # of the image asked for last
+        self._size: tuple[int, tuple[int, int]] | None = None  # of the image asked for last
         self.tasks = tuple(task for task in layouts if task != "image")
 
     def image(self, index: int) -> np.ndarray:
@@ -143,14 +143,18 @@ class NpyTree(Source):
         stored = open_array(path, layout)
         shape = stored.shape[:2]
         if key == "image":
-            self._size = index, shape
-        elif shape != (size := self._image_size(index)):
+            self._size = index, (shape[0], shape[1])
+        elif shape != (size := self.size(index)):
             raise HTTError(f"{path} is {shape}, but its image {size}; prepare the two again")
         return path, stored
 
-    def _image_size(self, index: int) -> tuple[int, ...]:
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image."""
         known = self._size  # one object: threads that look at files together cannot mix two up
-        return known[1] if known and known[0] == index else self._open(index, "image")[1].shape[:2]
+        if known is None or known[0] != index:
+            height, width = self._open(index, "image")[1].shape[:2]
+            return height, width
+        return known[1]
 
 
 def open_npy(path: Path) -> np.ndarray:

@@ -88,4 +88,4 @@ class NYUDDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> NYUD:
         """A split of the tree."""
-        return NYUD(self.root, split, one_size=self.image_size is None)
+        return NYUD(self.root, split, one_size=self.needs_one_size(split))

@@ -132,4 +132,4 @@ class NYUD40DataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> NYUD40:
         """A split of the tree."""
-        return NYUD40(self.root, split, self._canvas, one_size=self.image_size is None)
+        return NYUD40(self.root, split, one_size=self.needs_one_size(split))

@@ -38,6 +38,11 @@ class Source(ABC):
     def label(self, index: int, task: str) -> np.ndarray:
         """The task's map as ``tasks.base.Task`` describes it: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image; cheap where its file says so before its pixels."""
+        height, width = self.image(index).shape[:2]
+        return height, width
+
     def available(self, task: str) -> NDArray[np.bool_]:
         """Which images can have a label of the task at all, bool ``n`` (protocol.md 2.3.3)."""
         return np.ones(len(self.ids), np.bool_)
@@ -54,13 +59,13 @@ class Source(ABC):
         return
 
 
-def check_each(names: Collection[str], look: Callable[[str], None], tree: str, progress: str = "") -> None:
+def check_each(names: Collection[str], look: Callable[[str], None], tree: str = "", progress: str = "") -> None:
     """Look at samples side by side.
 
     Args:
         names: Their ids.
         look: Raises an ``HTTError`` for a faulty one.
-        tree: The expected folders and files.
+        tree: The expected folders and files, if they are always the same.
         progress: What to call the work while its progress is shown; shows none by default.
 
     Raises:
@@ -79,7 +84,8 @@ def check_each(names: Collection[str], look: Callable[[str], None], tree: str, p
         faults = [text for text in (track(looked, progress, len(names)) if progress else looked) if text]
     if faults:
         more = [f"... and {len(faults) - 3} more samples"] if len(faults) > 3 else []
-        raise HTTError("\n".join([*faults[:3], *more, "The dataset must read:", tree]))
+        shown = ["The dataset must read:", tree] if tree else []
+        raise HTTError("\n".join([*faults[:3], *more, *shown]))
 
 
 class PartialLabels(Dataset[Batch]):
@@ -113,6 +119,10 @@ class PartialLabels(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def stored_size(self, position: int) -> tuple[int, int]:
+        """Height and width of an image as it lies on disk."""
+        return self.source.size(self._items[position][0])
 
     def lacking(self, position: int) -> list[Task]:
         """Tasks that an image keeps no label of."""

@@ -322,7 +322,7 @@ class PASCALContextDataModule(PartialLabelDataModule):
     def source(self, split: Split) -> PASCALContext:
         """A split of the tree, once for all: loader processes get what it knows about people."""
         if split not in self._sources:
-            source = PASCALContext(self.root, split, self._canvas, one_size=self.image_size is None)
+            source = PASCALContext(self.root, split, one_size=self.needs_one_size(split))
             if any(task.name == "human_parts" for task in self.tasks):
                 source.available("human_parts")
             self._sources[split] = source

@@ -59,6 +59,10 @@ class SyntheticScenes(Source):
         """RGB image, uint8 ``h w 3``."""
         return self._array(index, "image")
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, the same for all."""
+        return self._key[2]
+
     def label(self, index: int, task: str) -> np.ndarray:
         """A task's map: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
         return self._array(index, task)

@@ -14,7 +14,7 @@ SIZES = {"2008_000002": (30, 40), "2008_000008": (40, 28), "2008_000010": (34, 4
 IDS = {"train": ("2008_000002", "2008_000008", "2008_000010", "2009_000003"), "val": ("2010_000001", "2010_000002")}
 FIRST, ALONE, NO_PARTS, NOBODY = IDS["train"]
 """Two persons and a dog; one person, of one part; a person without parts; no object at all."""
-CANVAS = {"canvas": (40, 40)}
+ANY_SIZE = {"one_size": False}
 FILES = {
     "semseg": "semseg/VOC12/{}.png",
     "human_parts": "human_parts/{}.mat",
@@ -117,5 +117,5 @@ def label(root, task, name=FIRST, split="train"):
 
 
 def check_all(root, split="train"):
-    source = PASCALContext(root, split, **CANVAS)
+    source = PASCALContext(root, split, **ANY_SIZE)
     source.check(dict.fromkeys(source.ids, ALL))

@@ -343,7 +343,7 @@ def test_broken_files_are_named_before_training_three_at_a_time(root):
     assert "semseg/1.png holds 3, which is none of the 3 classes" in lines[0]
     assert "semseg/2.png is truncated" in lines[1]
     assert "normals/3.png is truncated" in lines[2]
-    assert lines[3] == "... and 1 more images"
+    assert lines[3] == "... and 1 more samples"
 
 
 def test_images_of_different_sizes_need_one_size(root, tmp_path):
@@ -356,6 +356,26 @@ def test_images_of_different_sizes_need_one_size(root, tmp_path):
         data.setup("fit")
         for batch in (*data.train_dataloader(), *data.val_dataloader()):
             assert tuple(batch["image"].shape[-2:]) in ((16, 24), (32, 48))
+
+
+def test_validation_images_of_different_sizes_are_evaluated_one_at_a_time(root, tmp_path):
+    def data():
+        made = folder(root, augment=Augment(crop=SIZE), batch_size=2)
+        made.prepare_data()
+        made.setup("fit")
+        return made
+
+    assert [len(batch["id"]) for batch in data().val_dataloader()] == [2, 2, 2, 1]
+    write_tree(root, {"20": ("semseg", "depth"), "21": ("semseg",)}, (40, 56))
+    mixed = data()
+    shapes = [tuple(batch["image"].shape) for batch in mixed.val_dataloader()]
+    assert shapes == [(1, 3, *SIZE)] * 7 + [(1, 3, 40, 56)] * 2
+    assert all(batch["image"].shape == (2, 3, *SIZE) for batch in mixed.train_dataloader())
+    module = tiny_module(mixed)
+    tiny_trainer(tmp_path, max_epochs=1).fit(module, mixed)
+    (scores,) = tiny_trainer(tmp_path).validate(module, mixed)
+    assert all(np.isfinite(scores[f"val/{task.name}/{task.headline}"]) for task in mixed.tasks)
+    assert len(tiny_trainer(tmp_path).predict(module, mixed)) == 9
 
 
 def test_metrics_count_the_labels_there_are(root, tmp_path):
