@@ -9,11 +9,10 @@ bins and thresholds are used here, everything else is this library's.
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from htt_lightning.data import npy_tree
 from htt_lightning.data.base import PartialLabelDataModule, Split
-from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import InverseDepth, SemSeg, Task
 
@@ -67,33 +66,19 @@ class CityscapesDataModule(PartialLabelDataModule):
     Args:
         root: Folder with ``train/`` and ``val/``, or the one that holds ``cityscapes/``.
         classes: 7 or 19.
-        labels: See ``PartialLabelDataModule``, as for all below; the published ``.pth`` mask fits as well.
-        tasks: ...
-        batch_size: ...
-        image_size: ...
-        augment: ...
-        num_workers: ...
-        seed: ...
-        discovered: ...
+        **kwargs: See ``PartialLabelDataModule``.
     """
 
     def __init__(
         self,
         root: str,
         classes: Literal[7, 19] = 7,
-        labels: str = "one-label",
-        tasks: str | list[str | Task] | None = None,
-        batch_size: int = 6,
-        image_size: tuple[int, int] | None = None,
-        augment: Augment | None = Augment(),  # noqa: B008  # frozen
-        num_workers: int = 2,
-        seed: int | None = None,
-        discovered: str | None = None,
+        **kwargs: Any,
     ) -> None:
         if classes not in CLASSES:
             raise HTTError(f"data.classes must be 7 or 19, not {classes}.")
         self.root, self.classes = root, classes
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+        super().__init__(**kwargs)
 
     def available_tasks(self) -> list[Task]:
         """In the order of the published mask's columns, with the released bins and thresholds (method.md 4)."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from glob import glob
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from htt_lightning.data.masks import natural_key
 from htt_lightning.data.npy_tree import TOLERANCE, floats
 from htt_lightning.data.partial import Source, check_each
 from htt_lightning.data.pictures import Form, read_rgb, size_of
-from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
 
@@ -253,14 +252,8 @@ class FolderDataModule(PartialLabelDataModule):
             with a row per image, see ``Folder``.
         val: Validation images, likewise.
         maps: Where the labels of each task are, and what their values mean.
-        labels: See ``PartialLabelDataModule``, as for all below; by default every label there is.
-        tasks: ...
-        batch_size: ...
-        image_size: ...
-        augment: ...
-        num_workers: ...
-        seed: ...
-        discovered: ...
+        labels: As in ``PartialLabelDataModule``; by default every label there is.
+        **kwargs: See ``PartialLabelDataModule``.
     """
 
     def __init__(
@@ -270,13 +263,7 @@ class FolderDataModule(PartialLabelDataModule):
         val: str,
         maps: list[MapFiles],
         labels: str = "full",
-        tasks: str | list[str | Task] | None = None,
-        batch_size: int = 6,
-        image_size: tuple[int, int] | None = None,
-        augment: Augment | None = Augment(),  # noqa: B008  # frozen
-        num_workers: int = 2,
-        seed: int | None = None,
-        discovered: str | None = None,
+        **kwargs: Any,
     ) -> None:
         names = [files.task.name for files in maps]
         if not names or len(set(names)) < len(names):
@@ -286,7 +273,7 @@ class FolderDataModule(PartialLabelDataModule):
         self.root, self.maps = root, maps
         self.images: dict[Split, str] = {"train": train, "val": val}
         self._listed: dict[Split, Folder] = {}
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+        super().__init__(labels=labels, **kwargs)
 
     def available_tasks(self) -> list[Task]:
         """In the order of ``maps``."""

@@ -1,6 +1,7 @@
 """Several datasets in one run, each labelled for its own tasks only."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,6 @@ from numpy.typing import NDArray
 from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.masks import LabelMask, is_protocol
 from htt_lightning.data.partial import Source
-from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
 
@@ -68,14 +68,8 @@ class MixedDataModule(PartialLabelDataModule):
     Args:
         parts: The datasets.
         image_size: ``[h, w]`` that the images of all parts are resized to.
-        labels: See ``PartialLabelDataModule``, as for all below; drawn among the labels that the parts keep, by default
-            all of them.
-        tasks: ...
-        batch_size: ...
-        augment: ...
-        num_workers: ...
-        seed: ...
-        discovered: ...
+        labels: As in ``PartialLabelDataModule``, drawn among the labels that the parts keep; by default all of them.
+        **kwargs: See ``PartialLabelDataModule``.
 
     Raises:
         HTTError: There are no parts, or a task means one thing in one part and another in another.
@@ -86,20 +80,15 @@ class MixedDataModule(PartialLabelDataModule):
         parts: list[PartialLabelDataModule],
         image_size: tuple[int, int],
         labels: str = "full",
-        tasks: str | list[str | Task] | None = None,
-        batch_size: int = 6,
-        augment: Augment | None = Augment(),  # noqa: B008  # frozen
-        num_workers: int = 2,
-        seed: int | None = None,
-        discovered: str | None = None,
+        **kwargs: Any,
     ) -> None:
         self.parts = parts
         if any(part.completed for part in parts):
             raise HTTError("data.parts must not have discovered labels of their own; give data.discovered.")
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+        super().__init__(image_size=image_size, labels=labels, **kwargs)
         for part in parts:
             part.image_size = self.image_size
-            part.seed = seed if part.seed is None else part.seed
+            part.seed = self.seed if part.seed is None else part.seed
 
     def available_tasks(self) -> list[Task]:
         """The tasks of all parts; where several have one, the first says how it is trained."""

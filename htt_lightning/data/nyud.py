@@ -6,11 +6,11 @@ explicit licence, and no part of it comes with this package. ``TREE`` shows the 
 """
 
 from pathlib import Path
+from typing import Any
 
 from htt_lightning.data import npy_tree
 from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.mask_files import protocol_of
-from htt_lightning.data.transforms import Augment
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 
 CLASSES = (
@@ -55,30 +55,16 @@ class NYUDDataModule(PartialLabelDataModule):
 
     Args:
         root: Folder with ``train/`` and ``val/``, or the one that holds ``NYUDv2/``.
-        labels: See ``PartialLabelDataModule``, as for all below; the published ``.pth`` masks fit as well.
-        tasks: ...
-        batch_size: ...
-        image_size: ...
-        augment: ...
-        num_workers: ...
-        seed: ...
-        discovered: ...
+        **kwargs: See ``PartialLabelDataModule``.
     """
 
     def __init__(
         self,
         root: str,
-        labels: str = "one-label",
-        tasks: str | list[str | Task] | None = None,
-        batch_size: int = 6,
-        image_size: tuple[int, int] | None = None,
-        augment: Augment | None = Augment(),  # noqa: B008  # frozen
-        num_workers: int = 2,
-        seed: int | None = None,
-        discovered: str | None = None,
+        **kwargs: Any,
     ) -> None:
         self.root = root
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+        super().__init__(**kwargs)
 
     def available_tasks(self) -> list[Task]:
         """In the order of the published masks' columns, with the published loss weights (method.md 3)."""

@@ -6,7 +6,7 @@ without an explicit licence, and no part of it comes with this package. ``NYUD40
 """
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -99,30 +99,18 @@ class NYUD40DataModule(PartialLabelDataModule):
 
     Args:
         root: Folder with ``gt_sets/`` and ``images/``, or the one that holds ``NYUDv2/``.
-        labels: See ``PartialLabelDataModule``, as for all below.
-        tasks: ...
-        batch_size: ...
-        image_size: ...
         augment: Training crops, and the canvas of evaluation, are of 448 x 576 by default.
-        num_workers: ...
-        seed: ...
-        discovered: ...
+        **kwargs: See ``PartialLabelDataModule``.
     """
 
     def __init__(
         self,
         root: str,
-        labels: str = "one-label",
-        tasks: str | list[str | Task] | None = None,
-        batch_size: int = 6,
-        image_size: tuple[int, int] | None = None,
         augment: Augment | None = Augment(crop=(448, 576)),  # noqa: B008  # frozen
-        num_workers: int = 2,
-        seed: int | None = None,
-        discovered: str | None = None,
+        **kwargs: Any,
     ) -> None:
         self.root = root
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+        super().__init__(augment=augment, **kwargs)
 
     def available_tasks(self) -> list[Task]:
         """In canonical order; weights are those of 13 classes, and of PASCAL for edges (contracts.md, Loss)."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -283,31 +283,19 @@ class PASCALContextDataModule(PartialLabelDataModule):
 
     Args:
         root: Folder with ``JPEGImages/`` and ``ImageSets/``, or the one that holds ``PASCALContext/``.
-        labels: See ``PartialLabelDataModule``, as for all below.
-        tasks: ...
-        batch_size: ...
-        image_size: ...
         augment: Training crops, and the canvas of evaluation, are of 512 x 512 by default.
-        num_workers: ...
-        seed: ...
-        discovered: ...
+        **kwargs: See ``PartialLabelDataModule``.
     """
 
     def __init__(
         self,
         root: str,
-        labels: str = "one-label",
-        tasks: str | list[str | Task] | None = None,
-        batch_size: int = 6,
-        image_size: tuple[int, int] | None = None,
         augment: Augment | None = Augment(crop=(512, 512)),  # noqa: B008  # frozen
-        num_workers: int = 2,
-        seed: int | None = None,
-        discovered: str | None = None,
+        **kwargs: Any,
     ) -> None:
         self.root = root
         self._sources: dict[Split, PASCALContext] = {}
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+        super().__init__(augment=augment, **kwargs)
 
     def available_tasks(self) -> list[Task]:
         """In canonical order, with the published weights and thresholds (method.md 3 and 4)."""

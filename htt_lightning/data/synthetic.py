@@ -12,7 +12,6 @@ from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.nyud import CLASSES
 from htt_lightning.data.partial import Source
 from htt_lightning.data.sample import Arrays
-from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path
 from htt_lightning.scenes import TASKS, has_people, render
@@ -161,13 +160,8 @@ class SyntheticDataModule(PartialLabelDataModule):
         image_size: ``[h, w]`` to render at.
         scenes_seed: Seed of the collection of scenes; order, augmentation and labels follow ``seed``.
         cache: Folder that all scenes are rendered into before training; by default they are rendered as loaders run.
-        labels: See ``PartialLabelDataModule``, as for all below.
-        tasks: ...
         batch_size: ...
-        augment: ...
-        num_workers: ...
-        seed: ...
-        discovered: ...
+        **kwargs: See ``PartialLabelDataModule``.
     """
 
     def __init__(
@@ -177,17 +171,12 @@ class SyntheticDataModule(PartialLabelDataModule):
         image_size: tuple[int, int] = (64, 96),
         scenes_seed: int = 0,
         cache: str | None = None,
-        labels: str = "one-label",
-        tasks: str | list[str | Task] | None = None,
         batch_size: int = 8,
-        augment: Augment | None = Augment(),  # noqa: B008  # frozen
-        num_workers: int = 2,
-        seed: int | None = None,
-        discovered: str | None = None,
+        **kwargs: Any,
     ) -> None:
         self.counts = {"train": train_images, "val": val_images}
         self.scenes_seed, self.cache = scenes_seed, Path(cache) if cache else None
-        super().__init__(labels, tasks, batch_size, image_size, augment, num_workers, seed, discovered)
+        super().__init__(image_size=image_size, batch_size=batch_size, **kwargs)
 
     def prepare_data(self) -> None:
         """Fill the cache first: training then has the cores to itself."""
