@@ -121,7 +121,7 @@ def test_training_images_without_a_label_are_left_out_with_a_note(root, caplog):
         data = folder(root)
         data.prepare_data()
         data.setup("fit")
-    assert caplog.messages == ["1 of 7 training images have no label, such as '4'."]
+    assert caplog.messages == ["1 of 7 training images have no label and are left out, such as '4'."]
     assert "4" not in data.train.ids
 
 
