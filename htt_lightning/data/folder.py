@@ -84,7 +84,9 @@ class Folder(Source):
                 raise HTTError(f"No {split} image has a label of {task}: looked for {looked} and the like")
         self._entries = [entry for entry in entries if entry.labels or split == "val"]
         if left := [entry.name for entry in entries if not entry.labels and split == "train"]:
-            logger.warning("%d of %d training images have no label, such as %r.", len(left), len(entries), left[0])
+            logger.warning(
+                "%d of %d training images have no label and are left out, such as %r.", len(left), len(entries), left[0]
+            )
         self.ids = [entry.name for entry in self._entries]
 
     def _matches(self, pattern: str, split: Split, places: Mapping[str, str]) -> Iterator[Entry]:

@@ -26,8 +26,8 @@ class MapFiles:
             image's id, or the column of the table that lists the images.
         val: The same for validation images; by default they have no labels of the task.
         missing: Stored values that mean no label; by default 0 in fields, and none in index maps, where what is no
-            class is an error. In fields of several channels all of them must hold the value. NaN, infinity, vectors
-            without direction and depths that are not positive are missing as well.
+            class is an error. In fields of several channels all of them must hold the value; NaN, infinity, vectors
+            without direction and depths that are not positive are missing in fields as well.
         values: Class by stored value, in index maps; by default the stored value is the class.
         offset: Added to stored values of index maps to get classes: -1 where they count from 1.
         factor: What stored values of fields are multiplied by, such as 0.001 for millimetres; or one factor for each

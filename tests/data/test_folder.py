@@ -121,7 +121,7 @@ def test_training_images_without_a_label_are_left_out_with_a_note(root, caplog):
         data = folder(root)
         data.prepare_data()
         data.setup("fit")
-    assert caplog.messages == ["1 of 7 training images have no label, such as '4'."]
+    assert caplog.messages == ["1 of 7 training images have no label and are left out, such as '4'."]
     assert "4" not in data.train.ids
 
 
@@ -134,39 +134,6 @@ def test_validation_images_are_all_there_and_count_for_the_labels_they_have(root
         assert sample["id"] == name
         assert tuple(task for task, given in sample["labeled"].items() if given) == kept
         assert sample["depth"].isfinite().any() == ("depth" in kept)
-
-
-def test_a_table_says_the_same_as_the_pattern(root):
-    write_table(root, rows_of(LABELLED))
-    write_table(root, rows_of(KEPT, "val"), "val.csv", encoding="utf-8-sig")
-    table, tree = folder(root, train="train.csv", val="val.csv", maps=COLUMNS), folder(root)
-    for split in ("train", "val"):
-        one, other = table.source(split), tree.source(split)
-        assert one.ids == [f"{split}/images/{name}" for name in other.ids]
-        assert list(available(one).values()) == list(available(other).values())
-        one.check(dict(zip(one.ids, available(one).values(), strict=True)))
-        for k in range(len(one.ids)):
-            np.testing.assert_array_equal(one.image(k), other.image(k))
-            for task in available(one)[one.ids[k]]:
-                np.testing.assert_array_equal(one.label(k, task), other.label(k, task))
-
-
-def test_a_table_may_list_the_images_and_a_pattern_their_labels(root):
-    write_table(root, [[f"train/images/{name}.png"] for name in KEPT], columns=["image"])
-    for name in KEPT:
-        if "depth" in KEPT[name]:
-            path = root / "depth" / "train" / "images" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            (root / "train" / "depth" / f"{name}.png").rename(path)
-    data = folder(root, train="train.csv", maps=[MapFiles(DEPTH, "depth/{id}.png", factor=0.001)])
-    assert data.source("train").ids == [f"train/images/{name}" for name in KEPT if "depth" in KEPT[name]]
-
-
-def test_rows_in_any_order_are_images_in_natural_order(root):
-    write_table(root, rows_of(LABELLED)[::-1])
-    assert [Path(name).name for name in folder(root, train="train.csv", maps=COLUMNS).source("train").ids] == [
-        *LABELLED
-    ]
 
 
 def test_one_label_is_drawn_among_those_there_are(root):
@@ -271,59 +238,6 @@ def test_an_image_for_which_the_wildcards_stand_for_nothing_is_refused(root):
     save(root / "train" / "images" / "rgb.png", np.zeros((*SIZE, 3), np.uint8))
     with pytest.raises(HTTError, match=r"gives .*rgb\.png no id"):
         folder(root, train="train/images/rgb*.png").source("train")
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "message"),
-    [
-        ([["", "", "", ""]], None, r"train\.csv, line 2: the cell of its image is empty"),
-        ([*rows_of(LABELLED)[:2], ["  ", "a", "", ""]], None, "line 4: the cell of its image is empty"),
-        ([["train/images/1.png", ""]], None, "line 2: expected 4 cells"),
-        ([["train/images/1.png", "", "", "", "more"]], None, "line 2: expected 4 cells"),
-        ([], None, r"train\.csv lists no image"),
-        ([*rows_of(LABELLED), rows_of(LABELLED)[1]], None, r"line 3 and .*line 8 have the same id 'train/images/2'"),
-        (rows_of(LABELLED), ["picture", "semseg", "depth", "normals"], "needs one column 'image'; it has picture"),
-        (rows_of(LABELLED), ["image", "semseg", "disparity", "normals"], "needs one column 'depth'"),
-        (rows_of(LABELLED), ["image", "semseg", "semseg", "normals"], "needs one column 'semseg'"),
-        ([["train/images/1.png", "", "", ""]], None, "No train image has a label of semseg: .*the column 'semseg'"),
-        ([["../outside.png", "x", "x", "x"]], None, r"line 2: '\.\./outside\.png' must be relative"),
-        ([["train/../../outside.png", "x", "x", "x"]], None, "line 2: .* must be relative"),
-        ([["train/images/1.png", "/etc/passwd", "x", "x"]], None, "line 2: '/etc/passwd' must be relative"),
-        ([["train/images/1.png", "link.png", "x", "x"]], None, r"line 2: 'link\.png' leads out of"),
-        ([["train/images/1.png", "out/outside.png", "x", "x"]], None, r"line 2: 'out/outside\.png' leads out of"),
-        ([["train/images/1.png", "circle/a.png", "x", "x"]], None, "leads out of|is missing"),
-        ([["train/images/1.png", "a\0b", "x", "x"]], None, "leads out of|cannot be read"),
-    ],
-)
-def test_a_broken_table_is_named_with_its_line(root, rows, columns, message):
-    save(root.parent / "outside.png", np.zeros(SIZE, np.uint8))
-    (root / "link.png").symlink_to(root.parent / "outside.png")
-    (root / "out").symlink_to(root.parent)
-    (root / "circle").symlink_to("circle")
-    write_table(root, rows, columns=columns or ["image", "semseg", "depth", "normals"])
-    with pytest.raises(HTTError, match=message):
-        folder(root, train="train.csv", maps=COLUMNS).prepare_data()
-
-
-def test_a_table_of_another_encoding_is_refused(root):
-    (root / "train.csv").write_bytes("image,semseg\nGrün.png,\n".encode("latin-1"))
-    with pytest.raises(HTTError, match=r"train\.csv cannot be read as a table"):
-        folder(root, train="train.csv", maps=COLUMNS).source("train")
-
-
-def test_links_within_the_root_may_be_in_a_table(root):
-    (root / "link.png").symlink_to(root / "train" / "semseg" / "1.png")
-    rows = rows_of(LABELLED)
-    rows[0][1] = "link.png"
-    write_table(root, rows)
-    source = folder(root, train="train.csv", maps=COLUMNS).source("train")
-    np.testing.assert_array_equal(source.label(0, "semseg"), folder(root).source("train").label(0, "semseg"))
-
-
-def test_a_label_that_a_table_names_must_be_there(root):
-    write_table(root, [["train/images/1.png", "train/semseg/99.png", "train/depth/1.png", "train/normals/1.png"]])
-    with pytest.raises(HTTError, match=r"semseg.99\.png is missing"):
-        folder(root, train="train.csv", maps=COLUMNS, batch_size=1).prepare_data()
 
 
 def test_a_label_of_another_size_than_its_image_is_named(root):
