@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from htt_lightning import HTTModule, LabelDiscovery
+from htt_lightning.callbacks.results import ResultsTable
 from htt_lightning.discovery import Targets
 from tests.tiny import BACKBONE, tiny_data, tiny_trainer
 
@@ -47,8 +48,8 @@ def main(folder: Path, devices: int, targets: Targets) -> None:
     strategy = "ddp" if devices > 1 else "auto"
     # In double precision, because Adam blows rounding errors of vanishing gradients up to whole steps.
     settings: dict[str, Any] = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10}
-    settings["callbacks"] = [LabelDiscovery(targets=targets)]
-    trainer = tiny_trainer(folder / "run", devices=devices, strategy=strategy, **settings)
+    settings["callbacks"] = [LabelDiscovery(targets=targets), ResultsTable()]
+    trainer = tiny_trainer(folder / f"run{devices}", devices=devices, strategy=strategy, **settings)
     trainer.fit(module, data)
     if trainer.is_global_zero:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}

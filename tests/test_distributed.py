@@ -1,5 +1,6 @@
 """Two processes with gloo on the CPU do what one does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,10 @@ def records(request, tmp_path_factory):
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
+    read = [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
+    for devices, record in enumerate(read, start=1):
+        record["results"] = json.loads((folder / f"run{devices}" / "results.json").read_text())
+    return read
 
 
 def assert_close(one, two):
@@ -55,6 +59,14 @@ def test_weights_and_metrics_of_two_processes_equal_those_of_one(records):
     assert one["metrics"].keys() == two["metrics"].keys()
     for key, value in one["metrics"].items():
         assert two["metrics"][key] == pytest.approx(value, rel=1e-5, nan_ok=True), key
+
+
+def test_the_table_of_results_is_the_same_and_its_constants_are_scored_by_one_process(records):
+    one, two = (record["results"] for record in records)
+    assert one.keys() == two.keys()
+    for key, row in one.items():
+        assert two[key]["constant"] == row["constant"]
+        assert two[key]["value"] == pytest.approx(row["value"], rel=1e-5)
 
 
 def test_batchnorm_converts_to_its_synchronised_form():

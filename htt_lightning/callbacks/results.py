@@ -13,6 +13,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from htt_lightning.callbacks.panel import PredictionPanel
 from htt_lightning.data.base import PartialLabelDataModule
@@ -120,6 +121,10 @@ def _write_json(path: Path, rows: dict[str, dict[str, Any]]) -> None:
         partial.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
+def _never() -> bool:
+    return False
+
+
 def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:
     """Headline metric on the validation images of the best constant per task, fitted on the training labels.
 
@@ -137,6 +142,9 @@ def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str
         if first is not None:
             constants[task.name] = task.constant(chain([first], targets))
     metrics = {task.name: task.metrics() for task in tasks if task.name in constants}
+    for metric in metrics.values():
+        for part in metric.values() if isinstance(metric, MetricCollection) else [metric]:
+            part.distributed_available_fn = _never  # other processes do not take part
     for index in range(len(data.val)):
         sample = data.val[index]
         for name, metric in metrics.items():
