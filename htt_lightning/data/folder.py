@@ -16,7 +16,7 @@ from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.map_files import MapFiles, is_npy, read_npy
 from htt_lightning.data.masks import natural_key
 from htt_lightning.data.npy_tree import TOLERANCE, floats
-from htt_lightning.data.partial import Source, check_each
+from htt_lightning.data.partial import Source, check_each, refuse_other_size
 from htt_lightning.data.pictures import Form, read_rgb, size_of
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
@@ -206,12 +206,9 @@ class Folder(Source):
 
         def look(name: str) -> None:
             index = positions[name]
-            size = self.image(index).shape[:2]
-            if self.one_size and size != first:
-                path = self._entries[index].image
-                raise HTTError(
-                    f"{path} is {size}, but the first image {first}; set data.image_size, or data.augment.crop"
-                )
+            height, width = self.image(index).shape[:2]
+            if self.one_size:
+                refuse_other_size(self._entries[index].image, (height, width), first)
             for task in labels[name]:
                 self.label(index, task)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from htt_lightning.data.masks import natural_order
-from htt_lightning.data.partial import Source, check_each, resized
+from htt_lightning.data.partial import Source, check_each, dataset_folder, refuse_other_size, resized
 from htt_lightning.data.pictures import read_rgb, size_of
 from htt_lightning.errors import HTTError
 
@@ -40,10 +40,7 @@ class ListedSource(Source):
     """Names of the tasks there are labels for."""
 
     def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
-        if split not in ("train", "val"):
-            raise HTTError(f"{self.title} has no split {split!r}; choose train or val")
-        root = Path(root).expanduser()
-        self.folder = root / self.home if (root / self.home).is_dir() else root
+        self.folder = dataset_folder(self.title, root, self.home, split)
         self.split, self.one_size = split, one_size
         self.ids = list(natural_order(self._listed(self.folder / self.listing.format(split=split))))
 
@@ -120,11 +117,9 @@ class ListedSource(Source):
                 first = self._size(next(iter(labels)))
 
         def look(name: str) -> None:
-            if (size := self._size(name)) != first and first:
-                raise HTTError(
-                    f"{self.image_path(name)} is {size}, but the first image {first}; set data.image_size, or "
-                    "data.augment.crop"
-                )
+            size = self._size(name)
+            if first:
+                refuse_other_size(self.image_path(name), size, first)
             for task in labels[name]:
                 self.look(name, task)
 

@@ -25,6 +25,7 @@ from htt_lightning.data.masks import (
     unknown,
 )
 from htt_lightning.errors import HTTError
+from htt_lightning.tasks.base import RELEASED_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,6 @@ PUBLISHED: Mapping[str, str] = MappingProxyType(
     }
 )
 """MD5 of the published masks (protocol.md 2.1)."""
-
-NAMES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
-"""Tasks that the published files call otherwise."""
 
 
 def protocol_of(labels: str) -> str:
@@ -179,7 +177,7 @@ def _from_lists(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
         if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file)[2] != np.dtype("O"):
             raise ValueError("not an array of objects")
         stored = _Plain(file, encoding="latin1").load().item()
-        images = {NAMES.get(task, task): [str(name) for name in names] for task, names in stored.items()}
+        images = {RELEASED_NAMES.get(task, task): [str(name) for name in names] for task, names in stored.items()}
     except Exception as error:  # damaged pickles raise nearly anything
         raise HTTError(
             f"{path} is no label mask: expected a numpy file with a list of image ids for each task ({error})."

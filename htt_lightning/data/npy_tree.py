@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from htt_lightning.data.partial import Source, check_each
+from htt_lightning.data.partial import Source, check_each, dataset_folder, lengths, refuse_other_size
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.base import IGNORE
 
@@ -66,10 +66,7 @@ class NpyTree(Source):
         tree: str,
         one_size: bool = True,
     ) -> None:
-        if split not in ("train", "val"):
-            raise HTTError(f"{title} has no split {split!r}; choose train or val")
-        root = Path(root).expanduser()
-        self.folder = (root / home if (root / home).is_dir() else root) / split
+        self.folder = dataset_folder(title, root, home, split) / split
         self.title, self.layouts, self.tree, self.one_size = title, layouts, tree, one_size
         images = self.folder / layouts["image"].folder
         if not images.is_dir():
@@ -121,12 +118,12 @@ class NpyTree(Source):
             HTTError: Files are missing, broken or hold wrong values: the message names three of them.
         """
         positions = {name: index for index, name in enumerate(self.ids)}
-        size = self._open(0, "image")[1].shape[:2] if self.one_size else None
+        first = self.size(0) if self.one_size else None
 
         def look(name: str) -> None:
             path, stored = self._open(positions[name], "image")
-            if size and stored.shape[:2] != size:
-                raise HTTError(f"{path} is {stored.shape[:2]}, but the first image {size}; set data.image_size")
+            if first:
+                refuse_other_size(path, (stored.shape[0], stored.shape[1]), first)
             for key in labels[name]:
                 path, stored = self._open(positions[name], key)
                 if self.layouts[key].looked_at:
@@ -232,7 +229,7 @@ def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
     """
     normals = floats(stored)
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = np.sqrt(cv2.transform(normals * normals, np.ones((1, 3))))  # quicker than a norm along a short axis
+        norm = lengths(normals)
     valid = np.isfinite(norm) & (norm > 0)
     longest = norm.max(where=valid, initial=0)
     if longest > 2:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from zlib import crc32
 
 import cv2
@@ -57,6 +58,24 @@ class Source(ABC):
             HTTError: A file is missing, truncated or holds values that it must not; the message names it.
         """
         return
+
+
+def dataset_folder(title: str, root: str | Path, home: str, split: str) -> Path:
+    """A dataset's own folder ``home``, which the root is or holds.
+
+    Raises:
+        HTTError: There is no such split.
+    """
+    if split not in ("train", "val"):
+        raise HTTError(f"{title} has no split {split!r}; choose train or val")
+    root = Path(root).expanduser()
+    return root / home if (root / home).is_dir() else root
+
+
+def refuse_other_size(path: Path, size: tuple[int, int], first: tuple[int, int]) -> None:
+    """Raise an ``HTTError`` for an image that is not as large as the first one."""
+    if size != first:
+        raise HTTError(f"{path} is {size}, but the first image {first}; set data.image_size, or data.augment.crop")
 
 
 def check_each(names: Collection[str], look: Callable[[str], None], tree: str = "", progress: str = "") -> None:
@@ -154,3 +173,8 @@ def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarra
     if array.shape[:2] == size:
         return array
     return cv2.resize(array, size[::-1]) if smooth else nearest(array, size, slice(0, size[0]), slice(0, size[1]))
+
+
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """Lengths ``h w`` of vectors ``h w 3``, in a fraction of the time that numpy's norm along a short axis takes."""
+    return np.asarray(np.sqrt(cv2.transform(vectors * vectors, np.ones((1, 3)))))

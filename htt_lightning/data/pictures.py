@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from htt_lightning.data.partial import resized
+from htt_lightning.data.partial import lengths, resized
 from htt_lightning.errors import HTTError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -119,12 +119,6 @@ def read_directions(path: Path, size: tuple[int, int]) -> np.ndarray:
     length = lengths(vectors)
     length[missing | (length < GREY)] = np.nan
     return np.asarray(vectors / length[..., None])
-
-
-def lengths(vectors: np.ndarray) -> np.ndarray:
-    """Lengths ``h w`` of vectors ``h w c``, in a fraction of the time that numpy's norm takes."""
-    squares: np.ndarray = np.einsum("hwc,hwc->hw", vectors, vectors)
-    return np.asarray(np.sqrt(squares))
 
 
 @contextmanager

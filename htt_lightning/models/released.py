@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from htt_lightning.errors import HTTError
-
-TASKS: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
-"""Tasks that the release calls otherwise."""
+from htt_lightning.tasks.base import RELEASED_NAMES
 
 _HEAD = {
     "aspp.convs.4.1": "aspp.pool.0",
@@ -69,7 +66,7 @@ def our_name(name: str) -> str:
         return f"backbone.model.{rest}"
     if first == "decoders":
         task, rest = rest.split(".", 1)
-        return f"heads.{TASKS.get(task, task)}.{_renamed(rest, _HEAD)}"
+        return f"heads.{RELEASED_NAMES.get(task, task)}.{_renamed(rest, _HEAD)}"
     if first == "multi_scale_task_prompter":
         kind, rest = rest.split(".", 1)
         if kind == "multi_scale_task_prompter":

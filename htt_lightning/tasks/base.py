@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import cv2
@@ -20,6 +21,9 @@ from htt_lightning.tasks.tally import Spread, Tally
 
 IGNORE = 255
 """The missing value of index maps (contracts.md, Batch)."""
+
+RELEASED_NAMES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
+"""Tasks that published masks and checkpoints call otherwise."""
 
 
 class Discovered(NamedTuple):

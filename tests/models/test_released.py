@@ -6,7 +6,8 @@ import torch
 
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet
-from htt_lightning.models.released import TASKS, our_name
+from htt_lightning.models.released import our_name
+from htt_lightning.tasks.base import RELEASED_NAMES
 from tests.conftest import ORACLE
 
 TINY = {"backbone": "test_resnet", "token_dim": 8}
@@ -51,7 +52,7 @@ def released_file(path, net, with_tokens=False):
         "fine_tokens.mix.6": "pred_prompter.sep_token_generator.fc3",
     }  # fmt: skip
     scales = {"reduce": "task_spatial_reduction", "query": "qk_producer.0", "key": "qk_producer.1", "refine": "FFN"}
-    prompter, back = "multi_scale_task_prompter", {ours: theirs for theirs, ours in TASKS.items()}
+    prompter, back = "multi_scale_task_prompter", {ours: theirs for theirs, ours in RELEASED_NAMES.items()}
 
     def renamed(rest, table):
         old = next(old for old in table if rest.startswith(old + "."))
