@@ -244,11 +244,8 @@ def summary(rows: Sequence[Row]) -> str:
                 shares = [share for share in gap_closed(values, method).values() if share is not None]
                 lines.append(f"| {' | '.join([method, *cells, f'{statistics.mean(shares):.2f}' if shares else ''])} |")
         narrow = [task for task, share in gap_closed(values, FULL).items() if share is None]
-        lines += [
-            "",
-            f"Not in the mean, as the gap is under two standard deviations: {', '.join(narrow) or 'none'}.",
-            "",
-        ]
+        listed = ", ".join(narrow) or "none"
+        lines += ["", f"Not in the mean, as the gap is under two standard deviations: {listed}.", ""]
     return "\n".join(lines)
 
 
@@ -327,9 +324,8 @@ def main(words: Sequence[str] | None = None) -> None:
     while teachers := {run.teacher for run in wanted if run.teacher} - wanted:
         wanted |= teachers
     wanted = {run for run in wanted if run.labels in ("full", *given.labels)}
-    cache = {"cache": str(given.out / "scenes"), "num_workers": given.jobs}
-    counts = {"train_images": given.images, "val_images": VALIDATION}
-    SyntheticDataModule(**counts, scenes_seed=BLOCKS[given.block], **cache).prepare_data()
+    cache = {"scenes_seed": BLOCKS[given.block], "cache": str(given.out / "scenes"), "num_workers": given.jobs}
+    SyntheticDataModule(given.images, VALIDATION, **cache).prepare_data()
     jobs: dict[Run, Future[None]] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
         for run in runs:  # teachers come first, so no job waits for one that is not begun
