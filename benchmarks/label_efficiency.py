@@ -40,7 +40,7 @@ VALIDATION = 240
 NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.token_dim", "32")
 """Smaller than the demo's: the study is many runs."""
 
-SUPERVISED, LONGER, LONGEST, FULL = "supervised, N", "supervised, 2N", "supervised, 3N", "full labels"
+SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
 NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
 PREDICTIONS, THREE, FOUR = "+ predictions", "+ predictions, 3 stages", "+ predictions, 4 stages"
 FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
@@ -76,7 +76,8 @@ METHODS = {
         Method("multi-task baseline", ("--model.network", "multitask")),
         Method(SUPERVISED),
         Method(LONGER, stages=2),
-        Method(LONGEST, stages=3),
+        Method("supervised, 3N", stages=3),
+        Method("supervised, 4N", stages=4),
         Method("published recipe", PUBLISHED, teacher=SUPERVISED),
         Method("+ features", (*FEATURES, "--discovery.terms.prediction", "0"), teacher=SUPERVISED),
         Method(PREDICTIONS, teacher=SUPERVISED),  # the recipe of synthetic.yaml
