@@ -43,6 +43,7 @@ class ListedSource(Source):
         self.folder = dataset_folder(self.title, root, self.home, split)
         self.split, self.one_size = split, one_size
         self.ids = list(natural_order(self._listed(self.folder / self.listing.format(split=split))))
+        self._sized: tuple[str, tuple[int, int]] | None = None  # the image asked for last
 
     def _listed(self, path: Path) -> list[str]:
         """The ids that a file lists, one a line."""
@@ -79,7 +80,10 @@ class ListedSource(Source):
         Raises:
             HTTError: The file is missing, truncated or no picture.
         """
-        return read_rgb(self.image_path(self.ids[index]))
+        name = self.ids[index]
+        image = read_rgb(self.image_path(name))
+        self._sized = name, (image.shape[0], image.shape[1])
+        return image
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of an image; only its file's ends are read."""
@@ -126,7 +130,10 @@ class ListedSource(Source):
         check_each(labels, look, self.tree)
 
     def _size(self, name: str) -> tuple[int, int]:
-        return size_of(self.image_path(name))
+        known = self._sized  # one object: threads that look at files together cannot mix two up
+        if known is None or known[0] != name:
+            self._sized = known = name, size_of(self.image_path(name))
+        return known[1]
 
 
 WORD = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-")

@@ -4,17 +4,18 @@ Prepared by S. Liu, E. Johns and A. Davison for "End-to-End Multi-Task Learning 
 (protocol.md 1.2 and 1.4).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from io import BytesIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
-from htt_lightning.data.partial import Source, check_each, dataset_folder, lengths, refuse_other_size
+from htt_lightning.data.partial import Source, check_each, dataset_folder, divided, lengths, refuse_other_size
 from htt_lightning.errors import HTTError
-from htt_lightning.tasks.base import IGNORE
 
 TOLERANCE = 1e-3
 """How far stored colours may lie outside [0, 1]."""
@@ -161,11 +162,26 @@ def open_npy(path: Path) -> np.ndarray:
         HTTError: If the file is missing or broken.
     """
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
+        start = 10 + int.from_bytes(mapped[8:10], "little")
+        shape, fortran, dtype = _header(mapped[:start])
+        values = np.frombuffer(mapped, dtype, math.prod(shape), start)
+        return values.reshape(shape, order="F" if fortran else "C")
     except FileNotFoundError:
         raise HTTError(f"{path} is missing; copy or unpack it again") from None
     except Exception as error:  # a corrupt header raises errors of many kinds
         raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
+
+
+@lru_cache(maxsize=64)  # files of a kind begin alike, and numpy takes long to read how
+def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and type, from the first bytes of a file."""
+    file = BytesIO(start)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of the format, which is not what numpy.save writes for such an array")
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def open_array(path: Path, layout: Layout) -> np.ndarray:
@@ -198,26 +214,27 @@ def directions(folder: str) -> Layout:
 
 
 def _colours(path: Path, stored: np.ndarray) -> np.ndarray:
-    image = floats(stored)
-    low, high = image.min(), image.max()
+    low, high = stored.min(), stored.max()
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # written so that NaN fails
         hint = "; divide colours of 0 to 255 by 255" if 2 < high <= 255 else ""
         raise HTTError(f"{path} holds colours from {low:g} to {high:g}; they must lie in [0, 1]{hint}")
-    return image.clip(0, 1, out=image)
+    image = np.asarray(stored, np.float32)
+    return image if low >= 0 and high <= 1 else image.clip(0, 1)
 
 
 def _classes(path: Path, stored: np.ndarray, count: int) -> np.ndarray:
-    low, high, last = stored.min(), stored.max(), count - 1
-    if not (low >= -1 and high <= last and (np.rint(stored) == stored).all()):  # written so that NaN fails
+    with np.errstate(invalid="ignore"):
+        labels = stored.astype(np.int16)
+    last = count - 1
+    if not ((labels == stored).all() and labels.min() >= -1 and labels.max() <= last):
+        low, high = stored.min(), stored.max()
         raise HTTError(f"{path} holds {low:g} to {high:g}; classes must be whole numbers from -1 (missing) to {last}")
-    labels = np.array(stored, np.int16)
-    labels[labels < 0] = IGNORE
-    return labels.astype(np.uint8)
+    return labels.astype(np.uint8)  # which makes 255 of -1, as IGNORE is
 
 
 def _distances(path: Path, stored: np.ndarray) -> np.ndarray:
     depth = floats(stored).reshape(stored.shape[:2])
-    depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
+    np.copyto(depth, np.nan, where=~((depth > 0) & (depth < np.inf)))
     return depth
 
 
@@ -235,8 +252,7 @@ def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
     if longest > 2:
         raise HTTError(f"{path} holds vectors of length {longest:g}; normals must be unit vectors within [-1, 1]")
     norm[~valid] = np.nan
-    normals /= cv2.merge([norm, norm, norm])  # quicker than broadcasting along a short axis
-    return normals
+    return divided(normals, norm)
 
 
 def floats(stored: np.ndarray) -> np.ndarray:

@@ -178,3 +178,9 @@ def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarra
 def lengths(vectors: np.ndarray) -> np.ndarray:
     """Lengths ``h w`` of vectors ``h w 3``, in a fraction of the time that numpy's norm along a short axis takes."""
     return np.asarray(np.sqrt(cv2.transform(vectors * vectors, np.ones((1, 3)))))
+
+
+def divided(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Vectors ``h w 3`` by numbers ``h w``, in place: several times as quick as broadcasting along a short axis."""
+    vectors /= cv2.merge([length, length, length])
+    return vectors

@@ -98,6 +98,7 @@ PASCALContext/
     normals_distill/<id>.png                RGB, 2 * colour / 255 - 1
     sal_distill/<id>.png                    grey, salient above half"""
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "human_parts", "saliency", "normals", "edges")
+    _known: tuple[str, NDArray[np.int16]] | None = None  # the segments asked for last
 
     def image_path(self, name: str) -> Path:
         """A JPEG file."""
@@ -123,11 +124,9 @@ PASCALContext/
             return merged_parts(self._parts(name), missing) if name in self.people else missing
         if task == "saliency":
             return (read_index(self.folder / "sal_distill" / f"{name}.png") > 127).astype(np.uint8)
-        segments = resized(read_segments(self._segments(name)), size, smooth=False)
+        segments = self._segments(name, size)
         if task == "normals":
-            normals = read_directions(self.folder / "normals_distill" / f"{name}.png", size)
-            normals[~HAS_NORMALS[segments]] = np.nan
-            return normals
+            return read_directions(self.folder / "normals_distill" / f"{name}.png", size, ~HAS_NORMALS[segments])
         return (thinned if self.split == "train" else borders)(segments).astype(np.uint8)
 
     def look(self, name: str, task: str) -> None:
@@ -139,7 +138,7 @@ PASCALContext/
         elif task == "human_parts" and name in self.people:
             look_at_mat(self._parts(name))
         elif task in ("normals", "edges"):
-            read_segments(self._segments(name))
+            read_segments(self._segment_map(name))
             if task == "normals":
                 size_of(self.folder / "normals_distill" / f"{name}.png", Form.DIRECTIONS)
 
@@ -193,11 +192,17 @@ PASCALContext/
     def _parts(self, name: str) -> Path:
         return self.folder / "human_parts" / f"{name}.mat"
 
-    def _segments(self, name: str) -> Path:
+    def _segment_map(self, name: str) -> Path:
         return self.folder / "pascal-context" / "trainval" / f"{name}.mat"
 
+    def _segments(self, name: str, size: tuple[int, int]) -> NDArray[np.int16]:
+        """Segments at the size of their image, which normals and edges ask for in turn."""
+        if self._known is None or self._known[0] != name:
+            self._known = name, resized(read_segments(self._segment_map(name)), size, smooth=False)
+        return self._known[1]
 
-def read_segments(path: Path) -> NDArray[np.int64]:
+
+def read_segments(path: Path) -> NDArray[np.int16]:
     """A map of segment ids ``h w``, 0 to 459.
 
     Raises:
@@ -209,7 +214,7 @@ def read_segments(path: Path) -> NDArray[np.int64]:
     low, high = stored.min(), stored.max()
     if not (low >= 0 and high <= SEGMENTS and (np.rint(stored) == stored).all()):  # written so that NaN fails
         raise HTTError(f"{path} holds {low:g} to {high:g}; segments must be whole numbers from 1 to {SEGMENTS}")
-    return stored.astype(np.int64)
+    return stored.astype(np.int16, order="C")  # MATLAB stores columns one after the other
 
 
 def annotated(path: Path) -> list[tuple[int, list[tuple[str, NDArray[np.bool_]]]]]:
@@ -257,20 +262,20 @@ def merged_parts(path: Path, missing: np.ndarray) -> np.ndarray:
     every = [part for kind, parts in annotated(path) if kind == PERSON for part in parts]
     if not every:
         return missing
-    label = np.zeros(every[0][1].shape, np.uint8)
+    label = np.zeros_like(every[0][1], np.uint8)  # in the order of MATLAB, too
     for name, mask in every:
         if name not in PARTS:
             raise HTTError(f"{path} has a person's part {name!r}, which PASCAL-Part has not; unpack the dataset again")
-        label[mask] = PARTS[name]
-    return label
+        np.copyto(label, PARTS[name], where=mask)
+    return np.ascontiguousarray(label)
 
 
-def thinned(segments: NDArray[np.int64]) -> NDArray[np.bool_]:
+def thinned(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Edges to train on, ``h w``: where the Laplacian of the ids is not zero, one pixel wide (protocol.md 1.5)."""
-    return thin(cv2.Laplacian(segments.astype(np.float64), cv2.CV_64F) != 0)
+    return thin(cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F) != 0)  # OpenCV is slow with integers
 
 
-def borders(segments: NDArray[np.int64]) -> NDArray[np.bool_]:
+def borders(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Edges to evaluate on, ``h w``: pixels whose right or lower neighbour lies in another segment."""
     found = np.zeros(segments.shape, np.bool_)
     found[:, :-1] |= segments[:, :-1] != segments[:, 1:]

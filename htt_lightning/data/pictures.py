@@ -10,9 +10,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from htt_lightning.data.partial import lengths, resized
+from htt_lightning.data.partial import divided, lengths, resized
 from htt_lightning.errors import HTTError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -28,6 +29,10 @@ DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 GREY = 2 / 255
 """Vectors shorter than this are coded by the greys 127 and 128."""
+
+
+COMPONENTS = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1
+"""Of a vector, by the colour that codes it."""
 
 
 class Form(Enum):
@@ -62,8 +67,9 @@ def read_rgb(path: Path, form: Form = Form.PHOTOGRAPH) -> np.ndarray:
     with opened(path, form) as image:
         if image.mode in (*DEEP, "F"):
             raise HTTError(f"{path} has more than 8 bits per pixel; save it with 8 bits per colour")
-        # Pillow warns unless the transparency of a palette is made explicit first.
-        return np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
+        if image.mode == "P":
+            image = image.convert("RGBA")  # Pillow warns unless transparency is made explicit first
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -95,7 +101,7 @@ def read_index(path: Path) -> np.ndarray:
         return np.array(image)
 
 
-def read_directions(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_directions(path: Path, size: tuple[int, int], absent: NDArray[np.bool_] | None = None) -> np.ndarray:
     """Unit vectors from a picture that codes them as ``2 * colour / 255 - 1`` (protocol.md 1.3, 1.5).
 
     They are normalised once, here (protocol.md 6.33). The zero vector has no exact code; what is as short as the greys
@@ -104,6 +110,7 @@ def read_directions(path: Path, size: tuple[int, int]) -> np.ndarray:
     Args:
         path: The picture.
         size: ``(h, w)`` of the result; other sizes are brought to it by cubic interpolation before normalising.
+        absent: Where there are no directions, bool ``h w`` of that size.
 
     Returns:
         float32 ``h w 3``, NaN where missing.
@@ -112,13 +119,18 @@ def read_directions(path: Path, size: tuple[int, int]) -> np.ndarray:
         HTTError: As ``size_of``.
     """
     with opened(path, Form.DIRECTIONS) as image:
-        vectors: np.ndarray = np.asarray(image) / np.float32(127.5) - 1
-    missing = resized(lengths(vectors) < GREY, size, smooth=False)
-    if vectors.shape[:2] != size:
-        vectors = cv2.resize(vectors, size[::-1], interpolation=cv2.INTER_CUBIC)
+        vectors: np.ndarray = cv2.LUT(np.asarray(image), COMPONENTS)
     length = lengths(vectors)
-    length[missing | (length < GREY)] = np.nan
-    return np.asarray(vectors / length[..., None])
+    missing = length < GREY
+    if vectors.shape[:2] != size:
+        missing = resized(missing, size, smooth=False)
+        vectors = cv2.resize(vectors, size[::-1], interpolation=cv2.INTER_CUBIC)
+        length = lengths(vectors)
+        missing |= length < GREY
+    if absent is not None:
+        missing |= absent
+    np.copyto(length, np.nan, where=missing)
+    return divided(vectors, length)
 
 
 @contextmanager

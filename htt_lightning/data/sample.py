@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -72,9 +73,9 @@ def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: st
     """
     image = arrays["image"]
     height, width = image.shape[:2]
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    pixels = planes(image)
     sample: Batch = {
-        "image": pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float(),
+        "image": pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float(),
         "labeled": {task.name: torch.tensor(task.name in arrays) for task in tasks},
         "valid": torch.from_numpy(valid),
         "id": name,
@@ -89,8 +90,16 @@ def to_target(array: np.ndarray, task: Task) -> Tensor:
     """A numpy map as a batch holds it: int64 ``h w`` or float32 ``c h w``."""
     if task.channels is None:
         return torch.from_numpy(array.astype(np.int64))
-    field = array if array.ndim == 3 else array[..., None]
-    return torch.from_numpy(np.ascontiguousarray(field.transpose(2, 0, 1), np.float32))
+    return planes(np.asarray(array, np.float32))
+
+
+def planes(array: np.ndarray) -> Tensor:
+    """An array ``h w`` or ``h w c`` as a new tensor ``c h w``."""
+    if array.ndim == 2:
+        return torch.from_numpy(array[None].copy())
+    apart = np.empty((array.shape[2], *array.shape[:2]), array.dtype)
+    cv2.split(array, list(apart))  # several times as quick as numpy's transposed copy
+    return torch.from_numpy(apart)
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -233,7 +233,7 @@ class ScaleCrop(JointTransform):
 
     def balanced(self, labels: np.ndarray) -> bool:
         """Whether a crop ``h w`` of class indices has two classes or more and none of them dominates."""
-        counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]
+        counts = cv2.calcHist([labels], [0], None, [IGNORE + 1], [0, IGNORE + 1])[:IGNORE]
         return bool((counts > 0).sum() > 1 and counts.max() < self.augment.max_class_share * counts.sum())
 
     def apply(self, img: np.ndarray, scaled: list[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
@@ -266,10 +266,15 @@ def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slic
     """
     if tuple(scaled) == array.shape[:2]:
         return array[rows, columns]
-    for axis, (new, kept) in enumerate(zip(scaled, (rows, columns), strict=True)):
-        centres = 2 * np.arange(kept.start, kept.stop) + 1
-        array = array.take(centres * array.shape[axis] // (2 * new), axis)
-    return array
+    places = [
+        (2 * np.arange(kept.start, kept.stop) + 1) * old // (2 * new)
+        for old, new, kept in zip(array.shape, scaled, (rows, columns), strict=False)
+    ]
+    if scaled[0] < array.shape[0]:
+        return np.asarray(array.take(places[0], 0).take(places[1], 1))
+    # Rows that will be repeated are copied whole, after the columns, which are collected one by one.
+    top = places[0][0]
+    return np.asarray(array[top : places[0][-1] + 1].take(places[1], 1).take(places[0] - top, 0))
 
 
 class Flip(JointTransform):
