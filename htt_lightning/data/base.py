@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -115,13 +115,14 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             ids, labeled = list(mask.ids), mask.labeled
         return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
-    def dataset(self, split: Split) -> PartialLabels:
-        """A split as training or evaluation reads it."""
+    def dataset(self, split: Split, fitting: bool = False) -> PartialLabels:
+        """A split as training or evaluation reads it; while fitting, evaluation scores what ``scored`` leaves."""
         source = self.source(split)
         if not source.ids:
             raise HTTError(f"The {split} split of {type(self).__name__} has no images.")
         labels = self.labels_of(split, source)
         if split == "val":
+            labels = scored(labels, self.tasks) if fitting else labels
             return PartialLabels(source, self.tasks, labels, EvalTransform(self.tasks, self._canvas), self.image_size)
         maps = moving(self.tasks) if self.completed else self.tasks
         transform = TrainTransform(maps, self.augment, self.image_size)
@@ -173,7 +174,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"{self._world} processes; lower data.batch_size."
                 )
             self._save_mask(self.draw_labels(self.train.source))
-        self.val = self.dataset("val")
+        self.val = self.dataset("val", fitting=stage == "fit")
 
     def _save_mask(self, mask: LabelMask) -> None:
         folder = run_directory(self.trainer) if self.trainer else None
@@ -287,6 +288,24 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
     if not chosen:
         raise HTTError(f"data.tasks is empty; the dataset has labels for {', '.join(known)}.")
     return list(chosen.values())
+
+
+def scored(labels: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
+    """Names of the tasks of each validation image without those beyond a task's ``val_images``.
+
+    Args:
+        labels: Names of the tasks that each image has a label of, by image id.
+        tasks: The run's tasks.
+    """
+    dropped: dict[str, set[str]] = {name: set() for name in labels}
+    for task in tasks:
+        owners = [name for name, given in labels.items() if task.name in given]
+        if task.val_images is not None and task.val_images < len(owners):
+            kept = {owners[index * len(owners) // task.val_images] for index in range(task.val_images)}
+            for name in owners:
+                if name not in kept:
+                    dropped[name].add(task.name)
+    return {name: tuple(task for task in given if task not in dropped[name]) for name, given in labels.items()}
 
 
 def one_thread(_: int) -> None:

@@ -72,14 +72,17 @@ class Task(ABC):
         weight: Loss weight lambda (method.md 3).
         threshold: Confidence tau in [0, 1] above which a discovered label is kept (method.md 4).
         beta: Weight of discovered labels beside given ones.
+        val_images: So many validation images at most are scored during ``fit``, the same ones every time; None for all.
+            ``validate`` and ``test`` score all.
     """
 
     name: str
     weight: float = 1.0
     threshold: float = 0.9
     beta: float = 1.0
+    val_images: int | None = None
 
-    training_only: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta")
+    training_only: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta", "val_images")
     """Fields that may differ between a checkpoint and a run that goes on with it."""
     channels: ClassVar[int | None] = None
     headline: ClassVar[str]
@@ -96,6 +99,8 @@ class Task(ABC):
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise HTTError(f"The threshold of {self.name} must be in [0, 1], not {self.threshold}.")
+        if self.val_images is not None and self.val_images < 1:
+            raise HTTError(f"val_images of {self.name} must be at least 1, or null for all, not {self.val_images}.")
 
     @property
     def discovers(self) -> bool:

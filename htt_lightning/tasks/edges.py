@@ -28,6 +28,7 @@ class Edges(Task):
         thresholds: Number of thresholds swept for the F measure in validation.
         test_thresholds: Their number in ``test``, as papers have it.
         thin: Whether predictions are thinned to lines of one pixel before they are compared with the labels.
+        val_images: See ``Task``; matching borders takes a tenth of a second or more per image.
         certain: Probability above which a discovered pixel is an edge.
         keep: Discovered pixels that count: the ``confident`` ones, or those that the public release keeps, which are
             the others (protocol.md 6.6).
@@ -41,6 +42,7 @@ class Edges(Task):
     thin: bool = False
     threshold: float = 0.99
     beta: float = 0.05
+    val_images: int | None = 250
     certain: float = 0.99
     keep: Literal["confident", "released"] = "confident"
 

@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from htt_lightning.data import NYUDDataModule
-from htt_lightning.data.base import choose_tasks
+from htt_lightning.data.base import choose_tasks, scored
 from htt_lightning.data.synthetic import write_nyud
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Normals, SemSeg
@@ -36,7 +38,7 @@ def test_one_label_is_the_default_and_validation_is_fully_labelled(tree):
     data = nyud(tree)
     assert counts(data) == {"semseg": 3, "depth": 3, "normals": 3}
     batch = next(iter(data.val_dataloader()))
-    assert all(given.all() for given in batch["labeled"].values())
+    assert all(marks.all() for marks in batch["labeled"].values())
 
 
 def test_the_mask_does_not_depend_on_the_tasks_a_run_lists(tree):
@@ -137,8 +139,8 @@ def test_broken_files_are_found_before_training(tree, tmp_path):
 def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
     write_nyud(tmp_path, train=6, val=2, size=(24, 32))
     data = NYUDDataModule(root=str(tmp_path), num_workers=0, batch_size=2, seed=0)
-    for name, given in data.labels_of("train", data.source("train")).items():
-        if "depth" not in given:
+    for name, kept in data.labels_of("train", data.source("train")).items():
+        if "depth" not in kept:
             (tmp_path / "train" / "depth" / f"{name}.npy").write_bytes(b"")
     data.prepare_data()
     data.setup("fit")
@@ -148,7 +150,7 @@ def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
 def test_training_targets_are_the_labels_that_are_kept():
     data = tiny_data()
     data.setup("fit")
-    kept = [name for name, given in data.labels_of("train", data.train.source).items() if "depth" in given]
+    kept = [name for name, own in data.labels_of("train", data.train.source).items() if "depth" in own]
     targets = list(data.training_targets(data.tasks[-1]))
     assert len(targets) == len(kept)
     truth = data.train.source.label(int(kept[0]), "depth")
@@ -170,3 +172,35 @@ def test_setup_can_be_called_again_and_stage_by_stage(tree):
         assert not hasattr(fresh, "train")
         assert len(fresh.val) == 3
     assert [name for batch in data.predict_dataloader() for name in batch["id"]] == ["0", "1", "2"]
+
+
+def test_some_validation_images_are_scored_while_fitting_and_all_in_test(tree):
+    data = NYUDDataModule(root=str(tree), num_workers=0, batch_size=3, tasks=["semseg", Depth(val_images=2)], seed=0)
+
+    def labelled(stage):
+        data.setup(stage)
+        (batch,) = data.val_dataloader()
+        return {task: marks.tolist() for task, marks in batch["labeled"].items()}
+
+    assert labelled("fit") == {"semseg": [True] * 3, "depth": [True, True, False]}
+    for stage in ("validate", "test"):
+        assert labelled(stage) == {"semseg": [True] * 3, "depth": [True] * 3}
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_the_scored_images_are_spread_evenly_over_those_with_a_label(images, limit, draw):
+    labels = {str(k): ("depth",) * draw.draw(st.booleans()) + ("semseg",) for k in range(images)}
+    kept = scored(labels, [SemSeg(classes=("a", "b")), Depth(val_images=limit)])
+    owners = [name for name in labels if "depth" in labels[name]]
+    chosen = [name for name in labels if "depth" in kept[name]]
+    assert list(kept) == list(labels)
+    assert all("semseg" in names for names in kept.values())
+    assert set(chosen) <= set(owners)
+    assert len(chosen) == min(limit, len(owners))
+    gaps = np.diff([owners.index(name) for name in chosen] + ([len(owners)] if owners else []))
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_a_task_scores_at_least_one_image():
+    with pytest.raises(HTTError, match="val_images"):
+        Depth(val_images=0)
