@@ -5,7 +5,7 @@ import pytest
 
 from htt_lightning.data import MapFiles
 from htt_lightning.errors import HTTError
-from tests.data.test_folder import (
+from tests.data.folder_tree import (
     COLUMNS,
     DEPTH,
     KEPT,

@@ -13,7 +13,7 @@ from htt_lightning.data.synthetic import write_nyud
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, HumanParts, SemSeg
 from htt_lightning.trainer import HTTTrainer
-from tests.data.test_folder import MAPS, write_tree
+from tests.data.folder_tree import MAPS, write_tree
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 SIZE = (32, 48)

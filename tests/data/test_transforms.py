@@ -1,56 +1,13 @@
-import pickle
-import random
-
 import cv2
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
-from htt_lightning.tasks.depth import Depth
-from htt_lightning.tasks.edges import Edges
 from htt_lightning.tasks.human_parts import HumanParts
-from htt_lightning.tasks.normals import Normals
-from htt_lightning.tasks.semseg import SemSeg
-
-TASKS = (SemSeg(classes=("wall", "floor", "bed")), Depth(), Normals(), Edges())
-STILL = Augment(scale=(1, 1), flip=0, colour=0)
-GEOMETRY = Augment(colour=0)
-sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
-seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=30, deadline=None)
-
-
-def scene(height=36, width=48, seed=0, holes=0.2):
-    """An image whose red and green are 5 times column and row, as are semseg and edges; a fifth of all is missing."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.indices((height, width))
-    normals = rng.normal(size=(height, width, 3)).astype(np.float32)
-    arrays = {
-        "image": np.stack([5 * columns, 5 * rows, 0 * rows], axis=-1).astype(np.uint8),
-        "semseg": columns.astype(np.uint8),
-        "edges": rows.astype(np.uint8),
-        "depth": (1 + columns).astype(np.float32),
-        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
-    }
-    missing = rng.random((height, width)) < holes
-    for key in ("semseg", "depth", "normals"):
-        arrays[key][missing] = 255 if key == "semseg" else np.nan
-    return arrays
-
-
-def train(arrays, augment, size=None, seed=0, tasks=TASKS):
-    return TrainTransform(tasks, augment, size)(arrays, np.random.default_rng(seed))
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for key in one:
-        assert one[key].dtype == other[key].dtype
-        np.testing.assert_array_equal(one[key], other[key])
+from tests.data.aligned import GEOMETRY, STILL, TASKS, assert_same, few, scene, seeds, sizes, train
 
 
 @few
@@ -308,49 +265,6 @@ def test_a_crop_without_people_has_no_human_parts():
         assert (transform(arrays)[0]["human_parts"] == 255).all()
         arrays["human_parts"][:] = 3
         assert (transform(arrays)[0]["human_parts"] == 3).any()
-
-
-def test_colours_change_only_the_image():
-    before = scene()
-    after, _ = train(before, Augment(scale=(1, 1), flip=0, colour=1))
-    assert not np.array_equal(after.pop("image"), before.pop("image"))
-    assert_same(after, before)
-
-
-def test_one_state_of_the_generator_gives_one_result_whatever_was_drawn_before():
-    transform = TrainTransform(TASKS, Augment(), (36, 48))
-    first, valid = transform(scene(), np.random.default_rng((1, 2, 3)))
-    transform(scene(20, 20), np.random.default_rng(5))
-    again, valid_again = transform(scene(), np.random.default_rng((1, 2, 3)))
-    assert_same(first | {"valid": valid}, again | {"valid": valid_again})
-    other, _ = transform(scene(), np.random.default_rng((1, 2, 4)))
-    assert not np.array_equal(first["image"], other["image"])
-
-
-def test_global_random_states_are_neither_read_nor_changed():
-    results = []
-    for seed in (1, 2):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the global state is what this test is about
-        torch.manual_seed(seed)
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-        results.append(train(scene(), Augment(), seed=7)[0])
-        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-        assert before == after
-    assert_same(*results)
-
-
-def test_what_is_passed_in_stays_as_it_was():
-    before = scene()
-    for transform in (lambda a: train(a, Augment(flip=1, colour=1)), EvalTransform(TASKS, (99, 99))):
-        transform(before)
-        assert_same(before, scene())
-
-
-def test_transforms_travel_to_other_processes():
-    transform = TrainTransform(TASKS, Augment(), (30, 30))
-    copy = pickle.loads(pickle.dumps(transform))
-    assert_same(transform(scene(), np.random.default_rng(1))[0], copy(scene(), np.random.default_rng(1))[0])
 
 
 @pytest.mark.parametrize(
