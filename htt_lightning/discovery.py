@@ -38,6 +38,9 @@ class Terms:
 Targets = Literal["hard", "soft", "averaged"]
 """What a student learns from at prediction level; see ``LabelDiscovery``."""
 
+Precision = Literal["run", "bf16"]
+"""What a teacher computes in: the run's precision, or bfloat16 with weights of float32."""
+
 SHIFT = 2
 """Cells by which the second view of an image is shifted at most, in both directions: views on other grids of the coarse
 scales differ, and their mean is better than either."""
@@ -121,6 +124,7 @@ class Discovery:
         device: Where batches are.
         targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``averaged`` over the image and its
             mirror image, shifted at random. Labels that batches carry are hard.
+        precision: What the teacher computes in.
     """
 
     def __init__(
@@ -131,10 +135,11 @@ class Discovery:
         terms: Terms,
         device: torch.device,
         targets: Targets = "hard",
+        precision: Precision = "run",
     ) -> None:
         self.teacher = teacher and teacher.eval().requires_grad_(False)
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
-        self.targets = targets
+        self.targets, self._precision = targets, precision
         names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
         self.account = {name: MeanLoss().to(device) for name in names}
 
@@ -149,7 +154,7 @@ class Discovery:
             A scalar.
         """
         valid = batch["valid"]
-        taught, found = self._taught(batch), batch.get("discovered", {})
+        taught, found = self._taught(batch["image"]), batch.get("discovered", {})
         beliefs = self._beliefs(batch["image"], {name: taught[name] for name in taught if name not in found})
         total = torch.zeros((), device=valid.device)
         for task in self.tasks:
@@ -164,9 +169,16 @@ class Discovery:
                 self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
         return total
 
-    def _taught(self, batch: Batch) -> dict[str, Output]:
-        with torch.no_grad():
-            taught: dict[str, Output] = self.teacher(batch["image"]) if self.teacher else {}
+    @torch.no_grad()
+    def _taught(self, image: Tensor) -> dict[str, Output]:
+        """The teacher's outputs, if there is one."""
+        if self.teacher is None:
+            return {}
+        if self._precision == "run":
+            taught: dict[str, Output] = self.teacher(image)
+        else:
+            with torch.autocast(image.device.type, torch.bfloat16):
+                taught = self.teacher(image)
         return taught
 
     @torch.no_grad()
@@ -182,7 +194,7 @@ class Discovery:
             # The same for all images and drawn on the CPU: no synchronisation.
             most = min(SHIFT, rows - 1, columns - 1)
             down, right = torch.randint(-most, most + 1, (2,)).tolist()
-            seen = self.teacher(mirrored(image, stride, down, right))
+            seen = self._taught(mirrored(image, stride, down, right))
             inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
             for task in tasks:
                 other = shifted(task.mirror(task.belief(seen[task.name])), -down, right)
@@ -191,7 +203,7 @@ class Discovery:
 
     def found(self, batch: Batch) -> dict[str, Discovered]:
         """The labels discovered on a batch, by task; those that it carries, or else the teacher's."""
-        taught, size = self._taught(batch), (batch["image"].shape[-2], batch["image"].shape[-1])
+        taught, size = self._taught(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
         found = dict(batch.get("discovered", {}))
         for task in self.tasks:
             labels = task.discover(taught[task.name], size) if task.name in taught else None

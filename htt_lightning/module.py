@@ -46,6 +46,8 @@ class HTTModule(L.LightningModule):
         fine_tokens: Whether it has fine-grained tokens; false for ablation (with several processes, strategy
             ``ddp_find_unused_parameters_true``).
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
+        checkpointing: Whether heads are computed once more in the backward pass instead of kept: less memory, longer
+            steps, the same gradients.
         lr: Learning rate of Adam.
         weight_decay: Of all parameters.
         power: Of the polynomial decay to zero, per epoch.
@@ -69,6 +71,7 @@ class HTTModule(L.LightningModule):
         global_tokens: bool = True,
         fine_tokens: bool = True,
         backbone_options: dict[str, Any] | None = None,
+        checkpointing: bool = False,
         lr: float = 2e-5,
         weight_decay: float = 1e-6,
         power: float = 0.9,
@@ -98,7 +101,7 @@ class HTTModule(L.LightningModule):
     def build_network(self) -> HTTNet | MultiTaskNet:
         """A network as the hyperparameters say, with new random weights that are not pretrained."""
         network = self.hparams["network"]
-        keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations"]
+        keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "checkpointing"]
         keys += ["reduction", "global_tokens", "fine_tokens"] if network == "htt" else []
         arguments = {key: self.hparams[key] for key in keys}
         net = NETWORKS[network]({task.name: task.num_tokens for task in self.tasks}, **arguments)
@@ -261,7 +264,7 @@ class HTTModule(L.LightningModule):
             raise HTTError(f"The learning rate decays over trainer.max_epochs; set it to at least 1 (it is {epochs}).")
         rate, decay = self.hparams["lr"], self.hparams["weight_decay"]
         # Many small tensors: one pass over all of them. Lightning cannot clip gradients of mixed precision then.
-        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
+        fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay, fused=fused)
         optimizer.register_load_state_dict_post_hook(_lay_out)
         power = self.hparams["power"]

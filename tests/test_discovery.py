@@ -123,3 +123,17 @@ def test_nothing_is_believed_that_nobody_learns():
     assert discovery(teacher, data.tasks, "hard")._beliefs(image, taught) == {}
     features = Discovery(teacher, data.tasks, {}, Terms(prediction=0), torch.device("cpu"), "averaged")
     assert features._beliefs(image, taught) == {}
+
+
+def test_a_teacher_may_compute_in_bfloat16_while_the_run_does_not():
+    data = tiny_data()
+    data.setup("fit")
+    batch, teacher = next(iter(data.train_dataloader())), tiny_module(data).net
+    arguments = (data.tasks, {task.name: 1.0 for task in data.tasks}, Terms(), torch.device("cpu"))
+    whole, half = (Discovery(teacher, *arguments, precision=precision) for precision in ("run", "bf16"))
+    outputs = teacher(batch["image"])
+    losses = [discovery.loss(batch, outputs) for discovery in (whole, half)]
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.05)
+    assert losses[1].dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in teacher.parameters())

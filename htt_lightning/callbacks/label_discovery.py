@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from htt_lightning.data.sample import Batch
-from htt_lightning.discovery import Discovery, Targets, Terms
+from htt_lightning.discovery import Discovery, Precision, Targets, Terms
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_hyperparameters, run_directory
 from htt_lightning.metrics import MeanLoss
@@ -38,6 +38,8 @@ class LabelDiscovery(Callback):
             threshold, as published; ``soft`` ones everywhere: its probabilities, or its depths and normals;
             ``averaged``: soft ones, averaged over an image and its mirror image shifted at random, for a second pass
             of the teacher.
+        teacher_precision: ``run``: that of the run. ``bf16``: the teacher computes in bfloat16 whatever the run does,
+            which takes half the time where the device has instructions for it and rounds to two or three digits.
         terms: Weights of the terms of label discovery.
         thresholds: Confidences tau in [0, 1] by task that replace the dataset's.
         betas: Weights beta of discovered labels by task that replace the dataset's.
@@ -53,6 +55,7 @@ class LabelDiscovery(Callback):
         student: Literal["fresh", "inherited"] = "fresh",
         ema_decay: float = 0.999,
         targets: Targets = "hard",
+        teacher_precision: Precision = "run",
         terms: Terms = Terms(),  # noqa: B008  # frozen
         thresholds: dict[str, float] | None = None,
         betas: dict[str, float] | None = None,
@@ -65,11 +68,13 @@ class LabelDiscovery(Callback):
             raise HTTError(f"discovery.ema_decay must be in [0, 1), not {ema_decay}.")
         if targets not in get_args(Targets):
             raise HTTError(f"discovery.targets is {targets!r}; it must be one of {', '.join(get_args(Targets))}.")
+        if teacher_precision not in get_args(Precision):
+            raise HTTError(f"discovery.teacher_precision is {teacher_precision!r}; it must be run or bf16.")
         for task, threshold in (thresholds or {}).items():
             if not 0 <= threshold <= 1:
                 raise HTTError(f"discovery.thresholds of {task} must be in [0, 1], not {threshold}.")
         self.stages, self.teacher, self.student = (1 if teacher == EMA else stages), teacher, student
-        self.ema_decay, self.terms, self.targets = ema_decay, terms, targets
+        self.ema_decay, self.terms, self.targets, self.precision = ema_decay, terms, targets, teacher_precision
         self.thresholds, self.betas = thresholds or {}, betas or {}
         self.stage = self.begun = 0
         self._epochs: int | None = None
@@ -214,8 +219,9 @@ class LabelDiscovery(Callback):
         if self._teaches is not None or stored is not None:
             dtype = next(module.net.parameters()).dtype
             teacher = None if self._teaches is None else self._teaches.net.to(module.device, dtype)
+            weights, device = module.loss_weights, module.device
             module.discovery = Discovery(
-                teacher, self.rules(module), module.loss_weights, self.terms, module.device, self.targets
+                teacher, self.rules(module), weights, self.terms, device, self.targets, self.precision
             )
             self._measured = False
 

@@ -1,6 +1,7 @@
 """From a task's features to its prediction, through fine-grained task tokens (method.md 2)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from htt_lightning.output import Output, resize
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: context at several distances and of the whole image (step 1).
+
+    The projection of concatenated branches is the sum of a projection of each. So they are never concatenated, and that
+    of the pooled image, which is the same everywhere, is computed once per image instead of once per pixel.
 
     Args:
         inputs: Channels of the features.
@@ -32,10 +36,13 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``b c h w -> b d h w``."""
-        pooled = self.pool(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
-        branches = [branch(x) for branch in self.branches]
-        out: Tensor = self.dropout(self.project(torch.cat([*branches, pooled], dim=1)))
-        return out
+        weight = cast(nn.Conv2d, self.project[0]).weight
+        *own, last = weight.chunk(len(self.branches) + 1, dim=1)
+        out = F.conv2d(self.pool(x.mean((2, 3), keepdim=True)), last)
+        for branch, part in zip(self.branches, own, strict=True):
+            out = out + F.conv2d(branch(x), part)
+        normalised: Tensor = self.dropout(self.project[1:](out))
+        return normalised
 
 
 class TokenAttention(nn.Module):

@@ -1,11 +1,14 @@
 """Layers that several parts of the networks share."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from htt_lightning.output import resize
 
@@ -95,6 +98,38 @@ class Fusion(nn.Module):
         for x, weight in zip(maps[1:], weights[1:], strict=True):
             fused = fused + resize(F.conv2d(x, weight), grid)
         return fused
+
+
+def recomputed(module: nn.Module, *inputs: Tensor) -> Any:
+    """What a module returns, keeping its inputs alone for the backward pass, which computes all else once more.
+
+    Running statistics of BatchNorm move in the first pass only; dropout is the same in both.
+
+    Args:
+        module: Any.
+        *inputs: Of its ``forward``.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(module)
+
+    call: Callable[..., Any] = checkpoint
+    return call(module, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Running statistics move by nothing: they have to be passed on, or less would be saved than in the first pass."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    before = [(norm, norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            cast(Tensor, norm.num_batches_tracked).copy_(count)
 
 
 def xavier(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from htt_lightning.errors import HTTError
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.heads import HTTHead, PlainHead
-from htt_lightning.models.layers import Fusion, xavier
+from htt_lightning.models.layers import Fusion, recomputed, xavier
 from htt_lightning.models.released import read_released
 from htt_lightning.models.tokens import GlobalTokens, SeparateTokens, SingleScaleTokens
 from htt_lightning.output import Output
@@ -32,6 +32,8 @@ class DenseNetwork(nn.Module, ABC):
         backbone: A timm model's name, or a module with ``channels`` and ``strides`` that returns a list of maps.
         pretrained: Backbone weights: true (timm's hub), false (none) or a local file.
         backbone_options: Further arguments of ``timm.create_model``.
+        checkpointing: Whether training keeps only what goes into each task's head, and computes the heads once more in
+            the backward pass: less memory, longer steps, the same gradients.
         mean: Of the channels R, G, B in [0, 1]; ImageNet's by default, as in the published recipe.
         std: Likewise.
     """
@@ -45,13 +47,14 @@ class DenseNetwork(nn.Module, ABC):
         backbone: str | nn.Module = "resnet18",
         pretrained: bool | str = False,
         backbone_options: Mapping[str, Any] | None = None,
+        checkpointing: bool = False,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
         super().__init__()
         if not num_tokens:
             raise HTTError("A network needs at least one task.")
-        self.tasks = list(num_tokens)
+        self.tasks, self.checkpointing = list(num_tokens), checkpointing
         self.backbone: Any = Backbone(backbone, pretrained, backbone_options) if isinstance(backbone, str) else backbone
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
@@ -59,6 +62,12 @@ class DenseNetwork(nn.Module, ABC):
     @abstractmethod
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
         """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size."""
+
+    def run(self, module: nn.Module, *inputs: Tensor) -> Output:
+        """A head's output, computed once more in the backward pass if so wanted."""
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        output: Output = recomputed(module, *inputs) if again else module(*inputs)
+        return output
 
     def forward(self, image: Tensor) -> dict[str, Output]:
         """Predict every task.
@@ -182,7 +191,8 @@ class HTTNet(DenseNetwork):
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
         """Tokens first, then one head per task."""
         features, tokens = self.global_tokens(maps)
-        return {task: self.heads[task](x, token) for task, x, token in zip(self.tasks, features, tokens, strict=True)}
+        inputs = zip(self.tasks, features, tokens, strict=True)
+        return {task: self.run(self.heads[task], x, token) for task, x, token in inputs}
 
 
 class MultiTaskNet(DenseNetwork):
@@ -215,4 +225,4 @@ class MultiTaskNet(DenseNetwork):
 
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
         """Fuse and predict, task by task."""
-        return {task: self.heads[task](self.fuse[task](maps)) for task in self.tasks}
+        return {task: self.run(self.heads[task], self.fuse[task](maps)) for task in self.tasks}

@@ -214,6 +214,7 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"stages": 1, "teacher": "x.ckpt"}, "discovery.stages to at least 2"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
         ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, averaged"),
+        ({"teacher_precision": "half"}, "teacher_precision is 'half'; it must be run or bf16"),
         ({"thresholds": {"depth": 1.5}}, "thresholds of depth must be in"),
         ({"thresholds": {"dpeth": 0.5}}, "thresholds names dpeth"),
         ({"betas": {"dpeth": 0.5}}, "betas names dpeth"),

@@ -220,3 +220,34 @@ def test_dilations_of_the_pyramid_pooling_can_be_chosen(kind):
         aspp = net.heads["depth"].aspp
         assert {layer.dilation[0] for layer in aspp.modules() if isinstance(layer, nn.Conv2d)} == expected
         assert net(torch.rand(2, 3, 32, 32))["depth"].logits.shape == (2, 5, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["htt", "multitask"])
+def test_heads_that_are_computed_twice_give_the_same_gradients_and_statistics(kind):
+    image, states, gradients = torch.rand(2, 3, 64, 64), [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        net = KINDS[kind]()
+        net.checkpointing = again
+        for _ in range(2):
+            torch.manual_seed(1)  # of dropout
+            sum(x.square().sum() for x in flat(net(image))).backward()
+        states.append(net.state_dict())
+        gradients.append({name: value.grad for name, value in net.named_parameters() if value.grad is not None})
+    torch.testing.assert_close(*states)
+    torch.testing.assert_close(*gradients)
+
+
+def test_heads_that_are_computed_twice_keep_less():
+    kept = []
+    for again in (False, True):
+        net, maps = HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, checkpointing=again), []
+
+        def keep(x, to=maps):
+            to.append(0 if isinstance(x, nn.Parameter) else x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            net(torch.rand(2, 3, 64, 64))
+        kept.append(sum(maps))
+    assert kept[1] < kept[0]

@@ -1,0 +1,278 @@
+"""How much faster and leaner than a plain transcription of the method? Same weights, same outputs, in turn in one run.
+
+    python benchmarks/speed.py                             # NYUD-v2, 288x384, batch 4, two threads: some 20 minutes
+    python benchmarks/speed.py --size 64 96 --rounds 3     # a glance
+
+The plain one is ``plain.py``; tests compare outputs, losses and gradients of both. The rows of a table take turns, and
+each is compared with the first, round by round. Peak memory is that of a fresh process, above what was resident just
+before the first forward pass. Tables go to the screen, and as Markdown to where ``--out`` says.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from plain import TASKS, PlainHTTNet, plain_loss
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from htt_lightning import HTTModule
+from htt_lightning.discovery import Discovery, Precision, Terms
+from htt_lightning.files import atomic_path
+
+Work = Callable[[], object]
+
+
+def make_batch(size: tuple[int, int], images: int) -> dict[str, Any]:
+    """Random images, each labelled for one task in turn (one-label)."""
+    torch.manual_seed(0)
+    height, width = size
+    labeled = {task.name: torch.arange(images) % len(TASKS) == k for k, task in enumerate(TASKS)}
+    batch = {
+        "image": torch.rand(images, 3, height, width),
+        "semseg": torch.randint(0, 13, (images, height, width)),
+        "depth": torch.rand(images, 1, height, width) * 9 + 0.7,
+        "normals": torch.nn.functional.normalize(torch.randn(images, 3, height, width), dim=1),
+        "valid": torch.ones(images, height, width, dtype=torch.bool),
+        "labeled": labeled,
+    }
+    for task in TASKS:
+        hidden = 255 if task.channels is None else torch.nan
+        batch[task.name][~labeled[task.name]] = hidden
+    return batch
+
+
+class Fast:
+    """The library's own module, as a training run uses it.
+
+    Args:
+        batch: What to train on.
+        backbone: A timm model.
+        labels: Where labels of unlabelled images come from: nowhere, a teacher, or the batch.
+        precision: What the teacher computes in.
+        checkpointing: See ``HTTModule``.
+    """
+
+    def __init__(
+        self,
+        batch: Mapping[str, Any],
+        backbone: str,
+        labels: str = "",
+        precision: Precision = "run",
+        checkpointing: bool = False,
+    ) -> None:
+        torch.manual_seed(0)
+        self.batch = dict(batch)
+        self.module = HTTModule(TASKS, backbone=backbone, checkpointing=checkpointing)
+        self.module.epochs_per_stage = 1
+        if labels:
+            known = (TASKS, self.module.loss_weights, Terms(), torch.device("cpu"))
+            self.module.discovery = Discovery(HTTModule(TASKS, backbone=backbone).net, *known, precision=precision)
+            if labels == "stored":
+                self.batch["discovered"] = self.module.discovery.found(batch)
+                self.module.discovery = Discovery(None, *known)
+        configured: Any = self.module.configure_optimizers()
+        self.optimizer: torch.optim.Optimizer = configured["optimizer"]
+
+    def forward(self) -> object:
+        """Decoded maps of a batch."""
+        self.module.eval()
+        with torch.inference_mode():
+            return self.module.decode(self.batch["image"])
+
+    def loss(self) -> Tensor:
+        """The loss of a training step."""
+        return self.module.training_step(self.batch, 0)
+
+    def step(self) -> None:
+        """A step of the published recipe: clipped at 10, Adam."""
+        self.module.train()
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 10)
+        self.optimizer.step()
+
+
+class Plain(Fast):
+    """The same with the networks and losses of ``plain.py``, and Adam as it comes."""
+
+    def __init__(self, batch: Mapping[str, Any], backbone: str, labels: str = "") -> None:
+        super().__init__(batch, backbone, labels)
+        self.net = plain_copy(self.module.net, backbone)
+        discovery = self.module.discovery
+        self.teacher = plain_copy(discovery.teacher, backbone).eval() if discovery and discovery.teacher else None
+        self.module.net, self.module.discovery = self.net, None
+        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=2e-5, weight_decay=1e-6)
+
+    def loss(self) -> Tensor:
+        """As ``plain.py`` has it."""
+        taught = None
+        if self.teacher:
+            with torch.no_grad():
+                taught = self.teacher(self.batch["image"])
+        return plain_loss(TASKS, self.net(self.batch["image"]), self.batch, taught)
+
+
+def plain_copy(net: torch.nn.Module, backbone: str) -> PlainHTTNet:
+    """A network of ``plain.py`` with the weights of another."""
+    copy = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone)
+    copy.load_state_dict(net.state_dict())
+    return copy
+
+
+class Candidate(NamedTuple):
+    """A row of a table."""
+
+    name: str
+    maker: type[Fast]
+    options: dict[str, Any] = {}  # noqa: RUF012  # never changed
+
+
+TABLES: dict[str, list[Candidate]] = {
+    "forward pass in evaluation": [Candidate("plain", Plain), Candidate("htt_lightning", Fast)],
+    "step of stage 1": [
+        Candidate("plain", Plain),
+        Candidate("htt_lightning", Fast),
+        Candidate("htt_lightning, checkpointing", Fast, {"checkpointing": True}),
+    ],
+    "step of stage 2": [
+        Candidate("htt_lightning, stage 1", Fast),
+        Candidate("htt_lightning, labels stored", Fast, {"labels": "stored"}),
+        Candidate("htt_lightning, teacher", Fast, {"labels": "teacher"}),
+        Candidate("htt_lightning, teacher in bf16", Fast, {"labels": "teacher", "precision": "bf16"}),
+    ],
+}
+FORWARD = next(iter(TABLES))
+
+
+def work_of(table: str, name: str, batch: Mapping[str, Any], backbone: str) -> Work:
+    """What a row of a table times."""
+    row = next(row for row in TABLES[table] if row.name == name)
+    made = row.maker(batch, backbone, **row.options)
+    return made.forward if table == FORWARD else made.step
+
+
+def timed(work: Work) -> tuple[float, float]:
+    """Seconds by the clock and of all threads' CPU time."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def resident(key: str) -> float:
+    """``VmRSS``, memory in use, or ``VmHWM``, the most that was, in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def peak(work: Work) -> float:
+    """MiB that a first piece of work takes at most, above what is there before it."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
+
+
+def throughput() -> float:
+    """GFLOP/s of a matrix product on this machine and these threads, the best of some."""
+    a = torch.rand(2048, 2048)
+    return 2 * 2.048**3 / min(timed(lambda: a @ a)[0] for _ in range(8))
+
+
+def gigaflops(size: tuple[int, int], backbone: str) -> float:
+    """GFLOP of the plain forward pass on one image: products as PyTorch counts them, and those with class tokens."""
+    net = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone)
+    net.eval().requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.rand(1, 3, *size))
+    cells = size[0] * size[1] / 16
+    return counter.get_total_flops() / 1e9 + sum(task.num_tokens for task in TASKS) * 2 * 256 * cells / 1e9
+
+
+def ratio(others: Sequence[float], own: Sequence[float]) -> str:
+    """Median, least and largest quotient, round by round."""
+    each = [other / mine for other, mine in zip(others, own, strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+
+
+def compare(table: str, given: argparse.Namespace) -> str:
+    """Time the rows of a table in turn, measure each one's memory, and write it as Markdown."""
+    batch = make_batch(tuple(given.size), given.batch)
+    works = {row.name: work_of(table, row.name, batch, given.backbone) for row in TABLES[table]}
+    clock: dict[str, list[float]] = {name: [] for name in works}
+    cpu: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(given.rounds + 1):
+        for name, work in works.items():
+            seconds = timed(work)
+            if turn:  # the first round warms caches up
+                clock[name].append(seconds[0])
+                cpu[name].append(seconds[1])
+    works.clear()
+    first = TABLES[table][0].name
+    memory = {name: memory_of(table, name, given) for name in clock}
+    head = [f"{table}, batch {given.batch}", "s", "CPU s", "times the first's time", "MiB", "times the first's"]
+    if first == "plain":
+        head[3] = "times as fast as plain"
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in clock:
+        pair = (clock[first], clock[name]) if first == "plain" else (clock[name], clock[first])
+        cells = [name, f"{statistics.median(clock[name]):.2f}", f"{statistics.median(cpu[name]):.1f}", ratio(*pair)]
+        cells += [f"{memory[name]:.0f}", f"{memory[name] / memory[first]:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def memory_of(table: str, name: str, given: argparse.Namespace, images: int | None = None) -> float:
+    """``peak`` in a fresh process."""
+    words = ["--memory-of", table, name, "--size", *map(str, given.size), "--batch", str(images or given.batch)]
+    words += ["--backbone", given.backbone, "--threads", str(given.threads)]
+    done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=[288, 384])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--out", type=Path, help="Markdown file for the tables.")
+    parser.add_argument("--memory-of", nargs=2, metavar=("TABLE", "ROW"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(given.threads)
+    size = (given.size[0], given.size[1])
+    if given.memory_of:
+        print(peak(work_of(*given.memory_of, make_batch(size, given.batch), given.backbone)))
+        return
+    products, count = throughput(), gigaflops(size, given.backbone)
+    parts = [
+        f"{size[0]}x{size[1]}, {given.backbone}, {given.threads} threads, torch {torch.__version__}. The plain forward "
+        f"pass counts {count:.0f} GFLOP an image; matrix products run at {products:.0f} GFLOP/s here."
+    ]
+    print(parts[0], flush=True)
+    for table in given.tables:
+        parts.append(compare(table, given))
+        print(parts[-1], flush=True)
+    plain, fast = (memory_of(FORWARD, row.name, given, images=1) for row in TABLES[FORWARD])
+    parts.append(
+        f"Peak of a forward pass, batch 1: plain {plain:.0f} MiB, htt_lightning {fast:.0f}, {fast / plain:.2f} of it."
+    )
+    print(parts[-1])
+    if given.out:
+        with atomic_path(given.out) as partial:
+            partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

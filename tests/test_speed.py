@@ -1,0 +1,119 @@
+"""What is fast gives what is plain: network and losses against their transcription in benchmarks/."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from htt_lightning import HTTModule
+from htt_lightning.discovery import Discovery, Terms, discover_task
+from htt_lightning.output import Output
+from tests.conftest import ROOT
+from tests.tiny import BACKBONE, tiny_data
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    if not (ROOT / "benchmarks" / "plain.py").is_file():
+        pytest.skip("benchmarks/ is not part of a source distribution")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield __import__("plain")
+    del sys.modules["plain"]
+
+
+def module_of(tasks, dtype, seed):
+    """Without dropout, whose draws follow the order of memory."""
+    torch.manual_seed(seed)
+    return HTTModule(tasks, backbone=BACKBONE, token_dim=16, dropout=0.0).to(dtype)
+
+
+def plain_net(plain, net):
+    tokens = {task.name: task.num_tokens for task in plain.TASKS}
+    copy = plain.PlainHTTNet(tokens, backbone=BACKBONE, token_dim=16, dropout=0.0).to(next(net.parameters()).dtype)
+    copy.load_state_dict(net.state_dict())
+    return copy
+
+
+def make_batch(dtype):
+    """Four images with one, two, three and no labels, parts of which are missing."""
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape):
+        return torch.rand(shape, generator=generator, dtype=dtype)
+
+    labels = {
+        "semseg": torch.randint(0, 13, (4, *SIZE), generator=generator),
+        "depth": random(4, 1, *SIZE) * 9 + 0.7,
+        "normals": F.normalize(random(4, 3, *SIZE) - 0.5, dim=1),
+    }
+    hole = random(4, *SIZE) < 0.2
+    labels["semseg"][hole] = 255
+    for name in ("depth", "normals"):
+        labels[name] = labels[name].masked_fill(hole[:, None], torch.nan)
+    marks = {"semseg": [1, 1, 1, 0], "depth": [0, 1, 1, 0], "normals": [0, 0, 1, 0]}
+    labeled = {name: torch.tensor(given, dtype=torch.bool) for name, given in marks.items()}
+    return {"image": random(4, 3, *SIZE), **labels, "labeled": labeled, "valid": torch.ones(4, *SIZE, dtype=torch.bool)}
+
+
+def assert_close(ours, theirs, tolerance, largest=None):
+    largest = theirs.detach().abs().max() if largest is None else largest
+    assert ((ours - theirs).detach().abs().max() / largest.clamp(min=1e-30)) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain, stage, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(HTTModule, "log", lambda *_, **__: None)
+    module, teacher, batch = module_of(plain.TASKS, dtype, 0), module_of(plain.TASKS, dtype, 1).net, make_batch(dtype)
+    mirror, mirror_teacher = plain_net(plain, module.net), plain_net(plain, teacher).eval()
+    outputs, plain_outputs = module.net.eval()(batch["image"]), mirror.eval()(batch["image"])
+    for name, output in outputs.items():
+        for ours, theirs in zip(output, plain_outputs[name], strict=True):
+            assert_close(ours, theirs, tolerance)
+    module.train()
+    if stage == 2:
+        device = torch.device("cpu")
+        module.discovery = Discovery(teacher, plain.TASKS, module.loss_weights, Terms(), device)
+    loss = module.training_step(batch, 0)
+    with torch.no_grad():
+        taught = mirror_teacher(batch["image"]) if stage == 2 else None
+    plain_loss = plain.plain_loss(plain.TASKS, mirror.train()(batch["image"]), batch, taught)
+    assert_close(loss, plain_loss, tolerance)
+    loss.backward()
+    plain_loss.backward()
+    gradients = {name: value.grad for name, value in mirror.named_parameters()}
+    largest = torch.stack([gradient.abs().max() for gradient in gradients.values()]).max()
+    for name, value in module.net.named_parameters():
+        assert_close(value.grad, gradients[name], tolerance, largest)
+
+
+def test_network_losses_and_discovery_compile_in_one_piece():
+    tasks = tiny_data().tasks
+    module, images = module_of(tasks, torch.float32, 0), torch.rand(2, 3, *SIZE)
+    pixels = {1: (2, 1, *SIZE), 3: (2, 3, *SIZE)}
+    batch = {t.name: torch.rand(pixels[t.channels]) + 0.7 if t.channels else torch.ones(2, *SIZE).long() for t in tasks}
+
+    def losses(outputs):
+        return [task.loss(outputs[task.name], batch[task.name]) for task in tasks]
+
+    def discovered(outputs, labeled, valid):
+        return [
+            discover_task(task, outputs[task.name], outputs[task.name], labeled, valid, 1.0, Terms()).loss
+            for task in tasks
+        ]
+
+    def compiled(function):
+        return torch.compile(function, backend="eager", fullgraph=True)
+
+    with torch.no_grad():
+        expected = module.net(images)
+    outputs = compiled(module.net)(images)
+    for task in tasks:
+        torch.testing.assert_close(Output(*(x.detach() for x in outputs[task.name])), expected[task.name])
+    torch.testing.assert_close(compiled(losses)(expected), losses(expected))
+    marks = torch.tensor([True, False]), torch.ones(2, *SIZE, dtype=torch.bool)
+    torch.testing.assert_close(compiled(discovered)(expected, *marks), discovered(expected, *marks))
