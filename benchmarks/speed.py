@@ -73,7 +73,12 @@ class Fast:
         self.module = HTTModule(TASKS, backbone=backbone, checkpointing=checkpointing)
         self.module.epochs_per_stage = 1
         if labels:
-            known = (TASKS, self.module.loss_weights, Terms(), torch.device("cpu"))
+            known = (
+                TASKS,
+                self.module.loss_weights,
+                Terms(feature_labeled=1, feature_unlabeled=1),
+                torch.device("cpu"),
+            )
             self.module.discovery = Discovery(HTTModule(TASKS, backbone=backbone).net, *known, precision=precision)
             if labels == "stored":
                 self.batch["discovered"] = self.module.discovery.found(batch)

@@ -20,6 +20,9 @@ from htt_lightning.tasks.base import Discovered
 class Terms:
     """Weights of the terms of label discovery; 0 switches a term off.
 
+    In the published recipe all three are 1. The feature terms are off by default, as they have not paid off where the
+    truth is known (README, "Do discovered labels help?").
+
     Args:
         prediction: Of the discovered labels, beside lambda and beta of each task.
         feature_labeled: Of the distance to the teacher's features where the task is labelled.
@@ -27,8 +30,8 @@ class Terms:
     """
 
     prediction: float = 1.0
-    feature_labeled: float = 1.0
-    feature_unlabeled: float = 1.0
+    feature_labeled: float = 0.0
+    feature_unlabeled: float = 0.0
 
     def teach(self, task: Task) -> bool:
         """Whether discovered labels of a task count."""

@@ -129,7 +129,12 @@ def test_a_teacher_may_compute_in_bfloat16_while_the_run_does_not():
     data = tiny_data()
     data.setup("fit")
     batch, teacher = next(iter(data.train_dataloader())), tiny_module(data).net
-    arguments = (data.tasks, {task.name: 1.0 for task in data.tasks}, Terms(), torch.device("cpu"))
+    arguments = (
+        data.tasks,
+        {task.name: 1.0 for task in data.tasks},
+        Terms(feature_labeled=1, feature_unlabeled=1),
+        torch.device("cpu"),
+    )
     whole, half = (Discovery(teacher, *arguments, precision=precision) for precision in ("run", "bf16"))
     outputs = teacher(batch["image"])
     losses = [discovery.loss(batch, outputs) for discovery in (whole, half)]

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -29,8 +30,75 @@ class BatchNorm(nn.BatchNorm2d):
 def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, bias: bool = False) -> nn.Sequential:
     """Convolution of unchanged size, BatchNorm and ReLU: ``b inputs h w -> b outputs h w``."""
     padding = dilation * (kernel // 2)
-    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=bias)
+    kind = AtrousConv if dilation > 1 and not bias else nn.Conv2d
+    convolution = kind(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=bias)
     return nn.Sequential(convolution, BatchNorm(outputs), nn.ReLU(inplace=True))
+
+
+class AtrousConv(nn.Conv2d):
+    """Dilated convolution of unchanged size without bias, whose gradient leaves out what only sees padding.
+
+    Where the dilation is a good part of the map, many taps look beyond its border. On a CPU, PyTorch skips those in the
+    forward pass and in the gradient of the input, but not in that of the weight: there it multiplies with zeros.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b c h w -> b d h w``."""
+        seen = 1.0
+        for size, step, length in zip(self.kernel_size, self.dilation, x.shape[-2:], strict=True):
+            seen *= sum([max(1 - abs(shift) / length, 0) for shift in _shifts(size, step)]) / size
+        if x.device.type != "cpu" or seen > MOST_TAPS:
+            return super().forward(x)
+        out: Tensor = _Atrous.apply(x, self.weight, self.dilation)
+        return out
+
+
+MOST_TAPS = 0.7
+"""Share of a dilated convolution's products that see no padding, up to which leaving out the others pays."""
+
+
+def _shifts(size: int, step: int) -> list[int]:
+    """Where the taps along an axis look, relative to the middle one."""
+    return [step * (k - size // 2) for k in range(size)]
+
+
+class _Atrous(torch.autograd.Function):
+    """The convolution with its own gradient of the weight, tap by tap.
+
+    ``out[p] = sum_s W_s x[p + s]`` over taps ``s``, hence the gradient of ``W_s`` is ``sum_p grad[p] x[p + s]^T`` over
+    the pixels ``p`` for which ``p + s`` lies in the map: two windows of equal size, and one matrix product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        padding = [step * (size // 2) for size, step in zip(weight.shape[-2:], dilation, strict=True)]
+        ctx.padding = padding
+        return F.conv2d(x, weight, padding=padding, dilation=dilation)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = conv2d_input(  # type: ignore[no-untyped-call]
+                x.shape, weight.to(grad.dtype), grad, padding=ctx.padding, dilation=ctx.dilation
+            ).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.zeros_like(weight)
+            pixels, grads = x.to(grad.dtype).permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+            _, height, width, _ = pixels.shape
+            for row, down in enumerate(_shifts(weight.shape[2], ctx.dilation[0])):
+                for column, right in enumerate(_shifts(weight.shape[3], ctx.dilation[1])):
+                    rows, columns = height - abs(down), width - abs(right)
+                    if rows > 0 and columns > 0:
+                        top, left = max(-down, 0), max(-right, 0)
+                        ours = grads[:, top : top + rows, left : left + columns].flatten(0, 2)
+                        top, left = top + down, left + right
+                        theirs = pixels[:, top : top + rows, left : left + columns].flatten(0, 2)
+                        of_weight[:, :, row, column] = ours.T @ theirs
+        return of_x, of_weight, None
 
 
 class Reduce(nn.Conv2d):

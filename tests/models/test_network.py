@@ -6,7 +6,7 @@ from torch import nn
 
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
-from htt_lightning.models.layers import Fusion
+from htt_lightning.models.layers import AtrousConv, Fusion
 from htt_lightning.models.tokens import GlobalTokens, ScalePrompt
 from htt_lightning.output import resize
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
@@ -251,3 +251,33 @@ def test_heads_that_are_computed_twice_keep_less():
             net(torch.rand(2, 3, 64, 64))
         kept.append(sum(maps))
     assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize(("size", "dilation"), [((12, 16), 4), ((12, 16), 6), ((9, 7), 8), ((5, 30), 12), ((3, 3), 3)])
+def test_a_dilated_convolution_has_the_gradients_of_an_ordinary_one(size, dilation):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size, dtype=torch.double, requires_grad=True)
+    ours = AtrousConv(5, 4, 3, padding=dilation, dilation=dilation, bias=False).double()
+    plain = nn.Conv2d(5, 4, 3, padding=dilation, dilation=dilation, bias=False).double()
+    plain.load_state_dict(ours.state_dict())
+    direction = torch.randn(2, 4, *size, dtype=torch.double)
+    found = [(conv(x), torch.autograd.grad((conv(x) * direction).sum(), (x, conv.weight))) for conv in (ours, plain)]
+    torch.testing.assert_close(*found)
+
+
+def test_taps_that_see_padding_alone_are_left_out_where_they_are_many():
+    conv = AtrousConv(2, 3, 3, padding=4, dilation=4, bias=False)
+    names = [conv(torch.ones(1, 2, *size)).grad_fn.name() for size in ((9, 9), (40, 40))]
+    assert "Atrous" in names[0]
+    assert "Atrous" not in names[1]
+
+
+def test_a_dilated_convolution_in_bfloat16_has_gradients_in_float32():
+    conv, x = AtrousConv(2, 3, 3, padding=4, dilation=4, bias=False), torch.randn(1, 2, 6, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        conv(x).float().sum().backward()
+    exact = AtrousConv(2, 3, 3, padding=4, dilation=4, bias=False)
+    exact.load_state_dict(conv.state_dict())
+    (gradient,) = torch.autograd.grad(exact(x).sum(), exact.weight)
+    assert conv.weight.grad.dtype == x.grad.dtype == torch.float32
+    torch.testing.assert_close(conv.weight.grad, gradient, rtol=0.05, atol=0.05)
