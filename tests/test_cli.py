@@ -13,7 +13,6 @@ from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.cli import main, names_data, packaged_config
 from htt_lightning.data.synthetic import write_nyud
 from tests.conftest import ROOT
-from tests.data.test_cityscapes import write_tree as write_cityscapes
 
 TINY = {
     "--model.backbone": "test_resnet",
@@ -76,6 +75,8 @@ def test_synthetic_config_fits_validates_tests_and_predicts(capsys):
 
 def test_nyud_config_fits_validates_tests_and_predicts_on_a_tree(tree, capsys):
     both = {"--discovery.stages": str(LabelDiscovery().stages)}  # the default, which these tests otherwise change
+    torch.save({"labels_weights": torch.eye(3).repeat(3, 1)}, "onelabel.pth")  # the published format
+    both["--data.labels"] = "onelabel.pth"
     htt("fit", "--config", "nyud.yaml", "--data.root", str(tree), "--data.augment.crop", "[32, 48]", over=both)
     checkpoint = run_directory() / "checkpoints" / "last.ckpt"
     stored = torch.load(checkpoint, weights_only=True)
@@ -84,16 +85,6 @@ def test_nyud_config_fits_validates_tests_and_predicts_on_a_tree(tree, capsys):
     for command in ("validate", "test", "predict"):
         htt(command, "--config", "nyud.yaml", "--data.root", str(tree), "--ckpt_path", str(checkpoint))
     assert "test/normals/mean" in capsys.readouterr().out
-
-
-def test_cityscapes_config_fits_validates_and_tests_on_a_tree(tmp_path, capsys):
-    root = write_cityscapes(tmp_path / "data" / "cityscapes", train=8, val=3)
-    over = {"--discovery.stages": "2", "--data.root": str(root.parent), "--data.augment.crop": "[16, 32]"}
-    htt("fit", "--config", "cityscapes.yaml", over=over)
-    checkpoint = run_directory() / "checkpoints" / "last.ckpt"
-    for command in ("validate", "test"):
-        htt(command, "--config", "cityscapes.yaml", "--ckpt_path", str(checkpoint), "--data.root", str(root))
-    assert "test/depth/abs_err" in capsys.readouterr().out
 
 
 def test_another_augmentation_is_put_on_top_of_a_dataset_config(capsys):

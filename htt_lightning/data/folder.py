@@ -119,21 +119,29 @@ class Folder(Source):
                 raise HTTError(f"{path} needs one column {column!r}; it has {', '.join(columns) or 'none'}")
         if not rows:
             raise HTTError(f"{path} lists no image")
+        faults = []
         for line, row in rows:
-            where = f"{path}, line {line}"
-            if None in row or None in row.values():
-                raise HTTError(f"{where}: expected {len(columns)} cells, one for each column")
-            cells = {key: cell.strip() for key, cell in row.items()}
-            if not cells["image"]:
-                raise HTTError(f"{where}: the cell of its image is empty; name one, or delete the row")
-            image, name = self._inside(cells["image"], where), _stem(cells["image"])
-            labels = {}
-            for task, place in places.items():
-                cell = _labelled(place, name) if "{id}" in place else cells[place]
-                label = self._inside(cell, where)
-                if cell and ("{id}" not in place or label.is_file()):
-                    labels[task] = label
-            yield Entry(name, image, labels, where)
+            try:
+                yield self._entry(row, places, f"{path}, line {line}")
+            except HTTError as error:
+                faults.append(str(error))
+        if faults:
+            raise HTTError("\n".join(faults))
+
+    def _entry(self, row: Mapping[str, Any], places: Mapping[str, str], where: str) -> Entry:
+        if None in row or None in row.values():
+            raise HTTError(f"{where}: expected {len(row) - (None in row)} cells, one for each column")
+        cells = {key: cell.strip() for key, cell in row.items()}
+        if not cells["image"]:
+            raise HTTError(f"{where}: the cell of its image is empty; name one, or delete the row")
+        image, name = self._inside(cells["image"], where), _stem(cells["image"])
+        labels = {}
+        for task, place in places.items():
+            cell = _labelled(place, name) if "{id}" in place else cells[place]
+            label = self._inside(cell, where)
+            if cell and ("{id}" not in place or label.is_file()):
+                labels[task] = label
+        return Entry(name, image, labels, where)
 
     def _inside(self, cell: str, where: str) -> Path:
         """A file that a table names. A table may come from anyone, so that it must not lead out of the root."""

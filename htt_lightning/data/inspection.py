@@ -280,7 +280,8 @@ def inspect(data: PartialLabelDataModule) -> dict[str, Any]:
                 warnings.append(f"train {task_name}: {row['labels']} labels are drawn, not {low} to {high}.")
     if len(splits) > 1:
         train_ids, val_ids = (splits[name].split.source.ids for name in get_args(Split))
-        both = [name for name in train_ids if name in set(val_ids) and not name.isdecimal()]
+        known = set(val_ids)  # numbers, also those of a part of a mixture, begin anew in each split
+        both = [name for name in train_ids if name in known and not name.rpartition("/")[2].isdecimal()]
         if both:
             warnings.append(f"{len(both)} ids are in both splits, such as {both[0]!r}.")
     return report | {"faults": [fault._asdict() for fault in faults], "warnings": warnings}

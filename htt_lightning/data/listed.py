@@ -102,7 +102,11 @@ class ListedSource(Source):
         if task not in self.tasks:
             raise HTTError(f"{self.title} has no labels for {task}; choose from {', '.join(self.tasks)}")
         name = self.ids[index]
-        size = self._size(name)
+        try:
+            size = self._size(name)
+        except HTTError:
+            self.look(name, task)  # its own fault comes first: that of the image is found with the image
+            raise
         return resized(self.read(name, task, size), size, smooth=False)
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:

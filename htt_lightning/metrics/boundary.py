@@ -1,7 +1,10 @@
 """The F-measure of boundaries, figure of edge detection."""
 
+import math
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from htt_lightning.boundaries import count_boundaries
@@ -12,8 +15,8 @@ class BoundaryF(Pooled):
     """Boundary F-measure in percent, at one threshold for all images and at each image's own: odsF, oisF.
 
     Predicted and true boundary pixels are matched one to one (protocol.md 5). A pair lies no further apart than
-    ``tolerance`` times the diagonal of the image's maps as given; padding is missing, so it is excluded, but it does
-    lengthen the diagonal.
+    ``tolerance`` times the diagonal of the rectangle around all pixels that are not missing: of the image without its
+    padding.
 
     Args:
         tolerance: Largest distance of a pair as a part of the diagonal: 0.011 for NYUD, 0.0075 for PASCAL.
@@ -53,10 +56,10 @@ class BoundaryF(Pooled):
             pred: Probabilities, ``b h w`` in [0, 1], any float type; NaN is never predicted.
             target: Integer ``b h w`` of 0 and 1, 255 where missing; missing pixels are neither predicted nor true.
         """
-        radius = self.tolerance * float(np.hypot(*target.shape[-2:]))
         thresholds = np.array(self.thresholds, np.float32)
         for probability, label in zip(pred.detach().float().cpu().numpy(), target.cpu().numpy(), strict=True):
             valid = (label == 0) | (label == 1)
+            radius = self.tolerance * math.hypot(extent(valid.any(1)), extent(valid.any(0)))
             counts = count_boundaries(probability, label == 1, valid, thresholds, radius, self.thin)
             matched = torch.from_numpy(counts.matched).to(self.matched.device)
             predicted = torch.from_numpy(counts.predicted).to(self.predicted.device)
@@ -73,3 +76,9 @@ class BoundaryF(Pooled):
         ods = f_measure(self.matched, self.predicted, self.true, beta2=1).max()
         ois = f_measure(self.best_matched, self.best_predicted, self.true, beta2=1)
         return {name: torch.where(self.pixels > 0, f, torch.nan) for name, f in (("ods_f", ods), ("ois_f", ois))}
+
+
+def extent(seen: NDArray[np.bool_]) -> int:
+    """How far it is from the first to the last True, both included."""
+    places = np.flatnonzero(seen)
+    return int(places[-1] - places[0] + 1) if places.size else 0

@@ -1,13 +1,18 @@
 import pickle
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from htt_lightning.cli import main
 from htt_lightning.data.cityscapes import CLASSES, Cityscapes, CityscapesDataModule
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, InverseDepth
 from tests.tasks.samples import output_of
+from tests.tiny import BACKBONE
 
 SIZE = (16, 32)
 
@@ -119,3 +124,30 @@ def test_inverse_depth_decodes_within_its_bins():
 def test_sources_travel_to_other_processes(root):
     source = pickle.loads(pickle.dumps(Cityscapes(root, "train")))
     np.testing.assert_array_equal(source.image(0), Cityscapes(root, "train").image(0))
+
+
+@pytest.mark.parametrize("classes", [7, 19])
+def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(classes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["htt"])
+    root = write_tree(tmp_path / "cityscapes", train=8, val=3)
+    shutil.rmtree(root / "train" / f"label_{26 - classes}")  # the other classes are not needed
+    torch.save({"labels_weights": torch.eye(2).repeat(4, 1)}, "onelabel.pth")  # the published format
+    data = {
+        "--data.root": str(root), "--data.classes": str(classes), "--data.labels": "onelabel.pth",
+        "--data.augment.crop": "[16, 32]", "--data.num_workers": "0",
+    }  # fmt: skip
+    options = data | {
+        "--data.batch_size": "2", "--model.backbone": BACKBONE, "--model.pretrained": "false", "--model.token_dim": "8",
+        "--trainer.accelerator": "cpu", "--trainer.max_epochs": "1", "--trainer.enable_progress_bar": "false",
+    }  # fmt: skip
+
+    def htt(command, options):
+        main([command, "--config", "cityscapes.yaml", *(word for pair in options.items() for word in pair)])
+
+    htt("check", data)
+    htt("fit", options)
+    (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
+    for command in ("validate", "test"):
+        htt(command, options | {"--ckpt_path": str(checkpoint)})
+    assert "test/depth/abs_err" in capsys.readouterr().out

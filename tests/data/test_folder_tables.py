@@ -90,6 +90,16 @@ def test_a_broken_table_is_named_with_its_line(root, rows, columns, message):
         folder(root, train="train.csv", maps=COLUMNS).prepare_data()
 
 
+def test_every_broken_row_of_a_table_is_named(root):
+    rows = rows_of(KEPT)
+    rows[0][0], rows[2][1], rows[4] = "", "../outside.png", rows[4][:2]
+    write_table(root, rows)
+    with pytest.raises(HTTError) as error:
+        folder(root, train="train.csv", maps=COLUMNS).source("train")
+    lines = str(error.value).splitlines()
+    assert [line.split(": ")[0].rpartition(", ")[2] for line in lines] == ["line 2", "line 4", "line 6"]
+
+
 def test_a_table_of_another_encoding_is_refused(root):
     (root / "train.csv").write_bytes("image,semseg\nGrün.png,\n".encode("latin-1"))
     with pytest.raises(HTTError, match=r"train\.csv cannot be read as a table"):

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from htt_lightning import FolderDataModule, MixedDataModule, NYUDDataModule
 from htt_lightning.cli import main
 from htt_lightning.data import MapFiles
+from htt_lightning.data.inspection import inspect
 from htt_lightning.data.synthetic import write_nyud
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, HumanParts, SemSeg
@@ -188,6 +190,18 @@ def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
         for task in part.tasks:
             figure = float(metrics[task.name].compute())
             assert whole[f"val/{task.name}/{task.headline}"] == pytest.approx(figure, rel=1e-4)
+
+
+def test_the_check_reads_all_datasets_and_names_what_is_broken_in_each(roots, tmp_path):
+    assert inspect(both(roots))["faults"] == []
+    assert not any("both splits" in text for text in inspect(both(roots))["warnings"])
+    shutil.copytree(roots, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "NYUDv2" / "train" / "image" / "2.npy").write_bytes(b"")
+    (tmp_path / "mine" / "train" / "depth" / "3.png").unlink()
+    (tmp_path / "mine" / "val" / "depth" / "10.png").write_bytes(b"")
+    broken = both(tmp_path, labels="full")
+    faults = {(fault["split"], fault["id"], fault["what"]) for fault in inspect(broken)["faults"]}
+    assert faults == {("train", "0/2", "image"), ("val", "1/10", "depth")}  # a label that is not there is none
 
 
 def test_scenes_are_rendered_at_the_common_size(roots):

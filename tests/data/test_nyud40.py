@@ -205,6 +205,14 @@ def test_wrong_values_are_refused_by_check_and_reading(root, task, array, messag
             refuse()
 
 
+def test_a_broken_label_is_named_even_where_its_image_is_broken_as_well(root):
+    (root / "images" / "3.png").write_bytes(b"")
+    path = replace(root, "semseg", np.full(SIZE, 41, np.uint8), "3")
+    for name, task in ((path, "semseg"), (root / "images" / "3.png", "edges")):
+        with pytest.raises(HTTError, match=str(name)):
+            NYUD40(root, "train").label(1, task)
+
+
 def test_images_of_different_sizes_are_refused_unless_sizes_are_free(root):
     replace(root, "images", np.zeros((30, 40, 3), np.uint8), "3")
     check_all(root, one_size=False)

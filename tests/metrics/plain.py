@@ -125,6 +125,8 @@ def boundary_figures(pred, target, tolerance, thresholds=19, thin=lambda binary:
     images = []
     for p, t in zip(pred.numpy(), target.numpy(), strict=True):
         levels = [(p >= np.float32(k / (thresholds + 1))) & (t != 255) for k in range(1, thresholds + 1)]
-        images.append([boundary_counts(thin(level), t == 1, tolerance * np.hypot(*p.shape)) for level in levels])
+        y, x = np.nonzero(t != 255)
+        reach = tolerance * np.hypot(np.ptp(y) + 1, np.ptp(x) + 1) if y.size else 0
+        images.append([boundary_counts(thin(level), t == 1, reach) for level in levels])
     own = [max(reversed(image), key=boundary_f) for image in images]  # of equals the first, the highest threshold
     return {"ods_f": max(boundary_f(level) for level in np.sum(images, 0)), "ois_f": boundary_f(np.sum(own, 0))}

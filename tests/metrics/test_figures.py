@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,6 +149,16 @@ def test_boundaries_are_matched_within_the_tolerance_of_the_diagonal():
     target[0, 10, 15] = 1
     assert values(BoundaryF(0.1001), pred, target) == {"ods_f": 100, "ois_f": 100}
     assert values(BoundaryF(0.0999), pred, target) == {"ods_f": 0, "ois_f": 0}
+
+
+@pytest.mark.parametrize("distance", [4, 5, 6])
+def test_padding_does_not_widen_the_tolerance(distance):
+    pred, target = torch.zeros(1, 30, 40), torch.zeros(1, 30, 40).long()
+    pred[0, 10, 10] = target[0, 10, 10 + distance] = 1
+    alone = values(BoundaryF(0.11), pred, target)  # 5.5 pixels
+    margins = (30, 20, 15, 25)
+    padded = values(BoundaryF(0.11), F.pad(pred, margins, value=0.9), F.pad(target, margins, value=255))
+    assert padded == alone == dict.fromkeys(("ods_f", "ois_f"), 100.0 * (distance < 5.5))
 
 
 def test_missing_pixels_are_neither_predicted_nor_true():

@@ -211,16 +211,20 @@ def test_the_total_of_the_first_stage_agrees_in_value_and_gradient(dataset, ruin
         else:
             logits = inputs[f"student_logits.{name}"] = variable(vectors[f"student_logits.{name}"], dtype)
             bins = classification(task, logits, target)
-            assert_close(scale * labeled_sum(bins, labeled), vectors[f"stage1.cls.{name}"], dtype)
+            for stage in (1, 2):
+                assert_close(scale * labeled_sum(bins, labeled), vectors[f"stage{stage}.cls.{name}"], dtype)
             loss = regression(task, pred, target) + bins
         assert loss.shape == (images,)
         supervised[name] = scale * labeled_sum(loss, labeled)
         total = total + task.weight * supervised[name]
     for name, loss in supervised.items():
-        assert_close(loss, vectors[f"stage1.sup.{name}"], dtype)
+        for stage in (1, 2):  # the second adds other terms to the same ones
+            assert_close(loss, vectors[f"stage{stage}.sup.{name}"], dtype)
     assert_close(total, vectors["stage1.total"], dtype)
     for (key, _), gradient in zip(inputs.items(), torch.autograd.grad(total, list(inputs.values())), strict=True):
         assert_close(gradient, vectors[f"stage1.grad.{key}"], dtype)
+        if key.startswith("student_logits"):  # to which the terms of the second stage are blind there
+            assert_close(gradient, vectors[f"stage2.grad.{key}"], dtype)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

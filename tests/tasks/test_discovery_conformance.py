@@ -1,12 +1,13 @@
 """Discovered labels and the losses on them against reference vectors of the published implementation.
 
 The reference treats the decoded prediction and the bin logits of a regression task as independent inputs, so here the
-decoded prediction takes the place of the logits. Its saliency labels are truncated probabilities; only its synthetic
-case, which has class indices, is a loss of ours.
+decoded prediction takes the place of the logits. Its saliency labels are truncated probabilities, hence all 0, and so
+is the loss on them; ours are the likelier class.
 """
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,10 +47,18 @@ class DecodedNormals(Normals):
         return self.found
 
 
+@dataclass(frozen=True, kw_only=True)
+class TruncatedSaliency(Saliency):
+    """Its label is the probability without its decimals."""
+
+    def discover(self, output, size):
+        return super().discover(output, size)._replace(label=self.decode(output, size).long())
+
+
 RELEASED = {
     "semseg": SemSeg(classes=("",) * 13),
     "human_parts": HumanParts(),
-    "sal": Saliency(),
+    "sal": TruncatedSaliency(),
     "edge": Edges(keep="released"),
     "depth": DecodedDepth(),
     "normals": DecodedNormals(),
@@ -68,21 +77,23 @@ def label_of(array, channels):
 def test_discovered_labels_and_confidences_agree(name, dtype, oracle):
     vectors, task = oracle("pseudo_labels"), RELEASED[name]
     shown = "teacher_pred" if task.channels is None else "teacher_logits"
-    plain = {"depth": Depth(), "normals": Normals(directions="published")}.get(name, task)
-    found = plain.discover(output_of(torch.from_numpy(vectors[f"{name}.{shown}"]).to(dtype)), (12, 14))
+    plain = {"depth": Depth(), "normals": Normals(directions="published"), "sal": Saliency()}.get(name, task)
+    teacher = output_of(torch.from_numpy(vectors[f"{name}.{shown}"]).to(dtype))
+    found = plain.discover(teacher, (12, 14))
     assert_close(found.confidence, vectors[f"{name}.confidence"][:, 0], dtype)
     assert vectors[f"{name}.threshold"] == pytest.approx(task.threshold) or name in ("depth", "normals")
     if name == "sal":  # ours is a class where the reference's is a probability
         assert torch.equal(found.label, torch.from_numpy(vectors["sal.pseudo_label"] > 0.5).long())
     elif task.channels is None:
         assert torch.equal(found.label, label_of(vectors[f"{name}.pseudo_label"], None))
+    else:  # the decoded prediction itself
+        np.testing.assert_array_equal(vectors[f"{name}.pseudo_label"], vectors[f"{name}.teacher_pred"])
+        assert torch.equal(found.label, plain.decode(teacher, (12, 14)))
 
 
 @pytest.mark.parametrize("case", ["", "synthetic_"])
 @pytest.mark.parametrize("name", RELEASED)
 def test_losses_on_discovered_labels_agree_in_value_and_gradient(name, case, dtype, oracle):
-    if name == "sal" and not case:
-        pytest.skip("the released label is a truncated probability")
     vectors = oracle("semi_losses")
     task = replace(RELEASED[name], threshold=float(vectors[f"{name}.threshold"]))
     given, confidence = ("synthetic_label", "synthetic_confidence") if case else ("pseudo_label", "confidence")
@@ -94,6 +105,19 @@ def test_losses_on_discovered_labels_agree_in_value_and_gradient(name, case, dty
     assert_close(loss, vectors[f"{name}.{case}loss_per_image"], dtype)
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     assert_close(gradient, vectors[f"{name}.{case}grad_per_image"], dtype)
+
+
+def test_released_saliency_labels_teach_nothing_and_ours_do(dtype, oracle):
+    vectors, shown = oracle("semi_losses"), oracle("pseudo_labels")["sal.teacher_pred"]
+    student, teacher = (output_of(torch.from_numpy(x).to(dtype)) for x in (vectors["sal.student_pred"], shown))
+    valid = torch.ones(2, 12, 14, dtype=torch.bool)
+    losses = [
+        task.discovered_loss(student, task.discover(teacher, (12, 14)), valid)
+        for task in (TruncatedSaliency(), Saliency())
+    ]
+    assert_close(losses[0], vectors["sal.loss_per_image"], dtype)
+    assert (losses[0] == 0).all()
+    assert (losses[1] > 0.01).all()
 
 
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "plain"])
@@ -110,7 +134,6 @@ def test_feature_terms_agree_in_value_and_gradient(weighted, dtype, oracle):
 
 @pytest.mark.parametrize("dataset", ["nyud", "pascal", "cityscapes"])
 def test_what_the_second_stage_adds_agrees_in_value_and_gradient(dataset, dtype, oracle):
-    """The reference's saliency labels contribute nothing, so neither do ours here."""
     vectors = oracle(f"total_{dataset}")
     names, mask = vectors["tasks"].tolist(), torch.from_numpy(vectors["mask"]) > 0
     valid, scale = torch.ones(len(mask), 12, 14, dtype=torch.bool), len(names) / len(mask)
@@ -137,11 +160,9 @@ def test_what_the_second_stage_adds_agrees_in_value_and_gradient(dataset, dtype,
             "feat": (Terms(0, 0, 1), 1.0),
         }
         for part, (terms, factor) in parts.items():
-            if (name, part) != ("sal", "semi"):
-                loss = scale * factor * discover_task(task, student, teacher, labeled, valid, 1.0, terms).loss.sum()
-                assert_close(loss, vectors[f"stage2.{part}.{name}"], dtype)
-        terms = Terms(prediction=0 if name == "sal" else 1)
-        added = added + scale * discover_task(task, student, teacher, labeled, valid, weight, terms).loss.sum()
+            loss = scale * factor * discover_task(task, student, teacher, labeled, valid, 1.0, terms).loss.sum()
+            assert_close(loss, vectors[f"stage2.{part}.{name}"], dtype)
+        added = added + scale * discover_task(task, student, teacher, labeled, valid, weight, Terms()).loss.sum()
     supervised = sum(w * vectors[f"stage2.sup.{t}"] for w, t in zip(vectors["task_weights"], names, strict=True))
     assert_close(added, vectors["stage2.total"] - supervised, dtype)
     gradients = torch.autograd.grad(added, list(inputs.values()), allow_unused=True, materialize_grads=True)
