@@ -3,12 +3,10 @@
     python benchmarks/label_efficiency.py --out runs/label_efficiency              # everything, hours
     python benchmarks/label_efficiency.py --out runs/label_efficiency_quick --quick   # some of it, 15 minutes
 
-Runs that are finished are not repeated, and one that was interrupted goes on from its last epoch, so the same command
-continues. Teachers are shared between the runs they teach. Results go to ``results.csv`` (one line per run and metric),
-``table.md`` (mean and standard deviation over seeds, closed share of the gap to full labels) and ``figure.png``.
+Finished runs are not repeated and an interrupted one goes on from its last epoch, so the same command continues; runs
+share their teachers. Results: ``results.csv``, ``table.md`` (mean, standard deviation, gap closed) and ``figure.png``.
 
-Choices are made on one block of scenes (``--block tune``) and reported on another (``report``).
-"""
+Choices are made on one block of scenes (``--block tune``), reported on another (``report``)."""
 
 import argparse
 import csv

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from htt_lightning.callbacks.drawing import hatched, stack, titled, to_picture
+from htt_lightning.data.arrays import resized
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.inspection import Readings, inspect, open_splits
-from htt_lightning.data.partial import resized
 from htt_lightning.data.sample import to_target
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path, refuse_existing

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from htt_lightning.data.arrays import lengths_as_stored
 from htt_lightning.data.base import PartialLabelDataModule, Split, one_thread
 from htt_lightning.data.masks import LabelMask
 from htt_lightning.data.partial import PartialLabels, Source
+from htt_lightning.data.transforms import EvalTransform
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.tally import Spread, Tally
@@ -130,8 +133,10 @@ class Readings(Dataset[Inspection]):
         """A map and what it holds, or a fault more: also where it does not fit its image, unless both are resized."""
 
         def read() -> tuple[np.ndarray, Tally]:
-            array = self.split.source.label(self._places[self.split.ids[position]], task.name)
-            tally = task.tally(array)
+            with lengths_as_stored() as seen:
+                array = self.split.source.label(self._places[self.split.ids[position]], task.name)
+            lengths = seen[-1] if seen and seen[-1].shape == array.shape[:2] else None
+            tally = task.tally(array, lengths)
             if image is not None and self.split.size is None and array.shape[:2] != image.shape[:2]:
                 raise HTTError(f"The map of {task.name} is {array.shape[:2]}, but its image {image.shape[:2]}.")
             return array, tally
@@ -184,10 +189,30 @@ def open_splits(data: PartialLabelDataModule) -> tuple[dict[Split, Readings], li
             split = data.dataset(name)
             splits[name] = Readings(name, split, data.labels_of(name, split.source))
         except HTTError as error:
-            faults.append(Fault(name, None, "split", str(error)))
+            faults += [Fault(name, None, "split", text) for text in error.faults]
+            if rest := readable(data, name):
+                splits[name] = rest
     if not splits:
         raise HTTError(faults[0].message)
     return splits, faults
+
+
+def readable(data: PartialLabelDataModule, name: Split) -> Readings | None:
+    """A split that a run could not open, for the sake of its other faults, with every label that can be found."""
+    try:
+        source = data.source(name)
+    except HTTError:
+        return None
+    labels: dict[str, list[str]] = {image: [] for image in source.ids}
+    for task in data.tasks:
+        try:
+            available = source.available(task.name)
+        except HTTError:
+            continue  # named already
+        for image in compress(source.ids, available):
+            labels[image].append(task.name)
+    split = PartialLabels(source, data.tasks, labels, EvalTransform(data.tasks, None), data.image_size)
+    return Readings(name, split, labels) if labels else None
 
 
 def inspect_split(data: PartialLabelDataModule, readings: Readings) -> Inspection:
@@ -265,14 +290,15 @@ def inspect(data: PartialLabelDataModule) -> dict[str, Any]:
     splits, faults = open_splits(data)
     found = {name: inspect_split(data, readings) for name, readings in splits.items()}
     report: dict[str, Any] = {"format": 1, "dataset": type(data).__name__, "labels": data.labels, "mask": None}
+    opened = set(splits) - {fault.split for fault in faults}
     report["splits"] = {name: one.figures() for name, one in found.items()}
     warnings = []
     for name, one in found.items():
         faults += one.faults
         for task in data.tasks:
             warnings += [f"{name} {task.name}: {doubt}" for doubt in task.doubts(one.tallies[task.name])]
-    if train := splits.get("train"):
-        source = train.split.source
+    if "train" in opened:
+        source = splits["train"].split.source
         report["mask"] = mask_figures(data.draw_labels(source), source)
         for task_name, row in report["mask"]["tasks"].items():
             low, high = row.get("band", (0, math.inf))

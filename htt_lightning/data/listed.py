@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from htt_lightning.data.arrays import resized
 from htt_lightning.data.masks import natural_order
-from htt_lightning.data.partial import Source, check_each, dataset_folder, refuse_other_size, resized
+from htt_lightning.data.partial import Source, check_each, dataset_folder, refuse_other_size
 from htt_lightning.data.pictures import read_rgb, size_of
 from htt_lightning.errors import HTTError
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from htt_lightning.data.partial import Source, check_each, dataset_folder, divided, lengths, refuse_other_size
+from htt_lightning.data.arrays import lengths, normalised
+from htt_lightning.data.partial import Source, check_each, dataset_folder, refuse_other_size
 from htt_lightning.errors import HTTError
 
 TOLERANCE = 1e-3
@@ -252,7 +253,7 @@ def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
     if longest > 2:
         raise HTTError(f"{path} holds vectors of length {longest:g}; normals must be unit vectors within [-1, 1]")
     norm[~valid] = np.nan
-    return divided(normals, norm)
+    return normalised(normals, norm)
 
 
 def floats(stored: np.ndarray) -> np.ndarray:

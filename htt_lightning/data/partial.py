@@ -6,15 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zlib import crc32
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 from torch.utils.data import Dataset
 
+from htt_lightning.data.arrays import resized
 from htt_lightning.data.completed import CompletedDataset, to_discovered
 from htt_lightning.data.sample import Arrays, Batch, Draw, to_sample
-from htt_lightning.data.transforms import nearest
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
 
@@ -104,7 +103,7 @@ def check_each(names: Collection[str], look: Callable[[str], None], tree: str = 
     if faults:
         more = [f"... and {len(faults) - 3} more samples"] if len(faults) > 3 else []
         shown = ["The dataset must read:", tree] if tree else []
-        raise HTTError("\n".join([*faults[:3], *more, *shown]))
+        raise HTTError("\n".join([*faults[:3], *more, *shown]), faults)
 
 
 class PartialLabels(Dataset[Batch]):
@@ -166,21 +165,3 @@ class PartialLabels(Dataset[Batch]):
             tasks = [task for task in self.tasks if task.discovers]
             sample["discovered"] = {task.name: to_discovered(arrays, task, (height, width)) for task in tasks}
         return sample
-
-
-def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
-    """An image or map at another size ``(h, w)``, pixel centres matched: bilinear if smooth, else nearest neighbour."""
-    if array.shape[:2] == size:
-        return array
-    return cv2.resize(array, size[::-1]) if smooth else nearest(array, size, slice(0, size[0]), slice(0, size[1]))
-
-
-def lengths(vectors: np.ndarray) -> np.ndarray:
-    """Lengths ``h w`` of vectors ``h w 3``, in a fraction of the time that numpy's norm along a short axis takes."""
-    return np.asarray(np.sqrt(cv2.transform(vectors * vectors, np.ones((1, 3)))))
-
-
-def divided(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Vectors ``h w 3`` by numbers ``h w``, in place: several times as quick as broadcasting along a short axis."""
-    vectors /= cv2.merge([length, length, length])
-    return vectors

@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from htt_lightning.data.arrays import resized
 from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.listed import ListedSource
 from htt_lightning.data.matlab import look_at_mat, read_mat, structs
-from htt_lightning.data.partial import check_each, resized
+from htt_lightning.data.partial import check_each
 from htt_lightning.data.pictures import Form, read_directions, read_index, size_of
 from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
@@ -315,8 +316,7 @@ class PASCALContextDataModule(PartialLabelDataModule):
     def source(self, split: Split) -> PASCALContext:
         """A split of the tree, once for all: loader processes get what it knows about people."""
         if split not in self._sources:
-            source = PASCALContext(self.root, split, one_size=self.needs_one_size(split))
+            source = self._sources[split] = PASCALContext(self.root, split, one_size=self.needs_one_size(split))
             if any(task.name == "human_parts" for task in self.tasks):
                 source.available("human_parts")
-            self._sources[split] = source
         return self._sources[split]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from htt_lightning.data.partial import divided, lengths, resized
+from htt_lightning.data.arrays import lengths, normalised, resized
 from htt_lightning.errors import HTTError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -130,7 +130,7 @@ def read_directions(path: Path, size: tuple[int, int], absent: NDArray[np.bool_]
     if absent is not None:
         missing |= absent
     np.copyto(length, np.nan, where=missing)
-    return divided(vectors, length)
+    return normalised(vectors, length)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations
 
+from htt_lightning.data.arrays import nearest
 from htt_lightning.data.sample import Arrays, Map
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.base import IGNORE
@@ -246,35 +247,6 @@ class ScaleCrop(JointTransform):
         """Nearest neighbour: no new labels, and missing pixels neither vanish nor spread."""
         array = nearest(array, **params)
         return array if factor == 1 else task.zoom(array, factor)
-
-
-def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
-    """Part of a map enlarged by nearest neighbour.
-
-    Pixel centres are matched exactly, as the bilinear image's are. OpenCV's usual nearest neighbour matches corners,
-    which shifts a map by up to half a pixel against its image.
-
-    Args:
-        array: ``h w`` or ``h w c``.
-        scaled: Size ``(h, w)`` of the enlarged map.
-        rows: The rows of the enlarged map to return.
-        columns: Its columns to return.
-        **params: Ignored.
-
-    Returns:
-        The pixels ``enlarged[rows, columns]``.
-    """
-    if tuple(scaled) == array.shape[:2]:
-        return array[rows, columns]
-    places = [
-        (2 * np.arange(kept.start, kept.stop) + 1) * old // (2 * new)
-        for old, new, kept in zip(array.shape, scaled, (rows, columns), strict=False)
-    ]
-    if scaled[0] < array.shape[0]:
-        return np.asarray(array.take(places[0], 0).take(places[1], 1))
-    # Rows that will be repeated are copied whole, after the columns, which are collected one by one.
-    top = places[0][0]
-    return np.asarray(array[top : places[0][-1] + 1].take(places[1], 1).take(places[0] - top, 0))
 
 
 class Flip(JointTransform):

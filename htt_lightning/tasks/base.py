@@ -274,8 +274,12 @@ class Task(ABC):
         """Correct the values of a map whose image was enlarged by ``factor``."""
         return array
 
-    def tally(self, array: np.ndarray) -> Tally:
+    def tally(self, array: np.ndarray, lengths: np.ndarray | None = None) -> Tally:
         """What a numpy map holds, to be added up over a dataset.
+
+        Args:
+            array: The map.
+            lengths: Those of its vectors as they are stored, ``h w``, if it has been normalised since.
 
         Raises:
             HTTError: It is no map of the task: its type or shape is wrong, or a value is no class.
@@ -294,7 +298,7 @@ class Task(ABC):
                 f"and {IGNORE} where missing."
             )
         counts = np.bincount(values, minlength=len(names)).tolist() if index else []
-        measured = self.measure(values)
+        measured = self.measure(values if lengths is None else values * lengths[present][:, None])
         return Tally(
             maps=1,
             empty=int(not len(values)),

@@ -22,8 +22,8 @@ from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import GREY
 from htt_lightning.tasks.tally import Spread, Tally
 
-UNIT_TOLERANCE = 1e-3
-"""How far the length of a normal may lie from 1."""
+UNIT_TOLERANCE = 0.02
+"""How far the length of a normal may lie from 1: twice what eight bits per component round off."""
 
 FAR_FROM_BINS = 30
 """Mean angle in degrees to the nearest bin above which the axes are suspect; half a bin is 12 degrees wide."""

@@ -283,3 +283,21 @@ def test_discovered_labels_that_are_lost_are_faults(root, tmp_path):
     assert [fault for fault in messages(report) if fault[0] == "val"] == []
     assert [fault[2] for fault in messages(report)] == ["discovered"] * 9 + ["split"]
     assert "manifest.json" in report["faults"][-1]["message"]
+
+
+def test_vectors_are_measured_as_they_are_stored(root):
+    for name in range(3):
+        replace(root, "normal", lambda a: a * np.float32(0.6), name, "val")
+    report = inspect(nyud(root))
+    normals = {name: split["tasks"]["normals"]["further"] for name, split in report["splits"].items()}
+    assert normals["train"]["not_unit_percent"] == 0
+    assert normals["val"]["not_unit_percent"] == 100
+    assert any("val normals" in text and "not of unit length" in text for text in report["warnings"])
+
+
+def test_a_mask_of_another_dataset_hides_no_broken_file(root, tmp_path):
+    draw_mask("one-label", ["a", "b", "c"], nyud(root).canonical, 0).save(tmp_path / "mask.json")
+    (root / "train" / "depth" / "4.npy").unlink()
+    report = inspect(nyud(root, labels=str(tmp_path / "mask.json")))
+    assert messages(report) == [("train", None, "split"), ("train", "4", "depth")]
+    assert report["mask"] is None

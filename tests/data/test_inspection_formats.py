@@ -7,8 +7,8 @@ from PIL import Image
 from htt_lightning.data import CityscapesDataModule, NYUD40DataModule, PASCALContextDataModule
 from htt_lightning.data.inspection import inspect
 from tests.data import pascal_tree, test_cityscapes, test_nyud40
+from tests.data.folder_tree import folder, save, write_tree
 from tests.data.pascal_tree import ALONE, FIRST, NO_PARTS, NOBODY
-from tests.data.test_folder import folder, save, write_tree
 
 SETTINGS = {"labels": "full", "num_workers": 0, "seed": 0}
 
@@ -96,3 +96,38 @@ def test_every_planted_fault_is_named(plant, tmp_path):
     assert list(found) == list(planted)
     for place, message in planted.items():
         assert message in found[place]
+
+
+def test_without_the_list_of_people_all_files_are_read_still(tmp_path):
+    root = pascal_tree.write_tree(tmp_path / "PASCALContext")
+    for name in pascal_tree.IDS["train"]:
+        spoil(root / "human_parts" / f"{name}.mat")
+    spoil(root / "JPEGImages" / f"{NOBODY}.jpg")
+    (root / "sal_distill" / f"{ALONE}.png").unlink()
+    found = [(fault["split"], fault["what"], fault["message"]) for fault in inspect(data_of(root))["faults"]]
+    for name in pascal_tree.IDS["train"]:
+        assert any(split == "train" and f"human_parts/{name}.mat" in text for split, _, text in found)
+    assert any(what == "image" and f"{NOBODY}.jpg" in text for _, what, text in found)
+    assert any(what == "saliency" and f"{ALONE}.png" in text for _, what, text in found)
+
+
+def data_of(root):
+    return PASCALContextDataModule(str(root), **SETTINGS)
+
+
+def test_coded_directions_are_of_unit_length_up_to_rounding(tmp_path):
+    root = pascal_tree.write_tree(tmp_path / "PASCALContext")
+    rng = np.random.default_rng(0)
+    for folder_of, scale in (("train", 1), ("val", 0.5)):
+        for name in pascal_tree.IDS[folder_of]:
+            path = root / "normals_distill" / f"{name}.png"
+            size = np.asarray(Image.open(path)).shape[:2]
+            vectors = rng.normal(size=(*size, 3))
+            vectors *= scale / np.linalg.norm(vectors, axis=-1, keepdims=True)
+            Image.fromarray(np.rint((vectors + 1) * 127.5).astype(np.uint8)).save(path)
+    report = inspect(data_of(root))
+    shares = {
+        name: split["tasks"]["normals"]["further"]["not_unit_percent"] for name, split in report["splits"].items()
+    }
+    assert shares == {"train": 0, "val": 100}
+    assert any("val normals" in text and "not of unit length" in text for text in report["warnings"])

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from htt_lightning.data import PartialLabels, Source
-from htt_lightning.data.partial import resized
+from htt_lightning.data.arrays import resized
 from htt_lightning.data.sample import Draw, collate
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg

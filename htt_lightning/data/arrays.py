@@ -1,0 +1,75 @@
+"""Images and maps as numpy arrays: resizing them, and the lengths of vectors."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import cv2
+import numpy as np
+
+
+def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
+    """Part of a map enlarged by nearest neighbour.
+
+    Pixel centres are matched exactly, as the bilinear image's are. OpenCV's usual nearest neighbour matches corners,
+    which shifts a map by up to half a pixel against its image.
+
+    Args:
+        array: ``h w`` or ``h w c``.
+        scaled: Size ``(h, w)`` of the enlarged map.
+        rows: The rows of the enlarged map to return.
+        columns: Its columns to return.
+        **params: Ignored.
+
+    Returns:
+        The pixels ``enlarged[rows, columns]``.
+    """
+    if tuple(scaled) == array.shape[:2]:
+        return array[rows, columns]
+    places = [
+        (2 * np.arange(kept.start, kept.stop) + 1) * old // (2 * new)
+        for old, new, kept in zip(array.shape, scaled, (rows, columns), strict=False)
+    ]
+    if scaled[0] < array.shape[0]:
+        return np.asarray(array.take(places[0], 0).take(places[1], 1))
+    # Rows that will be repeated are copied whole, after the columns, which are collected one by one.
+    top = places[0][0]
+    return np.asarray(array[top : places[0][-1] + 1].take(places[1], 1).take(places[0] - top, 0))
+
+
+def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
+    """An image or map at another size ``(h, w)``, pixel centres matched: bilinear if smooth, else nearest neighbour."""
+    if array.shape[:2] == size:
+        return array
+    return cv2.resize(array, size[::-1]) if smooth else nearest(array, size, slice(0, size[0]), slice(0, size[1]))
+
+
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """Lengths ``h w`` of vectors ``h w 3``, in a fraction of the time that numpy's norm along a short axis takes."""
+    return np.asarray(np.sqrt(cv2.transform(vectors * vectors, np.ones((1, 3)))))
+
+
+def normalised(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Vectors ``h w 3`` by their lengths ``h w``, in place.
+
+    In this form it is several times as quick as broadcasting along a short axis.
+    """
+    if (seen := _seen.get()) is not None:
+        seen.append(length)
+    vectors /= cv2.merge([length, length, length])
+    return vectors
+
+
+@contextmanager
+def lengths_as_stored() -> Iterator[list[np.ndarray]]:
+    """Collects the lengths ``h w`` of vectors that are normalised inside the block; NaN where there is none."""
+    collected: list[np.ndarray] = []
+    token = _seen.set(collected)
+    try:
+        yield collected
+    finally:
+        _seen.reset(token)
+
+
+_seen: ContextVar[list[np.ndarray] | None] = ContextVar("lengths", default=None)
