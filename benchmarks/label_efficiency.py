@@ -5,8 +5,8 @@
 
 Finished runs are not repeated and an interrupted one goes on from its last epoch, so the same command continues; runs
 share their teachers. Results: ``results.csv``, ``table.md`` (mean, standard deviation, gap closed) and ``figure.png``.
-
-Choices are made on one block of scenes (``--block tune``), reported on another (``report``)."""
+Choices are made on one block of scenes (``--block tune``), reported on another (``report``).
+"""
 
 import argparse
 import csv
