@@ -132,3 +132,24 @@ def test_network_losses_and_discovery_compile_in_one_piece():
     torch.testing.assert_close(compiled(losses)(expected), losses(expected))
     marks = torch.tensor([True, False]), torch.ones(2, *SIZE, dtype=torch.bool)
     torch.testing.assert_close(compiled(discovered)(expected, *marks), discovered(expected, *marks))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("brightness", [0.0, 1.0])
+def test_losses_and_gradients_are_finite_in_half_precision(dtype, brightness):
+    data = tiny_data(labels="full")
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    torch.manual_seed(0)
+    module = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16)
+    teacher = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16).net
+    discovery = Discovery(teacher, data.tasks, module.loss_weights, PUBLISHED, torch.device("cpu"))
+    with torch.autocast("cpu", dtype):
+        outputs = module(batch["image"] * brightness)
+        losses = [task.loss(outputs[task.name], batch[task.name]) for task in data.tasks]
+        found = discovery.loss(batch | {"image": batch["image"] * brightness}, outputs)
+    assert all(loss.dtype == torch.float32 for loss in losses)
+    total = torch.stack([loss.sum() for loss in losses]).sum() + found
+    total.backward()
+    assert total.isfinite()
+    assert all(value.grad.isfinite().all() for value in module.parameters() if value.grad is not None)
