@@ -150,7 +150,7 @@ def test_losses_and_gradients_are_finite_in_half_precision(dtype, brightness):
         found = discovery.loss(batch | {"image": batch["image"] * brightness}, outputs)
     assert all(loss.dtype == torch.float32 for loss in losses)
     total = torch.stack([loss.sum() for loss in losses]).sum() + found
-    # Of black images BatchNorm enlarges gradients beyond what 16 bits hold: the gradient scaler goes down until they fit.
+    # BatchNorm enlarges gradients of black images beyond what 16 bits hold: a gradient scaler goes down until they fit.
     (total / 64).backward()
     assert total.isfinite()
     assert all(value.grad.isfinite().all() for value in module.parameters() if value.grad is not None)
