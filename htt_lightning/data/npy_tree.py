@@ -167,7 +167,9 @@ def open_npy(path: Path) -> np.ndarray:
             mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
         start = 10 + int.from_bytes(mapped[8:10], "little")
         shape, fortran, dtype = _header(mapped[:start])
-        values = np.frombuffer(mapped, dtype, math.prod(shape), start)
+        values = np.frombuffer(mapped, dtype, offset=start)
+        if values.size != math.prod(shape):
+            raise ValueError(f"{values.size} values where the header has {math.prod(shape)}")
         return values.reshape(shape, order="F" if fortran else "C")
     except FileNotFoundError:
         raise HTTError(f"{path} is missing; copy or unpack it again") from None
@@ -258,5 +260,5 @@ def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
 
 def floats(stored: np.ndarray) -> np.ndarray:
     """Read values as float32; what is too large for it becomes infinite."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return np.array(stored, np.float32)

@@ -54,6 +54,7 @@ def test_a_config_names_the_class_and_every_field():
         "weight": 1.0,
         "threshold": 0.85,
         "beta": 1.0,
+        "val_images": None,
         "bins": 30,
         "near": 0.67,
         "far": 10.0,

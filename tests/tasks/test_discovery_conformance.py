@@ -162,7 +162,7 @@ def test_what_the_second_stage_adds_agrees_in_value_and_gradient(dataset, dtype,
         for part, (terms, factor) in parts.items():
             loss = scale * factor * discover_task(task, student, teacher, labeled, valid, 1.0, terms).loss.sum()
             assert_close(loss, vectors[f"stage2.{part}.{name}"], dtype)
-        added = added + scale * discover_task(task, student, teacher, labeled, valid, weight, Terms()).loss.sum()
+        added = added + scale * discover_task(task, student, teacher, labeled, valid, weight, Terms(1, 1, 1)).loss.sum()
     supervised = sum(w * vectors[f"stage2.sup.{t}"] for w, t in zip(vectors["task_weights"], names, strict=True))
     assert_close(added, vectors["stage2.total"] - supervised, dtype)
     gradients = torch.autograd.grad(added, list(inputs.values()), allow_unused=True, materialize_grads=True)
