@@ -79,10 +79,10 @@ class Fast:
                 Terms(feature_labeled=1, feature_unlabeled=1),
                 torch.device("cpu"),
             )
-            self.module.discovery = Discovery(HTTModule(TASKS, backbone=backbone).net, *known, precision=precision)
+            self.module.discovery = Discovery([HTTModule(TASKS, backbone=backbone).net], *known, precision=precision)
             if labels == "stored":
                 self.batch["discovered"] = self.module.discovery.found(batch)
-                self.module.discovery = Discovery(None, *known)
+                self.module.discovery = Discovery([], *known)
         configured: Any = self.module.configure_optimizers()
         self.optimizer: torch.optim.Optimizer = configured["optimizer"]
 
@@ -112,7 +112,7 @@ class Plain(Fast):
         super().__init__(batch, backbone, labels)
         self.net = plain_copy(self.module.net, backbone)
         discovery = self.module.discovery
-        self.teacher = plain_copy(discovery.teacher, backbone).eval() if discovery and discovery.teacher else None
+        self.teacher = plain_copy(discovery.teachers[0], backbone).eval() if discovery and discovery.teachers else None
         self.module.net, self.module.discovery = self.net, None
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=2e-5, weight_decay=1e-6)
 

@@ -101,6 +101,7 @@ def discover_task(
         return TaskDiscovery(loss, nothing, nothing)
     if belief is not None:  # of cells, not of pixels
         valid = whole_cells(valid, (belief.shape[-2], belief.shape[-1]))
+        belief = task.settle_belief(belief, valid)
     if teacher and found is None:
         found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
     if found is None:
@@ -114,25 +115,26 @@ def discover_task(
 
 
 class Discovery:
-    """A frozen teacher, or labels that it has written into the batches, and the running account of what is kept.
+    """Frozen teachers, or labels that they have written into the batches, and the running account of what is kept.
 
-    It is no module: the teacher belongs neither to the student's weights nor to its checkpoints.
+    It is no module: teachers belong neither to the student's weights nor to its checkpoints. Of several, every view of
+    an image asks one, drawn at random: they cost no more than a single one, and the student learns their mean.
 
     Args:
-        teacher: Network that returns one ``Output`` per task; it is put into evaluation mode. None where batches carry
-            ``discovered`` labels: then there are no features to learn from.
+        teachers: Networks that return one ``Output`` per task; they are put into evaluation mode. None where batches
+            carry ``discovered`` labels: then there are no features to learn from.
         tasks: The tasks to discover labels of.
         loss_weights: Weights lambda by task.
         terms: Weights of the terms.
         device: Where batches are.
         targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``averaged`` over the image and its
             mirror image, shifted at random. Labels that batches carry are hard.
-        precision: What the teacher computes in.
+        precision: What teachers compute in.
     """
 
     def __init__(
         self,
-        teacher: nn.Module | None,
+        teachers: Sequence[nn.Module],
         tasks: Sequence[Task],
         loss_weights: Mapping[str, float],
         terms: Terms,
@@ -140,7 +142,7 @@ class Discovery:
         targets: Targets = "hard",
         precision: Precision = "run",
     ) -> None:
-        self.teacher = teacher and teacher.eval().requires_grad_(False)
+        self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
         self.targets, self._precision = targets, precision
         names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
@@ -156,9 +158,11 @@ class Discovery:
         Returns:
             A scalar.
         """
-        valid = batch["valid"]
-        taught, found = self._taught(batch["image"]), batch.get("discovered", {})
-        beliefs = self._beliefs(batch["image"], {name: taught[name] for name in taught if name not in found})
+        valid, found = batch["valid"], batch.get("discovered", {})
+        # The same for all images and drawn on the CPU: no synchronisation.
+        one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
+        taught = self._taught(batch["image"], one)
+        beliefs = self._beliefs(batch["image"], {name: taught[name] for name in taught if name not in found}, other)
         total = torch.zeros((), device=valid.device)
         for task in self.tasks:
             name, labeled = task.name, batch["labeled"][task.name]
@@ -173,40 +177,47 @@ class Discovery:
         return total
 
     @torch.no_grad()
-    def _taught(self, image: Tensor) -> dict[str, Output]:
-        """The teacher's outputs, if there is one."""
-        if self.teacher is None:
+    def _taught(self, image: Tensor, index: int = 0) -> dict[str, Output]:
+        """A teacher's outputs, if there is one."""
+        if not self.teachers:
             return {}
         if self._precision == "run":
-            taught: dict[str, Output] = self.teacher(image)
+            taught: dict[str, Output] = self.teachers[index](image)
         else:
             with torch.autocast(image.device.type, torch.bfloat16):
-                taught = self.teacher(image)
+                taught = self.teachers[index](image)
         return taught
 
+    def _mean(self, image: Tensor) -> dict[str, Output]:
+        """The mean of all teachers' outputs."""
+        each = [self._taught(image, index) for index in range(len(self.teachers))]
+        if len(each) < 2:
+            return each[0] if each else {}
+        outputs = {name: zip(*(taught[name] for taught in each), strict=True) for name in each[0]}
+        return {name: Output(*(torch.stack(x).mean(0) for x in parts)) for name, parts in outputs.items()}
+
     @torch.no_grad()
-    def _beliefs(self, image: Tensor, taught: Mapping[str, Output]) -> dict[str, Tensor]:
-        """Soft labels by task that learns from discovered ones, ``b c h/s w/s``."""
+    def _beliefs(self, image: Tensor, taught: Mapping[str, Output], other: int = 0) -> dict[str, Tensor]:
+        """Soft labels ``b c h/s w/s`` of tasks that learn from them; ``other`` says which teacher has a second look."""
         tasks = [task for task in self.tasks if self.terms.teach(task) and task.name in taught]
         if self.targets == "hard" or not tasks:
             return {}
         beliefs = {task.name: task.belief(taught[task.name]) for task in tasks}
-        if self.targets == "averaged" and self.teacher:
+        if self.targets == "averaged":
             rows, columns = taught[tasks[0].name].logits.shape[-2:]
             stride = stride_of((rows, columns), (image.shape[-2], image.shape[-1]))
-            # The same for all images and drawn on the CPU: no synchronisation.
             most = min(SHIFT, rows - 1, columns - 1)
             down, right = torch.randint(-most, most + 1, (2,)).tolist()
-            seen = self._taught(mirrored(image, stride, down, right))
+            seen = self._taught(mirrored(image, stride, down, right), other)
             inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
             for task in tasks:
-                other = shifted(task.mirror(task.belief(seen[task.name])), -down, right)
-                beliefs[task.name] = torch.where(inside, (beliefs[task.name] + other) / 2, beliefs[task.name])
+                second = shifted(task.mirror(task.belief(seen[task.name])), -down, right)
+                beliefs[task.name] = torch.where(inside, (beliefs[task.name] + second) / 2, beliefs[task.name])
         return beliefs
 
     def found(self, batch: Batch) -> dict[str, Discovered]:
-        """The labels discovered on a batch, by task; those that it carries, or else the teacher's."""
-        taught, size = self._taught(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
+        """The labels discovered on a batch, by task; those that it carries, or else the teachers'."""
+        taught, size = self._mean(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
         found = dict(batch.get("discovered", {}))
         for task in self.tasks:
             labels = task.discover(taught[task.name], size) if task.name in taught else None

@@ -32,7 +32,9 @@ def test_a_belief_teaches_unlabelled_images_alone_and_no_padding(task):
     never = replace(task, threshold=1.0)
     added = discover_task(never, student, teacher, labeled, valid, 2.0, PREDICTION, belief=belief)
     (gradient,) = torch.autograd.grad(added.loss.sum(), student.logits)
-    cells = task.imitation_loss(student, belief)
+    whole = torch.ones(3, 3, 4, dtype=torch.bool)
+    whole[2, :, 2:] = False
+    cells = task.imitation_loss(student, task.settle_belief(belief, whole))
     assert added.loss[0] == 0
     torch.testing.assert_close(added.loss[1], 2 * task.beta * cells[1].mean())
     torch.testing.assert_close(added.loss[2], 2 * task.beta * cells[2, :, :2].mean())
@@ -58,7 +60,7 @@ class Pointwise(nn.Module):
 
 
 def discovery(teacher, tasks, targets):
-    return Discovery(teacher, tasks, {}, Terms(), torch.device("cpu"), targets)
+    return Discovery([teacher] if teacher else [], tasks, {}, Terms(), torch.device("cpu"), targets)
 
 
 @given(st.integers(9, 15), st.integers(9, 15), st.sampled_from([1, 2, 4]), st.integers(-2, 2), st.integers(-2, 2))
@@ -80,7 +82,7 @@ def test_beliefs_about_both_views_lie_upon_each_other(width):
     averaged = discovery(Pointwise(tasks), tasks, "averaged")
     image = torch.rand(2, 3, 8, width)
     image[..., 12:] = image[..., 12:13]
-    taught = averaged.teacher(image)
+    taught = averaged.teachers[0](image)
     for _ in range(10):
         beliefs = averaged._beliefs(image, taught)
         for task in tasks:
@@ -104,7 +106,7 @@ def test_the_second_view_depends_on_the_seed_alone():
     data = tiny_data()
     averaged = discovery(tiny_module(data).net, data.tasks, "averaged")
     image = torch.rand(2, 3, 32, 64)
-    taught, drawn = averaged.teacher(image), []
+    taught, drawn = averaged.teachers[0](image), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         drawn.append(averaged._beliefs(image, taught)["depth"])
@@ -121,8 +123,29 @@ def test_nothing_is_believed_that_nobody_learns():
     assert list(discovery(teacher, data.tasks, "soft")._beliefs(image, taught)) == learned
     assert discovery(None, data.tasks, "soft")._beliefs(image, {}) == {}
     assert discovery(teacher, data.tasks, "hard")._beliefs(image, taught) == {}
-    features = Discovery(teacher, data.tasks, {}, Terms(prediction=0), torch.device("cpu"), "averaged")
+    features = Discovery([teacher], data.tasks, {}, Terms(prediction=0), torch.device("cpu"), "averaged")
     assert features._beliefs(image, taught) == {}
+
+
+def test_several_teachers_are_asked_in_turn_and_shown_as_their_mean():
+    data = tiny_data()
+    teachers, image = [tiny_module(data).net.eval() for _ in range(3)], torch.rand(2, 3, 32, 64)
+    several = Discovery(teachers, data.tasks, {}, Terms(), torch.device("cpu"), "averaged")
+    logits = torch.stack([teacher(image)["depth"].logits for teacher in teachers])
+    torch.testing.assert_close(several._mean(image)["depth"].logits, logits.mean(0))
+    asked = []
+    for index, teacher in enumerate(teachers):
+        teacher.register_forward_pre_hook(lambda *_, index=index: asked.append(index))
+    batch = {"image": image, "valid": torch.ones(2, 32, 64, dtype=torch.bool)}
+    batch["labeled"] = {task.name: torch.zeros(2, dtype=torch.bool) for task in data.tasks}
+    several.loss_weights = {task.name: 1.0 for task in data.tasks}
+    outputs = tiny_module(data)(image)
+    for _ in range(12):
+        assert several.loss(batch, outputs).isfinite()
+    pairs = list(zip(asked[::2], asked[1::2], strict=True))
+    assert len(pairs) == 12
+    assert all(one != other for one, other in pairs)
+    assert set(asked) == {0, 1, 2}
 
 
 def test_a_teacher_may_compute_in_bfloat16_while_the_run_does_not():
@@ -135,7 +158,7 @@ def test_a_teacher_may_compute_in_bfloat16_while_the_run_does_not():
         Terms(feature_labeled=1, feature_unlabeled=1),
         torch.device("cpu"),
     )
-    whole, half = (Discovery(teacher, *arguments, precision=precision) for precision in ("run", "bf16"))
+    whole, half = (Discovery([teacher], *arguments, precision=precision) for precision in ("run", "bf16"))
     outputs = teacher(batch["image"])
     losses = [discovery.loss(batch, outputs) for discovery in (whole, half)]
     assert losses[0] != losses[1]

@@ -92,7 +92,7 @@ def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain
     module.train()
     if stage == 2:
         device = torch.device("cpu")
-        module.discovery = Discovery(teacher, plain.TASKS, module.loss_weights, PUBLISHED, device)
+        module.discovery = Discovery([teacher], plain.TASKS, module.loss_weights, PUBLISHED, device)
     loss = module.training_step(batch, 0)
     with torch.no_grad():
         taught = mirror_teacher(batch["image"]) if stage == 2 else None
@@ -143,7 +143,7 @@ def test_losses_and_gradients_are_finite_in_half_precision(dtype, brightness):
     torch.manual_seed(0)
     module = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16)
     teacher = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16).net
-    discovery = Discovery(teacher, data.tasks, module.loss_weights, PUBLISHED, torch.device("cpu"))
+    discovery = Discovery([teacher], data.tasks, module.loss_weights, PUBLISHED, torch.device("cpu"))
     with torch.autocast("cpu", dtype):
         outputs = module(batch["image"] * brightness)
         losses = [task.loss(outputs[task.name], batch[task.name]) for task in data.tasks]

@@ -5,15 +5,14 @@ from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
+from htt_lightning.callbacks.teachers import agree, copy_of, follow, read_teacher
 from htt_lightning.data.sample import Batch
 from htt_lightning.discovery import Discovery, Precision, Targets, Terms
 from htt_lightning.errors import HTTError
-from htt_lightning.files import read_hyperparameters, run_directory
+from htt_lightning.files import run_directory
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.module import HTTModule, derived_seed
 from htt_lightning.tasks import Task
@@ -25,13 +24,15 @@ class LabelDiscovery(Callback):
     """Trains in stages, each taught by the network of the stage before (method.md 4).
 
     ``trainer.max_epochs`` is the length of one stage. At the border the student becomes the frozen teacher, a new
-    student starts, and optimiser and schedule begin again. The teacher lives in the state of this callback; every
+    student starts, and optimiser and schedule begin again. Teachers live in the state of this callback; every
     checkpoint loads as the student. What a finished stage has learned is kept as ``checkpoints/stage_N.ckpt``.
 
     Args:
         stages: Number of stages; 1 discovers nothing.
-        teacher: ``previous``: the student of the stage before. A checkpoint: it has been the first stage, which is
-            left out. ``ema``: a moving average of the student itself, in a single stage.
+        teacher: ``previous``: the student of the stage before. A checkpoint, or a list of them: they have been the
+            first stage, which is left out. ``ema``: a moving average of the student itself, in a single stage.
+        teachers: How many networks are trained on the given labels alone, from other weights and a stage each, to teach
+            the first student together; feature terms, which compare with one network, have to be off. 1 as published.
         student: ``fresh`` weights at the beginning of a stage, or ``inherited`` ones from the stage before.
         ema_decay: Of the moving average, per step; it follows faster at first.
         targets: What is learned of a missing label: ``hard`` labels where the teacher's confidence exceeds the
@@ -51,7 +52,8 @@ class LabelDiscovery(Callback):
     def __init__(
         self,
         stages: int = 2,
-        teacher: str = PREVIOUS,
+        teacher: str | list[str] = PREVIOUS,
+        teachers: int = 1,
         student: Literal["fresh", "inherited"] = "fresh",
         ema_decay: float = 0.999,
         targets: Targets = "hard",
@@ -62,8 +64,18 @@ class LabelDiscovery(Callback):
     ) -> None:
         if stages < 1:
             raise HTTError(f"discovery.stages must be at least 1, not {stages}.")
-        if teacher not in (EMA, PREVIOUS) and stages < 2:
-            raise HTTError(f"discovery.teacher {teacher} is the first stage: set discovery.stages to at least 2.")
+        given = [] if teacher in (EMA, PREVIOUS) else [teacher] if isinstance(teacher, str) else teacher
+        if given and stages < 2:
+            raise HTTError(f"discovery.teacher {given[0]} is the first stage: set discovery.stages to at least 2.")
+        if isinstance(teacher, list) and not teacher:
+            raise HTTError("discovery.teacher names no checkpoint; use previous, ema or at least one file.")
+        if teachers < 1 or (teachers > 1 and (teacher != PREVIOUS or stages <= teachers)):
+            raise HTTError(
+                f"discovery.teachers is {teachers}; it must be at least 1, and more only with discovery.teacher "
+                f"previous and a stage each before that of the student: discovery.stages is {stages}."
+            )
+        if max(teachers, len(given)) > 1 and (terms.feature_labeled or terms.feature_unlabeled):
+            raise HTTError("Features of several teachers cannot be learned: set the feature terms to 0.")
         if not 0 <= ema_decay < 1:
             raise HTTError(f"discovery.ema_decay must be in [0, 1), not {ema_decay}.")
         if targets not in get_args(Targets):
@@ -74,22 +86,19 @@ class LabelDiscovery(Callback):
             if not 0 <= threshold <= 1:
                 raise HTTError(f"discovery.thresholds of {task} must be in [0, 1], not {threshold}.")
         self.stages, self.teacher, self.student = (1 if teacher == EMA else stages), teacher, student
+        self.teachers, self._given = teachers, given
         self.ema_decay, self.terms, self.targets, self.precision = ema_decay, terms, targets, teacher_precision
         self.thresholds, self.betas = thresholds or {}, betas or {}
         self.stage = self.begun = 0
         self._epochs: int | None = None
-        self._teaches: HTTModule | None = None
+        self._pool: list[HTTModule] = []
         self._account: dict[str, MeanLoss] = {}
         self._measured = False
         self._moved = 0
 
     @property
-    def _given(self) -> bool:
-        return self.teacher not in (EMA, PREVIOUS)
-
-    @property
     def _kind(self) -> str:
-        return "a checkpoint" if self._given else self.teacher
+        return "a checkpoint" if self._given else str(self.teacher)
 
     @property
     def state_key(self) -> str:
@@ -102,7 +111,7 @@ class LabelDiscovery(Callback):
             return
         self._folder = run_directory(trainer)
         if trainer.current_epoch == 0:  # nothing is left of a run before
-            self.stage, self.begun, self._teaches = (1 if self._given else 0), 0, None
+            self.stage, self.begun, self._pool = (1 if self._given else 0), 0, []
             self._account, self._measured, pl_module.discovery = {}, False, None
         self.rules(pl_module)
         epochs = trainer.max_epochs
@@ -141,41 +150,38 @@ class LabelDiscovery(Callback):
         if stored["kind"] != self._kind:
             raise HTTError(f"The checkpoint's discovery.teacher is {stored['kind']}, not {self._kind}.")
         self.stage, self.begun = stored["stage"], stored["begun"]
-        if stored["teacher"] is not None:
-            self._teaches = type(pl_module)(**stored["teacher"]["hyper_parameters"])
-            self._teaches.net.load_state_dict(stored["teacher"]["state_dict"], assign=True)
+        for teacher in stored["teachers"]:
+            self._pool.append(type(pl_module)(**teacher["hyper_parameters"]))
+            self._pool[-1].net.load_state_dict(teacher["state_dict"], assign=True)
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         self._extend(trainer, max(self.begun + (self._epochs or 0), done))
 
     def state_dict(self) -> dict[str, Any]:
-        """Stage, its first epoch, and the teacher: plain values and tensors."""
-        teacher = None
-        if self._teaches is not None:
-            hyperparameters = dict(self._teaches.hparams)
-            teacher = {"hyper_parameters": hyperparameters, "state_dict": self._teaches.net.state_dict()}
-        return {"kind": self._kind, "stage": self.stage, "begun": self.begun, "teacher": teacher}
+        """Stage, its first epoch, and the teachers: plain values and tensors."""
+        teachers = [{"hyper_parameters": dict(x.hparams), "state_dict": x.net.state_dict()} for x in self._pool]
+        return {"kind": self._kind, "stage": self.stage, "begun": self.begun, "teachers": teachers}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read a teacher that is given, unless a resumed run has brought it along."""
-        if isinstance(pl_module, HTTModule) and self._given and self._teaches is None:
-            self._teaches = read_teacher(self.teacher, pl_module)
+        """Read teachers that are given, unless a resumed run has brought them along."""
+        if isinstance(pl_module, HTTModule) and self._given and not self._pool:
+            self._pool = [read_teacher(path, pl_module) for path in self._given]
             if self.student == "inherited":
-                self._inherit(pl_module, self._teaches)
+                self._inherit(pl_module, self._pool[0])
 
     def _inherit(self, student: HTTModule, teacher: HTTModule) -> None:
         try:
             student.net.load_state_dict(teacher.net.state_dict())
         except RuntimeError as error:
             raise HTTError(
-                f"The network of teacher {self.teacher} is another, so no student can inherit its weights; give model "
-                "its settings, or set discovery.student to fresh."
+                f"The network of teacher {self._given[0]} is another, so no student can inherit its weights; give "
+                "model its settings, or set discovery.student to fresh."
             ) from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with a teacher, or in the middle of a run: everything is restored by now."""
         if isinstance(pl_module, HTTModule):
-            if self.teacher == EMA and self._teaches is None:
-                self._teaches = copy_of(pl_module)
+            if self.teacher == EMA and not self._pool:
+                self._pool = [copy_of(pl_module)]
             self._moved = trainer.global_step
             self._teach(trainer, pl_module)
             self._cross(trainer, pl_module)
@@ -190,10 +196,11 @@ class LabelDiscovery(Callback):
         if not over or self.stage + 1 >= self.stages:
             return
         self._keep(trainer)
-        self._teaches = copy_of(module)
-        agree(trainer, self._teaches.net)
+        learned = copy_of(module)
+        agree(trainer, learned.net)
+        self._pool = [*self._pool, learned] if self.stage < self.teachers else [learned]
         self.stage, self.begun = self.stage + 1, trainer.current_epoch
-        if self.student == "fresh":
+        if self.student == "fresh" or self.stage < self.teachers:
             module.begin_anew(derived_seed(self.stage, 1))
         trainer.strategy.setup_optimizers(trainer)
         self._extend(trainer, self.begun + (self._epochs or 0))
@@ -216,12 +223,12 @@ class LabelDiscovery(Callback):
 
     def _teach(self, trainer: L.Trainer, module: HTTModule) -> None:
         stored = getattr(getattr(trainer, "datamodule", None), "completed", None)
-        if self._teaches is not None or stored is not None:
-            dtype = next(module.net.parameters()).dtype
-            teacher = None if self._teaches is None else self._teaches.net.to(module.device, dtype)
-            weights, device = module.loss_weights, module.device
+        pool = self._pool if self.teacher == EMA or self.stage >= self.teachers else []
+        if pool or stored is not None:
+            dtype, device = next(module.net.parameters()).dtype, module.device
+            nets, weights = [teacher.net.to(device, dtype) for teacher in pool], module.loss_weights
             module.discovery = Discovery(
-                teacher, self.rules(module), weights, self.terms, device, self.targets, self.precision
+                nets, self.rules(module), weights, self.terms, device, self.targets, self.precision
             )
             self._measured = False
 
@@ -230,8 +237,8 @@ class LabelDiscovery(Callback):
     ) -> None:
         """Move the average after every step."""
         step, moved = trainer.global_step, trainer.global_step > self._moved
-        if self.teacher == EMA and moved and self._teaches is not None and isinstance(pl_module, HTTModule):
-            follow(self._teaches.net, pl_module.net, min(self.ema_decay, (1 + step) / (10 + step)))
+        if self.teacher == EMA and moved and self._pool and isinstance(pl_module, HTTModule):
+            follow(self._pool[0].net, pl_module.net, min(self.ema_decay, (1 + step) / (10 + step)))
         self._moved = step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -239,8 +246,8 @@ class LabelDiscovery(Callback):
         if isinstance(pl_module, HTTModule) and pl_module.discovery is not None:
             for name, value in pl_module.discovery.collect().items():
                 pl_module.log(f"train/{name}", value)
-            if self.teacher == EMA and self._teaches is not None:
-                agree(trainer, self._teaches.net)
+            if self.teacher == EMA and self._pool:
+                agree(trainer, self._pool[0].net)
 
     def on_validation_batch_end(
         self,
@@ -277,49 +284,3 @@ class LabelDiscovery(Callback):
         if stage == "fit" and isinstance(pl_module, HTTModule):
             pl_module.discovery = pl_module.epochs_per_stage = None
             trainer.fit_loop.max_epochs = self._epochs or trainer.fit_loop.max_epochs
-
-
-def copy_of(module: HTTModule) -> HTTModule:
-    """Another module of the same hyperparameters and with the weights of the network."""
-    with torch.random.fork_rng(devices=[]):
-        copy = type(module)(**module.hparams)
-    # Assigned, so that a teacher in double precision keeps it.
-    copy.net.load_state_dict({key: value.clone() for key, value in module.net.state_dict().items()}, assign=True)
-    return copy
-
-
-def agree(trainer: L.Trainer, net: nn.Module) -> None:
-    """Give all processes the first one's running statistics: without synchronised BatchNorm, each has its own."""
-    buffers = dict(net.named_buffers())
-    for name, value in trainer.strategy.broadcast({key: value.cpu() for key, value in buffers.items()}).items():
-        buffers[name].copy_(value)
-
-
-@torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the floating-point state of ``average`` towards ``network`` by ``1 - decay``; counters are copied."""
-    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
-    floating = [(old, new) for old, new in pairs if old.is_floating_point()]
-    torch._foreach_lerp_([old for old, _ in floating], [new for _, new in floating], 1 - decay)
-    for old, new in pairs:
-        if not old.is_floating_point():
-            old.copy_(new)
-
-
-def read_teacher(path: str, student: HTTModule) -> HTTModule:
-    """The module in a checkpoint, as a teacher of ``student``.
-
-    Raises:
-        HTTError: It is missing or damaged, or has other tasks, classes or widths, or no tokens.
-    """
-    hyperparameters = read_hyperparameters(path, "discovery.teacher")
-    student.check_tasks(hyperparameters["tasks"], f"The teacher {path}")
-    width, ours = hyperparameters["token_dim"], student.hparams["token_dim"]
-    if width != ours:
-        raise HTTError(f"The teacher {path} has token_dim {width}, the student {ours}; they must be equal.")
-    if student.hparams["network"] == "htt" and hyperparameters["network"] != "htt":
-        raise HTTError(f"The teacher {path} has no tokens; train one with model.network htt.")
-    teacher: HTTModule = type(student).load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    if teacher.net.backbone.strides[0] != student.net.backbone.strides[0]:
-        raise HTTError(f"The teacher {path} has features of another stride: choose backbones of one kind.")
-    return teacher

@@ -217,12 +217,21 @@ class Task(ABC):
         """A belief about the mirrored image as one about the image."""
         return belief.flip(-1)
 
+    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
+        """Last word on a belief once views of an image have been averaged.
+
+        Args:
+            belief: ``b c h/s w/s``.
+            valid: bool ``b h/s w/s``, False on padding.
+        """
+        return belief
+
     def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
         """Loss on a belief, a soft label, without the weights lambda and beta.
 
         Args:
             output: The student's output at feature resolution.
-            belief: The teacher's, ``b c h/s w/s``.
+            belief: The teacher's, settled, ``b c h/s w/s``.
 
         Returns:
             ``b h/s w/s``; by default the Kullback-Leibler divergence in nats.

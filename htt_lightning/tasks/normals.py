@@ -81,9 +81,9 @@ class Normals(Binned):
         flipped = belief.flip(-1)
         return torch.cat([-flipped[:, :1], flipped[:, 1:]], dim=1)
 
-    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
-        """As on a given label, which has length 1; a mean of unit vectors has not."""
-        return super().imitation_loss(output, F.normalize(belief, dim=1))
+    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
+        """Length 1, as a given label has; a mean of unit vectors has not."""
+        return F.normalize(belief, dim=1)
 
     def agrees(self, label: Tensor, target: Tensor) -> Tensor:
         """Within 30 degrees of each other, the widest of the usual angles."""

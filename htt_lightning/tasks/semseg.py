@@ -23,10 +23,15 @@ class Classification(Task):
         classes: Class names; a class's index is its value in the map.
         absent: Mean IoU skips classes that occur in neither labels nor predictions, or counts them as zero
             (protocol.md 6.20).
+        balance: Exponent of a class's share in the image that soft labels are divided by: 0 leaves them, 1 gives every
+            class the same say. The mean over classes is what counts, but averaged beliefs turn to frequent ones.
     """
 
     classes: tuple[str, ...]
     absent: Literal["skip", "zero"] = "skip"
+    balance: float = 0.5
+
+    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "balance")
 
     headline: ClassVar[str] = "miou"
     higher_is_better: ClassVar[bool] = True
@@ -60,6 +65,13 @@ class Classification(Task):
         """Cross entropy of the kept pixels, mean over all valid ones."""
         logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))
         return masked_mean(cross_entropy(logits, found.label, valid & self.kept(found.confidence)), valid)
+
+    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
+        """Rare classes raised, by the image's own shares: no image depends on others of its batch."""
+        inside = valid[:, None].to(belief.dtype)
+        share = (belief * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True).clamp(min=1)
+        raised = belief / share.clamp(min=1e-6) ** self.balance
+        return raised / raised.sum(1, keepdim=True)
 
     def metrics(self) -> Metric:
         """Mean IoU and pixel accuracy in percent."""

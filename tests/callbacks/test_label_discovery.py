@@ -5,7 +5,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.callbacks.label_discovery import copy_of, follow
 from htt_lightning.discovery import Discovery, Terms
 from htt_lightning.errors import HTTError
 from tests.test_module import assert_same, ruined_scenes, weights
@@ -52,9 +51,9 @@ def test_the_first_stage_is_the_supervised_run_and_becomes_the_teacher_of_the_se
     student = {key.removeprefix("net."): value for key, value in first["state_dict"].items() if key.startswith("net.")}
     assert_same(weights(plain), student)
     assert [state_of(x)["stage"] for x in (first, second, last)] == [0, 1, 1]
-    assert state_of(first)["teacher"] is None
+    assert state_of(first)["teachers"] == []
     for checkpoint in (second, last):
-        assert_same(student, state_of(checkpoint)["teacher"]["state_dict"])
+        assert_same(student, state_of(checkpoint)["teachers"][0]["state_dict"])
 
 
 def test_the_schedule_begins_again_at_the_border(tmp_path):
@@ -80,7 +79,7 @@ def test_a_fresh_student_is_another_draw_and_an_inherited_one_is_the_teacher(tmp
         discovery = LabelDiscovery(student=student)
         fitted(tmp_path / student, discovery, max_epochs=1, callbacks=[Beginning()])
         first, second = begun[-2:]
-        teacher = state_of(stored(tmp_path / student, 1))["teacher"]["state_dict"]
+        teacher = state_of(stored(tmp_path / student, 1))["teachers"][0]["state_dict"]
         key = "global_tokens.tokens" if "global_tokens.tokens" in first else next(iter(first))
         assert not torch.equal(first[key], second[key])
         same = all(torch.equal(second[name], teacher[name]) for name in second)
@@ -132,20 +131,20 @@ def test_the_moving_average_resumes_bitwise_and_needs_one_stage(tmp_path):
     path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
     resumed, _ = fitted(tmp_path / "again", LabelDiscovery(teacher="ema"), seed=99, max_epochs=2, ckpt_path=path)
     assert_same(weights(whole), weights(resumed))
-    one, two = (state_of(stored(tmp_path / name, 1))["teacher"]["state_dict"] for name in ("whole", "again"))
+    one, two = (state_of(stored(tmp_path / name, 1))["teachers"][0]["state_dict"] for name in ("whole", "again"))
     assert_same(one, two)
     assert any(not torch.equal(one[key], value) for key, value in weights(whole).items())
 
 
 def test_a_checkpoint_of_a_finished_stage_teaches_as_the_stage_itself_did(tmp_path, through):
     teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
-    taught = state_of(stored(through.folder, 3))["teacher"]["state_dict"]
+    taught = state_of(stored(through.folder, 3))["teachers"][0]["state_dict"]
     assert_same(weights(HTTModule.load_from_checkpoint(teacher)), taught)
     _, trainer = fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=2)
     assert trainer.current_epoch == 2
     again = state_of(stored(tmp_path, 1))
     assert again["stage"] == 1
-    assert_same(again["teacher"]["state_dict"], taught)
+    assert_same(again["teachers"][0]["state_dict"], taught)
 
 
 def test_a_given_teacher_is_not_needed_again_after_resuming(tmp_path, through):
@@ -167,7 +166,7 @@ def test_a_student_inherits_a_given_teacher_at_the_beginning_alone(tmp_path, thr
     teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
     discovery = LabelDiscovery(teacher=teacher, student="inherited")
     whole, _ = fitted(tmp_path / "whole", discovery, max_epochs=2, callbacks=[Beginning()])
-    assert_same(begun[0], state_of(stored(through.folder, 3))["teacher"]["state_dict"])
+    assert_same(begun[0], state_of(stored(through.folder, 3))["teachers"][0]["state_dict"])
     path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
     again, _ = fitted(tmp_path / "again", discovery, 99, max_epochs=2, ckpt_path=path)
     assert_same(weights(whole), weights(again))
@@ -212,6 +211,12 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
     [
         ({"stages": 0}, "discovery.stages must be at least 1"),
         ({"stages": 1, "teacher": "x.ckpt"}, "discovery.stages to at least 2"),
+        ({"teacher": []}, "discovery.teacher names no checkpoint"),
+        ({"teachers": 0}, "discovery.teachers is 0; it must be at least 1"),
+        ({"teachers": 2}, "a stage each before that of the student: discovery.stages is 2"),
+        ({"teachers": 2, "stages": 3, "teacher": "ema"}, "more only with discovery.teacher previous"),
+        ({"teachers": 2, "stages": 3, "terms": Terms(1, 1, 1)}, "Features of several teachers"),
+        ({"teacher": ["a.ckpt", "b.ckpt"], "terms": Terms(1, 1, 1)}, "Features of several teachers"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
         ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, averaged"),
         ({"teacher_precision": "half"}, "teacher_precision is 'half'; it must be run or bf16"),
@@ -246,17 +251,6 @@ def test_a_teacher_without_tokens_is_refused(tmp_path):
     path = str(tmp_path / "plain" / "kept" / "epoch=0.ckpt")
     with pytest.raises(HTTError, match="has no tokens"):
         fitted(tmp_path, LabelDiscovery(teacher=path), data=data)
-
-
-def test_the_average_follows_the_network():
-    data = few()
-    one, two = tiny_module(data), tiny_module(data)
-    average = copy_of(one).net
-    follow(average, two.net, 0.75)
-    for key, value in average.state_dict().items():
-        expected = 0.75 * one.net.state_dict()[key] + 0.25 * two.net.state_dict()[key]
-        if value.is_floating_point():
-            torch.testing.assert_close(value, expected)
 
 
 def test_terms_can_be_switched_off(tmp_path):

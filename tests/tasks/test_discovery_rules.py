@@ -102,7 +102,6 @@ def imitated(task, student, belief):
     if isinstance(task, Depth | Normals):
         centres = task.centres(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(student), -1)
         if isinstance(task, Normals):
-            belief = belief / np.linalg.norm(belief)
             nearest = (centres @ belief).argmax()
         else:
             nearest = abs(centres[:, 0] - belief[0]).argmin()
@@ -115,11 +114,32 @@ def imitated(task, student, belief):
 def test_imitation_is_the_plain_rule(task):
     teacher, mirrored, student = (random_logits(task, seed=seed).double() for seed in (1, 2, 3))
     belief = (task.belief(output_of(teacher)) + task.mirror(task.belief(output_of(mirrored)))) / 2
+    belief = task.settle_belief(belief, torch.ones(3, 6, 7, dtype=torch.bool))
     loss = task.imitation_loss(output_of(student), belief)
     assert loss.shape == (3, 6, 7)
     for k, y, x in np.ndindex(3, 6, 7):
         expected = imitated(task, student[k, :, y, x].numpy(), belief[k, :, y, x].numpy())
         assert float(loss[k, y, x]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_rare_classes_are_raised_by_their_share_of_the_image_without_its_padding(balance):
+    task = replace(TASKS[0], balance=balance)
+    belief = task.belief(output_of(random_logits(task).double()))
+    valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
+    settled = task.settle_belief(belief, valid)
+    for k in range(3):
+        seen = belief[k].numpy()
+        share = seen[:, valid[k].numpy()].mean(1)
+        raised = seen / share[:, None, None] ** balance
+        np.testing.assert_allclose(settled[k].numpy(), raised / raised.sum(0), rtol=1e-9)
+    nothing = task.settle_belief(belief, torch.zeros_like(valid))
+    torch.testing.assert_close(nothing, belief)
+
+
+def test_directions_settle_at_length_one():
+    belief = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(Normals().settle_belief(belief, torch.ones(2, 4, 5)).norm(dim=1), torch.ones(2, 4, 5))
 
 
 @each_task
