@@ -9,26 +9,20 @@ Choices are made on one block of scenes (``--block tune``), reported on another 
 """
 
 import argparse
-import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from gap import FULL, LONGER, SUPERVISED, TASKS, Row, draw, read, summary, write
+
 from htt_lightning.data import SyntheticDataModule
-from htt_lightning.files import atomic_path
 
-Row = dict[str, str | float]
-"""One figure of one run."""
-
-TASKS = [task.name for task in SyntheticDataModule().tasks]
-SIGNS = {task.name: 1 if task.higher_is_better else -1 for task in SyntheticDataModule().tasks}
 BLOCKS = {"tune": 1, "report": 2}
 """Seeds of the two collections of scenes; the demo's is 0."""
 
@@ -38,12 +32,12 @@ VALIDATION = 240
 NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.token_dim", "32")
 """Smaller than the demo's: the study is many runs."""
 
-SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
 NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
-PREDICTIONS, THREE, FOUR = "+ predictions", "+ predictions, 3 stages", "+ predictions, 4 stages"
+PREDICTIONS, TOGETHER = "+ predictions", "+ predictions, 3 teachers"
 FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
-ALL_TASKS = ("--discovery.betas", "{human_parts: 1, edges: 0.05}")
-PUBLISHED = (*FEATURES, *ALL_TASKS, "--discovery.targets", "hard", "--discovery.student", "fresh")
+UNBALANCED = "{semseg: 0, human_parts: 0}"
+EDGES = ("--discovery.betas", "{edges: 0.05}")
+PUBLISHED = (*FEATURES, *EDGES, "--discovery.targets", "hard", "--discovery.student", "fresh")
 
 
 @dataclass(frozen=True)
@@ -74,18 +68,19 @@ METHODS = {
         Method("multi-task baseline", ("--model.network", "multitask")),
         Method(SUPERVISED),
         Method(LONGER, stages=2),
-        Method("supervised, 3N", stages=3),
         Method("supervised, 4N", stages=4),
         Method("published recipe", PUBLISHED, teacher=SUPERVISED),
         Method("+ features", (*FEATURES, "--discovery.terms.prediction", "0"), teacher=SUPERVISED),
         Method(PREDICTIONS, teacher=SUPERVISED),  # the recipe of synthetic.yaml
         Method("+ both", FEATURES, teacher=SUPERVISED),
-        Method(THREE, teacher=PREDICTIONS),
-        Method(FOUR, teacher=THREE),
+        Method("+ predictions, 3 stages", teacher=PREDICTIONS),
+        Method(TOGETHER, ("--discovery.stages", "4", "--discovery.teachers", "3")),
+        Method("+ predictions, 3 teachers, 2 students", teacher=TOGETHER),
         Method("+ predictions, hard labels", ("--discovery.targets", "hard"), teacher=SUPERVISED),
         Method("+ predictions, one view", ("--discovery.targets", "soft"), teacher=SUPERVISED),
         Method("+ predictions, fresh student", ("--discovery.student", "fresh"), teacher=SUPERVISED),
-        Method("+ predictions, all tasks", ALL_TASKS, teacher=SUPERVISED),
+        Method("+ predictions, also edges", EDGES, teacher=SUPERVISED),
+        Method("+ predictions, no balance", ("--discovery.balances", UNBALANCED), teacher=SUPERVISED),
         Method("offline predictions", teacher=SUPERVISED, offline=True),
         Method("moving average", ("--discovery.teacher", "ema"), stages=2),
         Method(NO_GLOBAL, ("--model.global_tokens", "false")),
@@ -227,82 +222,6 @@ def plan(seeds: int, quick: bool) -> list[Run]:
     return sorted(runs, key=attrgetter("turn"))
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """A Markdown table per protocol: mean and standard deviation, and the share of the gap closed by each method."""
-    lines: list[str] = []
-    for labels in dict.fromkeys(row["labels"] for row in rows if row["labels"] != "full"):
-        values: dict[tuple[str, str], list[float]] = {}
-        for row in rows:
-            if row["labels"] in (labels, "full"):
-                values.setdefault((str(row["method"]), str(row["task"])), []).append(float(row["value"]))
-        head = ["method", *TASKS, "gap closed"]
-        lines += [f"### {labels}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for method in METHODS:
-            cells = [_cell(values.get((method, task), ())) for task in TASKS]
-            if any(cells):
-                shares = [share for share in gap_closed(values, method).values() if share is not None]
-                lines.append(f"| {' | '.join([method, *cells, f'{statistics.mean(shares):.2f}' if shares else ''])} |")
-        narrow = [task for task, share in gap_closed(values, FULL).items() if share is None]
-        listed = ", ".join(narrow) or "none"
-        lines += ["", f"Not in the mean, as the gap is under two standard deviations: {listed}.", ""]
-    return "\n".join(lines)
-
-
-def gap_closed(values: Mapping[tuple[str, str], Sequence[float]], method: str) -> dict[str, float | None]:
-    """(method - supervised) / (full labels - supervised) by task, from means over seeds.
-
-    Supervised is the better of N and 2N epochs.
-
-    Args:
-        values: One per seed, by method and task.
-        method: The method.
-
-    Returns:
-        By task; None where the gap to full labels is under two standard deviations over seeds. Tasks for which a figure
-        is missing are left out.
-    """
-    shares: dict[str, float | None] = {}
-    for task in TASKS:
-        reached, full = values.get((method, task)), values.get((FULL, task))
-        bases = [values[name, task] for name in (SUPERVISED, LONGER) if (name, task) in values]
-        if reached and full and bases:
-            base = max(bases, key=lambda scores: SIGNS[task] * statistics.mean(scores))
-            gap = statistics.mean(full) - statistics.mean(base)
-            spread = max(statistics.stdev(scores) if len(scores) > 1 else 0.0 for scores in (base, full))
-            wide = SIGNS[task] * gap > 2 * spread and gap
-            shares[task] = (statistics.mean(reached) - statistics.mean(base)) / gap if wide else None
-    return shares
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3g}{spread}"
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Every method's figure per task, one point per seed, next to full labels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    chosen = [row for row in rows if row["labels"] != "random-label"]
-    methods = [method for method in METHODS if any(row["method"] == method for row in chosen)]
-    figure, axes = pyplot.subplots(1, len(TASKS), figsize=(3 * len(TASKS), 0.35 * len(methods) + 1.5), sharey=True)
-    for axis, task in zip(axes, TASKS, strict=True):
-        mine = [row for row in chosen if row["task"] == task]
-        axis.scatter([row["value"] for row in mine], [methods.index(str(row["method"])) for row in mine], s=14)
-        axis.set_title(str(mine[0]["metric"]).removeprefix("val/") if mine else task, fontsize=9)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
-    axes[0].invert_yaxis()
-    figure.tight_layout()
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Run what is missing, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -315,14 +234,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="Rows to run, with teachers.")
     parser.add_argument("--labels", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="Protocols to run.")
+    parser.add_argument("--known", type=Path, help="Results (CSV) of earlier runs, which are not repeated.")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="Further arguments of every htt fit.")
     given = parser.parse_args(words)
     study = Study(given.out, BLOCKS[given.block], given.images, given.epochs or (16 if given.quick else 80), given.set)
     runs = plan(given.seeds or (1 if given.quick else 3), given.quick)
-    wanted = {run for run in runs if run.method.name in given.only}
+    known = read(given.known) if given.known else []
+    told = {(row["labels"], row["method"], row["seed"], row["task"]) for row in known}
+    wanted = {
+        run
+        for run in runs
+        if run.method.name in given.only
+        and run.labels in ("full", *given.labels)
+        and not {(run.labels, run.method.name, run.seed, task) for task in (run.task and [run.task]) or TASKS} <= told
+    }
     while teachers := {run.teacher for run in wanted if run.teacher} - wanted:
         wanted |= teachers
-    wanted = {run for run in wanted if run.labels in ("full", *given.labels)}
     cache = {"scenes_seed": BLOCKS[given.block], "cache": str(given.out / "scenes"), "num_workers": given.jobs}
     SyntheticDataModule(given.images, VALIDATION, **cache).prepare_data()
     jobs: dict[Run, Future[None]] = {}
@@ -333,15 +260,13 @@ def main(words: Sequence[str] | None = None) -> None:
     for job in jobs.values():
         job.result()
     rows = study.results(runs)
+    own = {(row["labels"], row["method"], row["seed"], row["task"]) for row in rows}
+    rows += [row for row in known if (row["labels"], row["method"], row["seed"], row["task"]) not in own]
     if rows:
-        with atomic_path(given.out / "results.csv") as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        table = summary(rows)
-        with atomic_path(given.out / "table.md") as partial:
-            partial.write_text(table, encoding="utf-8")
-        draw(rows, given.out / "figure.png")
+        write(rows, given.out / "results.csv")
+        table = summary(rows, list(METHODS))
+        (given.out / "table.md").write_text(table, encoding="utf-8")
+        draw(rows, list(METHODS), given.out / "figure.png")
         print(table)
 
 

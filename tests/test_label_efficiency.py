@@ -1,6 +1,5 @@
 """The bookkeeping of the study in benchmarks/; its runs are the library's own commands."""
 
-import importlib.util
 import json
 import sys
 
@@ -14,10 +13,10 @@ def study():
     path = ROOT / "benchmarks" / "label_efficiency.py"
     if not path.is_file():
         pytest.skip("benchmarks/ is not part of a source distribution")
-    spec = importlib.util.spec_from_file_location("label_efficiency", path)
-    module = sys.modules["label_efficiency"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        yield __import__("label_efficiency")
+    del sys.modules["label_efficiency"], sys.modules["gap"]
 
 
 def figures(study, **methods):
@@ -26,13 +25,13 @@ def figures(study, **methods):
 
 def test_the_gap_is_measured_from_the_better_supervised_run(study):
     values = figures(study, SUPERVISED=[1.0, 1.0], LONGER=[0.8, 0.8], FULL=[0.4, 0.4], method=[0.7, 0.5])
-    assert study.gap_closed(values, "method") == {"depth": pytest.approx(0.5)}
-    assert study.gap_closed(values, study.FULL) == {"depth": pytest.approx(1.0)}
+    assert sys.modules["gap"].gap_closed(values, "method") == {"depth": pytest.approx(0.5)}
+    assert sys.modules["gap"].gap_closed(values, study.FULL) == {"depth": pytest.approx(1.0)}
 
 
 def test_a_gap_within_two_standard_deviations_is_listed_not_averaged(study):
     values = figures(study, SUPERVISED=[1.0, 0.6], FULL=[0.6, 0.6], method=[0.7, 0.5])
-    assert study.gap_closed(values, "method") == {"depth": None}
+    assert sys.modules["gap"].gap_closed(values, "method") == {"depth": None}
     rows = [
         {
             "labels": labels,
@@ -47,7 +46,7 @@ def test_a_gap_within_two_standard_deviations_is_listed_not_averaged(study):
         for labels in (["full"] if method == study.FULL else ["one-label"])
         if method in study.METHODS
     ]
-    table = study.summary(rows)
+    table = study.summary(rows, list(study.METHODS))
     assert "0.8 ± 0.28" in table
     assert "two standard deviations: depth." in table
 
@@ -97,3 +96,24 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(study, tm
     one.train(run)
     assert len(ran) == 2
     assert [row["value"] for row in one.results([run])] == [0.7]
+
+
+def test_known_results_are_not_repeated_but_for_teachers(study, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(study.Study, "train", lambda self, run, teacher: ran.append((run.method.name, run.seed)))
+    monkeypatch.setattr(study.SyntheticDataModule, "prepare_data", lambda self: None)
+    row = {"labels": "one-label", "metric": "val/x/y", "value": 0.5}
+    rows = [
+        {**row, "method": method, "seed": 0, "task": task}
+        for method in (study.SUPERVISED, study.LONGER)
+        for task in study.TASKS
+    ]
+    study.write(rows, tmp_path / "known.csv")
+    words = ["--out", str(tmp_path), "--jobs", "1", "--seeds", "2", "--known", str(tmp_path / "known.csv")]
+    study.main([*words, "--labels", "one-label", "--only", study.LONGER])
+    assert ran == [(study.LONGER, 1)]
+    ran.clear()
+    study.main([*words, "--labels", "one-label", "--only", study.LONGER, "+ both"])
+    taught = {("+ both", 0), ("+ both", 1), (study.SUPERVISED, 0), (study.SUPERVISED, 1)}
+    assert set(ran) == taught | {(study.LONGER, 1)}
+    assert study.read(tmp_path / "results.csv") == rows

@@ -44,6 +44,8 @@ class LabelDiscovery(Callback):
         terms: Weights of the terms of label discovery.
         thresholds: Confidences tau in [0, 1] by task that replace the dataset's.
         betas: Weights beta of discovered labels by task that replace the dataset's.
+        balances: By which power of their share soft labels of rare classes are raised, by task of classes; 0 not at
+            all. They replace the dataset's.
 
     Raises:
         HTTError: An argument is wrong, or (from ``on_fit_start``) the teacher does not fit.
@@ -61,6 +63,7 @@ class LabelDiscovery(Callback):
         terms: Terms = Terms(),  # noqa: B008  # frozen
         thresholds: dict[str, float] | None = None,
         betas: dict[str, float] | None = None,
+        balances: dict[str, float] | None = None,
     ) -> None:
         if stages < 1:
             raise HTTError(f"discovery.stages must be at least 1, not {stages}.")
@@ -88,7 +91,7 @@ class LabelDiscovery(Callback):
         self.stages, self.teacher, self.student = (1 if teacher == EMA else stages), teacher, student
         self.teachers, self._given = teachers, given
         self.ema_decay, self.terms, self.targets, self.precision = ema_decay, terms, targets, teacher_precision
-        self.thresholds, self.betas = thresholds or {}, betas or {}
+        self.replaced = {"threshold": thresholds or {}, "beta": betas or {}, "balance": balances or {}}
         self.stage = self.begun = 0
         self._epochs: int | None = None
         self._pool: list[HTTModule] = []
@@ -127,20 +130,17 @@ class LabelDiscovery(Callback):
             trainer.fit_loop.max_epochs = end + self._epochs * max(self.stages - self.stage - 1, 0)
 
     def rules(self, module: HTTModule) -> list[Task]:
-        """The tasks with this run's thresholds and betas."""
-        known = [task.name for task in module.tasks]
-        for key, values in (("thresholds", self.thresholds), ("betas", self.betas)):
-            strange = [name for name in values if name not in known]
-            if strange:
-                raise HTTError(f"discovery.{key} names {', '.join(strange)}, but the tasks are {', '.join(known)}.")
-        return [
-            replace(
-                task,
-                threshold=self.thresholds.get(task.name, task.threshold),
-                beta=self.betas.get(task.name, task.beta),
-            )
-            for task in module.tasks
-        ]
+        """The tasks with this run's thresholds, betas and balances."""
+        known = {task.name: task for task in module.tasks}
+        for key, values in self.replaced.items():
+            for name, value in values.items():
+                if name not in known:
+                    raise HTTError(f"discovery.{key}s names {name}, but the tasks are {', '.join(known)}.")
+                if not hasattr(known[name], key):
+                    raise HTTError(f"discovery.{key}s names {name}, which has no {key}.")
+                changed: dict[str, Any] = {key: value}
+                known[name] = replace(known[name], **changed)
+        return list(known.values())
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on in the stage, and with the teacher, of the checkpoint."""

@@ -190,10 +190,10 @@ class SyntheticDataModule(PartialLabelDataModule):
         """All six, with NYUD's classes; weights that bring the losses to one scale."""
         return [
             SemSeg(classes=CLASSES),
-            HumanParts(weight=5, beta=0),  # beta: what is discovered of few people and thin lines does not help
+            HumanParts(weight=5),
             Saliency(weight=5),
             Normals(weight=2),
-            Edges(weight=10, beta=0),
+            Edges(weight=10, beta=0),  # beta: lines that a teacher is not sure of are worse than few given ones
             Depth(weight=8),
         ]
 

@@ -101,10 +101,7 @@ def imitated(task, student, belief):
         return p * np.log1p(np.exp(-z)) + (1 - p) * np.log1p(np.exp(z))
     if isinstance(task, Depth | Normals):
         centres = task.centres(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(student), -1)
-        if isinstance(task, Normals):
-            nearest = (centres @ belief).argmax()
-        else:
-            nearest = abs(centres[:, 0] - belief[0]).argmin()
+        nearest = (centres @ belief).argmax() if isinstance(task, Normals) else abs(centres[:, 0] - belief[0]).argmin()
         field, _ = rule(task, student[:, None, None])
         return abs(field[:, 0, 0] - belief).sum() - 0.1 * np.log(softmax(student)[nearest])
     return (belief * np.log(belief / softmax(student))).sum()

@@ -1,0 +1,106 @@
+"""What share of the gap between given and full labels a method closes: tables and figure of ``label_efficiency.py``."""
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from htt_lightning.data import SyntheticDataModule
+from htt_lightning.files import atomic_path
+
+Row = dict[str, str | float]
+"""One figure of one run."""
+
+TASKS = [task.name for task in SyntheticDataModule().tasks]
+SIGNS = {task.name: 1 if task.higher_is_better else -1 for task in SyntheticDataModule().tasks}
+SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a table that ``write`` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{**row, "seed": int(row["seed"]), "value": float(row["value"])} for row in csv.DictReader(file)]
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Every figure of every run, one per line."""
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def summary(rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """A Markdown table per protocol: mean and standard deviation, and the share of the gap closed by each method."""
+    lines: list[str] = []
+    for labels in dict.fromkeys(row["labels"] for row in rows if row["labels"] != "full"):
+        values: dict[tuple[str, str], list[float]] = {}
+        for row in rows:
+            if row["labels"] in (labels, "full"):
+                values.setdefault((str(row["method"]), str(row["task"])), []).append(float(row["value"]))
+        head = ["method", *TASKS, "gap closed"]
+        lines += [f"### {labels}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for method in methods:
+            cells = [_cell(values.get((method, task), ())) for task in TASKS]
+            if any(cells):
+                shares = [share for share in gap_closed(values, method).values() if share is not None]
+                lines.append(f"| {' | '.join([method, *cells, f'{statistics.mean(shares):.2f}' if shares else ''])} |")
+        narrow = [task for task, share in gap_closed(values, FULL).items() if share is None]
+        listed = ", ".join(narrow) or "none"
+        lines += ["", f"Not in the mean, as the gap is under two standard deviations: {listed}.", ""]
+    return "\n".join(lines)
+
+
+def gap_closed(values: Mapping[tuple[str, str], Sequence[float]], method: str) -> dict[str, float | None]:
+    """(method - supervised) / (full labels - supervised) by task, from means over seeds.
+
+    Supervised is the better of N and 2N epochs.
+
+    Args:
+        values: One per seed, by method and task.
+        method: The method.
+
+    Returns:
+        By task; None where the gap to full labels is under two standard deviations over seeds. Tasks for which a figure
+        is missing are left out.
+    """
+    shares: dict[str, float | None] = {}
+    for task in TASKS:
+        reached, full = values.get((method, task)), values.get((FULL, task))
+        bases = [values[name, task] for name in (SUPERVISED, LONGER) if (name, task) in values]
+        if reached and full and bases:
+            base = max(bases, key=lambda scores: SIGNS[task] * statistics.mean(scores))
+            gap = statistics.mean(full) - statistics.mean(base)
+            spread = max(statistics.stdev(scores) if len(scores) > 1 else 0.0 for scores in (base, full))
+            wide = SIGNS[task] * gap > 2 * spread and gap
+            shares[task] = (statistics.mean(reached) - statistics.mean(base)) / gap if wide else None
+    return shares
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3g}{spread}"
+
+
+def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
+    """Every method's figure per task, one point per seed, next to full labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chosen = [row for row in rows if row["labels"] != "random-label"]
+    methods = [method for method in methods if any(row["method"] == method for row in chosen)]
+    figure, axes = pyplot.subplots(1, len(TASKS), figsize=(3 * len(TASKS), 0.35 * len(methods) + 1.5), sharey=True)
+    for axis, task in zip(axes, TASKS, strict=True):
+        mine = [row for row in chosen if row["task"] == task]
+        axis.scatter([row["value"] for row in mine], [methods.index(str(row["method"])) for row in mine], s=14)
+        axis.set_title(str(mine[0]["metric"]).removeprefix("val/") if mine else task, fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
