@@ -1,7 +1,8 @@
 """The command ``check``: reads a dataset once, describes it, and names every file that is broken."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from rich.table import Table
 
 from htt_lightning.callbacks.drawing import hatched, stack, titled, to_picture
 from htt_lightning.data.arrays import resized
-from htt_lightning.data.base import PartialLabelDataModule
-from htt_lightning.data.inspection import Readings, inspect, open_splits
+from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.inspection import inspect, open_splits
+from htt_lightning.data.readings import Readings
 from htt_lightning.data.sample import to_target
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path, refuse_existing
@@ -27,21 +29,22 @@ def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool 
     folder = Path(out) if out else None
     if folder:
         refuse_existing(folder, overwrite)
-    report = inspect(data)
+    opened = open_splits(data)
+    report = inspect(data, opened)
     console = Console()
     for table in tables(report):
         console.print(table)
+    for note in report["notes"]:
+        console.out("note:", note, highlight=False)
     for warning in report["warnings"]:
         console.out("warning:", warning, highlight=False)
-    shown: set[str] = set()
     for fault in report["faults"]:
         place = " ".join(filter(None, (fault["split"], fault["id"], fault["what"])))
-        first, *more = fault["message"].splitlines() or [""]
-        lines = [f"fault: {place}: {first}", *(line for line in more if line not in shown)]
-        console.out("\n".join(lines), highlight=False)
-        shown.update(more)  # how a dataset must look is said once
+        console.out(f"fault: {place}: {fault['message']}", highlight=False)
+    for tree in report["trees"]:
+        console.out(f"The dataset must read:\n{tree}", highlight=False)
     if folder:
-        picture = contact_sheet(data, images) if images else None
+        picture = contact_sheet(opened.splits, images, suspects(report)) if images else None
         if picture is not None:
             with atomic_path(folder / "contact_sheet.png") as partial:
                 Image.fromarray(picture).save(partial, format="PNG")
@@ -62,11 +65,11 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         labels = ", ".join(f"{labels}: {count}" for labels, count in split["labels_per_image"].items())
         table.add_row(name, str(split["images"]), sizes, _reach(split["range"]), labels)
     yield table
-    table = _table("Labels that are read", "split", "task", "labels", "empty", "range", "missing %")
+    table = _table("Labels that are read", "split", "task", "labels", "empty", "resized", "range", "missing %")
     for name, split in splits.items():
         for task, row in split["tasks"].items():
-            cells = (str(row["labels"]), str(row["empty"]), _reach(row["range"]), _number(row["missing_percent"]))
-            table.add_row(name, task, *cells)
+            counts = (str(row[key]) for key in ("labels", "empty", "resized"))
+            table.add_row(name, task, *counts, _reach(row["range"]), _number(row["missing_percent"]))
     yield table
     for title, group in ("Classes, % of valid pixels", "classes_percent"), ("Valid pixels", "further"):
         table = _table(title, "task", "", *splits)
@@ -83,22 +86,40 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         yield table
 
 
-def contact_sheet(data: PartialLabelDataModule, count: int) -> np.ndarray | None:
-    """Images of both splits, spread evenly, beside the labels they keep.
+def suspects(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Ids of the images that a report of ``inspect`` has faults of, or remarks on, by split."""
+    return {
+        name: list(
+            dict.fromkeys(
+                [fault["id"] for fault in report["faults"] if fault["split"] == name and fault["id"]]
+                + [image for odd in split["odd"] for image in odd["ids"]]
+            )
+        )
+        for name, split in report["splits"].items()
+    }
+
+
+def contact_sheet(
+    splits: Mapping[Split, Readings], count: int, first: Mapping[str, Sequence[str]]
+) -> np.ndarray | None:
+    """Images of both splits beside the labels they keep.
 
     Args:
-        data: The dataset.
+        splits: The dataset.
         count: Number of images, half of them (rounded up) from training; fewer where a split has fewer.
+        first: Ids of images by split that come first, unless they cannot be read; others are spread evenly.
 
     Returns:
         uint8 ``h w 3``; None without an image.
     """
-    splits, _ = open_splits(data)
     rows = []
-    for readings, share in zip(splits.values(), (count - count // 2, count // 2), strict=False):
-        number = min(share, len(readings))
-        positions = np.linspace(0, len(readings) - 1, number).round().astype(int).tolist()
-        rows += [draw_row(readings, position) for position in positions]
+    for (name, readings), share in zip(splits.items(), (count - count // 2, count // 2), strict=False):
+        places = {image: position for position, image in enumerate(readings.split.ids)}
+        wanted = (places[image] for image in first.get(name, ()))
+        chosen = list(islice((place for place in wanted if readings.image(place, []) is not None), share))
+        rest = [place for place in places.values() if place not in chosen]
+        spread = np.linspace(0, len(rest) - 1, min(share - len(chosen), len(rest))).round().astype(int)
+        rows += [draw_row(readings, place) for place in [*chosen, *(rest[index] for index in spread)]]
     return stack(rows) if rows else None
 
 

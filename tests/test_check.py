@@ -63,20 +63,33 @@ def test_faults_end_with_status_one_and_every_name(root, capsys):
     for message in planted.values():
         assert message in printed
     assert printed.count("The dataset must read:") == 1
+    assert "warning: train: 9 images, where 795 were published" in printed
     assert len(json.loads(Path("out/check.json").read_text())["faults"]) == 12
     assert Path("out/contact_sheet.png").is_file()
+
+
+def test_a_folder_that_is_missing_is_one_line_and_the_tree_comes_once(root, capsys):
+    (root / "train" / "normal").rename(root / "train" / "normals")
+    with pytest.raises(SystemExit, match="error: The dataset has 1 fault;"):
+        htt("--config", "nyud.yaml", "--data.root", str(root), "--data.labels", "full", "--data.num_workers", "0")
+    printed = capsys.readouterr().out
+    assert printed.count("fault: ") == 1
+    assert f"fault: train normals: {root}/train/normal/: all 9 files are missing" in printed
+    assert printed.count("The dataset must read:") == printed.count("normal/0.npy ...") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data.root", "nowhere"], r"error: nowhere[\s\S]*train/"),
+        (["--data.root", "nowhere"], r"error: data\.root nowhere is missing[\s\S]*train/"),
+        (["--data.root", "mine.txt"], r"error: data\.root mine\.txt is a file[\s\S]*train/"),
         (["--data.root", "NYUDv2", "--data.labels", "one-lable"], "error: .*one-label"),
         (["--data.root", "NYUDv2", "--images", "-1"], "error: --images"),
         (["--data.root", "NYUDv2", "--out", "NYUDv2/train/image/0.npy"], r"0\.npy is a file"),
     ],
 )
 def test_what_cannot_be_checked_is_one_error(root, words, message, capsys):
+    Path("mine.txt").touch()
     with pytest.raises(SystemExit, match=message):
         htt("--config", "nyud.yaml", *words)
     assert "fault" not in capsys.readouterr().out

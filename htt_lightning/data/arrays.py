@@ -1,12 +1,12 @@
 """Images and maps as numpy arrays: resizing them, and the lengths of vectors."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+
+from htt_lightning.data.observed import observer
 
 
 def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
@@ -42,6 +42,8 @@ def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarra
     """An image or map at another size ``(h, w)``, pixel centres matched: bilinear if smooth, else nearest neighbour."""
     if array.shape[:2] == size:
         return array
+    if (seen := observer()) is not None:
+        seen.sizes.append((array.shape[0], array.shape[1]))
     return cv2.resize(array, size[::-1]) if smooth else nearest(array, size, slice(0, size[0]), slice(0, size[1]))
 
 
@@ -55,21 +57,7 @@ def normalised(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
 
     In this form it is several times as quick as broadcasting along a short axis.
     """
-    if (seen := _seen.get()) is not None:
-        seen.append(length)
+    if (seen := observer()) is not None:
+        seen.lengths.append(length)
     vectors /= cv2.merge([length, length, length])
     return vectors
-
-
-@contextmanager
-def lengths_as_stored() -> Iterator[list[np.ndarray]]:
-    """Collects the lengths ``h w`` of vectors that are normalised inside the block; NaN where there is none."""
-    collected: list[np.ndarray] = []
-    token = _seen.set(collected)
-    try:
-        yield collected
-    finally:
-        _seen.reset(token)
-
-
-_seen: ContextVar[list[np.ndarray] | None] = ContextVar("lengths", default=None)

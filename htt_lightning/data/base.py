@@ -25,7 +25,7 @@ from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.sample import Batch, collate, labeled_rows
 from htt_lightning.data.samplers import EpochSampler, EvalSampler
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, several, sound, tolerated
 from htt_lightning.files import run_directory
 from htt_lightning.tasks import Task
 
@@ -108,11 +108,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     def labels_of(self, split: Split, source: Source) -> dict[str, tuple[str, ...]]:
         """Names of the tasks each image of a split keeps its label of; validation images keep all they have."""
         names = [task.name for task in self.tasks]
-        if split == "val":
-            ids, labeled = source.ids, np.stack([source.available(name) for name in names], 1)
-        else:
-            mask = self.draw_labels(source).select(names)
-            ids, labeled = list(mask.ids), mask.labeled
+        ids, labeled = source.ids, source.availability(names)
+        # What is at fault may have left images without a label, and for them no mask can be drawn.
+        if split == "train" and (sound() or source.availability(self.canonical).any(1).all()):
+            with tolerated():
+                mask = self.draw_labels(source).select(names)
+                ids, labeled = list(mask.ids), mask.labeled
         return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
     def dataset(self, split: Split, fitting: bool = False) -> PartialLabels:
@@ -160,9 +161,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
         for split in splits:
             source = self.source(split)
-            source.check(self.labels_of(split, source))
+            labels = self.labels_of(split, source)
+            source.check(labels)
+            if harm := source.damaged(labels):  # some cameras write files that are damaged only by the letter
+                logger.warning("%s", several(list(harm.values())))
             if split == "train" and self.completed:
-                self.completed.check(self.labels_of(split, source), self.tasks, self.identity())
+                self.completed.check(labels, self.tasks, self.identity())
 
     def setup(self, stage: str) -> None:
         """Build the splits of a stage; for ``fit``, draw or read the label mask and save it beside the run."""
@@ -256,7 +260,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             EvalTransform([task], None),
             self.image_size,
         )
-        for index, (_, labeled) in enumerate(plain._items):
+        for index, (_, labeled) in enumerate(plain.items):
             if task.name in labeled:
                 yield plain[index][task.name]
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from htt_lightning.data import npy_tree
 from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.partial import dataset_folder
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import InverseDepth, SemSeg, Task
 
@@ -38,6 +39,9 @@ cityscapes/
 Of the two folders of classes, the one that data.classes names is enough."""
 """The expected folders and files."""
 
+PUBLISHED = {"train": 2975, "val": 500}
+"""Number of images by split."""
+
 
 class Cityscapes(npy_tree.NpyTree):
     """One split of Cityscapes with the tasks semseg and depth, which is inverse depth (protocol.md 1.4).
@@ -50,14 +54,16 @@ class Cityscapes(npy_tree.NpyTree):
     """
 
     def __init__(self, root: str | Path, split: str, classes: Literal[7, 19] = 7, one_size: bool = True) -> None:
-        def layouts(folder: str) -> dict[str, npy_tree.Layout]:
-            semseg = npy_tree.classes(folder, classes)
-            return {"image": npy_tree.images("image"), "semseg": semseg, "depth": npy_tree.distances("depth")}
-
-        title = f"Cityscapes with {classes} classes"
-        super().__init__(title, root, "cityscapes", split, layouts(f"label_{classes}"), TREE, one_size)
-        if classes == 7 and not (self.folder / "label_7").is_dir():
-            self.layouts = layouts("label")
+        title, home, labels = f"Cityscapes with {classes} classes", "cityscapes", f"label_{classes}"
+        folder = dataset_folder(title, root, home, split, TREE) / split
+        if classes == 7 and (folder / "label").is_dir() and not (folder / labels).is_dir():
+            labels = "label"
+        layouts = {
+            "image": npy_tree.images("image"),
+            "semseg": npy_tree.classes(labels, classes),
+            "depth": npy_tree.distances("depth"),
+        }
+        super().__init__(title, root, home, split, layouts, TREE, PUBLISHED, one_size)
 
 
 class CityscapesDataModule(PartialLabelDataModule):

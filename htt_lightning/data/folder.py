@@ -18,7 +18,7 @@ from htt_lightning.data.masks import natural_key
 from htt_lightning.data.npy_tree import TOLERANCE, floats
 from htt_lightning.data.partial import Source, check_each, refuse_other_size
 from htt_lightning.data.pictures import Form, read_rgb, size_of
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, raise_or_collect, several, sound, tolerated
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -61,29 +61,32 @@ class Folder(Source):
     ) -> None:
         self.root, self.one_size = Path(root).expanduser(), one_size
         if not self.root.is_dir():
-            raise HTTError(f"data.root {self.root} is no folder")
+            problem = "is a file and no folder" if self.root.exists() else "is no folder"
+            raise HTTError(
+                f"data.root {self.root} {problem}; name the one that data.train and data.val are relative to"
+            )
         self.maps = {files.task.name: files for files in maps}
         is_table = images.endswith(".csv")
-        places: dict[str, str] = {task: place for task in self.maps if (place := getattr(self.maps[task], split))}
-        for task, place in places.items():
-            if not is_table and "{id}" not in place:
-                raise HTTError(
-                    f"data.maps of {task}: {place!r} lacks {{id}}, which stands for the image's id; it can be a column "
-                    f"only where data.{split} is a .csv file"
-                )
-            if "{id}" in place:
-                _relative(place, f"data.maps of {task}")
+        places: dict[str, str] = {}
+        for task, files in self.maps.items():
+            with tolerated():
+                if place := files.val if split == "val" else files.train:
+                    places[task] = _place(place, task, split, is_table)
         listed = list(self._rows(images, places) if is_table else self._matches(images, split, places))
         entries = sorted(listed, key=lambda entry: natural_key(entry.name))
-        for one, other in pairwise(entries):
+        for one, other in list(pairwise(entries)):
             if one.name == other.name:
-                raise HTTError(f"{one.where} and {other.where} have the same id {one.name!r}; keep or rename one")
-        for task, place in places.items():
+                entries.remove(other)
+                raise_or_collect(
+                    HTTError(f"{one.where} and {other.where} have the same id {one.name!r}; keep or rename one")
+                )
+        for task, place in places.items() if entries else ():
             if not any(task in entry.labels for entry in entries):
                 looked = self.root / _labelled(place, entries[0].name) if "{id}" in place else f"the column {place!r}"
-                raise HTTError(f"No {split} image has a label of {task}: looked for {looked} and the like")
-        self._entries = [entry for entry in entries if entry.labels or split == "val"]
-        if left := [entry.name for entry in entries if not entry.labels and split == "train"]:
+                raise_or_collect(HTTError(f"No {split} image has a label of {task}: looked for {looked} and the like"))
+        # Where files are not found, images that seem to have no label are read as well.
+        self._entries = [entry for entry in entries if entry.labels or split == "val" or not sound()]
+        if left := [entry.name for entry in entries if not entry.labels and split == "train" and sound()]:
             logger.warning(
                 "%d of %d training images have no label and are left out, such as %r.", len(left), len(entries), left[0]
             )
@@ -100,12 +103,15 @@ class Folder(Source):
         for path in paths:
             name = identify(Path(path).as_posix(), pattern)
             if not name or ".." in PurePosixPath(name).parts:
-                raise HTTError(f"data.{split} {pattern!r} gives {self.root / path} no id; shift its wildcards")
+                wrong = f"data.{split} {pattern!r} gives {self.root / path} no id; shift its wildcards"
+                raise_or_collect(HTTError(wrong))
+                continue
             labels = {task: self.root / _labelled(place, name) for task, place in places.items()}
             there = {task: label for task, label in labels.items() if label.is_file()}
             yield Entry(name, self.root / path, there, str(self.root / path))
 
-    def _rows(self, table: str, places: Mapping[str, str]) -> Iterator[Entry]:
+    def _rows(self, table: str, places: dict[str, str]) -> Iterator[Entry]:
+        """The images of a table; tasks of which it cannot tell what has a label are taken out of ``places``."""
         path = self.root / table
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
@@ -114,19 +120,24 @@ class Folder(Source):
         except (OSError, ValueError, csv.Error) as error:
             raise HTTError(f"{path} cannot be read as a table ({error})") from error
         columns = list(reader.fieldnames or [])
-        for column in ("image", *(place for place in places.values() if "{id}" not in place)):
-            if columns.count(column) != 1:
-                raise HTTError(f"{path} needs one column {column!r}; it has {', '.join(columns) or 'none'}")
+        for task, column in {"": "image", **places}.items():
+            if "{id}" not in column and columns.count(column) != 1:
+                wrong = HTTError(f"{path} needs one column {column!r}; it has {', '.join(columns) or 'none'}")
+                if not task:
+                    raise wrong
+                raise_or_collect(wrong)
+                del places[task]
         if not rows:
             raise HTTError(f"{path} lists no image")
-        faults = []
+        errors = []
         for line, row in rows:
             try:
                 yield self._entry(row, places, f"{path}, line {line}")
             except HTTError as error:
-                faults.append(str(error))
-        if faults:
-            raise HTTError("\n".join(faults))
+                errors.append(error)
+        if errors:
+            raise_or_collect(several(errors))
+            places.clear()  # those rows may have had the labels of any task
 
     def _entry(self, row: Mapping[str, Any], places: Mapping[str, str], where: str) -> Entry:
         if None in row or None in row.values():
@@ -176,6 +187,10 @@ class Folder(Source):
         if not (image.min() >= -TOLERANCE and image.max() <= 1 + TOLERANCE):  # written so that NaN fails
             raise HTTError(f"{path} holds colours from {image.min():g} to {image.max():g}; they must lie in [0, 1]")
         return image.clip(0, 1, out=image)
+
+    def image_file(self, index: int) -> Path:
+        """Where an image lies."""
+        return self._entries[index].image
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of an image; its pixels are not read."""
@@ -238,6 +253,18 @@ def _stem(path: str) -> str:
     return str(plain).removesuffix(plain.suffix)
 
 
+def _place(place: str, task: str, split: Split, is_table: bool) -> str:
+    """Where the labels of a task are, if they can be there."""
+    if "{id}" in place:
+        _relative(place, f"data.maps of {task}")
+    elif not is_table:
+        raise HTTError(
+            f"data.maps of {task}: {place!r} lacks {{id}}, which stands for the image's id; it can be a column "
+            f"only where data.{split} is a .csv file"
+        )
+    return place
+
+
 def _labelled(place: str, name: str) -> str:
     return place.replace("{id}", name)
 
@@ -288,7 +315,9 @@ class FolderDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> Folder:
         """A split, whose files are listed once: a run sees the same ones from beginning to end."""
-        if split not in self._listed:
-            one_size = self.needs_one_size(split)
-            self._listed[split] = Folder(self.root, split, self.images[split], self.maps, one_size)
-        return self._listed[split]
+        if split in self._listed:
+            return self._listed[split]
+        source = Folder(self.root, split, self.images[split], self.maps, self.needs_one_size(split))
+        if sound():
+            self._listed[split] = source
+        return source

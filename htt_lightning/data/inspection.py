@@ -1,218 +1,57 @@
-"""Every image and label that a run would read, read once: what they hold, and which of them are broken.
-
-Nothing is kept but sums, so memory does not grow with the dataset, and nothing depends on the number of processes.
-"""
+"""Every image and label that a run would read, read once: what the dataset holds, and all that is broken in it."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import compress
-from typing import Any, NamedTuple, TypeVar, get_args
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from htt_lightning.data.arrays import lengths_as_stored
 from htt_lightning.data.base import PartialLabelDataModule, Split, one_thread
 from htt_lightning.data.masks import LabelMask
-from htt_lightning.data.partial import PartialLabels, Source
-from htt_lightning.data.transforms import EvalTransform
-from htt_lightning.errors import HTTError
+from htt_lightning.data.partial import Source
+from htt_lightning.data.readings import Fault, Inspection, Readings, attempt
+from htt_lightning.errors import HTTError, collected, several, tolerated
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.tally import Spread, Tally
-
-T = TypeVar("T")
-
-Labels = Mapping[str, Sequence[str]]
-"""Names of the tasks each image keeps its label of, by image id."""
+from htt_lightning.tasks.tally import Tally
 
 
-class Fault(NamedTuple):
-    """What training would stumble over.
+class Opened(NamedTuple):
+    """What of a dataset can be read.
 
     Attributes:
-        split: ``train`` or ``val``.
-        id: The image's; None where the fault is none of a single image.
-        what: ``image``, a task, or what else was looked at.
-        message: What is wrong.
+        splits: By name; one that is not there cannot be read at all.
+        faults: Whatever a run would not have begun with.
+        trees: The expected folders and files of datasets of which some are missing.
     """
 
-    split: str
-    id: str | None
-    what: str
-    message: str
+    splits: dict[Split, Readings]
+    faults: list[Fault]
+    trees: dict[str, None]
 
 
-@dataclass
-class Inspection:
-    """What was found in images and their labels; that of several images is the sum of theirs.
-
-    Attributes:
-        images: Number of images that were asked for.
-        sizes: How many of those that can be read have which ``(h, w)``.
-        colours: Of their values.
-        labels: How many images keep how many labels.
-        tallies: What the labels hold that can be read, by task.
-        faults: What cannot be read.
-    """
-
-    images: int = 0
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    colours: Spread = field(default_factory=Spread)
-    labels: Counter[int] = field(default_factory=Counter)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-
-    def add(self, other: "Inspection") -> None:
-        """Add what was found in other images."""
-        self.images += other.images
-        self.sizes += other.sizes
-        self.colours += other.colours
-        self.labels += other.labels
-        for task, tally in other.tallies.items():
-            self.tallies[task] = self.tallies.get(task, Tally()) + tally
-        self.faults += other.faults
-
-    def figures(self) -> dict[str, Any]:
-        """Everything but the faults in plain values."""
-        return {
-            "images": self.images,
-            "sizes": {f"{h}x{w}": count for (h, w), count in sorted(self.sizes.items())},
-            "range": self.colours.reach,
-            "labels_per_image": {str(count): images for count, images in sorted(self.labels.items())},
-            "tasks": {task: tally.figures() for task, tally in self.tallies.items()},
-        }
-
-
-class Readings(Dataset[Inspection]):
-    """What is found in each image of a split, as it is stored. Labels that are hidden are never even read.
-
-    Args:
-        name: Of the split.
-        split: The split as training or evaluation reads it.
-        labels: The labels its images keep.
-    """
-
-    def __init__(self, name: Split, split: PartialLabels, labels: Labels) -> None:
-        self.name, self.split, self.labels = name, split, labels
-        self._places = {image: index for index, image in enumerate(split.source.ids)}
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, position: int) -> Inspection:
-        split, image_id = self.split, self.split.ids[position]
-        found = Inspection(images=1, labels=Counter([len(self.labels[image_id])]))
-        image = self.image(position, found.faults)
-        if image is not None:
-            found.sizes[image.shape[0], image.shape[1]] += 1
-            found.colours = Spread.of(image)
-        for task in split.tasks:
-            if task.name in self.labels[image_id]:
-                tallied = self.label(position, task, image, found.faults)
-                found.tallies[task.name] = tallied[1] if tallied else Tally()
-        if completed := split.completed:
-            lacking = split.lacking(position)
-            self._try(position, "discovered", found.faults, lambda: completed.read(image_id, lacking))
-        if not found.faults:  # what only the dataset itself can tell, such as an image of another size than the first
-            alone = {image_id: self.labels[image_id]}
-            self._try(position, "sample", found.faults, lambda: split.source.check(alone))
-        return found
-
-    def image(self, position: int, faults: list[Fault]) -> np.ndarray | None:
-        """An image, or a fault more."""
-        place = self._places[self.split.ids[position]]
-        return self._try(position, "image", faults, lambda: sound_image(self.split.source.image(place)))
-
-    def label(
-        self, position: int, task: Task, image: np.ndarray | None, faults: list[Fault]
-    ) -> tuple[np.ndarray, Tally] | None:
-        """A map and what it holds, or a fault more: also where it does not fit its image, unless both are resized."""
-
-        def read() -> tuple[np.ndarray, Tally]:
-            with lengths_as_stored() as seen:
-                array = self.split.source.label(self._places[self.split.ids[position]], task.name)
-            lengths = seen[-1] if seen and seen[-1].shape == array.shape[:2] else None
-            tally = task.tally(array, lengths)
-            if image is not None and self.split.size is None and array.shape[:2] != image.shape[:2]:
-                raise HTTError(f"The map of {task.name} is {array.shape[:2]}, but its image {image.shape[:2]}.")
-            return array, tally
-
-        return self._try(position, task.name, faults, read)
-
-    def _try(self, position: int, what: str, faults: list[Fault], read: Callable[[], T]) -> T | None:
-        return attempt(read, faults, Fault(self.name, self.split.ids[position], what, ""))
-
-
-def attempt(read: Callable[[], T], faults: list[Fault], fault: Fault) -> T | None:
-    """What ``read`` returns; if it fails in any way, None, and a fault more.
-
-    An ``HTTError`` names its file: where labels fail because of their image, one fault is enough.
-    """
-    try:
-        return read()
-    except HTTError as error:
-        if all(str(error) != known.message for known in faults):
-            faults.append(fault._replace(message=str(error)))
-    except Exception as error:
-        faults.append(fault._replace(message=f"{type(error).__name__}: {error}"))
-    return None
-
-
-def sound_image(image: np.ndarray) -> np.ndarray:
-    """The image itself.
-
-    Raises:
-        HTTError: It is neither uint8 nor float in [0, 1], or not ``h w 3``.
-    """
-    kind = image.dtype.kind
-    if image.ndim != 3 or image.shape[2] != 3 or not image.size or not (image.dtype == np.uint8 or kind == "f"):
-        raise HTTError(f"The image is {image.dtype} {image.shape}; it must be h w 3, uint8 or float in [0, 1].")
-    if kind == "f" and not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails
-        raise HTTError(f"The image holds {image.min():g} to {image.max():g}; floats must lie in [0, 1].")
-    return image
-
-
-def open_splits(data: PartialLabelDataModule) -> tuple[dict[Split, Readings], list[Fault]]:
-    """The splits of a dataset, and a fault for one that cannot be opened.
+def open_splits(data: PartialLabelDataModule) -> Opened:
+    """The splits of a dataset without what is at fault with them as a whole.
 
     Raises:
         HTTError: None can be opened.
     """
-    splits: dict[Split, Readings] = {}
-    faults: list[Fault] = []
+    opened = Opened({}, [], {})
+    every: list[HTTError] = []
     for name in get_args(Split):
-        try:
-            split = data.dataset(name)
-            splits[name] = Readings(name, split, data.labels_of(name, split.source))
-        except HTTError as error:
-            faults += [Fault(name, None, "split", text) for text in error.faults]
-            if rest := readable(data, name):
-                splits[name] = rest
-    if not splits:
-        raise HTTError(faults[0].message)
-    return splits, faults
-
-
-def readable(data: PartialLabelDataModule, name: Split) -> Readings | None:
-    """A split that a run could not open, for the sake of its other faults, with every label that can be found."""
-    try:
-        source = data.source(name)
-    except HTTError:
-        return None
-    labels: dict[str, list[str]] = {image: [] for image in source.ids}
-    for task in data.tasks:
-        try:
-            available = source.available(task.name)
-        except HTTError:
-            continue  # named already
-        for image in compress(source.ids, available):
-            labels[image].append(task.name)
-    split = PartialLabels(source, data.tasks, labels, EvalTransform(data.tasks, None), data.image_size)
-    return Readings(name, split, labels) if labels else None
+        with collected() as errors, tolerated():
+            opened.splits[name] = Readings(name, data.dataset(name))
+        every += errors
+        place = Fault(name, None, "split", "")
+        opened.faults.extend(dict.fromkeys(place.of(fault) for error in errors for fault in error.faults))
+        opened.trees.update(dict.fromkeys(tree for error in errors for tree in error.trees))
+    if not opened.splits:
+        raise several(every, shown=None)
+    return opened
 
 
 def inspect_split(data: PartialLabelDataModule, readings: Readings) -> Inspection:
@@ -224,12 +63,58 @@ def inspect_split(data: PartialLabelDataModule, readings: Readings) -> Inspectio
     for batch in track(loader, f"Reading {len(readings)} {readings.name} images"):
         for one in batch:
             found.add(one)
-    source, completed, whole = readings.split.source, readings.split.completed, Fault(readings.name, None, "split", "")
+    source, whole = readings.split.source, Fault(readings.name, None, "split", "")
     if not found.faults:  # images that are sound one by one need not be so together
-        attempt(lambda: source.check(readings.labels), found.faults, whole)
-    if completed:
+        try:
+            source.check(readings.labels)
+        except Exception as error:
+            each = error.faults if isinstance(error, HTTError) else ()
+            few = 2 * len(each) < len(readings)  # where most images differ, the config is at fault
+            found.faults += [whole.of(fault) for fault in (each if each and few else [error])]
+    if completed := readings.split.completed:
         attempt(lambda: completed.check(readings.labels, data.tasks, data.identity()), found.faults, whole)
+    unread = {fault.id for fault in found.faults if fault.what == "image"}
+    harm = source.damaged([name for name in readings.split.ids if name not in unread])
+    found.faults += [Fault(readings.name, name, "image", "").of(error) for name, error in harm.items()]
     return found
+
+
+def gathered(faults: Sequence[Fault], wanted: Mapping[tuple[str, str], int]) -> list[Fault]:
+    """Faults with one instead of many where all files that a split would read from a folder are missing.
+
+    Args:
+        faults: As they were found.
+        wanted: How many files the splits would read, by name of the split and ``Fault.what``.
+    """
+    groups: dict[tuple[str, str, Path], list[Fault]] = {}
+    for fault in faults:
+        if fault.missing:
+            groups.setdefault((fault.split, fault.what, Path(fault.missing).parent), []).append(fault)
+    instead: dict[Fault, Fault] = {}
+    for (split, what, folder), group in groups.items():
+        nothing = not folder.is_dir() or not any(folder.iterdir())
+        if len(group) > 1 and (nothing or len(group) == wanted[split, what]):
+            text = f"{folder}/: all {len(group)} files are missing; copy or unpack the folder again"
+            instead |= dict.fromkeys(group, Fault(split, None, what, text, str(folder)))
+    return list(dict.fromkeys(instead.get(fault, fault) for fault in faults))
+
+
+def remarks(readings: Readings, found: Inspection, tasks: Sequence[Task]) -> tuple[list[str], list[str]]:
+    """Warnings of what may not be meant, and notes of what is as it should be but worth knowing."""
+    source, name = readings.split.source, readings.name
+    warnings, notes = [f"{name}: {doubt}" for doubt in source.doubts()], []
+    for task in tasks:
+        tally, place = found.tallies[task.name], f"{name} {task.name}:"
+        doubts = task.doubts(tally.without(source.usual))
+        warnings += [f"{place} {doubt}" for doubt in doubts]
+        notes += [f"{place} {doubt}" for doubt in task.doubts(tally) if doubt not in doubts]
+        if names := found.odd.get((task.name, "stretched")):
+            text = "labels have another shape than their images and are stretched to it"
+            warnings.append(f"{place} {tally.stretched} of {tally.maps} {text}, such as {', '.join(names)}.")
+        if names := found.odd.get((task.name, "empty")):
+            text = "labels are missing in every pixel, such as"
+            notes.append(f"{place} {tally.empty} of {tally.maps} {text} {', '.join(names)}.")
+    return warnings, notes
 
 
 def expected_labels(protocol: str, available: NDArray[np.bool_]) -> list[tuple[float, float]] | None:
@@ -274,30 +159,35 @@ def mask_figures(mask: LabelMask, source: Source) -> dict[str, Any]:
     return {"protocol": mask.protocol, "seed": mask.seed, "tasks": tasks}
 
 
-def inspect(data: PartialLabelDataModule) -> dict[str, Any]:
+def inspect(data: PartialLabelDataModule, opened: Opened | None = None) -> dict[str, Any]:
     """Read everything that training and evaluation would read.
 
     Args:
         data: The dataset, as a config describes it.
+        opened: What ``open_splits`` returns, where that is at hand.
 
     Returns:
-        Plain values: figures per split and of the label mask, ``faults`` that training would stumble over, and
-        ``warnings`` of what may be meant.
+        Plain values: figures per split and of the label mask, ``faults`` that training would stumble over, ``trees`` of
+        datasets of which files are missing, ``warnings`` of what may not be meant, and ``notes``.
 
     Raises:
         HTTError: The dataset cannot be opened at all.
     """
-    splits, faults = open_splits(data)
+    splits, faults, trees = opened or open_splits(data)
     found = {name: inspect_split(data, readings) for name, readings in splits.items()}
     report: dict[str, Any] = {"format": 1, "dataset": type(data).__name__, "labels": data.labels, "mask": None}
-    opened = set(splits) - {fault.split for fault in faults}
+    whole = set(splits) - {fault.split for fault in faults}
     report["splits"] = {name: one.figures() for name, one in found.items()}
-    warnings = []
+    warnings: list[str] = []
+    notes: list[str] = []
+    wanted: dict[tuple[str, str], int] = {}
     for name, one in found.items():
-        faults += one.faults
-        for task in data.tasks:
-            warnings += [f"{name} {task.name}: {doubt}" for doubt in task.doubts(one.tallies[task.name])]
-    if "train" in opened:
+        faults, trees = [*faults, *one.faults], trees | one.trees
+        further, more = remarks(splits[name], one, data.tasks)
+        warnings, notes = warnings + further, notes + more
+        kept = Counter(task for tasks in splits[name].labels.values() for task in tasks)
+        wanted |= {(name, what): count for what, count in [("split", one.images), ("image", one.images), *kept.items()]}
+    if "train" in whole:
         source = splits["train"].split.source
         report["mask"] = mask_figures(data.draw_labels(source), source)
         for task_name, row in report["mask"]["tasks"].items():
@@ -310,4 +200,5 @@ def inspect(data: PartialLabelDataModule) -> dict[str, Any]:
         both = [name for name in train_ids if name in known and not name.rpartition("/")[2].isdecimal()]
         if both:
             warnings.append(f"{len(both)} ids are in both splits, such as {both[0]!r}.")
-    return report | {"faults": [fault._asdict() for fault in faults], "warnings": warnings}
+    listed = [fault._asdict() for fault in gathered(faults, wanted)]
+    return report | {"faults": listed, "trees": list(trees), "warnings": warnings, "notes": notes}

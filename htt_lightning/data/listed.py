@@ -1,6 +1,7 @@
 """Datasets whose folders hold one file per image id, and text files that list the ids of a split."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from htt_lightning.data.arrays import resized
 from htt_lightning.data.masks import natural_order
 from htt_lightning.data.partial import Source, check_each, dataset_folder, refuse_other_size
 from htt_lightning.data.pictures import read_rgb, size_of
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, raise_or_collect, several
 
 
 class ListedSource(Source):
@@ -26,7 +27,8 @@ class ListedSource(Source):
         one_size: Whether ``check`` refuses images of different sizes.
 
     Raises:
-        HTTError: There is no such split, or the file that lists it is missing, empty or lists what is no image id.
+        HTTError: There is no such split, or the file that lists it is missing or empty, lists what is no image id or
+            lists one twice.
     """
 
     title: ClassVar[str]
@@ -35,14 +37,14 @@ class ListedSource(Source):
     """The dataset's own folder."""
     listing: ClassVar[str]
     """The file in it that lists a split, which it names ``{split}``."""
-    tree: ClassVar[str]
-    """The expected folders and files."""
+    counts: ClassVar[Mapping[str, int]]
+    """Number of images as published, by split."""
     tasks: ClassVar[tuple[str, ...]]
     """Names of the tasks there are labels for."""
 
     def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
-        self.folder = dataset_folder(self.title, root, self.home, split)
-        self.split, self.one_size = split, one_size
+        self.folder = dataset_folder(self.title, root, self.home, split, self.tree)
+        self.split, self.one_size, self.published = split, one_size, self.counts[split]
         self.ids = list(natural_order(self._listed(self.folder / self.listing.format(split=split))))
         self._sized: tuple[str, tuple[int, int]] | None = None  # the image asked for last
 
@@ -51,17 +53,21 @@ class ListedSource(Source):
         try:
             ids = path.read_text(encoding="utf-8").split()
         except FileNotFoundError:
-            raise HTTError(f"{path} is missing; the root must be, or hold, this folder:\n{self.tree}") from None
+            raise HTTError(
+                f"{path} is missing; data.root must be, or hold, the folder {self.home}",
+                missing=path,
+                trees=[self.tree],
+            ) from None
         except (OSError, ValueError) as error:
             raise HTTError(f"{path} is no list of image ids ({error}); unpack the dataset again") from error
         if not ids:
             raise HTTError(f"{path} lists no image; unpack the dataset again")
-        if odd := next((name for name in ids if not set(name) <= WORD), None):
-            raise HTTError(f"{path} lists {odd!r}, which is no image id; unpack the dataset again")
-        if len(set(ids)) < len(ids):
-            twice = next(name for place, name in enumerate(ids) if name in ids[:place])
-            raise HTTError(f"{path} lists {twice!r} twice; unpack the dataset again")
-        return ids
+        known = dict.fromkeys(name for name in ids if set(name) <= WORD)
+        problems = [f"{name!r}, which is no image id" for name in ids if name not in known]
+        problems += [f"{name!r} twice" for name, count in Counter(ids).items() if count > 1]
+        if problems:
+            raise_or_collect(several([HTTError(f"{path} lists {text}; unpack the dataset again") for text in problems]))
+        return list(known)
 
     @abstractmethod
     def image_path(self, name: str) -> Path:
@@ -85,6 +91,10 @@ class ListedSource(Source):
         image = read_rgb(self.image_path(name))
         self._sized = name, (image.shape[0], image.shape[1])
         return image
+
+    def image_file(self, index: int) -> Path:
+        """Where an image lies."""
+        return self.image_path(self.ids[index])
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of an image; only its file's ends are read."""

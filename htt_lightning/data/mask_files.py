@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 """The function that pickles of numpy's numbers and strings call; it has moved between numpy's releases."""
 
+_ARRAY: Any = np.zeros(1).__reduce__()[0]
+"""The one that pickles of its arrays call."""
+
 Labels = dict[str, list[str]]
 """Names of the tasks that each image keeps its label of, by image id."""
 
@@ -119,10 +122,12 @@ def read_mask(
 
 def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[str]) -> Labels:
     """A tensor by position, or a table by image id."""
-    # Ids in the tables are numpy's strings, which torch does not admit by itself.
-    strings = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    # Ids in the tables are numpy's strings and rows may be its arrays or numbers, which torch does not admit by itself.
+    makers = {"scalar": _SCALAR, "_reconstruct": _ARRAY}
+    made = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in makers.items()]
+    types = [type(np.dtype(code)) for code in ("U", *np.typecodes["AllInteger"], "?", "e", "f", "d")]
     try:
-        with torch.serialization.safe_globals([*strings, np.dtype, np.dtypes.StrDType]):
+        with torch.serialization.safe_globals([*made, np.ndarray, np.dtype, *types]):
             stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         table = "labels_weights" not in stored
         weights = np.array(list(stored.values()), np.float32) if table else stored["labels_weights"].numpy()
@@ -158,7 +163,7 @@ class _Plain(pickle.Unpickler):
     """Reads numpy arrays, strings, lists and dicts, and refuses whatever else a pickle may ask for."""
 
     ADMITTED: ClassVar[Mapping[str, Any]] = {
-        "ndarray": np.ndarray, "dtype": np.dtype, "scalar": _SCALAR, "_reconstruct": np.zeros(1).__reduce__()[0],
+        "ndarray": np.ndarray, "dtype": np.dtype, "scalar": _SCALAR, "_reconstruct": _ARRAY,
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:

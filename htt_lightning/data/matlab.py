@@ -32,8 +32,10 @@ def look_at_mat(path: Path) -> None:
     """
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise HTTError(f"{path} is missing; copy or unpack it again", missing=path) from None
     except OSError as error:
-        raise HTTError(f"{path} is missing or cannot be read ({error.strerror}); unpack the dataset again") from error
+        raise HTTError(f"{path} cannot be read ({error.strerror}); copy or unpack it again") from error
     little, end = content[124:HEADER] == b"\0\1IM", HEADER
     while end + 8 <= len(content):
         end += 8 + int.from_bytes(content[end + 4 : end + 8], "little" if little else "big")

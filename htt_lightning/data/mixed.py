@@ -1,6 +1,7 @@
 """Several datasets in one run, each labelled for its own tasks only."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from htt_lightning.data.base import PartialLabelDataModule, Split
 from htt_lightning.data.masks import LabelMask, is_protocol
 from htt_lightning.data.partial import Source
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, raise_or_collect, several
 from htt_lightning.tasks import Task
 
 Part = tuple[Source, Mapping[str, Sequence[str]]]
@@ -20,13 +21,14 @@ class Mixed(Source):
     """Splits of several datasets, one after the other. The number of the dataset leads its images' ids: ``0/12``.
 
     Args:
-        parts: The splits. Only images that their labels list are here, and only these labels.
+        parts: The splits by number. Only images that their labels list are here, and only these labels.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts, self.ids = list(parts), []
+    def __init__(self, parts: Mapping[int, Part]) -> None:
+        self.parts, self.ids = dict(parts), []
+        self.usual = frozenset[str]().union(*(source.usual for source, _ in parts.values()))
         self._items: list[tuple[Source, int, Sequence[str]]] = []
-        for number, (source, labels) in enumerate(parts):
+        for number, (source, labels) in parts.items():
             places = {name: index for index, name in enumerate(source.ids)}
             self.ids += [f"{number}/{name}" for name in labels]
             self._items += [(source, places[name], kept) for name, kept in labels.items()]
@@ -41,6 +43,21 @@ class Mixed(Source):
         source, place, _ = self._items[index]
         return source.size(place)
 
+    def image_file(self, index: int) -> Path | None:
+        """The file that holds an image, as its dataset has it."""
+        source, place, _ = self._items[index]
+        return source.image_file(place)
+
+    def origin(self, index: int) -> Source:
+        """The dataset that an image comes from."""
+        source, place, _ = self._items[index]
+        return source.origin(place)
+
+    def doubts(self) -> list[str]:
+        """Those of every dataset."""
+        parts = self.parts.items()
+        return [f"data.parts {number}: {doubt}" for number, (source, _) in parts for doubt in source.doubts()]
+
     def label(self, index: int, task: str) -> np.ndarray:
         """The task's map, as its dataset has it."""
         source, place, _ = self._items[index]
@@ -52,7 +69,7 @@ class Mixed(Source):
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
         """Let every dataset check the files of its own that will be used."""
-        for number, (source, known) in enumerate(self.parts):
+        for number, (source, known) in self.parts.items():
             own = {name: labels[f"{number}/{name}"] for name in known if f"{number}/{name}" in labels}
             if own:
                 source.check(own)
@@ -109,8 +126,19 @@ class MixedDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> Mixed:
         """The split of every part with the labels that it keeps there."""
-        sources = [part.source(split) for part in self.parts]
-        return Mixed([(own, part.labels_of(split, own)) for part, own in zip(self.parts, sources, strict=True)])
+        parts: dict[int, Part] = {}
+        errors = []
+        for number, part in enumerate(self.parts):
+            try:
+                own = part.source(split)
+                parts[number] = own, part.labels_of(split, own)
+            except HTTError as error:
+                errors.append(error)
+        if errors and not parts:
+            raise several(errors)
+        if errors:
+            raise_or_collect(several(errors))
+        return Mixed(parts)
 
     def draw_labels(self, source: Source) -> LabelMask:
         """Drawn anew each time, as the parts may have drawn theirs anew."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from io import BytesIO
+from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from htt_lightning.data.arrays import lengths, normalised
 from htt_lightning.data.partial import Source, check_each, dataset_folder, refuse_other_size
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, raise_or_collect, several
 
 TOLERANCE = 1e-3
 """How far stored colours may lie outside [0, 1]."""
@@ -52,10 +53,11 @@ class NpyTree(Source):
         split: ``train`` or ``val``.
         layouts: Of the images (``image``) and of each task.
         tree: The expected folders and files, in words.
+        published: Number of images as published, by split.
         one_size: Whether ``check`` refuses images of different sizes.
 
     Raises:
-        HTTError: If there is no such split, or no images in it, or a file that is not named by an integer.
+        HTTError: If there is no such split, or no file in it, or a file that is not named by an integer.
     """
 
     def __init__(
@@ -66,20 +68,21 @@ class NpyTree(Source):
         split: str,
         layouts: Mapping[str, Layout],
         tree: str,
+        published: Mapping[str, int],
         one_size: bool = True,
     ) -> None:
-        self.folder = dataset_folder(title, root, home, split) / split
+        self.folder = dataset_folder(title, root, home, split, tree) / split
         self.title, self.layouts, self.tree, self.one_size = title, layouts, tree, one_size
-        images = self.folder / layouts["image"].folder
-        if not images.is_dir():
-            raise HTTError(f"{images} is missing; the root must be, or hold, this folder:\n{tree}")
-        if not any(images.glob("*.npy")):
-            raise HTTError(f"{images} holds no .npy file; unpack the dataset again, so that it reads:\n{tree}")
+        self.published = published[split]
         # A sample whose image is lost is still one of the split: whoever reads it is told.
-        files = {path.stem: path for layout in layouts.values() for path in self.folder.glob(f"{layout.folder}/*.npy")}
-        if odd := sorted(name for name in files if not name.isdecimal()):
-            raise HTTError(f"{files[odd[0]]} is not named by an integer; move it elsewhere")
-        self.ids = sorted(files, key=int)
+        files = sorted(path for layout in layouts.values() for path in self.folder.glob(f"{layout.folder}/*.npy"))
+        if not files:
+            images = self.folder / layouts["image"].folder
+            raise HTTError(f"{images} is missing or holds no .npy file", missing=images, trees=[tree])
+        if odd := [path for path in files if not path.stem.isdecimal()]:
+            errors = [HTTError(f"{path} is not named by an integer; move it elsewhere") for path in odd]
+            raise_or_collect(several(errors))
+        self.ids = sorted({path.stem for path in files if path.stem.isdecimal()}, key=int)
         self._size: tuple[int, tuple[int, int]] | None = None  # of the image asked for last
         self.tasks = tuple(task for task in layouts if task != "image")
 
@@ -107,6 +110,15 @@ class NpyTree(Source):
         """
         path, stored = self._open(index, task)
         return self.layouts[task].read(path, stored)
+
+    def doubts(self) -> list[str]:
+        """Numbers that are left out, and a count other than the published one."""
+        numbers = {int(name) for name in self.ids}
+        top = max(numbers, default=-1)
+        if not (left_out := top + 1 - len(numbers)):
+            return super().doubts()
+        lowest = ", ".join(map(str, islice((number for number in range(top) if number not in numbers), 3)))
+        return [f"{left_out} of the numbers 0 to {top} name no file, such as {lowest}.", *super().doubts()]
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
         """Look at type, shape and length of every file that will be used, and at the values of semseg.
@@ -172,7 +184,7 @@ def open_npy(path: Path) -> np.ndarray:
             raise ValueError(f"{values.size} values where the header has {math.prod(shape)}")
         return values.reshape(shape, order="F" if fortran else "C")
     except FileNotFoundError:
-        raise HTTError(f"{path} is missing; copy or unpack it again") from None
+        raise HTTError(f"{path} is missing; copy or unpack it again", missing=path) from None
     except Exception as error:  # a corrupt header raises errors of many kinds
         raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
 
@@ -230,8 +242,8 @@ def _classes(path: Path, stored: np.ndarray, count: int) -> np.ndarray:
         labels = stored.astype(np.int16)
     last = count - 1
     if not ((labels == stored).all() and labels.min() >= -1 and labels.max() <= last):
-        low, high = stored.min(), stored.max()
-        raise HTTError(f"{path} holds {low:g} to {high:g}; classes must be whole numbers from -1 (missing) to {last}")
+        wrong = stored[(labels != stored) | (labels < -1) | (labels > last)][0]
+        raise HTTError(f"{path} holds {wrong:g}; classes must be whole numbers from -1 (missing) to {last}")
     return labels.astype(np.uint8)  # which makes 255 of -1, as IGNORE is
 
 

@@ -29,6 +29,9 @@ NYUDv2/
     val/                    654 samples, the same four folders"""
 """The expected folders and files."""
 
+PUBLISHED = {"train": 795, "val": 654}
+"""Number of images by split."""
+
 LAYOUTS = {
     "image": npy_tree.images("image"),
     "semseg": npy_tree.classes("label", len(CLASSES)),
@@ -47,7 +50,7 @@ class NYUD(npy_tree.NpyTree):
     """
 
     def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
-        super().__init__("NYUD-v2 with 13 classes", root, "NYUDv2", split, LAYOUTS, TREE, one_size)
+        super().__init__("NYUD-v2 with 13 classes", root, "NYUDv2", split, LAYOUTS, TREE, PUBLISHED, one_size)
 
 
 class NYUDDataModule(PartialLabelDataModule):

@@ -5,6 +5,7 @@ Cite N. Silberman, D. Hoiem, P. Kohli and R. Fergus, "Indoor Segmentation and Su
 without an explicit licence, and no part of it comes with this package. ``NYUD40.tree`` shows the expected files.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ class NYUD40(ListedSource):
     title = "NYUD-v2 with 40 classes"
     home = "NYUDv2"
     listing = "gt_sets/{split}.txt"
+    counts: ClassVar[Mapping[str, int]] = {"train": 795, "val": 654}
     tree = """\
 NYUDv2/
     gt_sets/train.txt       795 image ids, one a line

@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 
 from htt_lightning.data.arrays import resized
 from htt_lightning.data.completed import CompletedDataset, to_discovered
+from htt_lightning.data.jpeg import damage, is_jpeg
 from htt_lightning.data.sample import Arrays, Batch, Draw, to_sample
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, several
 from htt_lightning.tasks import Task
 
 Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
@@ -26,9 +27,15 @@ class Source(ABC):
 
     Attributes:
         ids: Image ids in natural order ("2" before "10").
+        tree: The expected folders and files, where they are always the same.
+        published: How many images the split has as it was published, if it was.
+        usual: What of the shares that a task measures is as it should be here, and no cause for doubt.
     """
 
     ids: list[str]
+    tree: str = ""
+    published: int | None = None
+    usual: frozenset[str] = frozenset()
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
@@ -47,6 +54,38 @@ class Source(ABC):
         """Which images can have a label of the task at all, bool ``n`` (protocol.md 2.3.3)."""
         return np.ones(len(self.ids), np.bool_)
 
+    def availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
+        """Which images can have a label of which task, bool ``n t``."""
+        return np.stack([self.available(task) for task in tasks], 1)
+
+    def image_file(self, index: int) -> Path | None:
+        """The file that holds an image, if one does."""
+        return None
+
+    def origin(self, index: int) -> "Source":
+        """The dataset that an image comes from: this one, unless it is a mixture."""
+        return self
+
+    def doubts(self) -> list[str]:
+        """What may be wrong with the split as a whole, though all of it can be read; each is a sentence."""
+        if self.published is None or self.published == len(self.ids):
+            return []
+        hint = ": a part of the archive is missing, unless fewer are meant" if len(self.ids) < self.published else ""
+        return [f"{len(self.ids)} images, where {self.published} were published{hint}."]
+
+    def damaged(self, names: Iterable[str]) -> dict[str, HTTError]:
+        """What is wrong inside JPEG files that can be read nevertheless, by id, among the images with some ids."""
+        places = {name: index for index, name in enumerate(self.ids)}
+        paths = {name: self.image_file(places[name]) for name in names}
+        files = {name: path for name, path in paths.items() if path and is_jpeg(path)}
+        said = damage(list(files.values()))
+        shown = track(said, f"Decoding {len(files)} JPEG files", len(files)) if files else said
+        return {
+            name: HTTError(f"{path} is damaged inside ({text}); copy or unpack it again")
+            for (name, path), text in zip(files.items(), shown, strict=True)
+            if text
+        }
+
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
         """Look for broken files before any training time is lost.
 
@@ -59,15 +98,20 @@ class Source(ABC):
         return
 
 
-def dataset_folder(title: str, root: str | Path, home: str, split: str) -> Path:
-    """A dataset's own folder ``home``, which the root is or holds.
+def dataset_folder(title: str, root: str | Path, home: str, split: str, tree: str) -> Path:
+    """A dataset's own folder ``home``, which the root is or holds; ``tree`` is what it must look like.
 
     Raises:
-        HTTError: There is no such split.
+        HTTError: There is no such split or no such folder.
     """
     if split not in ("train", "val"):
         raise HTTError(f"{title} has no split {split!r}; choose train or val")
     root = Path(root).expanduser()
+    if not root.is_dir():
+        problem = "is a file" if root.exists() else "is missing"
+        raise HTTError(
+            f"data.root {root} {problem}; it must be, or hold, the folder {home}", missing=root, trees=[tree]
+        )
     return root / home if (root / home).is_dir() else root
 
 
@@ -87,23 +131,21 @@ def check_each(names: Collection[str], look: Callable[[str], None], tree: str = 
         progress: What to call the work while its progress is shown; shows none by default.
 
     Raises:
-        HTTError: Some are faulty: the message has the first three faults and shows the tree.
+        HTTError: Some are faulty: the message has the first three faults, and shows the tree where files are missing.
     """
 
-    def fault(name: str) -> str:
+    def fault(name: str) -> HTTError | None:
         try:
             look(name)
         except HTTError as error:
-            return str(error)
-        return ""
+            return error
+        return None
 
     with ThreadPoolExecutor() as pool:
-        looked: Iterable[str] = pool.map(fault, names)
-        faults = [text for text in (track(looked, progress, len(names)) if progress else looked) if text]
+        looked: Iterable[HTTError | None] = pool.map(fault, names)
+        faults = [error for error in (track(looked, progress, len(names)) if progress else looked) if error]
     if faults:
-        more = [f"... and {len(faults) - 3} more samples"] if len(faults) > 3 else []
-        shown = ["The dataset must read:", tree] if tree else []
-        raise HTTError("\n".join([*faults[:3], *more, *shown]), faults)
+        raise several(faults, tree=tree)
 
 
 class PartialLabels(Dataset[Batch]):
@@ -117,6 +159,9 @@ class PartialLabels(Dataset[Batch]):
         size: ``(h, w)`` to resize images and maps to on reading; None leaves them as stored.
         seed: Of the augmentation, which depends on it, the epoch and the image's id alone.
         completed: Discovered labels, which training images carry beside the given ones.
+
+    Attributes:
+        items: Position in the source, and names of the tasks with a label, of each image.
     """
 
     def __init__(
@@ -133,22 +178,22 @@ class PartialLabels(Dataset[Batch]):
         self.source, self.tasks, self.transform, self.size, self.seed = source, tuple(tasks), transform, size, seed
         place = {name: index for index, name in enumerate(source.ids)}
         self.ids = list(labels)
-        self._items = [(place[name], tuple(labels[name])) for name in self.ids]
+        self.items = [(place[name], tuple(labels[name])) for name in self.ids]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def stored_size(self, position: int) -> tuple[int, int]:
         """Height and width of an image as it lies on disk."""
-        return self.source.size(self._items[position][0])
+        return self.source.size(self.items[position][0])
 
     def lacking(self, position: int) -> list[Task]:
         """Tasks that an image keeps no label of."""
-        return [task for task in self.tasks if task.name not in self._items[position][1]]
+        return [task for task in self.tasks if task.name not in self.items[position][1]]
 
     def __getitem__(self, key: int | Draw) -> Batch:
         draw = key if isinstance(key, Draw) else Draw(key)
-        name, (index, labeled) = self.ids[draw.position], self._items[draw.position]
+        name, (index, labeled) = self.ids[draw.position], self.items[draw.position]
         arrays = {"image": self.source.image(index)}
         for task in self.tasks:
             if task.name in labeled and not draw.repeat:

@@ -25,7 +25,7 @@ from htt_lightning.data.matlab import look_at_mat, read_mat, structs
 from htt_lightning.data.partial import check_each
 from htt_lightning.data.pictures import Form, read_directions, read_index, size_of
 from htt_lightning.data.transforms import Augment
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, sound, tolerated
 from htt_lightning.files import atomic_path
 from htt_lightning.tasks import Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE
@@ -86,6 +86,8 @@ class PASCALContext(ListedSource):
     title = "PASCAL-Context"
     home = "PASCALContext"
     listing = "ImageSets/Context/{split}.txt"
+    counts: ClassVar[Mapping[str, int]] = {"train": 4998, "val": 5105}
+    usual = frozenset({"not_unit"})  # normals are predictions as a network made them (protocol.md 1.5)
     tree = """\
 PASCALContext/
     ImageSets/Context/train.txt             4998 image ids, one a line
@@ -173,18 +175,22 @@ PASCALContext/
             def look(name: str) -> None:
                 objects[name] = categories(self._parts(name))
 
-            check_each(self.ids, look, self.tree, f"Looking for people in {len(self.ids)} images")
-            try:
-                with atomic_path(path) as partial:
-                    partial.write_text(json.dumps({name: objects[name] for name in self.ids}), encoding="utf-8")
-            except HTTError as error:
-                logger.warning("%s The next run has to look for people again.", error)
+            with tolerated():  # without those whose file is at fault, the list is not kept
+                check_each(self.ids, look, self.tree, f"Looking for people in {len(self.ids)} images")
+                self._keep(path, {name: objects[name] for name in self.ids})
         return frozenset(name for name, kinds in objects.items() if PERSON in kinds)
 
+    def _keep(self, path: Path, objects: Mapping[str, Sequence[int]]) -> None:
+        try:
+            with atomic_path(path) as partial:
+                partial.write_text(json.dumps(objects), encoding="utf-8")
+        except HTTError as error:
+            logger.warning("%s The next run has to look for people again.", error)
+
     def _semseg(self, name: str) -> np.ndarray:
-        path = self.folder / "semseg" / "VOC12" / f"{name}.png"
-        if not path.exists():
-            path = self.folder / "semseg" / "pascal-context" / f"{name}.png"
+        path, other = (self.folder / "semseg" / kind / f"{name}.png" for kind in ("VOC12", "pascal-context"))
+        if not path.exists() and other.exists():
+            path = other
         stored = read_index(path)
         if (wrong := stored[(stored >= len(CLASSES)) & (stored != IGNORE)]).size:
             raise HTTError(f"{path} holds {wrong[0]}; classes must be 0 to {len(CLASSES) - 1}, or {IGNORE}")
@@ -197,10 +203,10 @@ PASCALContext/
         return self.folder / "pascal-context" / "trainval" / f"{name}.mat"
 
     def _segments(self, name: str, size: tuple[int, int]) -> NDArray[np.int16]:
-        """Segments at the size of their image, which normals and edges ask for in turn."""
+        """Segments at the size of their image; normals and edges ask for them in turn."""
         if self._known is None or self._known[0] != name:
-            self._known = name, resized(read_segments(self._segment_map(name)), size, smooth=False)
-        return self._known[1]
+            self._known = name, read_segments(self._segment_map(name))
+        return resized(self._known[1], size, smooth=False)
 
 
 def read_segments(path: Path) -> NDArray[np.int16]:
@@ -212,9 +218,8 @@ def read_segments(path: Path) -> NDArray[np.int16]:
     stored = read_mat(path, "LabelMap")
     if not isinstance(stored, np.ndarray) or stored.ndim != 2 or stored.dtype.kind not in "fiu" or not stored.size:
         raise HTTError(f"{path} has a LabelMap that is no map of numbers; unpack the dataset again")
-    low, high = stored.min(), stored.max()
-    if not (low >= 0 and high <= SEGMENTS and (np.rint(stored) == stored).all()):  # written so that NaN fails
-        raise HTTError(f"{path} holds {low:g} to {high:g}; segments must be whole numbers from 1 to {SEGMENTS}")
+    if not (right := (stored >= 0) & (stored <= SEGMENTS) & (np.rint(stored) == stored)).all():  # NaN fails
+        raise HTTError(f"{path} holds {stored[~right][0]:g}; segments must be whole numbers from 1 to {SEGMENTS}")
     return stored.astype(np.int16, order="C")  # MATLAB stores columns one after the other
 
 
@@ -315,8 +320,11 @@ class PASCALContextDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> PASCALContext:
         """A split of the tree, once for all: loader processes get what it knows about people."""
-        if split not in self._sources:
-            source = self._sources[split] = PASCALContext(self.root, split, one_size=self.needs_one_size(split))
-            if any(task.name == "human_parts" for task in self.tasks):
-                source.available("human_parts")
-        return self._sources[split]
+        if split in self._sources:
+            return self._sources[split]
+        source = PASCALContext(self.root, split, one_size=self.needs_one_size(split))
+        if any(task.name == "human_parts" for task in self.tasks):
+            source.available("human_parts")
+        if sound():
+            self._sources[split] = source
+        return source

@@ -163,7 +163,7 @@ def opened(path: Path, form: Form) -> Iterator[Image.Image]:
     except HTTError:
         raise
     except FileNotFoundError:
-        raise HTTError(f"{path} is missing; copy or unpack it again") from None
+        raise HTTError(f"{path} is missing; copy or unpack it again", missing=path) from None
     except Exception as error:  # damaged pictures fail in many ways
         kind = "picture" if form is Form.ANY else "JPEG or PNG picture"
         raise HTTError(f"{path} is truncated or no {kind} ({error}); copy or unpack it again") from error

@@ -131,7 +131,8 @@ class Normals(Binned):
         """Vectors that are not of unit length, or far from the visible half-sphere."""
         doubts, angle = super().doubts(tally), tally.spreads.get("degrees_to_bins", Spread()).mean or 0
         if long := tally.shares.get("not_unit", 0):
-            doubts.append(f"{long} of {tally.valid} vectors are not of unit length; normalise them.")
+            text = "vectors are not of unit length as they are stored; the datasets of this library normalise them"
+            doubts.append(f"{long} of {tally.valid} {text}.")
         if angle > FAR_FROM_BINS:
             doubts.append(
                 f"The nearest bin is {angle:.1f} degrees away in the mean; x must point right, y up, z to the camera."

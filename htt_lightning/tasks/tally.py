@@ -1,8 +1,8 @@
 """What label maps hold, in sums that add up over a dataset."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class Tally:
     Attributes:
         maps: Number of maps.
         empty: Those of which every pixel is missing.
+        resized: Those that are stored at another size than their image's.
+        stretched: Those of them that have another shape as well.
         pixels: Number of pixels.
         valid: Those that are not missing.
         values: Of valid pixels, all components together.
@@ -67,6 +69,8 @@ class Tally:
 
     maps: int = 0
     empty: int = 0
+    resized: int = 0
+    stretched: int = 0
     pixels: int = 0
     valid: int = 0
     values: Spread = Spread()
@@ -79,6 +83,8 @@ class Tally:
         return Tally(
             self.maps + other.maps,
             self.empty + other.empty,
+            self.resized + other.resized,
+            self.stretched + other.stretched,
             self.pixels + other.pixels,
             self.valid + other.valid,
             self.values + other.values,
@@ -86,6 +92,10 @@ class Tally:
             _added(self.shares, other.shares),
             {key: self.spreads.get(key, Spread()) + other.spreads.get(key, Spread()) for key in spreads},
         )
+
+    def without(self, shares: Collection[str]) -> "Tally":
+        """The tally as if nothing had been found in some of the shares."""
+        return replace(self, shares={key: 0 if key in shares else count for key, count in self.shares.items()})
 
     def percent(self, count: int) -> float | None:
         """A number of valid pixels in percent of all of them."""
@@ -96,6 +106,8 @@ class Tally:
         return {
             "labels": self.maps,
             "empty": self.empty,
+            "resized": self.resized,
+            "stretched": self.stretched,
             "range": self.values.reach,
             "missing_percent": 100 * (1 - self.valid / self.pixels) if self.pixels else None,
             "classes_percent": {name: self.percent(count) for name, count in self.classes.items()},

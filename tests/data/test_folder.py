@@ -210,7 +210,7 @@ def test_broken_files_are_named_before_training_three_at_a_time(root):
     assert "semseg/1.png holds 3, which is none of the 3 classes" in lines[0]
     assert "semseg/2.png is truncated" in lines[1]
     assert "normals/3.png is truncated" in lines[2]
-    assert lines[3] == "... and 1 more samples"
+    assert lines[3] == "... and 1 more"
 
 
 def test_images_of_different_sizes_need_one_size(root, tmp_path):

@@ -157,12 +157,28 @@ def test_ids_of_a_table_may_be_plain_strings(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        np.array,
+        lambda row: np.array(row, np.float32),
+        lambda row: np.array(row, np.bool_),
+        lambda row: list(np.array(row, np.int64)),
+    ],
+)
+def test_rows_of_a_table_may_be_arrays_and_numbers_of_numpy(tmp_path, row):
+    rows = zip(PEOPLE, KEPT.tolist(), strict=True)
+    torch.save({np.str_(name): row(keep) for name, keep in rows}, tmp_path / "mask.pth")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.pth", PEOPLE, PASCAL).labeled, KEPT == 1)
+
+
+@pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: table(path, ids=("a", *PEOPLE[1:])), r"1 missing .*, 1 unexpected \(such as 'a'\)"),
         (lambda path: table(path, rows=KEPT[:, :4]), r"shape \(4, 4\), expected \(4, 5\)"),
         (lambda path: table(path, rows=2 * KEPT), "only 0 and 1"),
         (lambda path: torch.save({"a": [1, 0], "b": [1]}, path), "is no label mask"),
+        (lambda path: torch.save({"a": np.array([1, "x"], object)}, path), "is no label mask"),
         (lambda path: table(path, rows=KEPT * [[1], [1], [1], [0]]), "image '2008_000023' has no label"),
     ],
 )

@@ -267,8 +267,9 @@ def test_images_of_all_sizes_are_padded_to_the_published_canvas(root):
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert next(iter(loader))["image"].shape == (2, 3, 512, 512)
     small = PASCALContextDataModule(str(root), augment=None, num_workers=0)
-    with pytest.raises(HTTError, match=r"set data\.image_size"):
+    with pytest.raises(HTTError, match=r"set data\.image_size") as error:
         small.prepare_data()
+    assert "must read" not in str(error.value)  # no file is missing
     PASCALContextDataModule(str(root), augment=None, image_size=(24, 32), num_workers=0).prepare_data()
 
 
@@ -302,6 +303,18 @@ def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(roo
     for command in ("validate", "test"):
         htt(command, options | {"--ckpt_path": str(checkpoint)})
     assert "test/edges/ods_f" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_augmentation_of_mtan_needs_one_size(root, capsys):
+    words = ["check", "--config", "pascal_context.yaml", "--config", "mtan.yaml", "--data.root", str(root)]
+    words += ["--data.labels", "full", "--data.num_workers", "0"]
+    with pytest.raises(SystemExit, match="1 fault"):
+        main(words)
+    printed = capsys.readouterr().out
+    assert "set data.image_size" in printed
+    assert "must read" not in printed
+    main([*words, "--data.image_size", "[32, 48]"])
 
 
 @pytest.mark.usefixtures("elsewhere")

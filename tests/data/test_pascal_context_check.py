@@ -99,7 +99,7 @@ def test_matlab_files_of_other_versions_or_variables_are_refused(root):
 @pytest.mark.parametrize(
     ("segments", "message"),
     [
-        (np.full((30, 40), 460), "holds 460 to 460; segments must be whole numbers from 1 to 459"),
+        (np.full((30, 40), 460), "holds 460; segments must be whole numbers from 1 to 459"),
         (np.full((30, 40), -1), "holds -1"),
         (np.full((30, 40), 0.5), "holds 0.5"),
         (np.full((30, 40), np.nan), "holds nan"),
