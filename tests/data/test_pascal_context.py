@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from htt_lightning.cli import main
+from htt_lightning.data.inspection import inspect
 from htt_lightning.data.pascal_context import CLASSES, FLAT, PARTS, PASCALContext, PASCALContextDataModule
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.human_parts import PARTS as MERGED
@@ -258,6 +259,27 @@ def test_masks_give_human_parts_to_images_with_people_alone(root, labels):
     given = {name for name, row in zip(mask.ids, mask.labeled, strict=True) if row[1]}
     assert given <= {FIRST, ALONE}
     assert given == {FIRST, ALONE} or labels != "full"
+
+
+def test_a_mask_that_gives_human_parts_to_images_without_people_is_named_and_read(root, tmp_path, caplog):
+    kept = {name: ["semseg", "human_parts"] for name in IDS["train"]}
+    content = {"format": 1, "protocol": "random-label", "tasks": list(ALL), "labels": kept}
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps(content))
+    settings = {"labels": str(path), "num_workers": 0, "batch_size": 2}
+    data = PASCALContextDataModule(str(root), **settings)
+    data.prepare_data()
+    data.setup("fit")
+    text = f"{path} gives 2 images a label of human_parts that they do not have: {NO_PARTS}, {NOBODY}."
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [text]
+    assert (data.train[3]["human_parts"] == 255).all()
+    report = inspect(PASCALContextDataModule(str(root), **settings))
+    assert report["faults"] == []
+    assert f"train: {text}" in report["warnings"]
+    assert report["mask"]["unable"] == {"human_parts": [NO_PARTS, NOBODY]}
+    caplog.clear()
+    PASCALContextDataModule(str(root), tasks="semseg", **settings).setup("fit")
+    assert "human_parts" not in "".join(r.message for r in caplog.records if r.levelname == "WARNING")
 
 
 def test_images_of_all_sizes_are_padded_to_the_published_canvas(root):
