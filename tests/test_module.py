@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -97,7 +98,9 @@ def test_a_task_is_asked_for_the_loss_of_labelled_images_alone():
             assert torch.equal(target.nan_to_num(), batch["depth"][[1, 3]].nan_to_num())
             return super().loss(output, target)
 
-    tasks = [Watched(**vars(task)) if task.name == "depth" else task for task in data.tasks]
+    depth = next(task for task in data.tasks if task.name == "depth")
+    watched = Watched(**{field.name: getattr(depth, field.name) for field in fields(depth)})
+    tasks = [watched if task is depth else task for task in data.tasks]
     module = tiny_module(data, dropout=0.0)
     module.log = lambda *args, **kwargs: None
     plain = module.training_step(batch, 0)

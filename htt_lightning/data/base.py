@@ -29,6 +29,7 @@ from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
 from htt_lightning.files import run_directory
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.given import inheriting
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     Args:
         labels: Which training image keeps which label: ``full``, ``one-label``, ``random-label``, or a file (JSON as
             saved beside a run, or a published ``.pth``).
-        tasks: Tasks to train, by name or as ``Task`` objects with other settings; all of the dataset's by default.
+        tasks: Tasks to train, by name or as ``Task`` objects, whose other settings are the dataset's; all of the
+            dataset's tasks by default.
         batch_size: Images per batch and process.
         image_size: ``[h, w]`` that images are resized to on reading; as stored by default.
         augment: Training augmentation; null for none.
@@ -278,7 +280,8 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
 
     Args:
         available: The dataset's tasks.
-        wanted: Names (a string may list several, with commas), or tasks that replace the dataset's of the same name.
+        wanted: Names (a string may list several, with commas), or tasks: what they were given takes the place of what
+            the dataset's of the same name has, see ``inheriting``.
 
     Raises:
         HTTError: A name is unknown or comes twice, or nothing is wanted.
@@ -296,7 +299,7 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
             raise HTTError(f"data.tasks names {name!r}, but the dataset has labels for {', '.join(known)}.{hint}")
         if name in chosen:
             raise HTTError(f"data.tasks names {name!r} twice.")
-        chosen[name] = item if isinstance(item, Task) else known[name]
+        chosen[name] = inheriting(item, known[name]) if isinstance(item, Task) else known[name]
     if not chosen:
         raise HTTError(f"data.tasks is empty; the dataset has labels for {', '.join(known)}.")
     return list(chosen.values())
