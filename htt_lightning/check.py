@@ -14,7 +14,7 @@ from rich.table import Table
 
 from htt_lightning.callbacks.drawing import hatched, stack, titled, to_picture
 from htt_lightning.data.arrays import resized
-from htt_lightning.data.base import PartialLabelDataModule, Split
+from htt_lightning.data.base import MASK_FILE, PartialLabelDataModule, Split
 from htt_lightning.data.inspection import inspect, open_splits
 from htt_lightning.data.readings import Readings
 from htt_lightning.data.sample import to_target
@@ -34,6 +34,8 @@ def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool 
     console = Console()
     for table in tables(report):
         console.print(table)
+    if report["mask"]:
+        console.out(report["mask"]["summary"], highlight=False)
     for note in report["notes"]:
         console.out("note:", note, highlight=False)
     for warning in report["warnings"]:
@@ -49,6 +51,9 @@ def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool 
             with atomic_path(folder / "contact_sheet.png") as partial:
                 Image.fromarray(picture).save(partial, format="PNG")
             console.out(folder / "contact_sheet.png", highlight=False)
+        if data.mask:
+            data.mask.save(folder / MASK_FILE)
+            console.out(folder / MASK_FILE, highlight=False)
         with atomic_path(folder / "check.json") as partial:
             partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.out(folder / "check.json", highlight=False)
@@ -80,9 +85,12 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         if table.row_count:
             yield table
     if mask := report["mask"]:
-        table = _table(f"Label mask: {mask['protocol']}", "task", "labels", "expected", "within 3 deviations")
-        for task, row in mask["tasks"].items():
-            table.add_row(task, str(row["labels"]), _number(row.get("expected")), _reach(row.get("band")))
+        title = ", ".join(filter(None, (mask["protocol"], mask["origin"])))
+        table = _table(f"Label mask: {title}", "training images with", "number", "expected", "between")
+        for words, group in ("{}", "tasks"), ("{} of the labels", "labels_per_image"), ("just {}", "patterns"):
+            for key, row in mask[group].items():
+                kept = str(row["images"])
+                table.add_row(words.format(key), kept, _number(row.get("expected")), _reach(row.get("band")))
         yield table
 
 

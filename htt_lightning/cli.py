@@ -1,13 +1,14 @@
 """One program under three names: ``lightning``, ``htt`` and ``python -m htt_lightning``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
@@ -71,6 +72,15 @@ class HTTCLI(LightningCLI):
                 rank_zero_warn(f"model.{key}={asked[key]} gives way to {value!r} of the checkpoint {path}.")
         self.config = self.parser.parse_object({command: {"model": known}}, self.config)
 
+    def before_instantiate_classes(self) -> None:
+        """Leave the settings of tasks that nobody has given to the dataset."""
+        tasks = list(described_tasks(self.config[str(self.subcommand)].data))
+        if tasks:
+            given = self.parser.parse_args(self.words, defaults=False)[str(self.subcommand)].data
+            for task, own in zip(tasks, described_tasks(given), strict=True):
+                task.pop("init_args", None)
+                task.update(own)
+
     def instantiate_classes(self) -> None:
         """Build everything, but for ``check``, which fetches no weights and asks for no device."""
         if self.subcommand != "check":
@@ -104,6 +114,18 @@ class SaveConfig(SaveConfigCallback):
         if self._folder:
             with atomic_path(self._folder / self.config_filename) as partial:
                 self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+
+
+def described_tasks(data: Namespace) -> Iterator[Namespace]:
+    """The tasks in a dataset's config, parts of a mixture included, that are described rather than only named.
+
+    Where the parser fills in defaults, they are those of the task's class, which would replace the dataset's.
+    """
+    arguments = data.get("init_args", {})
+    tasks, parts = arguments.get("tasks"), arguments.get("parts")
+    yield from (task for task in tasks if isinstance(task, Namespace)) if isinstance(tasks, list) else ()
+    for part in parts if isinstance(parts, list) else ():
+        yield from described_tasks(part)
 
 
 def packaged_config(name: str) -> str:

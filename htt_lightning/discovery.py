@@ -149,28 +149,28 @@ class Discovery:
         self.account = {name: MeanLoss().to(device) for name in names}
 
     def loss(self, batch: Batch, outputs: Mapping[str, Output]) -> Tensor:
-        """What label discovery adds to the loss: a sum over images and tasks, before the factor T / B.
+        """What label discovery adds to the loss of each image: a sum over tasks.
 
         Args:
             batch: The training batch.
             outputs: The student's outputs on it.
 
         Returns:
-            A scalar.
+            One value per image, ``b``.
         """
         valid, found = batch["valid"], batch.get("discovered", {})
         # The same for all images and drawn on the CPU: no synchronisation.
         one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
         taught = self._taught(batch["image"], one)
         beliefs = self._beliefs(batch["image"], {name: taught[name] for name in taught if name not in found}, other)
-        total = torch.zeros((), device=valid.device)
+        total = torch.zeros(len(valid), device=valid.device)
         for task in self.tasks:
             name, labeled = task.name, batch["labeled"][task.name]
             weight, known = self.loss_weights[name], found.get(name)
             added = discover_task(
                 task, outputs[name], taught.get(name), labeled, valid, weight, self.terms, known, beliefs.get(name)
             )
-            total = total + added.loss.sum()
+            total = total + added.loss
             for key in ("coverage", "confidence") if task.discovers else ():
                 figure = getattr(added, key).detach()
                 self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import lightning as L
 import numpy as np
@@ -24,14 +24,16 @@ from htt_lightning.output import Output
 from htt_lightning.tasks import Task
 
 M = TypeVar("M", bound=nn.Module)
+Balance = Literal["tasks", "labels", "none"]
+"""What the loss of an image is multiplied by; see ``HTTModule``."""
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
 
 class HTTModule(L.LightningModule):
     """A network trained on the labels there are (method.md 3 and 5).
 
-    The loss is the sum over images and tasks of the labelled terms, weighted by lambda, times T / B. B is the batch
-    size of the process, so several processes agree with one that has the whole batch.
+    The loss is the mean over the images of a batch of the sum over tasks of their labelled terms, weighted by lambda,
+    times T (see ``balance``). Several processes agree with one that has the whole batch.
 
     Args:
         tasks: The tasks, as objects or as the dicts a checkpoint holds; the command line takes them from the data.
@@ -52,6 +54,9 @@ class HTTModule(L.LightningModule):
         weight_decay: Of all parameters.
         power: Of the polynomial decay to zero, per epoch.
         loss_weights: Loss weights lambda by task that replace the dataset's.
+        balance: What an image's loss is multiplied by, discovered labels included: ``tasks``, their number T, as in the
+            method; ``labels``, T over the number of labels that the image has, as in DiffusionMTL, so that one with few
+            labels counts as much as one with many; ``none``, nothing, as in MTPSL (protocol.md 6.19).
         single_task: Headline figures of single-task models by task; with them, ``val/delta_m`` is logged.
 
     Raises:
@@ -76,6 +81,7 @@ class HTTModule(L.LightningModule):
         weight_decay: float = 1e-6,
         power: float = 0.9,
         loss_weights: dict[str, float] | None = None,
+        balance: Balance = "tasks",
         single_task: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +91,8 @@ class HTTModule(L.LightningModule):
         self.save_hyperparameters({"tasks": [task.to_config() for task in self.tasks]})
         if network not in NETWORKS:
             raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.")
+        if balance not in get_args(Balance):
+            raise HTTError(f"model.balance is {balance!r}; it must be one of {', '.join(get_args(Balance))}.")
         self.net = self.build_network()
         self.loss_weights = {task.name: task.weight for task in self.tasks} | self._known("loss_weights", loss_weights)
         self.single_task = single_task or {}
@@ -187,28 +195,38 @@ class HTTModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of the labels there are (method.md 3), and of those that a teacher discovers (4)."""
         outputs, rows = self(batch["image"]), batch.get("rows") or labeled_rows(batch)
-        total = torch.zeros((), device=self.device)
+        factor = self._factor(batch["labeled"])
+        images, total = len(factor), torch.zeros((), device=self.device)
         for task in self.tasks:
-            labeled = batch["labeled"][task.name]
-            loss = self._labeled_loss(task, outputs[task.name], batch[task.name], rows[task.name])
-            self.losses[task.name].update(loss.detach(), labeled.sum())
-            self._log_epoch(f"train/{task.name}/loss", self.losses[task.name], len(labeled))
-            total = total + self.loss_weights[task.name] * loss
+            name = task.name
+            losses = self._labeled_losses(task, outputs[name], batch[name], rows[name])
+            self.losses[name].update(losses.detach().sum(), batch["labeled"][name].sum())
+            self._log_epoch(f"train/{name}/loss", self.losses[name], images)
+            total = total + self.loss_weights[name] * (losses * factor[rows[name]]).sum()
         if self.discovery is not None:
             discovered = self.discovery.loss(batch, outputs)
-            self._log_epoch("train/discovery/loss", discovered.detach() / len(labeled), len(labeled), sync_dist=True)
-            total = total + discovered
-        total = total * (len(self.tasks) / len(labeled))
-        self._log_epoch("train/loss", total.detach(), len(labeled), prog_bar=True, sync_dist=True)
+            self._log_epoch("train/discovery/loss", discovered.detach().mean(), images, sync_dist=True)
+            total = total + (discovered * factor).sum()
+        total = total / images
+        self._log_epoch("train/loss", total.detach(), images, prog_bar=True, sync_dist=True)
         return total
 
-    def _labeled_loss(self, task: Task, output: Output, target: Tensor, rows: Tensor) -> Tensor:
-        """Sum of the losses of the labelled images; the others are not even enlarged to pixels.
+    def _factor(self, labeled: Mapping[str, Tensor]) -> Tensor:
+        """What the loss of each image is multiplied by, ``b``, from which labels it has."""
+        marks, tasks = torch.stack([labeled[task.name] for task in self.tasks]), len(self.tasks)
+        if self.hparams["balance"] == "labels":
+            return tasks / marks.sum(0).clamp(min=1)
+        return torch.full(
+            marks.shape[1:], float(tasks if self.hparams["balance"] == "tasks" else 1), device=marks.device
+        )
+
+    def _labeled_losses(self, task: Task, output: Output, target: Tensor, rows: Tensor) -> Tensor:
+        """Loss of each labelled image, ``len(rows)``; the others are not even enlarged to pixels.
 
         Where no image is labelled, the head stays in the graph with zero gradient: distributed training waits for it.
         """
         chosen = Output(*(x[rows] for x in output))
-        return task.loss(chosen, target[rows]).sum() if len(rows) else chosen.logits.sum()
+        return task.loss(chosen, target[rows]) if len(rows) else chosen.logits.flatten(1).sum(1)
 
     def _log_epoch(self, key: str, value: Metric | Tensor, batch_size: int, **options: Any) -> None:
         """Log the mean over an epoch."""

@@ -75,7 +75,8 @@ class HTTTrainer(L.Trainer):
 
         Args:
             datamodule: The dataset and its label mask.
-            out: Folder for ``check.json`` and ``contact_sheet.png``; by default the figures are only printed.
+            out: Folder for ``check.json``, ``labels.json`` (the label mask) and ``contact_sheet.png``; by default the
+                figures are only printed.
             overwrite: Whether files that are there may be replaced.
             images: Number of images on the contact sheet.
 

@@ -43,8 +43,10 @@ class Recorder(HTTModule):
 def main(folder: Path, devices: int, targets: Targets) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5)
-    module = Recorder(data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3)
+    # Two kinds of masks, and of balancing images by their labels, in no more runs than there are.
+    labels, balance = ("one-label", "tasks") if targets == "hard" else ("random-label", "labels")
+    data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5, labels=labels)
+    module = Recorder(data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3, balance=cast(Any, balance))
     strategy = "ddp" if devices > 1 else "auto"
     # In double precision, because Adam blows rounding errors of vanishing gradients up to whole steps.
     settings: dict[str, Any] = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10}

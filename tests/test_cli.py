@@ -129,6 +129,7 @@ def test_all_three_names_are_the_same_program(words, tmp_path):
     command = [*words, "fit", "--config=synthetic.yaml", *settings, "--trainer.fast_dev_run", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Labels of 9 training images (random-label, seed 0): semseg ") == 1
     assert not (tmp_path / "runs").exists()
 
 

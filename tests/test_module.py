@@ -1,5 +1,7 @@
 import json
 import logging
+from dataclasses import fields
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -36,22 +38,37 @@ def fitted(tmp_path, data, seed=0, module=None, ckpt_path=None, **trainer):
     return module
 
 
-def test_the_loss_is_the_weighted_sum_of_labelled_terms_times_tasks_over_batch():
-    data = tiny_data()
-    module = tiny_module(data, dropout=0.0, loss_weights={"depth": 0.25})
+@pytest.mark.parametrize("balance", [None, "tasks", "labels", "none"])
+def test_the_loss_is_the_balanced_mean_over_images_of_their_labelled_terms(balance):
+    data = tiny_data(labels="random-label")
+    chosen = {"balance": balance} if balance else {}
+    module = tiny_module(data, dropout=0.0, loss_weights={"depth": 0.25}, **chosen)
     batch = batch_of(data)
     module.log = lambda *args, **kwargs: None
-    expected = 0.0
+    module.discovery = Mock(loss=lambda *_: torch.arange(4.0))
     with torch.no_grad():
         ours = module.training_step(batch, 0)
         outputs = module(batch["image"])
-        for task in data.tasks:
-            weight = 0.25 if task.name == "depth" else task.weight
-            losses = task.loss(outputs[task.name], batch[task.name])
-            expected += weight * sum(
-                float(x) for x, given in zip(losses, batch["labeled"][task.name], strict=True) if given
-            )
-    assert float(ours) == pytest.approx(expected * 6 / 4, rel=1e-4)
+        losses = {task.name: task.loss(outputs[task.name], batch[task.name]) for task in data.tasks}
+    weights = {task.name: 0.25 if task.name == "depth" else task.weight for task in data.tasks}
+    expected, sizes = 0.0, []
+    for image in range(4):
+        names = [name for name, marks in batch["labeled"].items() if marks[image]]
+        sizes.append(len(names))
+        terms = image + sum(weights[name] * float(losses[name][image]) for name in names)
+        expected += {"labels": 6 / len(names), "none": 1}.get(balance, 6) * terms / 4
+    assert len(set(sizes)) > 1
+    assert float(ours) == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_image_without_a_label_keeps_the_loss_finite():
+    data = tiny_data()
+    module = tiny_module(data, balance="labels")
+    batch = batch_of(data)
+    for task in data.tasks:
+        batch["labeled"][task.name][:2] = False
+    module.log = lambda *args, **kwargs: None
+    assert module.training_step(batch, 0).isfinite()
 
 
 def ruined_scenes(monkeypatch, data):
@@ -97,7 +114,9 @@ def test_a_task_is_asked_for_the_loss_of_labelled_images_alone():
             assert torch.equal(target.nan_to_num(), batch["depth"][[1, 3]].nan_to_num())
             return super().loss(output, target)
 
-    tasks = [Watched(**vars(task)) if task.name == "depth" else task for task in data.tasks]
+    depth = next(task for task in data.tasks if task.name == "depth")
+    watched = Watched(**{field.name: getattr(depth, field.name) for field in fields(depth)})
+    tasks = [watched if task is depth else task for task in data.tasks]
     module = tiny_module(data, dropout=0.0)
     module.log = lambda *args, **kwargs: None
     plain = module.training_step(batch, 0)
@@ -253,6 +272,7 @@ def test_an_endless_run_is_refused_because_the_rate_decays_over_epochs(tmp_path)
     ("arguments", "message"),
     [
         ({"network": "mtl"}, "model.network is 'mtl'; it must be one of htt, multitask"),
+        ({"balance": "images"}, "model.balance is 'images'; it must be one of tasks, labels, none"),
         ({"loss_weights": {"dpeth": 1.0}}, "loss_weights names 'dpeth'.*Did you mean 'depth'"),
         ({"single_task": {"semseg": 30.0}}, "single_task needs a figure other than zero for .*depth"),
     ],

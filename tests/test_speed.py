@@ -149,7 +149,7 @@ def test_losses_and_gradients_are_finite_in_half_precision(dtype, brightness):
         losses = [task.loss(outputs[task.name], batch[task.name]) for task in data.tasks]
         found = discovery.loss(batch | {"image": batch["image"] * brightness}, outputs)
     assert all(loss.dtype == torch.float32 for loss in losses)
-    total = torch.stack([loss.sum() for loss in losses]).sum() + found
+    total = torch.stack([loss.sum() for loss in losses]).sum() + found.sum()
     # BatchNorm enlarges gradients of black images beyond what 16 bits hold: a gradient scaler goes down until they fit.
     (total / 64).backward()
     assert total.isfinite()

@@ -4,6 +4,8 @@ from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.cityscapes import Cityscapes, CityscapesDataModule
 from htt_lightning.data.folder import Folder, FolderDataModule
 from htt_lightning.data.map_files import MapFiles
+from htt_lightning.data.mask_files import read_mask
+from htt_lightning.data.masks import LabelMask, draw_mask
 from htt_lightning.data.mixed import Mixed, MixedDataModule
 from htt_lightning.data.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.nyud40 import NYUD40, NYUD40DataModule
@@ -20,6 +22,7 @@ __all__ = [
     "CityscapesDataModule",
     "Folder",
     "FolderDataModule",
+    "LabelMask",
     "MapFiles",
     "Mixed",
     "MixedDataModule",
@@ -32,4 +35,6 @@ __all__ = [
     "Source",
     "SyntheticDataModule",
     "SyntheticScenes",
+    "draw_mask",
+    "read_mask",
 ]

@@ -9,18 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import cv2
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from htt_lightning.data.completed import CompletedDataset, moving
 from htt_lightning.data.mask_files import check_labels, read_mask
-from htt_lightning.data.masks import LabelMask, draw_mask, is_protocol, natural_order
+from htt_lightning.data.masks import LabelMask, draw_mask, is_protocol, natural_order, unable_message
 from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.sample import Batch, collate, labeled_rows
 from htt_lightning.data.samplers import EpochSampler, EvalSampler
@@ -28,6 +29,7 @@ from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError, several, sound, tolerated
 from htt_lightning.files import run_directory
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.given import inheriting
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     Args:
         labels: Which training image keeps which label: ``full``, ``one-label``, ``random-label``, or a file (JSON as
             saved beside a run, or a published ``.pth``).
-        tasks: Tasks to train, by name or as ``Task`` objects with other settings; all of the dataset's by default.
+        tasks: Tasks to train, by name or as ``Task`` objects, whose other settings are the dataset's; all of the
+            dataset's tasks by default.
         batch_size: Images per batch and process.
         image_size: ``[h, w]`` that images are resized to on reading; as stored by default.
         augment: Training augmentation; null for none.
@@ -96,14 +99,29 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def draw_labels(self, source: Source) -> LabelMask:
         """The label mask over all canonical tasks, whatever tasks the run lists (contracts.md, Label masks)."""
-        known = self.mask
-        if known is None or known.ids != natural_order(source.ids) or known.seed not in (None, self.run_seed):
-            if is_protocol(self.labels):
+        mask, ids = self.mask, natural_order(source.ids)
+        if is_protocol(self.labels):
+            if mask is None or mask.ids != ids or mask.seed not in (None, self.run_seed):
                 available = np.stack([source.available(task) for task in self.canonical], 1)
-                self.mask = draw_mask(self.labels, source.ids, self.canonical, self.run_seed, available)
-            else:
-                self.mask = read_mask(self.labels, source.ids, self.canonical)
-        return cast(LabelMask, self.mask)
+                mask = draw_mask(self.labels, source.ids, self.canonical, self.run_seed, available)
+        elif mask is None or mask.ids != ids:
+            mask = read_mask(self.labels, source.ids, self.canonical)
+            for task, names in self.unable(mask, source).items():
+                rank_zero_only(logger.warning)("%s", unable_message(self.labels, task, names))
+        self.mask = mask
+        return mask
+
+    def unable(self, mask: LabelMask, source: Source) -> dict[str, list[str]]:
+        """Ids of the images that a mask gives a label which they cannot have, by task of the run."""
+        able = {task.name: set(compress(source.ids, source.available(task.name))) for task in self.tasks}
+        given = {task: compress(mask.ids, mask.labeled[:, mask.tasks.index(task)]) for task in able}
+        found = {task: [name for name in names if name not in able[task]] for task, names in given.items()}
+        return {task: names for task, names in found.items() if names}
+
+    @property
+    def label_summary(self) -> str:
+        """How many training images keep which label, in one line; only once the mask is known."""
+        return self.mask.description if self.mask else ""
 
     def labels_of(self, split: Split, source: Source) -> dict[str, tuple[str, ...]]:
         """Names of the tasks each image of a split keeps its label of; validation images keep all they have."""
@@ -177,15 +195,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"{len(self.train)} labelled training images do not fill one batch of {self.batch_size} on each of "
                     f"{self._world} processes; lower data.batch_size."
                 )
-            self._save_mask(self.draw_labels(self.train.source))
+            mask, folder = self.draw_labels(self.train.source), run_directory(self.trainer) if self.trainer else None
+            rank_zero_info(self.label_summary)
+            if self.trainer and folder and self.trainer.is_global_zero:
+                mask.save(folder / MASK_FILE)
         self.val = self.dataset("val", fitting=stage == "fit")
-
-    def _save_mask(self, mask: LabelMask) -> None:
-        folder = run_directory(self.trainer) if self.trainer else None
-        if self.trainer and folder and self.trainer.is_global_zero:
-            mask.save(folder / MASK_FILE)
-            counts = ", ".join(f"{task} {count}" for task, count in mask.summary.items())
-            logger.info("Labels of %d training images (%s): %s", len(mask.ids), mask.protocol, counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Fingerprint of the label mask, so that a resumed run cannot mix masks up."""
@@ -270,7 +284,8 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
 
     Args:
         available: The dataset's tasks.
-        wanted: Names (a string may list several, with commas), or tasks that replace the dataset's of the same name.
+        wanted: Names (a string may list several, with commas), or tasks: what they were given takes the place of what
+            the dataset's of the same name has, see ``inheriting``.
 
     Raises:
         HTTError: A name is unknown or comes twice, or nothing is wanted.
@@ -288,7 +303,7 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
             raise HTTError(f"data.tasks names {name!r}, but the dataset has labels for {', '.join(known)}.{hint}")
         if name in chosen:
             raise HTTError(f"data.tasks names {name!r} twice.")
-        chosen[name] = item if isinstance(item, Task) else known[name]
+        chosen[name] = inheriting(item, known[name]) if isinstance(item, Task) else known[name]
     if not chosen:
         raise HTTError(f"data.tasks is empty; the dataset has labels for {', '.join(known)}.")
     return list(chosen.values())

@@ -1,19 +1,16 @@
 """Every image and label that a run would read, read once: what the dataset holds, and all that is broken in it."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.progress import track
 from torch.utils.data import DataLoader
 
 from htt_lightning.data.base import PartialLabelDataModule, Split, one_thread
-from htt_lightning.data.masks import LabelMask
-from htt_lightning.data.partial import Source
+from htt_lightning.data.mask_figures import mask_doubts, mask_figures
+from htt_lightning.data.masks import unable_message
 from htt_lightning.data.readings import Fault, Inspection, Readings, attempt
 from htt_lightning.errors import HTTError, collected, several, tolerated
 from htt_lightning.tasks import Task
@@ -117,48 +114,6 @@ def remarks(readings: Readings, found: Inspection, tasks: Sequence[Task]) -> tup
     return warnings, notes
 
 
-def expected_labels(protocol: str, available: NDArray[np.bool_]) -> list[tuple[float, float]] | None:
-    """How many labels a protocol draws per task: mean and standard deviation (protocol.md 2.3).
-
-    Args:
-        protocol: ``full``, ``one-label`` or ``random-label``.
-        available: bool ``n t``: which image can have which label.
-
-    Returns:
-        None for one label per image where several tasks are scarce: it depends on who shares images.
-    """
-    images, tasks = available.shape
-    supply = available.sum(0)
-    if protocol == "full":
-        return [(float(count), 0.0) for count in supply]
-    if protocol == "random-label":
-        # Half of the tasks in the mean, whatever their number; all of one.
-        chance = np.where(available, np.where(available.sum(1) > 1, 0.5, 1.0)[:, None], 0.0)
-        return list(zip(chance.sum(0).tolist(), np.sqrt((chance * (1 - chance)).sum(0)).tolist(), strict=True))
-    if (supply < images).sum() > 1:
-        return None
-    scarce = min(int(supply.min()), images / tasks)
-    level = (images - scarce) / (tasks - 1) if tasks > 1 else scarce
-    return [(float(scarce) if count < images else level, 0.0) for count in supply]
-
-
-def mask_figures(mask: LabelMask, source: Source) -> dict[str, Any]:
-    """Labels per canonical task and, unless the mask is a file, between which numbers they are expected.
-
-    Args:
-        mask: Over all training images.
-        source: These images.
-    """
-    expected = None
-    if mask.protocol != "file":
-        expected = expected_labels(mask.protocol, np.stack([source.available(task) for task in mask.tasks], 1))
-    tasks: dict[str, dict[str, Any]] = {task: {"labels": count} for task, count in mask.summary.items()}
-    for row, (mean, deviation) in zip(tasks.values(), expected or (), strict=False):
-        reach = 3 * deviation
-        row |= {"expected": mean, "band": (math.floor(mean - reach), math.ceil(mean + reach))}
-    return {"protocol": mask.protocol, "seed": mask.seed, "tasks": tasks}
-
-
 def inspect(data: PartialLabelDataModule, opened: Opened | None = None) -> dict[str, Any]:
     """Read everything that training and evaluation would read.
 
@@ -189,11 +144,11 @@ def inspect(data: PartialLabelDataModule, opened: Opened | None = None) -> dict[
         wanted |= {(name, what): count for what, count in [("split", one.images), ("image", one.images), *kept.items()]}
     if "train" in whole:
         source = splits["train"].split.source
-        report["mask"] = mask_figures(data.draw_labels(source), source)
-        for task_name, row in report["mask"]["tasks"].items():
-            low, high = row.get("band", (0, math.inf))
-            if not low <= row["labels"] <= high:
-                warnings.append(f"train {task_name}: {row['labels']} labels are drawn, not {low} to {high}.")
+        mask = data.draw_labels(source)
+        unable = data.unable(mask, source)
+        report["mask"] = {"summary": data.label_summary, **mask_figures(mask, source), "unable": unable}
+        warnings += [f"train: {doubt}" for doubt in mask_doubts(report["mask"])]
+        warnings += [f"train: {unable_message(data.labels, task, names)}" for task, names in unable.items()]
     if len(splits) > 1:
         train_ids, val_ids = (splits[name].split.source.ids for name in get_args(Split))
         known = set(val_ids)  # numbers, also those of a part of a mixture, begin anew in each split

@@ -1,7 +1,6 @@
 """Label masks on disk: our own format, and the published files (protocol.md 2.1)."""
 
 import codecs
-import hashlib
 import io
 import json
 import logging
@@ -9,7 +8,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeGuard, get_args
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -17,13 +16,13 @@ import torch
 from htt_lightning.data.masks import (
     FORMAT,
     LabelMask,
-    Protocol,
     is_protocol,
     joined,
     natural_key,
     natural_order,
     unknown,
 )
+from htt_lightning.data.published import published
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.base import RELEASED_NAMES
 
@@ -38,29 +37,42 @@ _ARRAY: Any = np.zeros(1).__reduce__()[0]
 Labels = dict[str, list[str]]
 """Names of the tasks that each image keeps its label of, by image id."""
 
-PUBLISHED: Mapping[str, str] = MappingProxyType(
-    {
-        "aa12f1e3daaa525c0f03907d833b13c6": "the published NYUD one-label mask",
-        "c83e18adccde926a65ac5de96ffa033f": "the published NYUD random-label mask",
-        "2a62911cac09f8c9e1bcd1bb499c4eca": "the published Cityscapes one-label mask",
-        "d6efcccebc42e2f317de908375321346": "the published PASCAL-Context one-label mask",
-        "45746c0a24ae0658f15c2bec338a11c6": "the published PASCAL-Context random-label mask",
-        "c127e1d99899ca42fb7aee29c70d4e05": "the published PASCAL-Context one-label mask, indexed by image",
-        "0e9b39814e8d5dee3e15ec4e96672b92": "the published PASCAL-Context random-label mask, indexed by image",
-    }
-)
-"""MD5 of the published masks (protocol.md 2.1)."""
+
+class Provenance(NamedTuple):
+    """What a mask file says about itself; see ``LabelMask``."""
+
+    protocol: str = "file"
+    seed: int | None = None
+    origin: str | None = None
+
+
+def provenance(path: Path, content: bytes) -> Provenance:
+    """How the mask in a file was drawn: a published file is known by its MD5, and one of ours says it.
+
+    Raises:
+        HTTError: One of ours says it in another form.
+    """
+    if known := published(content):
+        return Provenance(known.protocol, origin=known.name)
+    try:
+        stored = json.loads(content)
+    except (ValueError, RecursionError):  # another form, which says nothing, or a damaged file
+        return Provenance()
+    said = Provenance(**{key: stored[key] for key in Provenance._fields if key in stored} if _is_ours(stored) else {})
+    texts = isinstance(said.protocol, str) and isinstance(said.origin, str | None)
+    if not texts or type(said.seed) not in (int, type(None)):
+        raise HTTError(f"{path}: 'protocol' and 'origin' must be texts, and 'seed' a whole number or null.")
+    return said
 
 
 def protocol_of(labels: str) -> str:
     """The protocol that labels follow, also those of a file of ours or a published one; ``file`` if it says nothing."""
     if is_protocol(labels):
         return labels
-    content = Path(labels).read_bytes()
-    known = PUBLISHED.get(hashlib.md5(content, usedforsecurity=False).hexdigest(), "")
+    path = Path(labels)
     try:
-        return next((p for p in get_args(Protocol) if p in known), None) or str(json.loads(content)["protocol"])
-    except (ValueError, KeyError, TypeError):  # whoever reads the mask will say what is wrong
+        return provenance(path, path.read_bytes()).protocol
+    except (OSError, HTTError):  # whoever reads the mask will say what is wrong
         return "file"
 
 
@@ -75,9 +87,7 @@ def check_labels(labels: str) -> None:
     raise HTTError(f"Cannot read the label mask {labels}: no such file.") if Path(labels).suffix else unknown(labels)
 
 
-def read_mask(
-    path: str | Path, ids: Sequence[str], tasks: Sequence[str], published: Mapping[str, str] = PUBLISHED
-) -> LabelMask:
+def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> LabelMask:
     """Read a label mask: a JSON file as ``LabelMask.save`` writes it, or a published one (``.pth`` or ``.npy``).
 
     Published files come in three forms (protocol.md 2.1). A tensor is positional: columns are the canonical tasks in
@@ -88,10 +98,10 @@ def read_mask(
         path: The file. Nothing in it is ever executed.
         ids: Ids of all training images of the data set.
         tasks: The data set's canonical tasks by name, in canonical order.
-        published: Description of known files by MD5.
 
     Returns:
-        The mask with the protocol ``file``, columns in the order of ``tasks``.
+        The mask, columns in the order of ``tasks``. Protocol, seed and origin are those that the file names, or those
+        of the published mask that it is.
 
     Raises:
         HTTError: The file is missing or damaged, is over other tasks or images, or leaves an image without a label.
@@ -113,11 +123,11 @@ def read_mask(
             raise HTTError(f"{path}: image {name!r} lists unknown tasks {joined(sorted(set(kept) - set(tasks)))}.")
         if not kept:
             raise HTTError(f"{path}: image {name!r} has no label; every image needs one.")
-    if not ours:
-        known = published.get(hashlib.md5(content, usedforsecurity=False).hexdigest())
-        logger.log(logging.INFO if known else logging.WARNING, "%s is %s.", path, known or "no published label mask")
+    drawn = provenance(path, content)
+    if not ours and not drawn.origin:
+        logger.warning("%s is no published label mask.", path)
     labeled = [[task in labels[name] for task in tasks] for name in ids]
-    return LabelMask(tasks, ids, np.array(labeled, np.bool_).reshape(len(ids), len(tasks)), "file")
+    return LabelMask(tasks, ids, np.array(labeled, np.bool_).reshape(len(ids), len(tasks)), *drawn)
 
 
 def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[str]) -> Labels:
@@ -206,13 +216,17 @@ def _from_json(path: Path, content: bytes, tasks: Sequence[str]) -> Labels:
         mask = json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise HTTError(f"{path} is no label mask: no valid JSON ({error}).") from error
-    if not isinstance(mask, dict) or mask.get("format") != FORMAT:
+    if not _is_ours(mask):
         raise HTTError(f"{path} is no label mask of format {FORMAT}.")
     named, labels = mask.get("tasks"), mask.get("labels")
     if not _is_names(named) or not isinstance(labels, dict) or not all(map(_is_names, labels.values())):
         raise HTTError(f"{path}: expected 'tasks' as a list of names and 'labels' as a list of names per image id.")
     _same_tasks(path, named, tasks)
     return labels
+
+
+def _is_ours(mask: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(mask, dict) and mask.get("format") == FORMAT
 
 
 def _same_tasks(path: Path, named: Iterable[str], tasks: Sequence[str]) -> None:

@@ -30,8 +30,9 @@ class LabelMask:
         tasks: The data set's canonical tasks by name.
         ids: Image ids in natural order.
         labeled: bool ``n t``, True where image ``n`` keeps its label of task ``t``.
-        protocol: How the mask was drawn, or ``file``.
-        seed: What it was drawn with; None where nothing was drawn.
+        protocol: How the mask was drawn, whatever file it has been in since; ``file`` where that is not known.
+        seed: What it was drawn with; None where nothing was drawn, or the seed is not known.
+        origin: Which published mask it is, in words; None for any other.
 
     Raises:
         ValueError: The shape of ``labeled`` is not ``n t``, or the ids are not in natural order.
@@ -42,6 +43,7 @@ class LabelMask:
     labeled: NDArray[np.bool_]
     protocol: str
     seed: int | None = None
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         if self.labeled.shape != (len(self.ids), len(self.tasks)) or self.labeled.dtype != np.bool_:
@@ -59,6 +61,14 @@ class LabelMask:
     def summary(self) -> dict[str, int]:
         """Number of labelled images per task."""
         return dict(zip(self.tasks, self.labeled.sum(0).tolist(), strict=True))
+
+    @property
+    def description(self) -> str:
+        """How many images keep which label, and how that was drawn, in one line."""
+        seed = None if self.seed is None else f"seed {self.seed}"
+        drawn = joined(filter(None, (self.protocol, seed, self.origin)))
+        counts = joined(f"{task} {count}" for task, count in self.summary.items())
+        return f"Labels of {len(self.ids)} training images ({drawn}): {counts}"
 
     def select(self, tasks: Sequence[str]) -> "LabelMask":
         """The mask of a run on some of the tasks: their columns, without the images that are left unlabelled.
@@ -91,7 +101,8 @@ class LabelMask:
             f"    {json.dumps(name)}: {json.dumps([task for task, keep in zip(self.tasks, row, strict=True) if keep])}"
             for name, row in zip(self.ids, self.labeled.tolist(), strict=True)
         )
-        head = {"format": FORMAT, "protocol": self.protocol, "seed": self.seed, "tasks": self.tasks}
+        head = {"format": FORMAT, "protocol": self.protocol, "seed": self.seed, "origin": self.origin}
+        head["tasks"] = self.tasks
         lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items()]
         text = "".join(["{\n", *lines, '  "labels": {\n', labels, "\n  }\n}\n"])
         with atomic_path(Path(path)) as partial:
@@ -118,6 +129,12 @@ def unknown(protocol: str) -> HTTError:
     near = difflib.get_close_matches(str(protocol), get_args(Protocol), 1, 0.3)
     hint = f" Did you mean {near[0]}?" if near else ""
     return HTTError(f"Unknown label protocol {protocol!r}: choose {', '.join(get_args(Protocol))}.{hint}")
+
+
+def unable_message(path: str, task: str, names: Sequence[str]) -> str:
+    """What to say of a mask file that gives images a label which they cannot have; it names three of them."""
+    more = ", ..." if len(names) > 3 else ""
+    return f"{path} gives {len(names)} images a label of {task} that they do not have: {joined(names[:3])}{more}."
 
 
 def draw_mask(

@@ -82,8 +82,8 @@ class TrainTransform:
     images larger than ``size`` keep theirs. One object serves one thread at a time; it can be pickled.
 
     Args:
-        tasks: The run's tasks; other maps are dropped. The first one with ``balances_crops`` steers the choice of crops
-            on images that are labelled for it: a hidden label has no influence (protocol.md 6.16).
+        tasks: The run's tasks; other maps are dropped. The first one with ``balances_crops`` that an image is labelled
+            for steers the choice of its crop: a hidden label has no influence (protocol.md 6.16).
         augment: What to draw; None augments nothing.
         size: Image size ``(h, w)`` of the run; None for the images' own.
     """
@@ -214,7 +214,7 @@ class ScaleCrop(JointTransform):
         super().__init__(tasks)
         self.augment = augment
         self.size = size
-        self.judges = [task.name for task in self.tasks if task.balances_crops][:1]
+        self.judges = [task.name for task in self.tasks if task.balances_crops]
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the factor and the crop: the ``scaled`` size, and ``rows`` and ``columns`` of it to keep."""
@@ -223,7 +223,7 @@ class ScaleCrop(JointTransform):
         factor = choices[rng.integers(len(choices))] if choices else rng.uniform(*self.augment.scale)
         scaled = [max(int(length * factor), 1) for length in old]
         kept = np.minimum(scaled, self.size or old)
-        judges = [data[name] for name in self.judges if name in data]
+        judges = [data[name] for name in self.judges if name in data][:1]
         for _ in range(self.augment.crop_tries):
             offset = rng.integers(scaled - kept, endpoint=True)
             rows, columns = (slice(start, start + length) for start, length in zip(offset, kept, strict=True))

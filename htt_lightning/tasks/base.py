@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import upcast
 from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.given import Given
 from htt_lightning.tasks.tally import Spread, Tally
 
 IGNORE = 255
@@ -57,7 +58,7 @@ def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(ABC):
+class Task(Given, ABC):
     """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
@@ -82,8 +83,10 @@ class Task(ABC):
     beta: float = 1.0
     val_images: int | None = None
 
-    training_only: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta", "val_images")
-    """Fields that may differ between a checkpoint and a run that goes on with it."""
+    training_only: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta")
+    """Fields that say how it is trained; they may differ between a checkpoint and a run that goes on with it."""
+    measuring: ClassVar[tuple[str, ...]] = ("val_images",)
+    """Fields that say how it is measured; so may these."""
     channels: ClassVar[int | None] = None
     headline: ClassVar[str]
     """The figure of ``metrics()`` that papers report and that enters Delta_m."""
@@ -121,7 +124,7 @@ class Task(ABC):
     def meaning(self) -> dict[str, Any]:
         """The part of the settings that outputs and labels depend on."""
         settings: dict[str, Any] = self.to_config()["init_args"]
-        return {key: value for key, value in settings.items() if key not in self.training_only}
+        return {key: value for key, value in settings.items() if key not in self.training_only + self.measuring}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Task":

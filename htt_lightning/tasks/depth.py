@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -107,15 +107,24 @@ class InverseDepth(Depth):
     """What is near has large values, as in Cityscapes' disparities (protocol.md 1.4); the defaults are theirs.
 
     Args:
+        zoomed: What becomes of the values where augmentation enlarges an image by a factor: they are ``multiplied`` by
+            it, as stepping closer has it; or ``divided``, as depths are, which earlier code does (protocol.md 6.14).
         **kwargs: See ``Depth``; ``near`` is the smallest value, which lies farthest away.
     """
 
     bins: int = 50
     near: float = 0.01
     far: float = 0.4922
+    zoomed: Literal["multiplied", "divided"] = "multiplied"
 
+    training_only: ClassVar[tuple[str, ...]] = (*Depth.training_only, "zoomed")
     unit: ClassVar[str] = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zoomed not in ("multiplied", "divided"):
+            raise HTTError(f"zoomed of {self.name} must be multiplied or divided, not {self.zoomed!r}.")
+
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
-        """Stepping closer multiplies; earlier code divides (protocol.md 6.14)."""
-        return array * np.float32(factor)
+        """Multiply, or divide as earlier code does."""
+        return array * np.float32(factor) if self.zoomed == "multiplied" else super().zoom(array, factor)

@@ -46,10 +46,8 @@ class Edges(Task):
     certain: float = 0.99
     keep: Literal["confident", "released"] = "confident"
 
-    training_only: ClassVar[tuple[str, ...]] = (
-        *(*Task.training_only, "certain", "keep"),
-        *("thresholds", "test_thresholds", "thin"),  # how it is measured, not what it is
-    )
+    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "certain", "keep")
+    measuring: ClassVar[tuple[str, ...]] = (*Task.measuring, "tolerance", "thresholds", "test_thresholds", "thin")
 
     headline: ClassVar[str] = "ods_f"
     higher_is_better: ClassVar[bool] = True

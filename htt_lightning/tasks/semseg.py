@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from htt_lightning.errors import HTTError
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import ClassScores
 from htt_lightning.output import Output, to_pixels
@@ -20,19 +21,20 @@ class Classification(Task):
     """A class per pixel: cross entropy over valid pixels, argmax, mean IoU of the dataset's confusion matrix.
 
     Args:
-        classes: Class names; a class's index is its value in the map.
+        classes: Class names; a class's index is its value in the map. Of ``data.tasks``, by default the dataset's.
         absent: Mean IoU skips classes that occur in neither labels nor predictions, or counts them as zero
             (protocol.md 6.20).
         balance: Exponent of a class's share in the image that soft labels are divided by: 0 leaves them, 1 gives every
             class the same say. The mean over classes is what counts, but averaged beliefs turn to frequent ones.
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     absent: Literal["skip", "zero"] = "skip"
     balance: float = 0.5
 
     training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "balance")
 
+    measuring: ClassVar[tuple[str, ...]] = (*Task.measuring, "absent")
     headline: ClassVar[str] = "miou"
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
@@ -40,11 +42,17 @@ class Classification(Task):
     @property
     def num_tokens(self) -> int:
         """One token per class."""
-        return len(self.classes)
+        return len(self.class_names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes."""
+        """The names of the classes.
+
+        Raises:
+            HTTError: There are none.
+        """
+        if not self.classes:
+            raise HTTError(f"The task {self.name} has no classes; list their names in its setting classes.")
         return self.classes
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

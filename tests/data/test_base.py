@@ -1,17 +1,22 @@
+import hashlib
 import json
+import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.data import NYUDDataModule
 from htt_lightning.data.base import choose_tasks, scored
+from htt_lightning.data.published import PUBLISHED
 from htt_lightning.data.synthetic import write_nyud
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Normals, SemSeg
-from tests.tiny import tiny_data
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 AVAILABLE = [SemSeg(classes=("a", "b")), Depth(), Normals()]
 
@@ -71,6 +76,40 @@ def test_published_and_own_mask_files_are_read(tree, tmp_path, caplog):
     assert "no published label mask" in caplog.text
     data.mask.save(tmp_path / "mine.json")
     assert nyud(tree, labels=str(tmp_path / "mine.json")).mask.fingerprint == data.mask.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["published", "drawn"])
+def test_a_random_label_mask_keeps_its_threshold_however_often_a_run_is_resumed(tree, tmp_path, monkeypatch, kind):
+    labels, checkpoint, taus = "random-label", None, []
+    if kind == "published":
+        path = tmp_path / "randomlabels.pth"
+        kept = [[1, 0, 0], [0, 1, 1], [1, 0, 1]]
+        torch.save({"labels_weights": torch.tensor(kept).repeat(3, 1)}, path)
+        labels = str(path)
+        known = next(mask for mask in PUBLISHED.values() if mask.name == "the published NYUD random-label mask")
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        monkeypatch.setattr("htt_lightning.data.published.PUBLISHED", {md5: known})
+    for run in ("first", "second", "third"):
+        keep = ModelCheckpoint(dirpath=tmp_path / run / "kept", filename="last")
+        data = NYUDDataModule(root=str(tree), labels=labels, num_workers=0, batch_size=3, seed=1)
+        trainer = tiny_trainer(tmp_path / run, max_epochs=len(taus) + 1, callbacks=[keep], enable_checkpointing=True,
+                               limit_train_batches=1, limit_val_batches=1)  # fmt: skip
+        trainer.fit(tiny_module(data), data, ckpt_path=checkpoint)
+        labels, checkpoint = str(tmp_path / run / "labels.json"), tmp_path / run / "kept" / "last.ckpt"
+        stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["tasks"]
+        taus.append(next(task["init_args"]["threshold"] for task in stored if task["init_args"]["name"] == "depth"))
+        mask = json.loads(Path(labels).read_text())
+        assert mask["protocol"] == "random-label"
+        assert (mask["seed"], mask["origin"]) == ((None, known.name) if kind == "published" else (1, None))
+    assert taus == [0.95] * 3
+
+
+def test_the_labels_of_a_run_are_told_as_it_begins(tree, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    nyud(tree, seed=4).mask.save(tmp_path / "labels.json")
+    nyud(tree, labels=str(tmp_path / "labels.json"))
+    line = "Labels of 9 training images (one-label, seed 4): semseg 3, depth 3, normals 3"
+    assert caplog.messages == [line, line]
 
 
 @pytest.mark.parametrize(

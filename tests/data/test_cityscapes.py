@@ -1,4 +1,5 @@
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from htt_lightning.cli import main
 from htt_lightning.data.cityscapes import CLASSES, Cityscapes, CityscapesDataModule
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, InverseDepth
+from tests.conftest import ROOT
 from tests.tasks.samples import output_of
 from tests.tiny import BACKBONE
 
@@ -115,6 +117,14 @@ def test_stepping_closer_multiplies_inverse_depth_and_divides_depth():
     np.testing.assert_allclose(1 / InverseDepth().zoom(1 / array, 1.3), Depth().zoom(array, 1.3), rtol=1e-6)
 
 
+def test_inverse_depth_may_be_divided_as_earlier_code_does():
+    array, divided = np.array([[0.1, np.nan]], np.float32), InverseDepth(zoomed="divided")
+    np.testing.assert_allclose(divided.zoom(array, 2.0), [[0.05, np.nan]], rtol=1e-6)
+    assert divided.meaning == InverseDepth().meaning
+    with pytest.raises(HTTError, match="zoomed of depth must be multiplied or divided, not 'divide'"):
+        InverseDepth(zoomed="divide")
+
+
 def test_inverse_depth_decodes_within_its_bins():
     decoded = InverseDepth().decode(output_of(torch.randn(2, 50, 4, 8) * 20), (16, 32))
     assert decoded.shape == (2, 1, 16, 32)
@@ -146,8 +156,11 @@ def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(cla
         main([command, "--config", "cityscapes.yaml", *(word for pair in options.items() for word in pair)])
 
     htt("check", data)
-    htt("fit", options)
+    divided = re.search(r"--data\.tasks '(.*divided.*)'", (ROOT / "configs" / "cityscapes.yaml").read_text())[1]
+    htt("fit", options | ({"--data.tasks": divided} if classes == 19 else {}))
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
     for command in ("validate", "test"):
         htt(command, options | {"--ckpt_path": str(checkpoint)})
+    stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["tasks"][1]["init_args"]
+    assert (stored["zoomed"], stored["threshold"]) == ("divided" if classes == 19 else "multiplied", 0.95)
     assert "test/depth/abs_err" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 
 from htt_lightning.check import contact_sheet
 from htt_lightning.data import NYUDDataModule
-from htt_lightning.data.inspection import expected_labels, inspect, open_splits
+from htt_lightning.data.inspection import inspect, open_splits
 from htt_lightning.data.masks import draw_mask
 from htt_lightning.data.nyud import CLASSES, NYUD
 from htt_lightning.data.synthetic import write_nyud
@@ -120,46 +120,6 @@ def test_ids_in_both_splits_are_noted_where_they_are_not_mere_numbers(root, monk
     monkeypatch.setattr(NYUD, "doubts", lambda self: [])
     monkeypatch.setattr(NYUD, "image", lambda self, index: np.zeros((*SIZE, 3), np.uint8))
     assert "3 ids are in both splits, such as 'room_0'." in inspect(nyud(root))["warnings"]
-
-
-@pytest.mark.parametrize("protocol", ["full", "one-label", "random-label"])
-@pytest.mark.parametrize("people", [90, 20, 3])
-def test_drawn_masks_lie_within_the_expected_bands(protocol, people):
-    available = np.ones((90, 4), bool)
-    available[people:, 1] = False
-    ids = [str(index) for index in range(90)]
-    draws = [draw_mask(protocol, ids, "abcd", seed, available).labeled.sum(0) for seed in range(60)]
-    expected = expected_labels(protocol, available)
-    for column, (mean, deviation) in zip(np.transpose(draws), expected, strict=True):
-        assert np.mean(column) == pytest.approx(mean, abs=max(3.5 * deviation / np.sqrt(60), 1))
-        if protocol != "random-label":
-            assert deviation == 0
-            assert np.floor(mean) <= column.min()
-            assert column.max() <= np.ceil(mean)
-        else:
-            assert np.std(column) == pytest.approx(deviation, rel=0.35)
-
-
-def test_the_expected_bands_are_those_of_the_benchmarks():
-    nyud_mean, nyud_deviation = expected_labels("random-label", np.ones((795, 3), bool))[0]
-    assert (nyud_mean, round(nyud_deviation, 1)) == (397.5, 14.1)
-    pascal = np.ones((4998, 5), bool)
-    pascal[1700:, 1] = False
-    figures = expected_labels("random-label", pascal)
-    assert [round(deviation) for _, deviation in figures] == [35, 21, 35, 35, 35]
-    assert [mean for mean, _ in figures] == [2499, 850, 2499, 2499, 2499]
-    pascal[:2000, 2] = False
-    assert expected_labels("one-label", pascal) is None  # two scarce tasks
-
-
-def test_a_mask_file_has_counts_and_no_bands(root, tmp_path):
-    drawn = nyud(root, labels="random-label")
-    drawn.draw_labels(drawn.source("train")).save(tmp_path / "mask.json")
-    bands = inspect(drawn)["mask"]
-    assert all(row["band"][0] <= row["labels"] <= row["band"][1] for row in bands["tasks"].values())
-    read = inspect(nyud(root, labels=str(tmp_path / "mask.json")))["mask"]
-    assert read["protocol"] == "file"
-    assert read["tasks"] == {task: {"labels": row["labels"]} for task, row in bands["tasks"].items()}
 
 
 # Faults

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import logging
 import os
 import pickle
 import re
@@ -9,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from htt_lightning.data.mask_files import PUBLISHED, protocol_of, read_mask
+from htt_lightning.data import read_mask
+from htt_lightning.data.mask_files import protocol_of
 from htt_lightning.data.masks import draw_mask
+from htt_lightning.data.published import PUBLISHED
+from htt_lightning.data.synthetic import write_nyud
 from htt_lightning.errors import HTTError
+from tests.conftest import ROOT
 
 NYUD = ("semseg", "depth", "normals")
 PASCAL = ("semseg", "human_parts", "saliency", "normals", "edges")
@@ -43,6 +46,10 @@ LABELS = GOOD["labels"]
         ({**GOOD, "labels": {"x": []}}, r"4 missing \(such as '0'\), 1 unexpected \(such as 'x'\)"),
         ({**GOOD, "labels": {**LABELS, "2": ["depth", "edges"]}}, "image '2' lists unknown tasks edges"),
         ({**GOOD, "labels": {**LABELS, "2": []}}, "image '2' has no label"),
+        ({**GOOD, "protocol": 1}, "'protocol' and 'origin' must be texts"),
+        ({**GOOD, "origin": ["x"]}, "'protocol' and 'origin' must be texts"),
+        ({**GOOD, "seed": "3"}, "'seed' a whole number"),
+        ({**GOOD, "seed": True}, "'seed' a whole number"),
     ],
 )
 def test_a_bad_mask_file_is_refused_with_its_name(tmp_path, content, message):
@@ -72,12 +79,36 @@ def test_a_published_file_is_read_by_position(tmp_path, caplog):
     assert (caplog.messages, caplog.records[0].levelname) == ([f"{path} is no published label mask."], "WARNING")
 
 
-def test_a_known_file_is_named_in_the_log(tmp_path, caplog):
-    path = published(tmp_path / "mask.pth", torch.ones(4, 2))
+def known(monkeypatch, path, name="the published NYUD random-label mask"):
+    """Have a file taken for the published mask of that name."""
+    mask = next(mask for mask in PUBLISHED.values() if mask.name == name)
     md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    with caplog.at_level(logging.INFO):
-        read_mask(path, ("0", "1", "2", "3"), NYUD[:2], {md5: "the mask of this test"})
-    assert (caplog.messages, caplog.records[0].levelname) == ([f"{path} is the mask of this test."], "INFO")
+    monkeypatch.setattr("htt_lightning.data.published.PUBLISHED", {md5: mask})
+
+
+def test_a_published_file_is_known_and_so_is_what_it_was_converted_to(tmp_path, monkeypatch, caplog):
+    path = published(tmp_path / "mask.pth", torch.ones(4, 3))
+    known(monkeypatch, path)
+    for file in (path, tmp_path / "first.json", tmp_path / "second.json"):
+        mask = read_mask(file, "0123", NYUD)
+        assert (mask.protocol, mask.seed, mask.origin) == ("random-label", None, "the published NYUD random-label mask")
+        assert protocol_of(str(file)) == "random-label"
+        mask.save(tmp_path / ("first.json" if file is path else "second.json"))
+    assert caplog.messages == []
+
+
+def test_a_file_of_ours_keeps_what_it_was_drawn_with(tmp_path):
+    drawn = draw_mask("random-label", FEW, NYUD, 3)
+    for _ in range(2):
+        drawn.save(tmp_path / "mask.json")
+        drawn = read_mask(tmp_path / "mask.json", FEW, NYUD)
+        assert (drawn.protocol, drawn.seed, drawn.origin) == ("random-label", 3, None)
+
+
+def test_a_file_may_say_nothing_about_itself(tmp_path):
+    (tmp_path / "mask.json").write_text(json.dumps({key: GOOD[key] for key in ("format", "tasks", "labels")}))
+    mask = read_mask(tmp_path / "mask.json", FEW, NYUD)
+    assert (mask.protocol, mask.seed, mask.origin) == ("file", None, None)
 
 
 @pytest.mark.parametrize(
@@ -228,11 +259,34 @@ def test_code_in_a_mask_is_refused_and_not_run(tmp_path, monkeypatch, suffix):
     assert (tmp_path / "harm").exists()
 
 
+def test_the_example_of_the_page_on_datasets_converts_a_published_mask(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_nyud(tmp_path / "DIR" / "NYUDv2", train=12, val=1, size=(8, 8))
+    kept = draw_mask("random-label", IDS[:12], NYUD, 0)
+    known(monkeypatch, published(tmp_path / "randomlabels.pth", torch.from_numpy(kept.labeled).float()))
+    page = (ROOT / "htt_lightning" / "data" / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example, {})
+    mask = read_mask("labels.json", IDS[:12], NYUD)
+    assert mask.fingerprint == kept.fingerprint
+    assert mask.origin == "the published NYUD random-label mask"
+
+
 def test_published_masks_are_known_with_their_protocol(tmp_path, monkeypatch):
     path = lists(tmp_path / "mask.npy")
     assert protocol_of(str(path)) == "file"
-    md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    for description in PUBLISHED.values():
-        monkeypatch.setattr("htt_lightning.data.mask_files.PUBLISHED", {md5: description})
-        assert protocol_of(str(path)) in ("one-label", "random-label")
-        assert protocol_of(str(path)) in description
+    for mask in PUBLISHED.values():
+        known(monkeypatch, path, mask.name)
+        assert protocol_of(str(path)) == mask.protocol
+        assert mask.protocol in mask.name
+
+
+def test_the_numbers_of_published_masks_add_up():
+    assert len(PUBLISHED) == 7
+    for mask in PUBLISHED.values():
+        labels = sum(size * images for size, images in mask.sizes.items())
+        assert labels == sum(mask.tasks.values())
+        if mask.patterns:
+            assert sum(mask.patterns.values()) == sum(mask.sizes.values())
+            for task, images in mask.tasks.items():
+                assert images == sum(count for kept, count in mask.patterns.items() if task in kept)

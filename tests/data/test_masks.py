@@ -226,16 +226,24 @@ def test_a_saved_mask_reads_back_equal(tmp_path_factory, available, seed, data):
     again = read_mask(path, data.draw(st.permutations(ids)), tasks)
     assert again.fingerprint == mask.fingerprint
     np.testing.assert_array_equal(read_mask(path, ids, tasks[::-1]).labeled, mask.labeled[:, ::-1])
-    assert (again.protocol, again.seed) == ("file", None)
+    assert (again.protocol, again.seed) == ("random-label", seed)
 
 
 def test_the_file_is_readable_by_people(tmp_path):
     small().save(tmp_path / "mask.json")
     assert (tmp_path / "mask.json").read_text() == (
-        '{\n  "format": 1,\n  "protocol": "one-label",\n  "seed": 3,\n  "tasks": ["semseg", "depth", "normals"],\n'
+        '{\n  "format": 1,\n  "protocol": "one-label",\n  "seed": 3,\n  "origin": null,\n'
+        '  "tasks": ["semseg", "depth", "normals"],\n'
         '  "labels": {\n    "0": ["semseg"],\n    "1": ["depth"],\n    "2": ["semseg", "depth"],\n'
         '    "10": ["normals"]\n  }\n}\n'
     )
+
+
+def test_a_mask_is_described_in_a_line():
+    text = "Labels of 4 training images (one-label, seed 3): semseg 2, depth 2, normals 1"
+    assert small().description == text
+    known = replace(small(), seed=None, origin="the published one")
+    assert "(one-label, the published one)" in known.description
 
 
 def test_saving_replaces_a_file_as_a_whole(tmp_path, monkeypatch):

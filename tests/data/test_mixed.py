@@ -1,3 +1,5 @@
+import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -7,13 +9,19 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from htt_lightning import FolderDataModule, MixedDataModule, NYUDDataModule
+from htt_lightning import (
+    FolderDataModule,
+    MixedDataModule,
+    NYUD40DataModule,
+    NYUDDataModule,
+    PASCALContextDataModule,
+)
 from htt_lightning.cli import main
 from htt_lightning.data import MapFiles
 from htt_lightning.data.inspection import inspect
 from htt_lightning.data.synthetic import write_nyud
 from htt_lightning.errors import HTTError
-from htt_lightning.tasks import Depth, HumanParts, SemSeg
+from htt_lightning.tasks import Depth, Edges, HumanParts, SemSeg
 from htt_lightning.trainer import HTTTrainer
 from tests.data.folder_tree import MAPS, write_tree
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -160,12 +168,87 @@ def test_one_task_of_two_datasets_is_one_task(roots):
         (HumanParts(name="semseg"), "class, classes"),
     ],
 )
-def test_one_name_for_two_meanings_is_refused(roots, task, differ):
-    other = mine(roots, maps=[MapFiles(task, "train/depth/{id}.png")])
+def test_one_name_for_two_meanings_is_refused_with_a_way_out(roots, task, differ):
+    def other():
+        return mine(roots, maps=[MapFiles(task, "train/depth/{id}.png")])
+
     with pytest.raises(
         HTTError, match=rf"{task.name} means one thing in data\.parts 0 and another in 1: its {differ} d"
-    ):
-        mixed(rooms(roots, tasks=None), other)
+    ) as refused:
+        mixed(rooms(roots, tasks=None), other())
+    key, name = re.search(r"data\.rename {(.*?): (.*?)}", str(refused.value)).groups()
+    data = mixed(rooms(roots, tasks=None), other(), rename={key: name})
+    assert [task.name for task in data.tasks] == ["semseg", "depth", "normals", f"{task.name}_1"]
+
+
+def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
+    near = rooms(roots, tasks=[Depth(near=0.5), "normals"], labels="one-label", seed=3)
+    data = mixed(rooms(roots, tasks="depth"), near, rename={"1/depth": "near"})
+    data.prepare_data()
+    data.setup("fit")
+    assert {task.name: getattr(task, "near", None) for task in data.tasks} == {
+        "depth": 0.67, "near": 0.5, "normals": None,
+    }  # fmt: skip
+    own = near.labels_of("train", near.source("train"))
+    assert set(own.values()) == {("depth",), ("normals",)}
+    expected = {f"0/{k}": {"depth"} for k in range(6)}
+    expected |= {f"1/{name}": {"near" if task == "depth" else task for task in kept} for name, kept in own.items()}
+    samples = [data.train[k] for k in range(len(data.train))]
+    assert {sample["id"]: given(sample) for sample in samples} == expected
+    name = next(name for name, kept in own.items() if kept == ("depth",))
+    source = data.train.source
+    truth = near.source("train").label(int(name), "depth")
+    np.testing.assert_array_equal(source.label(source.ids.index(f"1/{name}"), "near"), truth)
+    assert sum(len(list(data.training_targets(task))) for task in data.tasks) == 6 + len(own)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({"1/edges": "borders"}, r"data\.rename names '1/edges', but data\.parts have 0/semseg, 0/normals, 1/depth"),
+        ({"0/semseg": "normals"}, r"data\.rename gives two tasks of data\.parts 0 the name normals"),
+    ],
+)
+def test_a_wrong_rename_is_refused(roots, rename, message):
+    with pytest.raises(HTTError, match=message):
+        both(roots, rename=rename)
+
+
+def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
+    def parts():
+        return NYUD40DataModule("unread", tasks="edges,depth"), PASCALContextDataModule("unread", tasks="edges")
+
+    def edges(*parts, **settings):
+        return next(task for task in mixed(*parts, **settings).tasks if task.name == "edges")
+
+    assert (edges(*parts()).tolerance, edges(*parts()[::-1]).tolerance) == (0.011, 0.0075)
+    assert edges(*parts(), tasks=[Edges(tolerance=0.02)]) == Edges(weight=50, threshold=0.99, tolerance=0.02)
+    with pytest.raises(HTTError, match="its classes differ"):
+        mixed(NYUD40DataModule("unread", tasks="semseg"), PASCALContextDataModule("unread", tasks="semseg"))
+
+
+def test_a_mask_file_shows_no_label_that_a_dataset_hides(roots, tmp_path, caplog):
+    everything = mixed(rooms(roots, tasks=None))
+    everything.setup("fit")
+    everything.mask.save(tmp_path / "labels.json")
+    less = mixed(rooms(roots, tasks=None, labels="one-label"), labels=str(tmp_path / "labels.json"))
+    with pytest.raises(HTTError, match=r"0/0 keeps no label of \w+ in its own dataset"):
+        less.prepare_data()
+    assert "gives 4 images a label of depth that they do not have" in caplog.text
+    source = less.source("train")
+    kept = less.parts[0].labels_of("train", less.parts[0].source("train"))["0"]
+    with pytest.raises(HTTError, match="0/0 keeps no label of"):
+        source.label(0, next(task for task in ("semseg", "depth") if task not in kept))
+
+
+def test_the_labels_of_all_parts_are_told(roots, caplog):
+    caplog.set_level(logging.INFO)
+    mixed(rooms(roots, labels="one-label", tasks=None, seed=3), mine(roots)).setup("fit")
+    assert [record.message.splitlines() for record in caplog.records if "Labels" in record.message] == [[
+        "Labels of 10 training images (full): semseg 2, depth 6, normals 2",
+        "data.parts 0: Labels of 6 training images (one-label, seed 3): semseg 2, depth 2, normals 2",
+        "data.parts 1: Labels of 4 training images (full): depth 4",
+    ]]  # fmt: skip
 
 
 def test_no_parts_and_parts_with_discovered_labels_are_refused(roots):
@@ -243,6 +326,7 @@ data:
     image_size: [32, 48]
     batch_size: 4
     num_workers: 0
+    rename: {{1/depth: range}}
     parts:
       - class_path: NYUDDataModule
         init_args: {{root: {roots}, labels: one-label}}
@@ -254,5 +338,5 @@ data:
           maps: [{{task: Depth, train: "train/depth/{{id}}.png", val: "val/depth/{{id}}.png", factor: 0.001}}]
 """)
     main(["fit", "--config", "mixed.yaml"])
-    with pytest.raises(SystemExit, match=r"error: data\.tasks names 'edges'.*semseg, depth, normals"):
+    with pytest.raises(SystemExit, match=r"error: data\.tasks names 'edges'.*semseg, depth, normals, range"):
         main(["fit", "--config", "mixed.yaml", "--data.tasks", "edges"])

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from htt_lightning.data.pascal_context import CLASSES, FLAT, PARTS, PASCALContex
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.human_parts import PARTS as MERGED
 from htt_lightning.thinning import thin
+from tests.conftest import ROOT
 from tests.data.pascal_tree import (
     ALL,
     ALONE,
@@ -300,9 +302,13 @@ def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(roo
     htt("check", data)
     htt("fit", options)
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
-    for command in ("validate", "test"):
-        htt(command, options | {"--ckpt_path": str(checkpoint)})
+    htt("validate", options | {"--ckpt_path": str(checkpoint)})
+    measured = re.search(r"--data\.tasks '(\[.*?thin: true.*?\])'", (ROOT / "README.md").read_text(), re.DOTALL)
+    htt("test", options | {"--ckpt_path": str(checkpoint), "--data.tasks": measured[1]})
     assert "test/edges/ods_f" in capsys.readouterr().out
+    config = yaml.safe_load(max(Path("runs").glob("*/config.yaml")).read_text())
+    semseg, *_, edges = config["data"]["init_args"]["tasks"]
+    assert (semseg["init_args"], edges["init_args"]) == ({"absent": "zero"}, {"thin": True})
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 from scipy.io import savemat
 
-from htt_lightning.data.pascal_context import PASCALContext
+from htt_lightning.data.inspection import inspect
+from htt_lightning.data.pascal_context import PASCALContext, PASCALContextDataModule
 from htt_lightning.errors import HTTError
 from tests.data.pascal_tree import (
     ALL,
@@ -10,6 +13,7 @@ from tests.data.pascal_tree import (
     ANY_SIZE,
     FILES,
     FIRST,
+    IDS,
     NO_PARTS,
     NOBODY,
     SIZES,
@@ -143,3 +147,24 @@ def test_annotations_that_are_none_of_pascal_part_are_refused(root):
         savemat(path, {"anno": anno})
         with pytest.raises(HTTError, match=rf"{FIRST}\.mat is no annotation of PASCAL-Part"):
             label(root, "human_parts")
+
+
+def test_a_mask_that_gives_human_parts_to_images_without_people_is_named_and_read(root, tmp_path, caplog):
+    kept = {name: ["semseg", "human_parts"] for name in IDS["train"]}
+    content = {"format": 1, "protocol": "random-label", "tasks": list(ALL), "labels": kept}
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps(content))
+    settings = {"labels": str(path), "num_workers": 0, "batch_size": 2}
+    data = PASCALContextDataModule(str(root), **settings)
+    data.prepare_data()
+    data.setup("fit")
+    text = f"{path} gives 2 images a label of human_parts that they do not have: {NO_PARTS}, {NOBODY}."
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [text]
+    assert (data.train[3]["human_parts"] == 255).all()
+    report = inspect(PASCALContextDataModule(str(root), **settings))
+    assert report["faults"] == []
+    assert f"train: {text}" in report["warnings"]
+    assert report["mask"]["unable"] == {"human_parts": [NO_PARTS, NOBODY]}
+    caplog.clear()
+    PASCALContextDataModule(str(root), tasks="semseg", **settings).setup("fit")
+    assert "human_parts" not in "".join(r.message for r in caplog.records if r.levelname == "WARNING")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
-from htt_lightning.tasks.human_parts import HumanParts
+from htt_lightning.tasks import HumanParts, SemSeg
 from tests.data.aligned import GEOMETRY, STILL, TASKS, assert_same, few, scene, seeds, sizes, train
 
 
@@ -229,6 +229,15 @@ def test_crops_are_drawn_again_until_no_class_dominates():
         share = shares(train(lopsided(), often, seed=seed)[0]["semseg"])
         assert len(share) > 1
         assert share.max() < 0.75
+
+
+def test_the_classes_that_an_image_is_labelled_for_choose_its_crop():
+    rooms, objects = SemSeg(classes=("a", "b", "c")), SemSeg(name="objects", classes=("a", "b", "c"))
+    often = Augment(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
+    arrays = lopsided()
+    arrays["objects"] = arrays.pop("semseg")
+    for seed in range(5):
+        assert shares(train(arrays, often, seed=seed, tasks=(rooms, objects))[0]["objects"]).max() < 0.75
 
 
 def test_the_last_crop_is_kept_where_all_are_unbalanced():

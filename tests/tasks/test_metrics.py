@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from htt_lightning.tasks import Edges
+from htt_lightning.tasks import Edges, HumanParts
 from tests.tasks.samples import TASKS, output_of, random_logits, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
@@ -44,4 +44,9 @@ def test_edges_are_tested_at_more_thresholds_and_thinned_on_demand():
         assert (metric.tolerance, metric.thin) == (0.0075, True)
     assert len(Edges().test_metrics().thresholds) == 99
     assert not Edges().metrics().thin
-    assert edges.meaning == Edges(tolerance=0.0075).meaning  # a checkpoint may be measured in several ways
+
+
+def test_a_checkpoint_may_be_measured_in_several_ways():
+    edges = Edges(tolerance=0.0075, thresholds=3, test_thresholds=7, thin=True, val_images=9)
+    assert edges.meaning == Edges().meaning != Edges(positive=0.9).meaning
+    assert HumanParts(absent="zero").meaning == HumanParts().meaning

@@ -1,0 +1,77 @@
+"""Which settings a task was given, and where the others come from."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+from htt_lightning import PASCALContextDataModule
+from htt_lightning.data import MapFiles
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks import Depth, Edges, HumanParts, InverseDepth, Normals, SemSeg, Task
+from htt_lightning.tasks.given import inheriting
+
+OWN = Edges(weight=50, threshold=0.9, tolerance=0.0075)
+
+
+def test_a_task_knows_what_it_was_given():
+    assert Edges().given == frozenset()
+    assert Edges(thin=True, weight=1.0).given == {"thin", "weight"}
+    assert Edges() == Edges(weight=1.0)
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda task: pickle.loads(pickle.dumps(task))])
+def test_a_copy_knows_it_as_well(twin):
+    assert twin(Edges(thin=True)) == Edges(thin=True)
+    assert twin(Edges(thin=True)).given == {"thin"}
+
+
+def test_what_comes_from_a_checkpoint_is_given():
+    assert Task.from_config(Edges().to_config()).given == {field.name for field in dataclasses.fields(Edges)}
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (Edges(), OWN),
+        (Edges(thin=True), dataclasses.replace(OWN, thin=True)),
+        (Edges(weight=1.0, tolerance=0.011), Edges(threshold=0.9)),  # given, though the class has them anyway
+    ],
+)
+def test_what_is_not_given_is_inherited(task, expected):
+    assert inheriting(task, OWN) == expected
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Borders(Edges):
+    """A class with a default of its own, and one that it repeats."""
+
+    weight: float = 5.0
+    threshold: float = 0.99
+    width: int = 3
+
+
+def test_defaults_that_another_class_does_not_share_are_its_own():
+    assert inheriting(Borders(), OWN) == Borders(weight=5.0, threshold=0.9, tolerance=0.0075)
+    assert inheriting(Edges(), Borders(width=9, tolerance=0.1)) == Edges(tolerance=0.1)
+    metres = inheriting(Depth(), InverseDepth(weight=3, threshold=0.95))
+    assert metres == Depth(weight=3, threshold=0.95)
+    assert (metres.bins, metres.near) == (30, 0.67)
+
+
+def test_tasks_of_a_datamodule_keep_the_settings_of_its_dataset():
+    tasks = ["semseg", HumanParts(absent="zero"), Normals(directions="published"), Edges(thin=True, weight=1)]
+    semseg, parts, normals, edges = PASCALContextDataModule("unread", tasks=tasks).tasks
+    assert (semseg.weight, semseg.threshold) == (1, 0.9)
+    assert (parts.weight, parts.threshold, parts.absent) == (2, 0.85, "zero")
+    assert (normals.weight, normals.threshold, normals.directions) == (10, 0.7, "published")
+    assert (edges.weight, edges.threshold, edges.tolerance, edges.thin) == (1, 0.99, 0.0075, True)
+    (rooms,) = PASCALContextDataModule("unread", tasks=[SemSeg(absent="zero")]).tasks
+    assert rooms == dataclasses.replace(semseg, absent="zero")
+
+
+def test_classes_are_needed_where_nobody_has_any():
+    for use in (lambda: SemSeg().num_tokens, lambda: SemSeg().class_names, lambda: MapFiles(SemSeg(), "{id}.png")):
+        with pytest.raises(HTTError, match="task semseg has no classes; list their names in its setting classes"):
+            use()
