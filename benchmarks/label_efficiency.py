@@ -34,6 +34,7 @@ NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.tok
 
 NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
 PREDICTIONS, TOGETHER = "+ predictions", "+ predictions, 3 teachers"
+TWICE = "+ predictions, 3 teachers, 2 students"
 FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
 UNBALANCED = "{semseg: 0, human_parts: 0}"
 EDGES = ("--discovery.betas", "{edges: 0.05}")
@@ -75,14 +76,15 @@ METHODS = {
         Method("+ both", FEATURES, teacher=SUPERVISED),
         Method("+ predictions, 3 stages", teacher=PREDICTIONS),
         Method(TOGETHER, ("--discovery.stages", "4", "--discovery.teachers", "3")),
-        Method("+ predictions, 3 teachers, 2 students", teacher=TOGETHER),
+        Method(TWICE, teacher=TOGETHER),
+        Method("+ predictions, 3 teachers, 3 students", teacher=TWICE),
         Method("+ predictions, hard labels", ("--discovery.targets", "hard"), teacher=SUPERVISED),
         Method("+ predictions, one view", ("--discovery.targets", "soft"), teacher=SUPERVISED),
         Method("+ predictions, fresh student", ("--discovery.student", "fresh"), teacher=SUPERVISED),
         Method("+ predictions, also edges", EDGES, teacher=SUPERVISED),
         Method("+ predictions, no balance", ("--discovery.balances", UNBALANCED), teacher=SUPERVISED),
         Method("offline predictions", teacher=SUPERVISED, offline=True),
-        Method("moving average", ("--discovery.teacher", "ema"), stages=2),
+        Method("moving average", ("--discovery.teacher", "ema", "--discovery.ramp", "80"), stages=2),
         Method(NO_GLOBAL, ("--model.global_tokens", "false")),
         Method("+ predictions, no global tokens", ("--model.global_tokens", "false"), teacher=NO_GLOBAL),
         Method(NO_FINE, ("--model.fine_tokens", "false")),

@@ -130,6 +130,9 @@ class Discovery:
         targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``averaged`` over the image and its
             mirror image, shifted at random. Labels that batches carry are hard.
         precision: What teachers compute in.
+
+    Attributes:
+        scale: What the loss is multiplied by; it may change from epoch to epoch.
     """
 
     def __init__(
@@ -144,7 +147,7 @@ class Discovery:
     ) -> None:
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
-        self.targets, self._precision = targets, precision
+        self.targets, self._precision, self.scale = targets, precision, 1.0
         names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
         self.account = {name: MeanLoss().to(device) for name in names}
 
@@ -174,7 +177,7 @@ class Discovery:
             for key in ("coverage", "confidence") if task.discovers else ():
                 figure = getattr(added, key).detach()
                 self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
-        return total
+        return self.scale * total
 
     @torch.no_grad()
     def _taught(self, image: Tensor, index: int = 0) -> dict[str, Output]:

@@ -1,6 +1,7 @@
 """When labels are discovered: the stages of a run and the teacher of each."""
 
 import contextlib
+import math
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
@@ -35,6 +36,8 @@ class LabelDiscovery(Callback):
             the first student together; feature terms, which compare with one network, have to be off. 1 as published.
         student: ``fresh`` weights at the beginning of a stage, or ``inherited`` ones from the stage before.
         ema_decay: Of the moving average, per step; it follows faster at first.
+        ramp: Number of epochs over which the weight of what is discovered rises from nearly nothing at the beginning of
+            a stage, as exp(-5 (1 - t)^2): a moving average knows nothing yet (Tarvainen & Valpola 2017). 0 for none.
         targets: What is learned of a missing label: ``hard`` labels where the teacher's confidence exceeds the
             threshold, as published; ``soft`` ones everywhere: its probabilities, or its depths and normals;
             ``averaged``: soft ones, averaged over an image and its mirror image shifted at random, for a second pass
@@ -45,7 +48,8 @@ class LabelDiscovery(Callback):
         thresholds: Confidences tau in [0, 1] by task that replace the dataset's.
         betas: Weights beta of discovered labels by task that replace the dataset's.
         balances: By which power of their share soft labels of rare classes are raised, by task of classes; 0 not at
-            all. They replace the dataset's.
+            all, which is what a moving average begins with: it would raise what it has raised before. They replace
+            the dataset's.
 
     Raises:
         HTTError: An argument is wrong, or (from ``on_fit_start``) the teacher does not fit.
@@ -58,6 +62,7 @@ class LabelDiscovery(Callback):
         teachers: int = 1,
         student: Literal["fresh", "inherited"] = "fresh",
         ema_decay: float = 0.999,
+        ramp: int = 0,
         targets: Targets = "hard",
         teacher_precision: Precision = "run",
         terms: Terms = Terms(),  # noqa: B008  # frozen
@@ -81,6 +86,8 @@ class LabelDiscovery(Callback):
             raise HTTError("Features of several teachers cannot be learned: set the feature terms to 0.")
         if not 0 <= ema_decay < 1:
             raise HTTError(f"discovery.ema_decay must be in [0, 1), not {ema_decay}.")
+        if ramp < 0:
+            raise HTTError(f"discovery.ramp must be a number of epochs, 0 or more, not {ramp}.")
         if targets not in get_args(Targets):
             raise HTTError(f"discovery.targets is {targets!r}; it must be one of {', '.join(get_args(Targets))}.")
         if teacher_precision not in get_args(Precision):
@@ -89,7 +96,7 @@ class LabelDiscovery(Callback):
             if not 0 <= threshold <= 1:
                 raise HTTError(f"discovery.thresholds of {task} must be in [0, 1], not {threshold}.")
         self.stages, self.teacher, self.student = (1 if teacher == EMA else stages), teacher, student
-        self.teachers, self._given = teachers, given
+        self.teachers, self._given, self.ramp = teachers, given, ramp
         self.ema_decay, self.terms, self.targets, self.precision = ema_decay, terms, targets, teacher_precision
         self.replaced = {"threshold": thresholds or {}, "beta": betas or {}, "balance": balances or {}}
         self.stage = self.begun = 0
@@ -132,6 +139,9 @@ class LabelDiscovery(Callback):
     def rules(self, module: HTTModule) -> list[Task]:
         """The tasks with this run's thresholds, betas and balances."""
         known = {task.name: task for task in module.tasks}
+        if self.teacher == EMA:
+            even: dict[str, Any] = {"balance": 0.0}
+            known |= {name: replace(task, **even) for name, task in known.items() if hasattr(task, "balance")}
         for key, values in self.replaced.items():
             for name, value in values.items():
                 if name not in known:
@@ -190,6 +200,9 @@ class LabelDiscovery(Callback):
         """Cross the border to the next stage where the last one has ended."""
         if isinstance(pl_module, HTTModule):
             self._cross(trainer, pl_module)
+            if self.ramp and pl_module.discovery is not None:
+                done = min((trainer.current_epoch - self.begun) / self.ramp, 1)
+                pl_module.discovery.scale = math.exp(-5 * (1 - done) ** 2)
 
     def _cross(self, trainer: L.Trainer, module: HTTModule) -> None:
         over = self._epochs is not None and trainer.current_epoch - self.begun >= self._epochs

@@ -125,17 +125,6 @@ def through(tmp_path_factory):
     return Run
 
 
-def test_the_moving_average_resumes_bitwise_and_needs_one_stage(tmp_path):
-    whole, trainer = fitted(tmp_path / "whole", LabelDiscovery(teacher="ema"), max_epochs=2)
-    assert trainer.current_epoch == 2
-    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
-    resumed, _ = fitted(tmp_path / "again", LabelDiscovery(teacher="ema"), seed=99, max_epochs=2, ckpt_path=path)
-    assert_same(weights(whole), weights(resumed))
-    one, two = (state_of(stored(tmp_path / name, 1))["teachers"][0]["state_dict"] for name in ("whole", "again"))
-    assert_same(one, two)
-    assert any(not torch.equal(one[key], value) for key, value in weights(whole).items())
-
-
 def test_a_checkpoint_of_a_finished_stage_teaches_as_the_stage_itself_did(tmp_path, through):
     teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
     taught = state_of(stored(through.folder, 3))["teachers"][0]["state_dict"]
@@ -218,6 +207,7 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"teachers": 2, "stages": 3, "terms": Terms(1, 1, 1)}, "Features of several teachers"),
         ({"teacher": ["a.ckpt", "b.ckpt"], "terms": Terms(1, 1, 1)}, "Features of several teachers"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
+        ({"ramp": -1}, "ramp must be a number of epochs"),
         ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, averaged"),
         ({"teacher_precision": "half"}, "teacher_precision is 'half'; it must be run or bf16"),
         ({"thresholds": {"depth": 1.5}}, "thresholds of depth must be in"),
@@ -288,13 +278,6 @@ def test_a_callback_that_is_used_again_begins_anew(tmp_path):
     one, _ = fitted(tmp_path / "one", discovery)
     two, _ = fitted(tmp_path / "two", discovery)
     assert_same(weights(one), weights(two))
-
-
-def test_the_average_moves_once_per_step_however_many_batches_it_takes(tmp_path, monkeypatch):
-    moves = []
-    monkeypatch.setattr("htt_lightning.callbacks.label_discovery.follow", lambda *args: moves.append(args))
-    _, trainer = fitted(tmp_path, LabelDiscovery(teacher="ema"), data=few(batch_size=2), accumulate_grad_batches=2)
-    assert len(moves) == trainer.global_step > 0
 
 
 def test_a_given_teacher_teaches_in_double_precision(tmp_path, through):
