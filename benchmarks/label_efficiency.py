@@ -47,7 +47,7 @@ class Method:
 
     Attributes:
         name: Of the row.
-        words: Arguments of ``htt fit``.
+        words: Arguments of ``htt fit``; ``N`` stands for the number of epochs.
         stages: How many times N epochs are trained in one go.
         teacher: Name of the row whose run of the same seed is the stage before; it has the same network options.
         offline: Whether it teaches through labels on disk.
@@ -84,7 +84,7 @@ METHODS = {
         Method("+ predictions, also edges", EDGES, teacher=SUPERVISED),
         Method("+ predictions, no balance", ("--discovery.balances", UNBALANCED), teacher=SUPERVISED),
         Method("offline predictions", teacher=SUPERVISED, offline=True),
-        Method("moving average", ("--discovery.teacher", "ema", "--discovery.ramp", "80"), stages=2),
+        Method("moving average", ("--discovery.teacher", "ema", "--discovery.ramp", "N"), stages=2),
         Method(NO_GLOBAL, ("--model.global_tokens", "false")),
         Method("+ predictions, no global tokens", ("--model.global_tokens", "false"), teacher=NO_GLOBAL),
         Method(NO_FINE, ("--model.fine_tokens", "false")),
@@ -173,7 +173,7 @@ class Study:
             words += ["--discovery.stages", "2", "--discovery.teacher", str(self.last(run.teacher))]
         else:
             words += ["--discovery.stages", "1"]
-        words += [*method.words, *self.extra]
+        words += [str(self.epochs) if word == "N" else word for word in method.words] + self.extra
         return [*words, "--ckpt_path", str(self.last(run))] if self.last(run).exists() else words
 
     def train(self, run: Run, teacher: "Future[None] | None" = None) -> None:
