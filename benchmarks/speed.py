@@ -5,7 +5,8 @@
 
 The plain one is ``plain.py``; tests compare outputs, losses and gradients of both. The rows of a table take turns, and
 each is compared with the first, round by round. Peak memory is that of a fresh process, above what was resident just
-before the first forward pass. Tables go to the screen, and as Markdown to where ``--out`` says.
+before the first forward pass. Tables go to the screen, as Markdown to where ``--out`` and drawn to where ``--figure``
+says.
 """
 
 import argparse
@@ -207,8 +208,15 @@ def ratio(others: Sequence[float], own: Sequence[float]) -> str:
     return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
-def compare(table: str, given: argparse.Namespace) -> str:
-    """Time the rows of a table in turn, measure each one's memory, and write it as Markdown."""
+class Cost(NamedTuple):
+    """What a row takes, as shares of what the first row of its table takes: time in every round, and memory."""
+
+    times: list[float]
+    memory: float
+
+
+def compare(table: str, given: argparse.Namespace) -> tuple[str, dict[str, Cost]]:
+    """Time the rows of a table in turn, measure each one's memory; as Markdown, and by row for a figure."""
     batch = make_batch(tuple(given.size), given.batch)
     works = {row.name: work_of(table, row.name, batch, given.backbone) for row in TABLES[table]}
     clock: dict[str, list[float]] = {name: [] for name in works}
@@ -231,7 +239,38 @@ def compare(table: str, given: argparse.Namespace) -> str:
         cells = [name, f"{statistics.median(clock[name]):.2f}", f"{statistics.median(cpu[name]):.1f}", ratio(*pair)]
         cells += [f"{memory[name]:.0f}", f"{memory[name] / memory[first]:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    costs = {
+        name: Cost([a / b for a, b in zip(clock[name], clock[first], strict=True)], memory[name] / memory[first])
+        for name in clock
+    }
+    return "\n".join(lines), costs
+
+
+def draw(costs: Mapping[str, Mapping[str, Cost]], path: Path) -> None:
+    """Bars of time, from the least to the largest of all rounds, and of memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(costs), figsize=(4.2 * len(costs), 2.6), squeeze=False)
+    for axis, (table, rows) in zip(axes[0], costs.items(), strict=True):
+        places = range(len(rows), 0, -1)
+        middle = [statistics.median(cost.times) for cost in rows.values()]
+        reach = [
+            [value - min(cost.times) for value, cost in zip(middle, rows.values(), strict=True)],
+            [max(cost.times) - value for value, cost in zip(middle, rows.values(), strict=True)],
+        ]
+        axis.barh([place + 0.2 for place in places], middle, 0.36, xerr=reach, capsize=2, label="time")
+        axis.barh([place - 0.2 for place in places], [cost.memory for cost in rows.values()], 0.36, label="memory")
+        axis.set_yticks(list(places), [name.removeprefix("htt_lightning, ") for name in rows])
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(f"{table}, share of the first row's", fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
 
 
 def memory_of(table: str, name: str, given: argparse.Namespace, images: int | None = None) -> float:
@@ -252,6 +291,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--out", type=Path, help="Markdown file for the tables.")
+    parser.add_argument("--figure", type=Path, help="PNG file for a figure of them.")
     parser.add_argument("--memory-of", nargs=2, metavar=("TABLE", "ROW"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -266,9 +306,11 @@ def main() -> None:
         f"pass counts {count:.0f} GFLOP an image; matrix products run at {products:.0f} GFLOP/s here."
     ]
     print(parts[0], flush=True)
+    costs: dict[str, dict[str, Cost]] = {}
     for table in given.tables:
-        parts.append(compare(table, given))
-        print(parts[-1], flush=True)
+        text, costs[table] = compare(table, given)
+        parts.append(text)
+        print(text, flush=True)
     plain, fast = (memory_of(FORWARD, row.name, given, images=1) for row in TABLES[FORWARD])
     parts.append(
         f"Peak of a forward pass, batch 1: plain {plain:.0f} MiB, htt_lightning {fast:.0f}, {fast / plain:.2f} of it."
@@ -277,6 +319,8 @@ def main() -> None:
     if given.out:
         with atomic_path(given.out) as partial:
             partial.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    if given.figure:
+        draw(costs, given.figure)
 
 
 if __name__ == "__main__":
