@@ -78,6 +78,11 @@ METHODS = {
         Method(TOGETHER, ("--discovery.stages", "4", "--discovery.teachers", "3")),
         Method(TWICE, teacher=TOGETHER),
         Method("+ predictions, 3 teachers, 3 students", teacher=TWICE),
+        Method(
+            "+ predictions, 3 teachers, 3 students, last not raised",
+            ("--discovery.balances", UNBALANCED),
+            teacher=TWICE,
+        ),
         Method("+ predictions, hard labels", ("--discovery.targets", "hard"), teacher=SUPERVISED),
         Method("+ predictions, one view", ("--discovery.targets", "soft"), teacher=SUPERVISED),
         Method("+ predictions, fresh student", ("--discovery.student", "fresh"), teacher=SUPERVISED),
