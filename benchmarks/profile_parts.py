@@ -28,8 +28,7 @@ def parts_of(net: Any) -> dict[str, list[nn.Module]]:
     return {
         "backbone": [net.backbone],
         "global tokens: gates, mixing, 3x3": list(net.global_tokens.scales),
-        "global tokens: fusion": list(net.global_tokens.fuse),
-        "ASPP": [head.aspp for head in heads],
+        "fusion and ASPP": [head.aspp for head in heads],
         "3x3 after ASPP": [head.conv for head in heads],
         "token attention": [head.attention for head in heads],
         "fine-grained tokens": [head.fine_tokens for head in heads],
@@ -66,7 +65,7 @@ class Meter:
         for handle in self.handles:
             handle.remove()
         heads = self.sums.pop("all of the heads")
-        inside = ("ASPP", "3x3 after ASPP", "token attention", "fine-grained tokens")
+        inside = ("fusion and ASPP", "3x3 after ASPP", "token attention", "fine-grained tokens")
         self.sums["scores, logits, confidence"] = heads - sum(self.sums[name] for name in inside)
         self.sums["all else: normalising, decoding"] = whole - sum(self.sums.values())
         return {**self.sums, "whole": whole}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from htt_lightning.models.fusion import Fused
 from htt_lightning.models.layers import Reduce, conv_bn_relu, xavier
 from htt_lightning.output import Output, resize
 
@@ -17,6 +18,9 @@ class ASPP(nn.Module):
 
     The projection of concatenated branches is the sum of a projection of each. So they are never concatenated, and that
     of the pooled image, which is the same everywhere, is computed once per image instead of once per pixel.
+
+    Attributes:
+        composed: Whether fused features are never made where ``Fused.conv`` is cheaper.
 
     Args:
         inputs: Channels of the features.
@@ -33,14 +37,22 @@ class ASPP(nn.Module):
         self.pool = conv_bn_relu(inputs, dim, 1)
         self.project = conv_bn_relu(dim * (len(dilations) + 2), dim, 1)
         self.dropout = nn.Dropout(dropout)
+        self.composed = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Fused) -> Tensor:
         """``b c h w -> b d h w``."""
         weight = cast(nn.Conv2d, self.project[0]).weight
         *own, last = weight.chunk(len(self.branches) + 1, dim=1)
-        out = F.conv2d(self.pool(x.mean((2, 3), keepdim=True)), last)
-        for branch, part in zip(self.branches, own, strict=True):
-            out = out + F.conv2d(branch(x), part)
+        convs = [cast(nn.Conv2d, branch[0]) for branch in cast(Sequence[nn.Sequential], self.branches)]
+        weights, dilations = [conv.weight for conv in convs], [conv.dilation[0] for conv in convs]
+        if isinstance(x, Fused) and self.composed and x.pays(weights, dilations):
+            mean, seen = x.mean(), (x.conv(w, dilation) for w, dilation in zip(weights, dilations, strict=True))
+        else:
+            dense = x.dense() if isinstance(x, Fused) else x
+            mean, seen = dense.mean((2, 3), keepdim=True), (conv(dense) for conv in convs)
+        out = F.conv2d(self.pool(mean), last)
+        for branch, part, features in zip(self.branches, own, seen, strict=True):
+            out = out + F.conv2d(cast(nn.Sequential, branch)[1:](features), part)
         normalised: Tensor = self.dropout(self.project[1:](out))
         return normalised
 
@@ -138,7 +150,7 @@ class HTTHead(nn.Module):
         self.refine = nn.Conv2d(count, count, 3, padding=1)
         self.apply(xavier)
 
-    def forward(self, x: Tensor, token: Tensor) -> Output:
+    def forward(self, x: Tensor | Fused, token: Tensor) -> Output:
         """Features ``b c h w`` and the task's token ``d`` to the task's output."""
         feature, own = self.attention(self.conv(self.aspp(x)), token)
         logits = self.classify(feature)
@@ -170,7 +182,7 @@ class PlainHead(nn.Module):
         self.classify = nn.Conv2d(dim, count, 1)
         self.apply(xavier)
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Fused) -> Output:
         """Features ``b c h w`` to the task's output, with a confidence of one."""
         feature = self.conv(self.aspp(x))
         return Output(self.classify(feature), feature, torch.ones_like(feature[:, :1]))

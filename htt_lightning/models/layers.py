@@ -44,22 +44,33 @@ class AtrousConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``b c h w -> b d h w``."""
-        seen = 1.0
-        for size, step, length in zip(self.kernel_size, self.dilation, x.shape[-2:], strict=True):
-            seen *= sum([max(1 - abs(shift) / length, 0) for shift in _shifts(size, step)]) / size
-        if x.device.type != "cpu" or seen > MOST_TAPS:
-            return super().forward(x)
-        out: Tensor = _Atrous.apply(x, self.weight, self.dilation)
-        return out
+        return atrous(x, self.weight, (self.dilation[0], self.dilation[1]))
 
 
 MOST_TAPS = 0.7
 """Share of a dilated convolution's products that see no padding, up to which leaving out the others pays."""
 
 
-def _shifts(size: int, step: int) -> list[int]:
+def shifts(size: int, step: int) -> list[int]:
     """Where the taps along an axis look, relative to the middle one."""
     return [step * (k - size // 2) for k in range(size)]
+
+
+def seen(kernel: Sequence[int], dilation: Sequence[int], size: Sequence[int]) -> float:
+    """Share of a convolution's products that see no padding, on a map of a size."""
+    share = 1.0
+    for taps, step, length in zip(kernel, dilation, size, strict=True):
+        share *= sum([max(1 - abs(shift) / length, 0) for shift in shifts(taps, step)]) / taps
+    return share
+
+
+def atrous(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> Tensor:
+    """Dilated convolution of unchanged size, by the cheaper gradient: ``b c h w``, ``d c k k`` to ``b d h w``."""
+    if x.device.type != "cpu" or seen(weight.shape[-2:], dilation, x.shape[-2:]) > MOST_TAPS:
+        padding = [step * (size // 2) for size, step in zip(weight.shape[-2:], dilation, strict=True)]
+        return F.conv2d(x, weight, padding=padding, dilation=dilation)
+    out: Tensor = _Atrous.apply(x, weight, dilation)
+    return out
 
 
 class _Atrous(torch.autograd.Function):
@@ -89,8 +100,8 @@ class _Atrous(torch.autograd.Function):
             of_weight = torch.zeros_like(weight)
             pixels, grads = x.to(grad.dtype).permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
             _, height, width, _ = pixels.shape
-            for row, down in enumerate(_shifts(weight.shape[2], ctx.dilation[0])):
-                for column, right in enumerate(_shifts(weight.shape[3], ctx.dilation[1])):
+            for row, down in enumerate(shifts(weight.shape[2], ctx.dilation[0])):
+                for column, right in enumerate(shifts(weight.shape[3], ctx.dilation[1])):
                     rows, columns = height - abs(down), width - abs(right)
                     if rows > 0 and columns > 0:
                         top, left = max(-down, 0), max(-right, 0)
@@ -142,33 +153,7 @@ class Reduce(nn.Conv2d):
         return resize(x, [length * self.factor for length in x.shape[-2:]])[..., : size[0], : size[1]]
 
 
-class Fusion(nn.Module):
-    """Feature maps of several scales to one map on the grid of the first.
-
-    Resize, concatenate and convolve 1x1, computed the cheap way round: a 1x1 convolution and bilinear resizing commute,
-    so each map is convolved at its own size, and the results are resized and added (method.md 1).
-
-    Args:
-        channels: Channels of each map.
-        out: Channels of the fused map.
-    """
-
-    def __init__(self, channels: Sequence[int], out: int) -> None:
-        super().__init__()
-        self.channels = list(channels)
-        self.conv = nn.Conv2d(sum(channels), out, 1)
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """``[b c_s h_s w_s] -> b out h_0 w_0``."""
-        grid = maps[0].shape[-2:]
-        weights = torch.split(self.conv.weight, self.channels, dim=1)
-        fused = F.conv2d(maps[0], weights[0], self.conv.bias)
-        for x, weight in zip(maps[1:], weights[1:], strict=True):
-            fused = fused + resize(F.conv2d(x, weight), grid)
-        return fused
-
-
-def recomputed(module: nn.Module, *inputs: Tensor) -> Any:
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
     """What a module returns, keeping its inputs alone for the backward pass, which computes all else once more.
 
     Running statistics of BatchNorm move in the first pass only; dropout is the same in both.

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError
 from htt_lightning.models.backbone import Backbone
+from htt_lightning.models.fusion import Fused, Fusion
 from htt_lightning.models.heads import HTTHead, PlainHead
-from htt_lightning.models.layers import Fusion, recomputed, xavier
+from htt_lightning.models.layers import recomputed, xavier
 from htt_lightning.models.released import read_released
 from htt_lightning.models.tokens import GlobalTokens, SeparateTokens, SingleScaleTokens
 from htt_lightning.output import Output
@@ -63,7 +64,7 @@ class DenseNetwork(nn.Module, ABC):
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
         """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size."""
 
-    def run(self, module: nn.Module, *inputs: Tensor) -> Output:
+    def run(self, module: nn.Module, *inputs: Tensor | Fused) -> Output:
         """A head's output, computed once more in the backward pass if so wanted."""
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         output: Output = recomputed(module, *inputs) if again else module(*inputs)

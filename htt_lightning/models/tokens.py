@@ -7,7 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from htt_lightning.models.layers import Fusion, Reduce, conv_bn_relu, xavier
+from htt_lightning.models.fusion import Fused, Fusion
+from htt_lightning.models.layers import Reduce, conv_bn_relu, xavier
 
 
 class ScalePrompt(nn.Module):
@@ -80,7 +81,7 @@ class GlobalTokens(nn.Module):
         self.restore = _linears(tasks, [(c, dim) for c in channels])
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Fused], Tensor]:
         """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, and tokens ``t d``."""
         prompted = [scale(x, tokens) for x, tokens, scale in zip(maps, self._scale_tokens(), self.scales, strict=True)]
         fused = [fuse([features[t] for features, _ in prompted]) for t, fuse in enumerate(self.fuse)]
@@ -118,7 +119,7 @@ class SingleScaleTokens(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """``[b c h w]`` to one ``b c_last h w`` per task, and tokens ``t d``."""
-        features, tokens = self.scale(self.fuse(maps), self.tokens)
+        features, tokens = self.scale(self.fuse(maps).dense(), self.tokens)
         return features, _own(self.restore, tokens)
 
     def affinity(self) -> Tensor:
@@ -141,7 +142,7 @@ class SeparateTokens(nn.Module):
         self.fuse = nn.ModuleList(Fusion(channels, channels[-1]) for _ in range(tasks))
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Fused], Tensor]:
         """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, and tokens ``t d``."""
         return [fuse(maps) for fuse in self.fuse], self.tokens
 

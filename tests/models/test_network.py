@@ -6,9 +6,8 @@ from torch import nn
 
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
-from htt_lightning.models.layers import AtrousConv, Fusion
+from htt_lightning.models.layers import AtrousConv
 from htt_lightning.models.tokens import GlobalTokens, ScalePrompt
-from htt_lightning.output import resize
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 from tests.tiny import BACKBONE
 
@@ -155,14 +154,6 @@ def test_tokens_of_either_kind_can_be_left_out(without, gone):
         "semseg": (2, 5, 16, 16),
         "depth": (2, 4, 16, 16),
     }
-
-
-def test_fusing_before_resizing_equals_concatenating_first():
-    torch.manual_seed(0)
-    fusion = Fusion([3, 5], 4).double()
-    maps = [torch.randn(2, 3, 8, 6).double(), torch.randn(2, 5, 4, 3).double()]
-    theirs = fusion.conv(torch.cat([maps[0], resize(maps[1], (8, 6))], 1))
-    torch.testing.assert_close(fusion(maps), theirs)
 
 
 def test_published_size_has_the_published_number_of_parameters():
