@@ -36,7 +36,8 @@ NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-graine
 PREDICTIONS, TOGETHER = "+ predictions", "+ predictions, 3 teachers"
 TWICE = "+ predictions, 3 teachers, 2 students"
 FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
-UNBALANCED = "{semseg: 0, human_parts: 0}"
+UNBALANCED, BALANCED = "{semseg: 0, human_parts: 0}", "{semseg: 0.5, human_parts: 0.5}"
+AVERAGE = ("--discovery.teacher", "ema")
 EDGES = ("--discovery.betas", "{edges: 0.05}")
 PUBLISHED = (*FEATURES, *EDGES, "--discovery.targets", "hard", "--discovery.student", "fresh")
 
@@ -89,7 +90,8 @@ METHODS = {
         Method("+ predictions, also edges", EDGES, teacher=SUPERVISED),
         Method("+ predictions, no balance", ("--discovery.balances", UNBALANCED), teacher=SUPERVISED),
         Method("offline predictions", teacher=SUPERVISED, offline=True),
-        Method("moving average", ("--discovery.teacher", "ema", "--discovery.ramp", "N"), stages=2),
+        Method("moving average", (*AVERAGE, "--discovery.ramp", "N"), stages=2),
+        Method("moving average, raised, no ramp", (*AVERAGE, "--discovery.balances", BALANCED), stages=2),
         Method(NO_GLOBAL, ("--model.global_tokens", "false")),
         Method("+ predictions, no global tokens", ("--model.global_tokens", "false"), teacher=NO_GLOBAL),
         Method(NO_FINE, ("--model.fine_tokens", "false")),
