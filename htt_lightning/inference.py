@@ -132,8 +132,8 @@ def predict_maps(
 ) -> dict[str, Tensor]:
     """Decoded maps at the own size of the images.
 
-    Where sizes differ or windows are blended, class and bin probabilities are what is averaged (logits, if a task has
-    no distribution), never labels or directions; what is decoded from them is a class, a depth, a unit normal again.
+    Where windows are blended, or images were resized, class and bin probabilities are what is averaged (logits, if a
+    task has no distribution), never labels or directions; what is decoded is a class, a depth, a unit normal again.
 
     Args:
         network: Images to outputs by task.
@@ -206,15 +206,32 @@ def _decode(task: Task, mean: Tensor, seen: tuple[int, int], view: View) -> Tens
     """Decode means ``b k rows columns`` of what the network has seen at the image's own size, some rows at a time."""
     cells = mean.shape[-2], mean.shape[-1]
     stride = stride_of(cells, seen)
+    if view.inner == view.size:
+        maps = torch.cat([_strip(task, mean, first, stride, seen) for first in range(0, cells[0], ROWS // stride)], -2)
+        (top, left), (height, width) = view.corner, view.size
+        return maps[..., top : top + height, left : left + width]
     (low, high, share), across = (_places(axis, cells[axis], stride, view, mean) for axis in (0, 1))
     wide = _between(mean, -1, *across)
     parts = []
     for rows in (slice(start, start + ROWS) for start in range(0, view.size[0], ROWS)):
         part = _between(wide, -2, low[rows], high[rows], share[rows])
-        logits = part.clamp(min=TINY).log() if task.distribution else part
-        output = Output(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
-        parts.append(task.decode(output, (part.shape[-2], part.shape[-1])))
+        parts.append(task.decode(_output(task, part), (part.shape[-2], part.shape[-1])))
     return torch.cat(parts, -2)
+
+
+def _strip(task: Task, mean: Tensor, first: int, stride: int, seen: tuple[int, int]) -> Tensor:
+    """What the task makes of some rows of cells, from ``first`` on; the rows around them are interpolated with."""
+    last = min(first + ROWS // stride, mean.shape[-2])
+    above, below = max(first - 1, 0), min(last + 1, mean.shape[-2])
+    start, stop = above * stride, min(below * stride, seen[0])
+    maps = task.decode(_output(task, mean[..., above:below, :]), (stop - start, seen[1]))
+    return maps[..., first * stride - start : min(last * stride, seen[0]) - start, :]
+
+
+def _output(task: Task, mean: Tensor) -> Output:
+    """An output whose logits have this mean, the opposite of ``_mean``; tasks decode logits alone."""
+    logits = mean.clamp(min=TINY).log() if task.distribution else mean
+    return Output(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
 
 
 def _places(axis: int, cells: int, stride: int, view: View, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,8 +17,10 @@ from rich.console import Console
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import titled, to_picture
+from htt_lightning.data.sample import Batch
 from htt_lightning.errors import HTTError, several
 from htt_lightning.files import atomic_path, refuse_existing, run_directory
+from htt_lightning.inference import View
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 
@@ -117,7 +119,7 @@ class PredictionWriter(BasePredictionWriter):
         maps = {task.name: prediction[task.name].cpu() for task in pl_module.tasks}
         for k, name in enumerate(prediction["id"]):
             row = {task: values[k : k + 1] for task, values in maps.items()}
-            image = batch["image"][k : k + 1].cpu() if self.panel else None
+            image = inside(batch)[k : k + 1].cpu() if self.panel else None
             self._waiting.append(self._pool.submit(self._write, self._folder / name, pl_module.tasks, row, image))
         # Memory does not grow with the number of images: where threads lag behind, the network waits for them.
         while len(self._waiting) > 2 * max(self.num_workers, len(prediction["id"])):
@@ -167,6 +169,17 @@ class PredictionWriter(BasePredictionWriter):
         if self._pool:
             self._pool.shutdown()
             self._pool = None
+
+
+def inside(batch: Batch) -> Tensor:
+    """The images of a batch without the padding that ``view`` tells of, ``b 3 h w``."""
+    view: View | None = batch.get("view")
+    if view is None:
+        images: Tensor = batch["image"]
+        return images
+    (top, left), (height, width) = view.corner, view.inner
+    inner: Tensor = batch["image"][..., top : top + height, left : left + width]
+    return inner
 
 
 def write_map(stem: Path, task: Task, values: np.ndarray, format: Format = "png") -> Path:

@@ -1,6 +1,7 @@
 """Images alone, to predict on: a file, a folder or a pattern. Tasks and sizes come from a checkpoint."""
 
 import logging
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,6 +87,8 @@ class ImageFolder(PartialLabelDataModule):
         """List the images."""
         if stage != "predict":
             self.source("val")
+        # Lightning keeps count of samples for those who want predictions by index; ours have names.
+        warnings.filterwarnings("ignore", f"Couldn't infer the batch indices .*{_Stream.__name__}")
         self.failed, self.images = [], listed(self.root)
 
     @property
