@@ -6,6 +6,7 @@ from htt_lightning.callbacks import LabelDiscovery
 from htt_lightning.data import (
     CityscapesDataModule,
     FolderDataModule,
+    ImageFolder,
     MixedDataModule,
     NYUD40DataModule,
     NYUDDataModule,
@@ -17,6 +18,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule
 from htt_lightning.output import Output
+from htt_lightning.predictor import HTTPredictor
 from htt_lightning.tasks import Task
 
 __version__ = version("htt-lightning")
@@ -27,6 +29,8 @@ __all__ = [
     "HTTError",
     "HTTModule",
     "HTTNet",
+    "HTTPredictor",
+    "ImageFolder",
     "LabelDiscovery",
     "MixedDataModule",
     "MultiTaskNet",

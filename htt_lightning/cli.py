@@ -73,8 +73,11 @@ class HTTCLI(LightningCLI):
         self.config = self.parser.parse_object({command: {"model": known}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Leave the settings of tasks that nobody has given to the dataset."""
-        tasks = list(described_tasks(self.config[str(self.subcommand)].data))
+        """Leave the settings of tasks that nobody has given to the dataset; images alone get the checkpoint's."""
+        config = self.config[str(self.subcommand)]
+        if "checkpoint" in (arguments := config.data.get("init_args", {})):
+            arguments.checkpoint = arguments.checkpoint or config.get("ckpt_path")
+        tasks = list(described_tasks(config.data))
         if tasks:
             given = self.parser.parse_args(self.words, defaults=False)[str(self.subcommand)].data
             for task, own in zip(tasks, described_tasks(given), strict=True):

@@ -66,8 +66,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def read_hyperparameters(path: str, argument: str) -> dict[str, Any]:
-    """The hyperparameters in a checkpoint, without reading its weights.
+def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
+    """A checkpoint of this library. Its weights stay on disk until they are used.
 
     Args:
         path: The checkpoint.
@@ -79,10 +79,15 @@ def read_hyperparameters(path: str, argument: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise HTTError(f"{argument}: there is no checkpoint {path}.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        hyperparameters: dict[str, Any] = checkpoint["hyper_parameters"]
-        if "tasks" not in hyperparameters:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "tasks" not in checkpoint["hyper_parameters"]:
             raise KeyError("tasks")
     except Exception as error:  # a damaged archive fails in many ways
         raise HTTError(f"{argument}: {path} is damaged or no checkpoint of htt_lightning ({error}).") from error
+    return checkpoint
+
+
+def read_hyperparameters(path: str, argument: str) -> dict[str, Any]:
+    """The hyperparameters in a checkpoint, without reading its weights; see ``read_checkpoint``."""
+    hyperparameters: dict[str, Any] = read_checkpoint(path, argument)["hyper_parameters"]
     return hyperparameters

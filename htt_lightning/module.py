@@ -17,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError
+from htt_lightning.inference import predict_maps
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
@@ -103,6 +104,7 @@ class HTTModule(L.LightningModule):
         self.val_metrics = _registered({task.name: task.metrics() for task in self.tasks})
         self.test_metrics = _registered({task.name: task.test_metrics() for task in self.tasks})
         self._has_weights = pretrained is False
+        self.input: dict[str, Any] = {}
         self.discovery: Discovery | None = None
         self.epochs_per_stage: int | None = None
 
@@ -150,9 +152,14 @@ class HTTModule(L.LightningModule):
             self.net.backbone.load_state_dict(source.state_dict())
         self._has_weights = True
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note at what size the network sees images in evaluation, for prediction without the dataset."""
+        data = getattr(self._trainer, "datamodule", None)
+        checkpoint["input"] = getattr(data, "input_size", self.input)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
-        self._has_weights = True
+        self._has_weights, self.input = True, checkpoint.get("input", {})
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise HTTError(
                 "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "
@@ -241,7 +248,9 @@ class HTTModule(L.LightningModule):
         return self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Decoded maps by task at the size of the images, and ``id``."""
+        """Decoded maps by task at the size of the images, and ``id``; at their own size where they have a ``view``."""
+        if "view" in batch:
+            return {"id": batch["id"], **predict_maps(self, self.tasks, batch["image"], batch["view"], batch["tile"])}
         return {"id": batch["id"], **self.decode(batch["image"])}
 
     def decode(self, image: Tensor) -> dict[str, Tensor]:

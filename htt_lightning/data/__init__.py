@@ -3,6 +3,7 @@
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.cityscapes import Cityscapes, CityscapesDataModule
 from htt_lightning.data.folder import Folder, FolderDataModule
+from htt_lightning.data.image_folder import ImageFolder
 from htt_lightning.data.map_files import MapFiles
 from htt_lightning.data.mask_files import read_mask
 from htt_lightning.data.masks import LabelMask, draw_mask
@@ -22,6 +23,7 @@ __all__ = [
     "CityscapesDataModule",
     "Folder",
     "FolderDataModule",
+    "ImageFolder",
     "LabelMask",
     "MapFiles",
     "Mixed",

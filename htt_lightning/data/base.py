@@ -164,6 +164,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """Least size of images in evaluation."""
         return self.image_size or (self.augment.crop if self.augment else None)
 
+    @property
+    def input_size(self) -> dict[str, Any]:
+        """What a checkpoint says of the size of images in evaluation; see ``inference.SizePolicy``."""
+        least = None if self.image_size else self._canvas
+        return {"image_size": self.image_size and list(self.image_size), "least": least and list(least)}
+
     def identity(self) -> dict[str, Any]:
         """What tells this dataset from another: its kind, three images, their size, and what labels mean."""
         source, pixels = self.source("train"), hashlib.sha256()

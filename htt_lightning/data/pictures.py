@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from htt_lightning.data.arrays import lengths, normalised, resized
 from htt_lightning.errors import HTTError
@@ -70,6 +70,44 @@ def read_rgb(path: Path, form: Form = Form.PHOTOGRAPH) -> np.ndarray:
         if image.mode == "P":
             image = image.convert("RGBA")  # Pillow warns unless transparency is made explicit first
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_photograph(path: Path) -> np.ndarray:
+    """A photograph as a viewer shows it, uint8 RGB ``h w 3``; see ``photograph``.
+
+    Raises:
+        HTTError: As ``size_of``, or as ``photograph``.
+    """
+    with opened(path, Form.ANY) as image:
+        return photograph(image, str(path))
+
+
+def photograph(image: Image.Image, name: str) -> np.ndarray:
+    """Colours of a picture that Pillow has opened, upright where a camera has noted how it was held.
+
+    Grey pictures, palettes and CMYK are converted; of 16-bit colours the upper half is kept.
+
+    Args:
+        image: The picture.
+        name: What to call it in messages.
+
+    Returns:
+        uint8 RGB ``h w 3``.
+
+    Raises:
+        HTTError: It is several pictures, or has greys of more than 8 bits, whose white nobody knows, or transparent
+            pixels, whose colour nobody sees.
+    """
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # cameras add previews to a photograph
+        raise HTTError(f"{name} holds {frames} pictures (an animation, or pages); keep one")
+    if image.mode in (*DEEP, "F"):
+        raise HTTError(f"{name} has more than 8 bits per pixel; save it with 8 bits per colour")
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise HTTError(f"{name} has transparent pixels; save it on a background, without transparency")
+    upright = ImageOps.exif_transpose(image)
+    # Pillow warns of a palette unless transparency is made explicit first.
+    return np.array((upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB"))
 
 
 def read_grey(path: Path) -> np.ndarray:

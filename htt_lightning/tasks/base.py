@@ -18,6 +18,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.losses import upcast
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.given import Given
+from htt_lightning.tasks.stored import Stored
 from htt_lightning.tasks.tally import Spread, Tally
 
 IGNORE = 255
@@ -58,7 +59,7 @@ def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Given, ABC):
+class Task(Given, Stored, ABC):
     """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
@@ -88,6 +89,8 @@ class Task(Given, ABC):
     measuring: ClassVar[tuple[str, ...]] = ("val_images",)
     """Fields that say how it is measured; so may these."""
     channels: ClassVar[int | None] = None
+    distribution: ClassVar[bool] = False
+    """Whether ``decode`` needs no more of the logits than their softmax: then probabilities are what is averaged."""
     headline: ClassVar[str]
     """The figure of ``metrics()`` that papers report and that enters Delta_m."""
     higher_is_better: ClassVar[bool]
@@ -339,14 +342,6 @@ class Task(Given, ABC):
             return ["Every pixel is missing."] if tally.maps else []
         never = [name for name, count in tally.classes.items() if not count]
         return [f"No pixel is of class {', '.join(never)}."] if never else []
-
-    def pack(self, array: np.ndarray) -> np.ndarray:
-        """A numpy map in few bytes, as discovered labels are stored."""
-        return array.astype(np.uint8 if self.channels is None else np.float16)
-
-    def unpack(self, array: np.ndarray) -> np.ndarray:
-        """What ``pack`` has packed, in the form of a dataset's maps."""
-        return array if self.channels is None else array.astype(np.float32)
 
     def missing(self, height: int, width: int) -> np.ndarray:
         """A numpy map without a single label."""

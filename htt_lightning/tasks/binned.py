@@ -27,6 +27,7 @@ class Binned(Task):
     threshold: float = 0.85
     sharpness: float = SHARPNESS
 
+    distribution: ClassVar[bool] = True
     training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "sharpness")
 
     @property

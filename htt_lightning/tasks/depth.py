@@ -18,6 +18,9 @@ from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import heat
 from htt_lightning.tasks.tally import Tally
 
+MILLIMETRES = 1000
+"""In a metre."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Depth(Binned):
@@ -96,6 +99,18 @@ class Depth(Binned):
         outside = tally.percent(tally.shares.get("outside_bins", 0)) or 0
         text = f"{outside:.1f} % lie outside the bins, {self.near:g} to {self.far:g} {self.unit}; set near and far."
         return [*super().doubts(tally), *([text] if outside > 50 else [])]
+
+    def pixels(self, values: np.ndarray) -> np.ndarray | None:
+        """Millimetres, uint16 ``h w``; None where the unit is not metres or 16 bits do not hold them."""
+        if self.unit != "m" or self.far * MILLIMETRES > np.iinfo(np.uint16).max:
+            return None
+        pixels: np.ndarray = np.rint(values[0] * MILLIMETRES).astype(np.uint16)
+        return pixels
+
+    @property
+    def pixel_unit(self) -> str:
+        """Distances are counted in millimetres."""
+        return "mm"
 
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Enlarging an image by ``factor`` is stepping closer: depth is divided by it (protocol.md 3.2)."""

@@ -139,6 +139,15 @@ class Normals(Binned):
             )
         return doubts
 
+    def pixels(self, values: np.ndarray) -> np.ndarray:
+        """Components as colours, uint8 ``h w 3``: a quarter of a degree in the direction, see ``read_directions``."""
+        return np.rint((values.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+
+    @property
+    def pixel_unit(self) -> str:
+        """How a colour is read."""
+        return "x y z = 2 * r g b / 255 - 1"
+
     def pack(self, array: np.ndarray) -> np.ndarray:
         """A byte per component, a quarter of a degree in the direction."""
         packed: np.ndarray = np.rint(array * 127).astype(np.int8)

@@ -22,6 +22,7 @@ class Saliency(Task):
     name: str = "saliency"
     threshold: float = 0.7
 
+    distribution: ClassVar[bool] = True
     headline: ClassVar[str] = "max_f"
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"

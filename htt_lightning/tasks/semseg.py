@@ -35,6 +35,7 @@ class Classification(Task):
     training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "balance")
 
     measuring: ClassVar[tuple[str, ...]] = (*Task.measuring, "absent")
+    distribution: ClassVar[bool] = True
     headline: ClassVar[str] = "miou"
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"

@@ -1,0 +1,119 @@
+"""A trained network as a function from one image to its maps."""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from htt_lightning.data.pictures import photograph, read_photograph
+from htt_lightning.data.sample import planes
+from htt_lightning.errors import HTTError
+from htt_lightning.files import read_checkpoint
+from htt_lightning.inference import Size, SizePolicy, predict_maps
+from htt_lightning.module import HTTModule
+
+
+class HTTPredictor:
+    """Every task's map of an image, at the image's own size. A checkpoint holds all that is needed, but no dataset.
+
+    Example:
+        >>> predictor = HTTPredictor.from_checkpoint("last.ckpt")  # doctest: +SKIP
+        >>> predictor("photo.jpg")["depth"].shape  # doctest: +SKIP
+        torch.Size([1, 480, 640])
+
+    Args:
+        module: The trained module; it is put into evaluation mode.
+        size: At what size the network sees images: ``trained``, as in the evaluation of the training run (with as many
+            pixels as its images, where those were resized); ``own``; or ``(h, w)``, with as many pixels as that.
+        tile: Width in pixels of a window that slides over larger images; None shows them as a whole.
+
+    Attributes:
+        module: The module.
+        tasks: The tasks by name, which know their ``class_names`` and ``unit``, and the colours of their maps.
+
+    Raises:
+        HTTError: An argument is out of its range.
+    """
+
+    def __init__(self, module: HTTModule, size: Size = "trained", tile: int | None = None) -> None:
+        self.module = module.eval()
+        self.tasks = {task.name: task for task in module.tasks}
+        self.policy = SizePolicy.of(module.input, size, tile)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        size: Size = "trained",
+        tile: int | None = None,
+    ) -> Self:
+        """The predictor of a checkpoint; nothing in the file is executed.
+
+        Args:
+            path: The checkpoint.
+            device: Where to compute.
+            size: See the class.
+            tile: See the class.
+
+        Raises:
+            HTTError: The file is missing, damaged or of something else, or an argument is out of its range.
+        """
+        read_checkpoint(path, "from_checkpoint")
+        module = HTTModule.load_from_checkpoint(path, map_location=device, weights_only=True)
+        return cls(module, size, tile)
+
+    @torch.inference_mode()
+    def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Tensor]:
+        """Predict.
+
+        Args:
+            image: A file; a PIL image; RGB or grey as an array ``h w 3`` or ``h w``; or RGB as a tensor ``3 h w``.
+                Arrays and tensors are uint8, or floats in [0, 1].
+
+        Returns:
+            By task, on the CPU: classes int64 ``h w``, probabilities float32 ``h w``, or a field float32 ``c h w``.
+
+        Raises:
+            HTTError: It is no such image, or too large to be seen at once.
+        """
+        pixels, name = to_array(image)
+        seen, view = self.policy(pixels, name)
+        batch = planes(seen)[None].to(self.module.device)
+        batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
+        maps = predict_maps(self.module, self.module.tasks, batch, view, self.policy.tile)
+        return {task: values[0].cpu() for task, values in maps.items()}
+
+
+def to_array(image: str | Path | Image.Image | np.ndarray | Tensor) -> tuple[np.ndarray, str]:
+    """An image as an array ``h w 3``, uint8 or float32 in [0, 1], and what to call it; see ``HTTPredictor``.
+
+    Raises:
+        HTTError: It is none.
+    """
+    if isinstance(image, str | Path):
+        return read_photograph(Path(image).expanduser()), str(image)
+    if isinstance(image, Image.Image):
+        name = str(getattr(image, "filename", "") or "The image")
+        return photograph(image, name), name
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise HTTError(f"A tensor must be 3 h w, one image with its colours first, not {tuple(image.shape)}.")
+        array = image.detach().cpu().movedim(0, -1).numpy()
+    elif isinstance(image, np.ndarray):
+        array = np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image
+    else:
+        raise HTTError(f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}.")
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise HTTError(f"An array must be h w 3 (RGB) or h w (grey), not {array.shape}.")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array), "The image"
+    if array.dtype.kind != "f":
+        raise HTTError(f"Images are uint8, or floats in [0, 1], not {array.dtype}; convert it.")
+    low, high = array.min(), array.max()
+    if not 0 <= low <= high <= 1:  # NaN fails as well
+        raise HTTError(f"Float images lie in [0, 1], not {low:g} to {high:g}; divide by their white.")
+    return np.ascontiguousarray(array, np.float32), "The image"
