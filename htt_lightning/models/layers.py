@@ -44,10 +44,12 @@ class AtrousConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``b c h w -> b d h w``."""
+        if x.device.type != "cpu" or not torch.is_grad_enabled():  # nothing to gain, and export wants no branches on sizes
+            return super().forward(x)
         seen = 1.0
         for size, step, length in zip(self.kernel_size, self.dilation, x.shape[-2:], strict=True):
             seen *= sum([max(1 - abs(shift) / length, 0) for shift in _shifts(size, step)]) / size
-        if x.device.type != "cpu" or seen > MOST_TAPS:
+        if seen > MOST_TAPS:
             return super().forward(x)
         out: Tensor = _Atrous.apply(x, self.weight, self.dilation)
         return out

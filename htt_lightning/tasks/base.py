@@ -96,6 +96,8 @@ class Task(Given, ABC):
     """Unit of the headline metric."""
     other_figures: ClassVar[Mapping[str, Figure]] = {}
     """Those that differ from the headline in unit or direction, by name."""
+    decoded_unit: ClassVar[str] = ""
+    """Unit of the values of ``decode``."""
     balances_crops: ClassVar[bool] = False
     """Whether a training crop is drawn again when one class of this map fills most of it (protocol.md 3.2, step 2)."""
 
@@ -152,6 +154,11 @@ class Task(Given, ABC):
     def class_names(self) -> tuple[str, ...]:
         """What the values of an index map mean, from 0 on; nothing for a field."""
         return tuple(map(str, range(max(2, self.num_tokens)))) if self.channels is None else ()
+
+    @property
+    def decoded_range(self) -> tuple[float, float] | None:
+        """Smallest and largest value of a decoded field or probability; None for classes, or where nothing is known."""
+        return None
 
     def figure(self, name: str) -> Figure:
         """Unit and direction of a figure of ``metrics()``."""
