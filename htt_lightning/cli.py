@@ -93,7 +93,7 @@ class HTTCLI(LightningCLI):
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a command; ``check`` on the data alone, whatever else its config describes, ``export`` on a checkpoint."""
+        """Run a command; ``check`` on the data alone, whatever its config describes, ``export`` on a checkpoint."""
         config = self.config[subcommand]
         if subcommand == "export":
             export(config.ckpt_path, config.format, config.out, config.overwrite)

@@ -1,7 +1,7 @@
 """A trained network as one file that other programs read: ONNX, PyTorch's own export, or weights alone.
 
-Exported programs take float32 RGB in [0, 1], ``b 3 h w``, and return what ``Task.decode`` does, one output by the name of
-each task: normalisation, padding and decoding are inside.
+Exported programs take float32 RGB in [0, 1], ``b 3 h w``, and return what ``Task.decode`` does, one output by the name
+of each task: normalisation, padding and decoding are inside.
 """
 
 import json
@@ -68,8 +68,8 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
         overwrite: Whether a file that is there may be replaced.
 
     Raises:
-        HTTError: The format is unknown, its packages are not installed, the checkpoint is none of this library, the file
-            exists or cannot be written, or what it computes is not what the network does. Nothing is written then.
+        HTTError: The format is unknown, its packages are not installed, the checkpoint is none of this library, the
+            file exists or cannot be written, or what it computes is not what the network does. Nothing is written then.
     """
     if format not in NEEDED:
         raise HTTError(f"--format is {format!r}; it must be one of {', '.join(NEEDED)}.")
@@ -107,9 +107,14 @@ def load(ckpt_path: str) -> HTTModule:
     """
     read_hyperparameters(ckpt_path, "--ckpt_path")
     try:
-        return HTTModule.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+        module = HTTModule.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
     except (RuntimeError, KeyError, TypeError) as error:
-        raise HTTError(f"--ckpt_path: the weights of {ckpt_path} do not fit the network it describes: {error}") from error
+        raise HTTError(
+            f"--ckpt_path: the weights of {ckpt_path} do not fit the network it describes: {error}"
+        ) from error
+    # As formats have it; where channels lie last, PyTorch's export distinguishes sizes by the layouts they allow.
+    module.net.to(memory_format=torch.contiguous_format)
+    return module
 
 
 def describe(model: Decoder) -> dict[str, Any]:
@@ -158,7 +163,11 @@ def program_of(model: Decoder) -> ExportedProgram:
     itself makes hold for all sizes; the others choose memory layouts, on which values do not depend. So they become
     assertions, and those are taken out; ``compare`` looks at sizes for which they would not have held.
     """
-    axes = {0: Dim("batch", min=1), 2: Dim("height", min=SMALLEST, max=LARGEST), 3: Dim("width", min=SMALLEST, max=LARGEST)}
+    axes = {
+        0: Dim("batch", min=1),
+        2: Dim("height", min=SMALLEST, max=LARGEST),
+        3: Dim("width", min=SMALLEST, max=LARGEST),
+    }
     program = torch.export.export(
         model,
         (torch.rand(TRACED),),

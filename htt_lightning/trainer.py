@@ -1,7 +1,7 @@
 """Lightning's trainer with three commands more.
 
-``discover`` writes the labels that a dataset lacks; ``check`` reads a dataset and names what is broken in it; ``export``
-writes a trained network for other programs.
+``discover`` writes the labels that a dataset lacks; ``check`` reads a dataset and names what is broken in it; and
+``export`` writes a trained network for other programs.
 """
 
 import shutil

@@ -44,7 +44,9 @@ class AtrousConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``b c h w -> b d h w``."""
-        if x.device.type != "cpu" or not torch.is_grad_enabled():  # nothing to gain, and export wants no branches on sizes
+        if (
+            x.device.type != "cpu" or not torch.is_grad_enabled()
+        ):  # nothing to gain, and export wants no branches on sizes
             return super().forward(x)
         seen = 1.0
         for size, step, length in zip(self.kernel_size, self.dilation, x.shape[-2:], strict=True):

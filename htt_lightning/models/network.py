@@ -86,11 +86,12 @@ class DenseNetwork(nn.Module, ABC):
             raise HTTError(f"image must be b 3 h w (RGB in [0, 1]), not {tuple(image.shape)}; add a batch axis?")
         height, width = image.shape[-2:]
         normalised = (image - self.mean) / self.std
-        # As multiples of the stride, not by remainders: export then knows the sizes of all maps to be multiples as well.
-        below, right = STRIDE * -(-height // STRIDE) - height, STRIDE * -(-width // STRIDE) - width
-        padded = F.pad(normalised, (0, right, 0, below))
+        # Rounded up without negative numbers, which ONNX divides otherwise, and to what is seen to be a multiple of the
+        # stride: so export knows the sizes of all maps.
+        down, right = (STRIDE * ((length + STRIDE - 1) // STRIDE) - length for length in (height, width))
+        padded = F.pad(normalised, (0, right, 0, down))
         stride = self.backbone.strides[0]
-        rows, columns = -(-height // stride), -(-width // stride)
+        rows, columns = ((length + stride - 1) // stride for length in (height, width))
         outputs = self.decode(self.backbone(padded))
         return {task: Output(*(x[..., :rows, :columns] for x in output)) for task, output in outputs.items()}
 
