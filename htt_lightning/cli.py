@@ -78,6 +78,11 @@ class HTTCLI(LightningCLI):
                 rank_zero_warn(f"model.{key}={asked[key]} gives way to {value!r} of the checkpoint {path}.")
         self.config = self.parser.parse_object({command: {"model": known}}, self.config)
 
+    def _set_seed(self) -> None:
+        """Seed whatever draws numbers, which ``export`` does not."""
+        if self.subcommand != "export":
+            super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Leave the settings of tasks that nobody has given to the dataset."""
         tasks = list(described_tasks(self.config[str(self.subcommand)].get("data", Namespace())))

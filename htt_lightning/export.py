@@ -26,7 +26,7 @@ from htt_lightning.tasks import Task
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "torch-export": (),
-    "safetensors": ("safetensors",),
+    "safetensors": (),
 }
 """Packages of the extra ``export`` by format."""
 SMALLEST, LARGEST = 32, 8192
