@@ -85,7 +85,7 @@ class HTTCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Leave the settings of tasks that nobody has given to the dataset."""
-        tasks = list(described_tasks(self.config[str(self.subcommand)].get("data", Namespace())))
+        tasks = list(described_tasks(self.config[str(self.subcommand)].get("data", {})))
         if tasks:
             given = self.parser.parse_args(self.words, defaults=False)[str(self.subcommand)].data
             for task, own in zip(tasks, described_tasks(given), strict=True):

@@ -266,8 +266,8 @@ def _write_program(model: Decoder, facts: dict[str, Any], path: Path) -> Callabl
     """Write what ``torch.export.load`` reads; what it computes is computed from the file."""
     with path.open("wb") as file:
         torch.export.save(program_of(model), file, extra_files={"htt_lightning.json": json.dumps(facts)})
-    with path.open("rb") as file:
-        program = torch.export.load(file).module()
+    with path.open("rb") as written:
+        program = torch.export.load(written).module()
 
     def compute(image: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = program(image)
