@@ -18,6 +18,7 @@ import htt_lightning.tasks  # noqa: F401  # so that a config may write class_pat
 from htt_lightning.callbacks import DiscoveryPanel, LabelDiscovery, PredictionPanel, PredictionWriter, ResultsTable
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.errors import HTTError
+from htt_lightning.export import export
 from htt_lightning.files import atomic_path, read_hyperparameters, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.trainer import HTTTrainer
@@ -39,11 +40,16 @@ class HTTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, ``discover`` and ``check``; with the arguments that need no option."""
-        return {**LightningCLI.subcommands(), "discover": {"model", "datamodule"}, "check": {"datamodule"}}
+        """Lightning's commands, ``discover``, ``check`` and ``export``; with the arguments that need no option."""
+        own = {"discover": {"model", "datamodule"}, "check": {"datamodule"}, "export": set[str]()}
+        return {**LightningCLI.subcommands(), **own}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Where ``predict`` writes to."""
+        """Where ``predict`` writes to; and ``export``, which a checkpoint tells all else."""
+        if subcommand == "export":
+            parser = self.init_parser(**kwargs)
+            parser.add_function_arguments(export)
+            return parser
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -59,7 +65,7 @@ class HTTCLI(LightningCLI):
         Lightning does this silently, and stumbles over hyperparameters that are linked.
         """
         command = self.config.get("subcommand")
-        path = self.config[command].get("ckpt_path") if command else None
+        path = self.config[command].get("ckpt_path") if command and command != "export" else None
         if not path or path in ("best", "last", "hpc", "registry"):
             return
         stored = read_hyperparameters(path, "--ckpt_path")
@@ -72,12 +78,18 @@ class HTTCLI(LightningCLI):
                 rank_zero_warn(f"model.{key}={asked[key]} gives way to {value!r} of the checkpoint {path}.")
         self.config = self.parser.parse_object({command: {"model": known}}, self.config)
 
+    def _set_seed(self) -> None:
+        """Seed whatever draws numbers, which ``export`` does not."""
+        if self.subcommand != "export":
+            super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Leave the settings of tasks that nobody has given to the dataset; images alone get the checkpoint's."""
         config = self.config[str(self.subcommand)]
-        if "checkpoint" in (arguments := config.data.get("init_args", {})):
+        data = config.get("data", {})
+        if "checkpoint" in (arguments := data.get("init_args", {})):
             arguments.checkpoint = arguments.checkpoint or config.get("ckpt_path")
-        tasks = list(described_tasks(config.data))
+        tasks = list(described_tasks(data))
         if tasks:
             given = self.parser.parse_args(self.words, defaults=False)[str(self.subcommand)].data
             for task, own in zip(tasks, described_tasks(given), strict=True):
@@ -85,16 +97,19 @@ class HTTCLI(LightningCLI):
                 task.update(own)
 
     def instantiate_classes(self) -> None:
-        """Build everything, but for ``check``, which fetches no weights and asks for no device."""
-        if self.subcommand != "check":
+        """Build everything, but for ``check`` and ``export``, which fetch no weights and ask for no device."""
+        if self.subcommand not in ("check", "export"):
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a command; ``check`` on the data alone, whatever else its config describes."""
+        """Run a command; ``check`` on the data alone, whatever its config describes, ``export`` on a checkpoint."""
+        config = self.config[subcommand]
+        if subcommand == "export":
+            export(config.ckpt_path, config.format, config.out, config.overwrite)
+            return
         if subcommand != "check":
             super()._run_subcommand(subcommand)
             return
-        config = self.config[subcommand]
         built = self._parser(subcommand).instantiate_classes({"data": config.data}, instantiate_groups=False)
         HTTTrainer.check(built.data, config.out, config.overwrite, config.images)
 
@@ -181,7 +196,7 @@ def main(args: Sequence[str] | None = None) -> None:
             words[place] = "--config=" + packaged_config(word.removeprefix("--config="))
         elif place and words[place - 1] in ("--config", "-c"):
             words[place] = packaged_config(word)
-    if words and words[0] in HTTCLI.subcommands() and not names_data(words):
+    if words and words[0] in {*HTTCLI.subcommands()} - {"export"} and not names_data(words):
         words.insert(1, "--data=SyntheticDataModule")
     if args is None:
         sys.argv[1:] = words  # processes that DDP starts get the same words

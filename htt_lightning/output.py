@@ -47,7 +47,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """
     if x.shape[-2:] == torch.Size(size):
         return x
-    x = x.contiguous(memory_format=torch.channels_last)
+    if not torch.compiler.is_compiling():  # a compiler lays memory out itself, and export wants no branches on strides
+        x = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 

@@ -1,6 +1,7 @@
-"""Lightning's trainer with two commands more.
+"""Lightning's trainer with three commands more.
 
-``discover`` writes the labels that a dataset lacks; ``check`` reads a dataset and names what is broken in it.
+``discover`` writes the labels that a dataset lacks; ``check`` reads a dataset and names what is broken in it; and
+``export`` writes a trained network for other programs.
 """
 
 import shutil
@@ -22,12 +23,15 @@ from htt_lightning.data.completed import CompletedDataset, fingerprint_of
 from htt_lightning.data.sample import Batch
 from htt_lightning.data.samplers import EvalSampler
 from htt_lightning.errors import HTTError
+from htt_lightning.export import export
 from htt_lightning.files import read_hyperparameters
 from htt_lightning.module import HTTModule
 
 
 class HTTTrainer(L.Trainer):
-    """``lightning.Trainer`` that can check and complete a dataset."""
+    """``lightning.Trainer`` that can check and complete a dataset, and export a network."""
+
+    export = staticmethod(export)
 
     def discover(
         self, model: HTTModule, datamodule: PartialLabelDataModule, ckpt_path: str, out: str, overwrite: bool = False

@@ -82,12 +82,15 @@ class TokenAttention(nn.Module):
         Returns:
             Features G' ``b d h w`` and tokens ``b d``.
         """
-        extra = repeat(token, "d -> b 1 d", b=len(x))
+        extra = repeat(token, "d -> b 1 d", b=x.shape[0])
         query, key, value = (
             project(torch.cat([rearrange(reduce(x), "b d h w -> b (h w) d"), extra], dim=1))
             for reduce, project in zip(self.reduce, self.project, strict=True)
         )
-        attended = F.scaled_dot_product_attention(query, key, value)
+        if torch.compiler.is_compiling():  # ONNX knows attention with an axis of heads alone, here of one
+            attended = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value)
         context = rearrange(self.feature_out(attended[:, :-1]), "b (h w) d -> b d h w", h=x.shape[2] // 2)
         return self.refine(x + resize(context, x.shape[-2:])), self.token_out(attended[:, -1])
 

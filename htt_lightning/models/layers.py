@@ -66,7 +66,8 @@ def seen(kernel: Sequence[int], dilation: Sequence[int], size: Sequence[int]) ->
 
 def atrous(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> Tensor:
     """Dilated convolution of unchanged size, by the cheaper gradient: ``b c h w``, ``d c k k`` to ``b d h w``."""
-    if x.device.type != "cpu" or seen(weight.shape[-2:], dilation, x.shape[-2:]) > MOST_TAPS:
+    gains = x.device.type == "cpu" and torch.is_grad_enabled()  # asked first: exports want no branches on sizes
+    if not gains or seen(weight.shape[-2:], dilation, x.shape[-2:]) > MOST_TAPS:
         padding = [step * (size // 2) for size, step in zip(weight.shape[-2:], dilation, strict=True)]
         return F.conv2d(x, weight, padding=padding, dilation=dilation)
     out: Tensor = _Atrous.apply(x, weight, dilation)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError
@@ -86,20 +87,31 @@ class DenseNetwork(nn.Module, ABC):
             raise HTTError(f"image must be b 3 h w (RGB in [0, 1]), not {tuple(image.shape)}; add a batch axis?")
         height, width = image.shape[-2:]
         normalised = (image - self.mean) / self.std
-        padded = F.pad(normalised, (0, -width % STRIDE, 0, -height % STRIDE))
+        # Rounded up without negative numbers, which ONNX divides otherwise, and to what is seen to be a multiple of the
+        # stride: so export knows the sizes of all maps.
+        down, right = (STRIDE * ((length + STRIDE - 1) // STRIDE) - length for length in (height, width))
+        padded = F.pad(normalised, (0, right, 0, down))
         stride = self.backbone.strides[0]
-        rows, columns = -(-height // stride), -(-width // stride)
+        rows, columns = ((length + stride - 1) // stride for length in (height, width))
         outputs = self.decode(self.backbone(padded))
         return {task: Output(*(x[..., :rows, :columns] for x in output)) for task, output in outputs.items()}
 
 
-class HTTNet(DenseNetwork):
+class HTTNet(
+    DenseNetwork,
+    PyTorchModelHubMixin,
+    # The config is JSON with sorted keys, but the order of tasks is that of the tokens: as pairs it is kept.
+    coders={dict: (lambda values: [list(pair) for pair in values.items()], dict)},
+):
     """Hierarchical task tokens: global tokens at every scale, fine-grained tokens per class or bin (method.md 1, 2).
 
     Example:
         >>> net = HTTNet({"semseg": 13, "depth": 30}, token_dim=32).eval()
         >>> net(torch.rand(2, 3, 64, 96))["depth"].logits.shape
         torch.Size([2, 30, 16, 24])
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of huggingface_hub: ``config.json`` (the
+    arguments) and ``model.safetensors``. Give ``from_pretrained`` a commit as ``revision``, and ``strict=True``.
 
     Args:
         num_tokens: K by task name: classes or bins.
@@ -123,6 +135,7 @@ class HTTNet(DenseNetwork):
         fine_tokens: bool = True,
         **kwargs: Any,
     ) -> None:
+        num_tokens = dict(num_tokens)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
         count = len(num_tokens)

@@ -21,8 +21,7 @@ from htt_lightning.tasks.given import Given
 from htt_lightning.tasks.stored import Stored
 from htt_lightning.tasks.tally import Spread, Tally
 
-IGNORE = 255
-"""The missing value of index maps (contracts.md, Batch)."""
+IGNORE = 255  # the missing value of index maps (contracts.md, Batch)
 
 RELEASED_NAMES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
 """Tasks that published masks and checkpoints call otherwise."""

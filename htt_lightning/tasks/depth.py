@@ -45,6 +45,7 @@ class Depth(Binned):
     headline: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "m"
+    decoded_unit: ClassVar[str] = "m"
     other_figures: ClassVar[Mapping[str, Figure]] = {
         **dict.fromkeys(("rel_err", "log_rmse"), Figure("", higher_is_better=False)),
         **dict.fromkeys(("delta1", "delta2", "delta3"), Figure()),
@@ -54,6 +55,11 @@ class Depth(Binned):
         super().__post_init__()
         if self.bins < 2 or not 0 < self.near < self.far:
             raise HTTError(f"Depth needs bins >= 2 and 0 < near < far, not {self.bins}, {self.near}, {self.far}.")
+
+    @property
+    def decoded_range(self) -> tuple[float, float]:
+        """The bin centres at both ends."""
+        return self.near, self.far
 
     def centres(self, like: Tensor) -> Tensor:
         """Bin centres ``k``, log-spaced."""
@@ -134,6 +140,7 @@ class InverseDepth(Depth):
 
     training_only: ClassVar[tuple[str, ...]] = (*Depth.training_only, "zoomed")
     unit: ClassVar[str] = ""
+    decoded_unit: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -68,6 +68,11 @@ class Edges(Task):
         """What 0 and 1 mean."""
         return "no edge", "edge"
 
+    @property
+    def decoded_range(self) -> tuple[float, float]:
+        """A probability."""
+        return 0.0, 1.0
+
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Balanced binary cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
         logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))

@@ -48,6 +48,7 @@ class Normals(Binned):
     headline: ClassVar[str] = "mean"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "deg"
+    decoded_unit: ClassVar[str] = "unit vector: x right, y up, z to the camera"
     other_figures: ClassVar[Mapping[str, Figure]] = dict.fromkeys(("within_11", "within_22", "within_30"), Figure())
 
     def __post_init__(self) -> None:
@@ -56,6 +57,11 @@ class Normals(Binned):
             raise HTTError(f"Normals has 40 published directions, not {self.bins}: set bins to 40 or use fibonacci.")
         if self.bins < 2:
             raise HTTError(f"Normals needs bins >= 2, not {self.bins}.")
+
+    @property
+    def decoded_range(self) -> tuple[float, float]:
+        """Of each component."""
+        return -1.0, 1.0
 
     def centres(self, like: Tensor) -> Tensor:
         """Unit vectors ``k 3``."""

@@ -37,6 +37,11 @@ class Saliency(Task):
         """What 0 and 1 mean."""
         return "background", "salient"
 
+    @property
+    def decoded_range(self) -> tuple[float, float]:
+        """A probability."""
+        return 0.0, 1.0
+
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Cross entropy weighted by the image's own label frequencies, mean over valid pixels (method.md 3).
 

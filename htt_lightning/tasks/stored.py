@@ -1,4 +1,4 @@
-"""How a task's maps lie in files."""
+"""How a task's maps lie in files, and what their numbers are."""
 
 from typing import ClassVar
 
@@ -12,6 +12,13 @@ class Stored:
     """What a map of a task looks like in few bytes, and as the picture of its numbers."""
 
     channels: ClassVar[int | None] = None
+    decoded_unit: ClassVar[str] = ""
+    """Unit of the values of ``decode``."""
+
+    @property
+    def decoded_range(self) -> tuple[float, float] | None:
+        """Smallest and largest value of a decoded field or probability; None for classes, or where nothing is known."""
+        return None
 
     def pack(self, array: np.ndarray) -> np.ndarray:
         """A numpy map in few bytes, as discovered labels are stored."""
