@@ -16,17 +16,22 @@ class Fused(NamedTuple):
 
     Attributes:
         maps: ``b c_s h_s w_s``, the first one on the grid of the sum.
-        weights: Of the projections, ``f c_s``.
+        weight: Of the projections, side by side, ``f sum(c_s)``.
         bias: ``f``, everywhere.
     """
 
     maps: list[Tensor]
-    weights: list[Tensor]
+    weight: Tensor
     bias: Tensor
+
+    @property
+    def channels(self) -> list[int]:
+        """Those of each map."""
+        return [x.shape[1] for x in self.maps]
 
     def dense(self) -> Tensor:
         """The sum ``b f h_0 w_0``: projected at each map's own size, which commutes with resizing (method.md 1)."""
-        (first, *others), (weight, *weights) = self.maps, self.weights
+        (first, *others), (weight, *weights) = self.maps, torch.split(self.weight, self.channels, 1)
         out = F.conv2d(first, weight[..., None, None], self.bias)
         for x, weight in zip(others, weights, strict=True):
             out = out + resize(F.conv2d(x, weight[..., None, None]), first.shape[-2:])
@@ -36,7 +41,7 @@ class Fused(NamedTuple):
         """Mean of the sum over its grid, ``b f 1 1``: a resized map's is a weighted one of the map itself."""
         size = self.maps[0].shape[-2:]
         out = self.bias
-        for x, weight in zip(self.maps, self.weights, strict=True):
+        for x, weight in zip(self.maps, torch.split(self.weight, self.channels, 1), strict=True):
             rows, columns = (_resizing(x, axis, to).mean(0) for axis, to in zip((2, 3), size, strict=True))
             out = out + torch.einsum("b c h w, h, w -> b c", x, rows, columns) @ weight.T
         return out[..., None, None]
@@ -63,12 +68,14 @@ class Fused(NamedTuple):
         """
         first, size = self.maps[0], self.maps[0].shape[-2:]
         aside = shifts(weight.shape[-1], dilation)
-        taps = weight.permute(2, 3, 0, 1)  # i j d f
-        composed = torch.split(taps @ torch.cat(self.weights, 1), [w.shape[1] for w in self.weights], -1)
+        taps = weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1])  # (i j d) f
+        shape = (len(aside), len(aside), weight.shape[0], -1)
+        composed = torch.split((taps @ self.weight).view(shape), self.channels, -1)  # i j d c_s
         kernel = composed[0].permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
-        out = atrous(first, kernel, (dilation, dilation)).permute(0, 2, 3, 1)
         sees = [torch.stack([_moved(first.new_ones(n, 1), by)[:, 0] for by in aside], 1) for n in size]
-        out = out + torch.einsum("y i, x j, i j d -> y x d", *sees, taps @ self.bias)
+        out = atrous(first, kernel, (dilation, dilation)).permute(0, 2, 3, 1)
+        # From here on in place: many maps of this size that come and go leave holes in memory.
+        out = out.add_(torch.einsum("y i, x j, i j d -> y x d", *sees, (taps @ self.bias).view(shape[:3])))
         out = out.flatten(2)  # b y (x d)
         for x, product in zip(self.maps[1:], composed[1:], strict=True):
             batch, channels, height, width = x.shape
@@ -79,7 +86,8 @@ class Fused(NamedTuple):
                 if abs(by) < size[0]:
                     seen = pixels @ rows.reshape(-1, channels).T  # (b h w) (j d)
                     seen = across @ seen.reshape(batch * height, width * len(aside), -1)  # (b h) x d
-                    out = out + _moved(down, by) @ seen.reshape(batch, height, -1)
+                    along = _moved(down, by).expand(batch, -1, -1)
+                    out.baddbmm_(along, seen.reshape(batch, height, -1))
         return out.reshape(*out.shape[:2], size[1], -1).permute(0, 3, 1, 2)
 
     def pays(self, weights: Sequence[Tensor], dilations: Sequence[int]) -> bool:
@@ -91,15 +99,15 @@ class Fused(NamedTuple):
         x = self.maps[0]
         if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64):
             return False
-        (height, width), features = x.shape[-2:], len(self.bias)
-        pixels, inputs = height * width, [m.shape[1] for m in self.maps]
+        (height, width), (features, inputs) = x.shape[-2:], self.weight.shape
+        pixels = height * width
         direct: float = sum([m.shape[-2] * m.shape[-1] * m.shape[1] for m in self.maps]) * features
         composed = 0.0
         for weight, dilation in zip(weights, dilations, strict=True):
             out, size = weight.shape[0], weight.shape[-1]
             inside = seen(weight.shape[-2:], (dilation, dilation), (height, width)) * size * size
             direct += pixels * features * out * inside
-            composed += pixels * inputs[0] * out * inside + size * size * out * features * sum(inputs)
+            composed += pixels * self.channels[0] * out * inside + size * size * out * features * inputs
             for m in self.maps[1:]:
                 rows, columns = m.shape[-2:]
                 each = columns * m.shape[1] * size + width * columns * size + height * width
@@ -117,13 +125,11 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: Sequence[int], out: int) -> None:
         super().__init__()
-        self.channels = list(channels)
         self.conv = nn.Conv2d(sum(channels), out, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Fused:
         """``[b c_s h_s w_s]`` to what can become ``b out h_0 w_0``."""
-        weights = torch.split(self.conv.weight.flatten(1), self.channels, dim=1)
-        return Fused(list(maps), list(weights), cast(Tensor, self.conv.bias))
+        return Fused(list(maps), self.conv.weight.flatten(1), cast(Tensor, self.conv.bias))
 
 
 def _resizing(x: Tensor, axis: int, to: int) -> Tensor:

@@ -46,7 +46,7 @@ def published(height, width, batch=1):
     sizes = [(height // s, width // s) for s in (4, 8, 16, 32)]
     channels = (64, 128, 256, 512)
     maps = [torch.zeros(batch, c, *size) for c, size in zip(channels, sizes, strict=True)]
-    return Fused(maps, [torch.zeros(512, c) for c in channels], torch.zeros(512))
+    return Fused(maps, torch.zeros(512, 960), torch.zeros(512))
 
 
 BRANCHES = [torch.zeros(256, 512, 1, 1), *(torch.zeros(256, 512, 3, 3) for _ in range(3))]
@@ -61,8 +61,8 @@ def test_it_pays_on_large_maps_whatever_the_batch(batch):
 def test_it_is_left_alone_in_mixed_precision_and_on_other_devices():
     with torch.autocast("cpu", torch.bfloat16):
         assert not published(288, 384).pays(BRANCHES, (1, 12, 24, 36))
-    maps, weights, bias = published(288, 384)
-    elsewhere = Fused([m.to("meta") for m in maps], weights, bias)
+    maps, weight, bias = published(288, 384)
+    elsewhere = Fused([m.to("meta") for m in maps], weight, bias)
     assert not elsewhere.pays(BRANCHES, (1, 12, 24, 36))
 
 
