@@ -59,7 +59,7 @@ def test_the_wheel_carries_everything_the_package_reads(wheel):
     package = ROOT / "htt_lightning"
     sources = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
     data = {"htt_lightning/py.typed", "htt_lightning/tasks/normal_directions.csv"}
-    configs = {f"htt_lightning/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    configs = {f"htt_lightning/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) >= 2
     assert sources | data | configs <= names
     assert {name.split("/")[0] for name in names} == {"htt_lightning", f"htt_lightning-{PROJECT['version']}.dist-info"}
