@@ -55,8 +55,7 @@ def draws(parameters, count):
     """Both ends of every range and list, then drawn values, as the server's sampler would send them."""
     rng = random.Random(0)
     for k in range(count):
-        share = k if k < 2 else rng.random()
-        yield {name: draw(range_of, share if k < 2 else rng.random()) for name, range_of in parameters.items()}
+        yield {name: draw(range_of, k if k < 2 else rng.random()) for name, range_of in parameters.items()}
 
 
 def draw(range_of, share):
