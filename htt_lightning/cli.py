@@ -222,9 +222,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def mendable(error: BaseException | None) -> HTTError | None:
-    """The error of ours that an exception comes from: the parser wraps those of the classes it builds."""
+    """The error of ours that an exception comes from: the parser wraps those of the classes it builds.
+
+    Weights & Biases' own, as when nobody is logged in or its server cannot be reached, become one that says what to do.
+    """
     while error:
         if isinstance(error, HTTError):
             return error
+        if type(error).__module__.startswith("wandb.errors"):  # by name: the package is imported by its logger alone
+            return HTTError(
+                f"Weights & Biases: {error}\nLog in with `wandb login`, or go without its server: "
+                "--trainer.logger.offline true (or WANDB_MODE=offline), and `wandb sync` uploads the run later."
+            )
         error = error.__cause__ or error.__context__
     return None

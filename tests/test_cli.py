@@ -246,6 +246,7 @@ def test_a_missing_tree_prints_what_is_expected():
 
 
 def test_a_users_own_config_is_left_alone(monkeypatch):
+    wandb.teardown()  # a service of an earlier test would write below the directory in which it was started
     monkeypatch.setenv("WANDB_SILENT", "true")
     own = f"data: {{class_path: SyntheticDataModule}}  # mine\nmodel: {{lr: {1e-3}}}\n"
     Path("config.yaml").write_text(own)

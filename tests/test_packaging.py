@@ -59,7 +59,7 @@ def test_the_wheel_carries_everything_the_package_reads(wheel):
     package = ROOT / "htt_lightning"
     sources = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
     data = {"htt_lightning/py.typed", "htt_lightning/tasks/normal_directions.csv"}
-    configs = {f"htt_lightning/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    configs = {f"htt_lightning/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) >= 2
     assert sources | data | configs <= names
     assert {name.split("/")[0] for name in names} == {"htt_lightning", f"htt_lightning-{PROJECT['version']}.dist-info"}
@@ -83,7 +83,7 @@ def test_the_wheel_says_what_it_is(wheel):
 
 @pytest.fixture(scope="module")
 def trial(installed, tmp_path_factory):
-    """A folder in which the installed package has made a trial run by the name of a packaged config alone."""
+    """A folder in which the installed package has made a trial run by the names of packaged configs alone."""
     options = {
         "trainer.fast_dev_run": 1,
         "trainer.accelerator": "cpu",
@@ -98,7 +98,7 @@ def trial(installed, tmp_path_factory):
     }
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     folder = tmp_path_factory.mktemp("elsewhere")
-    fit = ["-P", "-m", "htt_lightning", "fit", "--config", "synthetic.yaml", *words]
+    fit = ["-P", "-m", "htt_lightning", "fit", "--config", "synthetic.yaml", "--config", "loggers/wandb.yaml", *words]
     run(*fit, cwd=folder, PYTHONPATH=str(installed))
     return folder
 
@@ -111,7 +111,7 @@ def test_the_installed_wheel_is_imported_rather_than_the_checkout(installed, tmp
     )
 
 
-def test_the_installed_wheel_trains_by_a_config_of_its_own(trial):
+def test_the_installed_wheel_trains_by_configs_of_its_own(trial):
     assert trial.is_dir()
 
 
