@@ -1,4 +1,4 @@
-"""What the documentation shows is what the program does: commands are parsed, Python is run, links inside lead somewhere."""
+"""What the documentation shows is what the program does: commands and configs are parsed, Python is run."""
 
 import re
 import shlex
@@ -52,12 +52,19 @@ def test_there_are_pages_with_commands():
     assert len(COMMANDS) > 20
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
 def test_a_command_is_one_that_the_program_takes(words, parser, monkeypatch):
     monkeypatch.chdir(ROOT / "configs")  # packaged configs by their names
-    parser.exit_on_error = False
     given = words if names_data(words) else [words[0], "--data=SyntheticDataModule", *words[1:]]
     parser.parse_args(given)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
+def test_a_config_is_one_that_the_program_takes(page, parser, tmp_path):
+    for body in blocks(page, "yaml"):
+        if not body.startswith("--8<--"):  # a file of the package's own
+            (tmp_path / "config.yaml").write_text(body)
+            parser.parse_args(["fit", "--config", str(tmp_path / "config.yaml")])
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
