@@ -34,22 +34,24 @@ model:
 
 Files given with `--config` and options replace what comes before them. A config that is not in the working directory is
 the one that comes with the package. `htt fit --print_config` prints the whole config of a run, and a run saves it as
-`config.yaml`. A class is named by its `class_path`, which of the package's own is their name, and takes its settings as
-`init_args`.
+`config.yaml`. A class is named by its `class_path`, for the package's own the bare name, and takes its settings as
+`init_args`. Of Lightning's options (commands, `checkpoint`, `trainer`) the first sentence is given;
+[Lightning's documentation](https://lightning.ai/docs/pytorch/stable/) has the rest.
 """
 
 DATA = """\
 ## data
 
 `--data NAME` chooses the dataset, `SyntheticDataModule` by default. `--data.root DIR` is short for
-`--data.init_args.root DIR`.
+`--data.init_args.root DIR`, and so are all settings below.
 """
 
 TASKS = """\
 ## data.tasks
 
-A list of names, `[semseg, depth]`, or of classes with settings, `[semseg, {class_path: Edges, init_args: {thin: true}}]`.
-Settings that are not given are the dataset's own: the defaults here are those of a task that belongs to no dataset.
+A list of names, `[semseg, depth]`, or of classes with settings,
+`[semseg, {class_path: Edges, init_args: {thin: true}}]`. Settings that are not given are the dataset's own: the
+defaults here are those of a task that belongs to no dataset.
 """
 
 
@@ -61,23 +63,31 @@ def command_parsers() -> dict[str, ArgumentParser]:
     return dict(commands.choices)
 
 
-def described(parser: ArgumentParser, action: argparse.Action, name: str) -> str:
-    """An option: what it is for, its type and its default."""
+def first_sentence(text: str) -> str:
+    """A text up to its first full stop before a capital letter."""
+    return re.split(r"(?<=\.)\s+(?=[A-Z`])", text, maxsplit=1)[0]
+
+
+def described(parser: ArgumentParser, action: argparse.Action, name: str, brief: bool = False) -> str:
+    """An option: what it is for, its type and its default; nothing of one that takes no value of its own."""
     text = " ".join(parser._get_formatter()._expand_help(action).split())
-    words, kind = re.fullmatch(r"(.*?) ?(?:\(((?:required, )?(?:type|default): .*)\))?", text).groups()
+    found = re.fullmatch(r"(.*?) ?\(((?:required, )?type: .*)\)", text)
+    if not found:
+        return ""
+    words = re.sub(r"^Defaults to ``\w+``\. ", "", found[1])
     words = re.sub(r":\w+:`~?\.?([^`<]*)[^`]*`", r"`\1`", words)  # roles of Sphinx, in Lightning's docstrings
-    kind = re.sub(r", known subclasses: .*", "", kind or "")
-    return f"`{name}`\n:   {words}\n\n" + (f"    `` {kind} ``\n\n" if kind else "")
+    kind = re.sub(r"<class '(.*?)'>", r"\1", re.sub(r", known subclasses: .*", "", found[2]))
+    return f"`{name}`\n:   {first_sentence(words) if brief else words}\n\n    `` {kind} ``\n\n"
 
 
 def options(parser: ArgumentParser, group: str = "") -> str:
     """The options of a group; of none, those that belong to none."""
-    found = []
+    others, found = (*GROUPS, "data", "predictions", "help", "print_config"), []
     for action in parser._actions:
-        head, _, rest = action.dest.rpartition(".") if not group else action.dest.partition(".")
-        mine = head == group and rest and (group or rest not in (*GROUPS, "data", "predictions", "help", "print_config"))
+        mine = action.dest.startswith(f"{group}.") if group else action.dest.partition(".")[0] not in others
         if mine and action.option_strings and action.help != argparse.SUPPRESS:
-            found.append(described(parser, action, action.option_strings[-1]))
+            brief = group in ("", "checkpoint", "trainer")
+            found.append(described(parser, action, f"--{action.dest}", brief))
     return "".join(found)
 
 
@@ -101,7 +111,9 @@ def reference() -> str:
     """The page, as Markdown."""
     commands = command_parsers()
     parts = [INTRO, "## Commands\n"]
-    parts += [f"### {name}\n\n{parser.description}\n\n{options(parser)}" for name, parser in commands.items()]
+    parts += [
+        f"### {name}\n\n{first_sentence(parser.description)}\n\n{options(parser)}" for name, parser in commands.items()
+    ]
     parts += ["### predictions\n\nOf `predict`.\n", options(commands["predict"], "predictions"), DATA]
     parts += [settings(kind) for kind in (*classes(PartialLabelDataModule), Augment, MapFiles)]
     parts += [TASKS, *(settings(kind) for kind in classes(Task))]
