@@ -13,8 +13,8 @@ class Output(NamedTuple):
 
     Attributes:
         logits: ``b k h/s w/s``, one channel per class or bin (method.md 2.4).
-        feature: ``b d h/s w/s``, the task feature G' that feature-level discovery compares (2.2).
-        confidence: ``b 1 h/s w/s`` in (0, 1), how far to trust the feature (2.5); ones from a baseline.
+        feature: ``b d h/s w/s``, the task feature G' that feature-level discovery compares.
+        confidence: ``b 1 h/s w/s`` in (0, 1), how far to trust the feature; ones from a baseline.
     """
 
     logits: Tensor

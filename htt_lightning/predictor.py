@@ -19,7 +19,7 @@ from htt_lightning.module import HTTModule
 class HTTPredictor:
     """Every task's map of an image, at the image's own size. A checkpoint holds all that is needed, but no dataset.
 
-    Example:
+    Examples:
         >>> predictor = HTTPredictor.from_checkpoint("last.ckpt")  # doctest: +SKIP
         >>> predictor("photo.jpg")["depth"].shape  # doctest: +SKIP
         torch.Size([1, 480, 640])

@@ -35,8 +35,8 @@ MEAN_COLOUR = (0.485, 0.456, 0.406)
 class Augment:
     """Numbers of the training augmentation: by default that of ATRC (protocol.md 3.2).
 
-    That of MTAN (3.1) is ``Augment(scale_choices=(1, 1.2, 1.5), crop_tries=1, flip=0, colour=0)``, here with nearest
-    neighbours for normals: interpolated ones are shorter than 1 and bleed across holes (6.13).
+    That of MTAN is ``Augment(scale_choices=(1, 1.2, 1.5), crop_tries=1, flip=0, colour=0)``, here with nearest
+    neighbours for normals: interpolated ones are shorter than 1 and bleed across holes.
 
     Args:
         scale: Range of the scaling factor, drawn uniformly; ``(1, 1)`` switches scaling off.

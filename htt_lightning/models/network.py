@@ -105,7 +105,7 @@ class HTTNet(
 ):
     """Hierarchical task tokens: global tokens at every scale, fine-grained tokens per class or bin (method.md 1, 2).
 
-    Example:
+    Examples:
         >>> net = HTTNet({"semseg": 13, "depth": 30}, token_dim=32).eval()
         >>> net(torch.rand(2, 3, 64, 96))["depth"].logits.shape
         torch.Size([2, 30, 16, 24])

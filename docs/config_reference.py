@@ -1,0 +1,132 @@
+"""Hooks of the site: the page of all options, from the parser; and docstrings without references to working notes."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+from jsonargparse import ArgumentParser, capture_parser
+from mkdocs.structure.files import File, Files
+
+import htt_lightning
+from htt_lightning import PartialLabelDataModule, Task, tasks
+from htt_lightning.cli import main
+from htt_lightning.data import Augment, MapFiles
+
+GROUPS = ("model", "discovery", "panel", "discovery_panel", "results", "checkpoint", "trainer")
+"""Groups of options that every command has, beside ``data``."""
+
+NOTES = re.compile(r" ?\((?:method|protocol|contracts)\.md[^():]*(?:\)|: )")
+"""Where a docstring names the page of the working notes that it follows, which is no page of this site."""
+
+INTRO = """\
+# Configuration
+
+Written from the parser, when this site is built. An option is given on the command line, `--model.lr 1e-4`, or in a
+YAML file, where dots are levels:
+
+```yaml
+model:
+  lr: 1.0e-4
+```
+
+Files given with `--config` and options replace what comes before them. A config that is not in the working directory is
+the one that comes with the package. `htt fit --print_config` prints the whole config of a run, and a run saves it as
+`config.yaml`. A class is named by its `class_path`, for the package's own the bare name, and takes its settings as
+`init_args`. Of Lightning's options (commands, `checkpoint`, `trainer`) the first sentence is given;
+[Lightning's documentation](https://lightning.ai/docs/pytorch/stable/) has the rest.
+"""
+
+DATA = """\
+## data
+
+`--data NAME` chooses the dataset, `SyntheticDataModule` by default. `--data.root DIR` is short for
+`--data.init_args.root DIR`, and so are all settings below.
+"""
+
+TASKS = """\
+## data.tasks
+
+A list of names, `[semseg, depth]`, or of classes with settings,
+`[semseg, {class_path: Edges, init_args: {thin: true}}]`. Settings that are not given are the dataset's own: the
+defaults here are those of a task that belongs to no dataset.
+"""
+
+
+def command_parsers() -> dict[str, ArgumentParser]:
+    """The parser of each command; nothing is run."""
+    with patch.object(sys, "argv", ["htt", "fit"]):
+        parser = capture_parser(main)
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)
+
+
+def first_sentence(text: str) -> str:
+    """A text up to its first full stop before a capital letter."""
+    return re.split(r"(?<=\.)\s+(?=[A-Z`])", text, maxsplit=1)[0]
+
+
+def described(parser: ArgumentParser, action: argparse.Action, name: str, brief: bool = False) -> str:
+    """An option: what it is for, its type and its default; nothing of one that takes no value of its own."""
+    text = " ".join(parser._get_formatter()._expand_help(action).split())
+    found = re.fullmatch(r"(.*?) ?\(((?:required, )?type: .*)\)", text)
+    if not found:
+        return ""
+    words = re.sub(r"^Defaults to ``\w+``\. ", "", found[1])
+    words = re.sub(r":\w+:`~?\.?([^`<]*)[^`]*`", r"`\1`", words)  # roles of Sphinx, in Lightning's docstrings
+    kind = re.sub(r"<class '(.*?)'>", r"\1", re.sub(r", known subclasses: .*", "", found[2]))
+    return f"`{name}`\n:   {first_sentence(words) if brief else words}\n\n    `` {kind} ``\n\n"
+
+
+def options(parser: ArgumentParser, group: str = "") -> str:
+    """The options of a group; of none, those that belong to none."""
+    others, found = (*GROUPS, "data", "predictions", "help", "print_config"), []
+    for action in parser._actions:
+        mine = action.dest.startswith(f"{group}.") if group else action.dest.partition(".")[0] not in others
+        if mine and action.option_strings and action.help != argparse.SUPPRESS:
+            brief = group in ("", "checkpoint", "trainer")
+            found.append(described(parser, action, f"--{action.dest}", brief))
+    return "".join(found)
+
+
+def classes(base: type) -> Iterator[type]:
+    """The package's datamodules or tasks."""
+    for name in [*htt_lightning.__all__, *tasks.__all__]:
+        found = getattr(htt_lightning, name, None) or getattr(tasks, name)
+        if isinstance(found, type) and issubclass(found, base) and not getattr(found, "__abstractmethods__", None):
+            yield found
+
+
+def settings(kind: type) -> str:
+    """The settings of a class."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False, fail_untyped=False)
+    own = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
+    return f"### {kind.__name__}\n\n" + "".join(described(parser, action, action.dest) for action in own)
+
+
+def reference() -> str:
+    """The page, as Markdown."""
+    commands = command_parsers()
+    parts = [INTRO, "## Commands\n"]
+    parts += [
+        f"### {name}\n\n{first_sentence(parser.description)}\n\n{options(parser)}" for name, parser in commands.items()
+    ]
+    parts += ["### predictions\n\nOf `predict`.\n", options(commands["predict"], "predictions"), DATA]
+    parts += [settings(kind) for kind in (*classes(PartialLabelDataModule), Augment, MapFiles)]
+    parts += [TASKS, *(settings(kind) for kind in classes(Task))]
+    parts += [f"## {group}\n\n{options(commands['fit'], group)}" for group in GROUPS]
+    return "\n".join(parts)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the page."""
+    files.append(File.generated(config, "configuration.md", content=reference()))
+    return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Take out references to the notes, but not what they say."""
+    return NOTES.sub(lambda found: "" if found[0].endswith(")") else " (", html)

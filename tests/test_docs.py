@@ -1,0 +1,75 @@
+"""What the documentation shows is what the program does: commands and configs are parsed, Python is run."""
+
+import re
+import shlex
+import sys
+from unittest.mock import patch
+
+import pytest
+from jsonargparse import capture_parser
+
+from htt_lightning.cli import main, names_data
+from tests.conftest import ROOT
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+PROGRAM = re.compile(r"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:fit|validate|test|predict|discover|check) .*)")
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page, *languages):
+    return [body for _, language, body in FENCE.findall(page.read_text()) if language in languages]
+
+
+def commands(page):
+    """The words of every command in the page's code blocks; a variable of the shell stands for a number."""
+    for body in blocks(page, "", "sh", "bash"):
+        for line in quoted_lines(body.replace("\\\n", " ")):
+            if found := PROGRAM.search(line):
+                yield shlex.split(re.sub(r"\$\w+", "1", found[1]), comments=True)
+
+
+def quoted_lines(text):
+    """Lines, joined where a quote goes on."""
+    whole = ""
+    for line in text.splitlines():
+        whole += line + " "
+        if whole.split("#")[0].count("'") % 2 == 0:
+            yield whole
+            whole = ""
+
+
+COMMANDS = {f"{page.stem}: {shlex.join(words)}": words for page in PAGES for words in commands(page)}
+
+
+@pytest.fixture(scope="module")
+def parser():
+    with patch.object(sys, "argv", ["htt", "fit"]):
+        return capture_parser(main)
+
+
+def test_there_are_pages_with_commands():
+    assert {"index", "concepts", "datasets", "cookbook", "metrics", "differences"} <= {page.stem for page in PAGES}
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
+def test_a_command_is_one_that_the_program_takes(words, parser, monkeypatch):
+    monkeypatch.chdir(ROOT / "configs")  # packaged configs by their names
+    given = words if names_data(words) else [words[0], "--data=SyntheticDataModule", *words[1:]]
+    parser.parse_args(given)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
+def test_a_config_is_one_that_the_program_takes(page, parser, tmp_path):
+    for body in blocks(page, "yaml"):
+        if not body.startswith("--8<--"):  # a file of the package's own
+            (tmp_path / "config.yaml").write_text(body)
+            parser.parse_args(["fit", "--config", str(tmp_path / "config.yaml")])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for body in blocks(page, "python"):
+        exec(compile(body, str(page), "exec"), {"__name__": "example"})
+    assert list(tmp_path.iterdir()) == []
