@@ -168,15 +168,19 @@ def finish(arrays: Arrays, tasks: Sequence[Map], size: tuple[int, int] | None) -
         return {"image": image, **settled}, np.ones(inner, bool)
 
     def pad(array: np.ndarray, blank: np.ndarray) -> np.ndarray:
-        blank[window] = array
-        return blank
+        """Write every pixel once: what a pixel of ``blank`` has around the array."""
+        padded = np.empty((height, width, *array.shape[2:]), blank.dtype)
+        padded[:top] = padded[top + inner[0] :] = blank
+        padded[:, :left] = padded[:, left + inner[1] :] = blank
+        padded[window] = array
+        return padded
 
-    colour = np.rint(np.multiply(MEAN_COLOUR, 255)) if image.dtype == np.uint8 else MEAN_COLOUR
-    padded = {"image": pad(image, np.full((height, width, 3), colour, image.dtype))}
+    colour = np.rint(np.multiply(MEAN_COLOUR, 255)) if image.dtype == np.uint8 else np.array(MEAN_COLOUR)
+    padded = {"image": pad(image, colour.astype(image.dtype))}
     for task in tasks:
         if task.name in arrays:
-            padded[task.name] = task.settle(pad(arrays[task.name], task.missing(height, width)))
-    return padded, pad(np.array(True), np.zeros((height, width), bool))
+            padded[task.name] = task.settle(pad(arrays[task.name], task.missing(1, 1)[0, 0]))
+    return padded, pad(np.ones(inner, bool), np.zeros((), bool))
 
 
 class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # albumentations is not typed
@@ -217,20 +221,23 @@ class ScaleCrop(JointTransform):
         self.judges = [task.name for task in self.tasks if task.balances_crops]
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the factor and the crop: the ``scaled`` size, and ``rows`` and ``columns`` of it to keep."""
+        """Draw the factor and the crop: the ``scaled`` size, ``rows`` and ``columns`` of it to keep, ``known`` maps."""
         old = params["shape"][:2]
         rng, choices = self.random_generator, self.augment.scale_choices
         factor = choices[rng.integers(len(choices))] if choices else rng.uniform(*self.augment.scale)
         scaled = [max(int(length * factor), 1) for length in old]
         kept = np.minimum(scaled, self.size or old)
-        judges = [data[name] for name in self.judges if name in data][:1]
+        judge = next((name for name in self.judges if name in data), None)
         for _ in range(self.augment.crop_tries):
             offset = rng.integers(scaled - kept, endpoint=True)
             rows, columns = (slice(start, start + length) for start, length in zip(offset, kept, strict=True))
             crop = {"factor": factor, "scaled": scaled, "rows": rows, "columns": columns}
-            if all(self.balanced(nearest(labels, **crop)) for labels in judges):
+            if judge is None:
+                return {**crop, "known": {}}
+            judged = nearest(data[judge], **crop)
+            if self.balanced(judged):
                 break
-        return crop
+        return {**crop, "known": {judge: judged}}
 
     def balanced(self, labels: np.ndarray) -> bool:
         """Whether a crop ``h w`` of class indices has two classes or more and none of them dominates."""
@@ -243,9 +250,11 @@ class ScaleCrop(JointTransform):
             img = cv2.resize(img, (scaled[1], scaled[0]), interpolation=cv2.INTER_LINEAR)
         return img[rows, columns]
 
-    def apply_to_map(self, array: np.ndarray, task: Map, factor: float = 1.0, **params: Any) -> np.ndarray:
+    def apply_to_map(
+        self, array: np.ndarray, task: Map, factor: float = 1.0, known: Arrays | None = None, **params: Any
+    ) -> np.ndarray:
         """Nearest neighbour: no new labels, and missing pixels neither vanish nor spread."""
-        array = nearest(array, **params)
+        array = known[task.name] if known and task.name in known else nearest(array, **params)
         return array if factor == 1 else task.zoom(array, factor)
 
 
@@ -310,14 +319,19 @@ class Photometric(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # a
             A new uint8 image ``h w 3``.
         """
         levels = np.arange(256)
-        stretch = truncated(levels * contrast)
-        first = truncated(levels + brightness)
-        img = cv2.LUT(img, stretch[first] if contrast_first else first)
-        if saturation != 1 or hue != 0:
-            hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
-            tables = np.stack([(levels + hue) % 180, truncated(levels * saturation), levels], axis=-1)
-            img = cv2.cvtColor(cv2.LUT(hsv, tables[None].astype(np.uint8)), cv2.COLOR_HSV2RGB)
-        return np.asarray(img if contrast_first else cv2.LUT(img, stretch))
+        before, after = truncated(levels + brightness), truncated(levels * contrast)
+        if contrast_first:
+            before, after = after[before], levels.astype(np.uint8)
+        if saturation == 1 and hue == 0:
+            return mapped(img, after[before])
+        hsv = cv2.cvtColor(mapped(img, before), cv2.COLOR_RGB2HSV)
+        tables = np.stack([(levels + hue) % 180, truncated(levels * saturation), levels], axis=-1)
+        return mapped(cv2.cvtColor(cv2.LUT(hsv, tables[None].astype(np.uint8)), cv2.COLOR_HSV2RGB), after)
+
+
+def mapped(img: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """A uint8 image, the image itself where nothing changes, with its grey levels looked up in a table of 256."""
+    return img if (table == np.arange(256)).all() else np.asarray(cv2.LUT(img, table))
 
 
 def truncated(levels: np.ndarray) -> np.ndarray:

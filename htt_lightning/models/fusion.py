@@ -54,10 +54,10 @@ class Fused(NamedTuple):
         channels instead of f. On a smaller one, with the matrices ``R`` that resize an axis, their rows moved by as
         much as a tap looks aside, where rows moved in are the zeros of the padding,
 
-            ``out[y, x] = sum_i sum_h Ry_i[y, h]  sum_j sum_w Rx_j[x, w]  (V_ij W_s) map[h, w]``
+            ``out[y, x] = sum_(i,h) Ry_i[y, h]  sum_(w,j) Rx_j[x, w]  (V_ij W_s) map[h, w]``
 
-        of which the innermost product runs on the small grid, and the two sums over ``(w, j)`` and over ``h`` are
-        matrix products. The bias is the same everywhere but for the taps that see padding.
+        of which the innermost product runs on the small grid, and the two sums over ``(w, j)`` and over ``(i, h)`` are
+        one matrix product each. The bias is the same everywhere but for the taps that see padding.
 
         Args:
             weight: ``d f k k``.
@@ -77,17 +77,16 @@ class Fused(NamedTuple):
         # From here on in place: many maps of this size that come and go leave holes in memory.
         out = out.add_(torch.einsum("y i, x j, i j d -> y x d", *sees, (taps @ self.bias).view(shape[:3])))
         out = out.flatten(2)  # b y (x d)
+        reach = [k for k, by in enumerate(aside) if abs(by) < size[0]]  # rows of taps that see any of the map
         for x, product in zip(self.maps[1:], composed[1:], strict=True):
             batch, channels, height, width = x.shape
             down, right = (_resizing(x, axis, to) for axis, to in zip((2, 3), size, strict=True))
             across = torch.stack([_moved(right, by) for by in aside], 2).flatten(1)  # x (w j)
-            pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-            for rows, by in zip(product, aside, strict=True):
-                if abs(by) < size[0]:
-                    seen = pixels @ rows.reshape(-1, channels).T  # (b h w) (j d)
-                    seen = across @ seen.reshape(batch * height, width * len(aside), -1)  # (b h) x d
-                    along = _moved(down, by).expand(batch, -1, -1)
-                    out.baddbmm_(along, seen.reshape(batch, height, -1))
+            along = torch.cat([_moved(down, aside[k]) for k in reach], 1)  # y (i h)
+            rows = product[reach[0] : reach[-1] + 1].reshape(len(reach), -1, channels).mT  # i c_s (j d)
+            seen = x.permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels) @ rows  # b i (h w) (j d)
+            seen = across @ seen.reshape(batch * len(reach) * height, width * len(aside), -1)  # (b i h) x d
+            out.baddbmm_(along.expand(batch, -1, -1), seen.reshape(batch, len(reach) * height, -1))
         return out.reshape(*out.shape[:2], size[1], -1).permute(0, 3, 1, 2)
 
     def pays(self, weights: Sequence[Tensor], dilations: Sequence[int]) -> bool:

@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from htt_lightning.models.fusion import Fused
-from htt_lightning.models.layers import Reduce, conv_bn_relu, xavier
+from htt_lightning.models.layers import Reduce, conv_bn_relu, light, xavier
 from htt_lightning.output import Output, resize
 
 
@@ -52,9 +52,10 @@ class ASPP(nn.Module):
             mean, seen = dense.mean((2, 3), keepdim=True), (conv(dense) for conv in convs)
         out = F.conv2d(self.pool(mean), last)
         for branch, part, features in zip(self.branches, own, seen, strict=True):
-            out = out + F.conv2d(cast(nn.Sequential, branch)[1:](features), part)
-        normalised: Tensor = self.dropout(self.project[1:](out))
-        return normalised
+            norm_relu = cast(nn.Sequential, branch)[1:]
+            # In place of the newest map: nothing else needs it.
+            out = light(lambda x, w, act=norm_relu: F.conv2d(act(x), w), norm_relu, features, part).add_(out)
+        return light(lambda x: self.dropout(self.project[1:](x)), self.project, out)
 
 
 class TokenAttention(nn.Module):

@@ -154,21 +154,29 @@ class Reduce(nn.Conv2d):
         return resize(x, [length * self.factor for length in x.shape[-2:]])[..., : size[0], : size[1]]
 
 
-def recomputed(module: nn.Module, *inputs: Any) -> Any:
-    """What a module returns, keeping its inputs alone for the backward pass, which computes all else once more.
+def recomputed(run: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
+    """What ``run`` returns, keeping its inputs alone for the backward pass, which computes all else once more.
 
     Running statistics of BatchNorm move in the first pass only; dropout is the same in both.
 
     Args:
-        module: Any.
-        *inputs: Of its ``forward``.
+        run: A function of the inputs.
+        module: What it uses; holds all its BatchNorms.
+        *inputs: Of ``run``.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(module)
 
     call: Callable[..., Any] = checkpoint
-    return call(module, *inputs, use_reentrant=False, context_fn=contexts)
+    return call(run, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def light(run: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
+    """The same as ``recomputed`` for what is cheap: a third less memory in a step for a few percent of its time."""
+    again = module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    out: Tensor = recomputed(run, module, *inputs) if again else run(*inputs)
+    return out
 
 
 @contextmanager

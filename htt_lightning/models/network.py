@@ -68,7 +68,7 @@ class DenseNetwork(nn.Module, ABC):
     def run(self, module: nn.Module, *inputs: Tensor | Fused) -> Output:
         """A head's output, computed once more in the backward pass if so wanted."""
         again = self.checkpointing and self.training and torch.is_grad_enabled()
-        output: Output = recomputed(module, *inputs) if again else module(*inputs)
+        output: Output = recomputed(module, module, *inputs) if again else module(*inputs)
         return output
 
     def forward(self, image: Tensor) -> dict[str, Output]:

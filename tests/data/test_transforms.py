@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from htt_lightning.data.arrays import nearest
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import HumanParts, SemSeg
@@ -95,6 +96,15 @@ def test_a_scaled_plane_keeps_its_normal_and_divides_its_depth(factor, seed):
     assert ((abs(slope) < 1e-6) | (abs(slope - step) < 1e-6)).all()
     assert abs(slope.mean() - step / factor) < 2 * step / width
     assert depth.min() / factor - 1e-6 <= scaled["depth"].min() <= scaled["depth"].max() <= depth.max() / factor + 1e-6
+
+
+@pytest.mark.parametrize("scaled", [(20, 31), (7, 11), (40, 50)])
+def test_vectors_are_enlarged_as_their_components_are(scaled):
+    vectors = np.random.default_rng(0).normal(size=(17, 23, 3)).astype(np.float32)
+    vectors[3:9, 4:8] = np.nan
+    kept = {"scaled": scaled, "rows": slice(1, scaled[0] - 1), "columns": slice(2, scaled[1])}
+    apart = np.stack([nearest(component, **kept) for component in np.moveaxis(vectors, -1, 0)], axis=-1)
+    np.testing.assert_array_equal(nearest(vectors, **kept), apart)
 
 
 def test_scaling_the_image_is_bilinear():

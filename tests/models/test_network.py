@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.models import HTTNet, MultiTaskNet
+from htt_lightning.models import HTTNet, MultiTaskNet, heads
 from htt_lightning.models.layers import AtrousConv
 from htt_lightning.models.tokens import GlobalTokens, ScalePrompt
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
@@ -242,6 +242,27 @@ def test_heads_that_are_computed_twice_keep_less():
             net(torch.rand(2, 3, 64, 64))
         kept.append(sum(maps))
     assert kept[1] < kept[0]
+
+
+def test_cheap_layers_that_are_computed_twice_give_the_same_and_keep_less(monkeypatch):
+    image, results, kept = torch.rand(2, 3, 64, 64), [], []
+    for direct in (False, True):
+        if direct:
+            monkeypatch.setattr(heads, "light", lambda run, module, *inputs: run(*inputs))
+        torch.manual_seed(0)
+        net, sizes = HTTNet(TOKENS, token_dim=32, backbone=BACKBONE), []
+
+        def keep(x, to=sizes):
+            to.append(0 if isinstance(x, nn.Parameter) else x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = sum(x.square().sum() for x in flat(net(image)))
+        loss.backward()
+        results.append((net.state_dict(), {k: x.grad for k, x in net.named_parameters() if x.grad is not None}))
+        kept.append(sum(sizes))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert kept[0] < 0.9 * kept[1]
 
 
 @pytest.mark.parametrize(("size", "dilation"), [((12, 16), 4), ((12, 16), 6), ((9, 7), 8), ((5, 30), 12), ((3, 3), 3)])
