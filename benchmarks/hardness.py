@@ -41,7 +41,7 @@ def main(path: str) -> None:
     L.seed_everything(0)
     data = SyntheticDataModule(train_images=600, labels="full", augment=None, cache="runs/scenes", seed=0)
     module = HTTModule(data.tasks, backbone="test_resnet", lr=0.02)
-    module.net = PixelLinear({task.name: task.num_tokens for task in data.tasks})  # type: ignore[assignment]
+    module.net = PixelLinear({task.name: task.num_tokens for task in data.tasks})
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(max_epochs=6, accelerator="cpu", logger=False, default_root_dir=folder)
         trainer.fit(module, data)

@@ -14,6 +14,7 @@ from htt_lightning.data import (
     PASCALContextDataModule,
     SyntheticDataModule,
 )
+from htt_lightning.discovery import Discovery, Terms, discover_task
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule
@@ -25,6 +26,7 @@ __version__ = version("htt-lightning")
 
 __all__ = [
     "CityscapesDataModule",
+    "Discovery",
     "FolderDataModule",
     "HTTError",
     "HTTModule",
@@ -41,4 +43,6 @@ __all__ = [
     "PartialLabelDataModule",
     "SyntheticDataModule",
     "Task",
+    "Terms",
+    "discover_task",
 ]

@@ -12,8 +12,7 @@ from htt_lightning.data.sample import Batch
 from htt_lightning.losses import feature_distance, labeled_sum, masked_mean, upcast, whole_cells
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.output import Output, stride_of
-from htt_lightning.tasks import Task
-from htt_lightning.tasks.base import Discovered
+from htt_lightning.tasks import Discovered, Task
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,11 @@ class Terms:
     feature_unlabeled: float = 0.0
 
     def teach(self, task: Task) -> bool:
-        """Whether discovered labels of a task count."""
+        """Whether discovered labels of a task count.
+
+        Args:
+            task: The task.
+        """
         return task.discovers and bool(self.prediction and task.beta)
 
 
@@ -121,8 +124,8 @@ class Discovery:
     an image asks one, drawn at random: they cost no more than a single one, and the student learns their mean.
 
     Args:
-        teachers: Networks that return one ``Output`` per task; they are put into evaluation mode. None where batches
-            carry ``discovered`` labels: then there are no features to learn from.
+        teachers: Modules that keep the contract of ``Output``; they are put into evaluation mode and frozen. None where
+            batches carry ``discovered`` labels: then there are no features to learn from.
         tasks: The tasks to discover labels of.
         loss_weights: Weights lambda by task.
         terms: Weights of the terms.
@@ -155,8 +158,8 @@ class Discovery:
         """What label discovery adds to the loss of each image: a sum over tasks.
 
         Args:
-            batch: The training batch.
-            outputs: The student's outputs on it.
+            batch: The training batch: ``image``, ``labeled`` and ``valid``, and ``discovered`` labels if it has some.
+            outputs: The student's outputs on it, of any module that keeps the contract of ``Output``.
 
         Returns:
             One value per image, ``b``.
@@ -219,7 +222,11 @@ class Discovery:
         return beliefs
 
     def found(self, batch: Batch) -> dict[str, Discovered]:
-        """The labels discovered on a batch, by task; those that it carries, or else the teachers'."""
+        """The labels discovered on a batch, by task; those that it carries, or else the teachers'.
+
+        Args:
+            batch: Any batch; only its ``image`` and, if there, ``discovered`` are looked at.
+        """
         taught, size = self._mean(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
         found = dict(batch.get("discovered", {}))
         for task in self.tasks:

@@ -19,7 +19,7 @@ from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError
 from htt_lightning.inference import predict_maps
 from htt_lightning.metrics import MeanLoss
-from htt_lightning.models import HTTNet, MultiTaskNet
+from htt_lightning.models import DenseNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.output import Output
 from htt_lightning.tasks import Task
@@ -108,8 +108,11 @@ class HTTModule(L.LightningModule):
         self.discovery: Discovery | None = None
         self.epochs_per_stage: int | None = None
 
-    def build_network(self) -> HTTNet | MultiTaskNet:
-        """A network as the hyperparameters say, with new random weights that are not pretrained."""
+    def build_network(self) -> nn.Module:
+        """A network as the hyperparameters say, with new random weights that are not pretrained.
+
+        A subclass may return any module that keeps the contract of ``Output``.
+        """
         network = self.hparams["network"]
         keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "checkpointing"]
         keys += ["reduction", "global_tokens", "fine_tokens"] if network == "htt" else []
@@ -118,9 +121,12 @@ class HTTModule(L.LightningModule):
         return net.to(memory_format=torch.channels_last)  # what convolutions are fastest in
 
     def begin_anew(self, seed: int) -> None:
-        """Give the network the weights of a new one, pretrained ones included, drawn from ``seed``.
+        """Give the network the weights of a new one, pretrained ones included.
 
         The parameters stay the same objects, which optimisers and distributed training hold on to.
+
+        Args:
+            seed: What random weights are drawn from.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -149,7 +155,7 @@ class HTTModule(L.LightningModule):
     def _fetch_weights(self) -> None:
         if self.hparams["pretrained"] is not False:
             source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
-            self.net.backbone.load_state_dict(source.state_dict())
+            cast(DenseNetwork, self.net).backbone.load_state_dict(source.state_dict())
         self._has_weights = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -168,7 +174,12 @@ class HTTModule(L.LightningModule):
         self.check_tasks(checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
 
     def check_tasks(self, tasks: Sequence[Mapping[str, Any]], what: str) -> None:
-        """Raise an ``HTTError`` unless ``what`` was trained on tasks (as dicts) whose outputs mean what ours do."""
+        """Raise an ``HTTError`` unless something was trained on tasks whose outputs mean what ours do.
+
+        Args:
+            tasks: Those it was trained on, as dicts.
+            what: What it is, for the message.
+        """
         stored = {task["init_args"]["name"]: task for task in tasks}
         names = [task.name for task in self.tasks]
         if list(stored) != names:
@@ -254,7 +265,11 @@ class HTTModule(L.LightningModule):
         return {"id": batch["id"], **self.decode(batch["image"])}
 
     def decode(self, image: Tensor) -> dict[str, Tensor]:
-        """The maps a user wants, by task, at the size of the image ``b 3 h w``."""
+        """The maps a user wants, by task, at the size of the image.
+
+        Args:
+            image: RGB in [0, 1], ``b 3 h w``.
+        """
         outputs, size = self(image), (image.shape[-2], image.shape[-1])
         return {task.name: task.decode(outputs[task.name], size) for task in self.tasks}
 

@@ -7,14 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from htt_lightning.errors import HTTError
+
 
 class Output(NamedTuple):
     """One task's raw output, at feature resolution (stride ``s``: 4, or 16 with a single-scale backbone).
 
+    This is all that the rest of the library asks of a network: a module that takes RGB in [0, 1], ``b 3 h w``, and
+    returns a dict with an ``Output`` per task may be trained, taught and a teacher. Its stride is a power of two, one
+    for all tasks, and sizes are rounded up: ``ceil(h/s) ceil(w/s)``.
+
     Attributes:
-        logits: ``b k h/s w/s``, one channel per class or bin (method.md 2.4).
+        logits: ``b k h/s w/s``, one channel per class or bin (method.md 2.4): ``k = task.num_tokens``.
         feature: ``b d h/s w/s``, the task feature G' that feature-level discovery compares.
-        confidence: ``b 1 h/s w/s`` in (0, 1), how far to trust the feature; ones from a baseline.
+        confidence: ``b 1 h/s w/s`` in (0, 1), how far to trust the feature; ones from a network that does not say.
     """
 
     logits: Tensor
@@ -53,8 +59,23 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def stride_of(cells: tuple[int, int], size: tuple[int, int]) -> int:
-    """Stride of a feature map of ``cells = (rows, columns)`` over an image of ``size = (h, w)``: a power of two."""
+    """Stride of a feature map over its image: a power of two.
+
+    Args:
+        cells: Rows and columns of the map.
+        size: Height and width of the image.
+
+    Raises:
+        HTTError: With no such stride the map has as many cells.
+    """
     stride = 1
     while stride * cells[0] < size[0] or stride * cells[1] < size[1]:
         stride *= 2
+    if torch.compiler.is_compiling():  # where sizes are symbols, and a comparison would be a condition on them
+        return stride
+    if tuple(-(-length // stride) for length in size) != tuple(cells):
+        raise HTTError(
+            f"A map of {cells[0]}x{cells[1]} cells does not fit an image of {size[0]}x{size[1]} pixels: a network's "
+            "stride must be a power of two, and sizes rounded up; resize what it returns."
+        )
     return stride

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from htt_lightning.data.pictures import photograph, read_photograph
 from htt_lightning.data.sample import planes
+from htt_lightning.data.sizes import Size, SizePolicy
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_checkpoint
-from htt_lightning.inference import Size, SizePolicy, predict_maps
+from htt_lightning.inference import predict_maps
 from htt_lightning.module import HTTModule
 
 

@@ -59,6 +59,41 @@ class Pointwise(nn.Module):
         return outputs
 
 
+class Strided(nn.Module):
+    """Somebody else's network: a convolution for all tasks, and one for the logits of each."""
+
+    def __init__(self, tasks, stride=4, width=8):
+        super().__init__()
+        self.shared = nn.Conv2d(3, width, stride, stride)
+        self.logits = nn.ModuleDict({task.name: nn.Conv2d(width, task.num_tokens, 1) for task in tasks})
+
+    def forward(self, image):
+        feature = self.shared(image)
+        trust = torch.ones_like(feature[:, :1])
+        return {name: Output(logits(feature), feature, trust) for name, logits in self.logits.items()}
+
+
+@pytest.mark.parametrize(
+    ("targets", "stride", "terms"),
+    [("hard", 8, Terms()), ("soft", 4, Terms()), ("averaged", 4, Terms()), ("hard", 4, Terms(1, 1, 1))],
+)
+def test_networks_of_different_kinds_teach_each_other(targets, stride, terms):
+    data = tiny_data()
+    data.setup("fit")
+    batch, ours = next(iter(data.train_dataloader())), tiny_module(data, token_dim=8).net
+    tasks = [replace(task, threshold=0.0, beta=1.0) for task in data.tasks]
+    for student, teacher in ((Strided(tasks, stride), ours), (ours, Strided(tasks, stride))):
+        device = torch.device("cpu")
+        taught = Discovery([teacher], tasks, dict.fromkeys(batch["labeled"], 1.0), terms, device, targets)
+        student.requires_grad_(True)
+        loss = taught.loss(batch, student(batch["image"]))
+        assert loss.shape == (4,)
+        assert (loss > 0).all()
+        loss.sum().backward()
+        assert all(x.grad is not None and x.grad.isfinite().all() for x in student.parameters())
+        assert all(x.grad is None for x in teacher.parameters())
+
+
 def discovery(teacher, tasks, targets):
     return Discovery([teacher] if teacher else [], tasks, {}, Terms(), torch.device("cpu"), targets)
 

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 PROGRAM = re.compile(r"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:fit|validate|test|predict|discover|check) .*)")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+SECTION = re.compile(FENCE.pattern + r"|^#+ ([^\n]+)$", FENCE.flags)
 
 
 def blocks(page, *languages):
@@ -38,6 +39,19 @@ def quoted_lines(text):
             whole = ""
 
 
+def programs():
+    """The Python of every section that has some; its blocks run one after the other."""
+    found = {}
+    for page in PAGES:
+        title = page.stem
+        for _, language, body, heading in SECTION.findall(page.read_text()):
+            title = f"{page.stem}: {heading}" if heading else title
+            if language == "python":
+                found[title] = found.get(title, "") + body
+    return found
+
+
+PROGRAMS = programs()
 COMMANDS = {f"{page.stem}: {shlex.join(words)}": words for page in PAGES for words in commands(page)}
 
 
@@ -47,9 +61,10 @@ def parser():
         return capture_parser(main)
 
 
-def test_there_are_pages_with_commands():
+def test_there_are_pages_with_commands_and_recipes():
     assert {"index", "concepts", "datasets", "cookbook", "metrics", "differences"} <= {page.stem for page in PAGES}
     assert len(COMMANDS) > 20
+    assert len([title for title in PROGRAMS if title.startswith("library: ")]) == 4
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
@@ -67,9 +82,9 @@ def test_a_config_is_one_that_the_program_takes(page, parser, tmp_path):
             parser.parse_args(["fit", "--config", str(tmp_path / "config.yaml")])
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
-def test_python_runs(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize("title", PROGRAMS)
+def test_python_runs(title, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for body in blocks(page, "python"):
-        exec(compile(body, str(page), "exec"), {"__name__": "example"})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
+    exec(compile(PROGRAMS[title], title, "exec"), {"__name__": "example"})
     assert list(tmp_path.iterdir()) == []

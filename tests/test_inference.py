@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from htt_lightning.data.sizes import LIMIT, SizePolicy, View
 from htt_lightning.errors import HTTError
-from htt_lightning.inference import LIMIT, SizePolicy, View, predict_maps, window_starts
+from htt_lightning.inference import predict_maps, window_starts
 from htt_lightning.output import Output
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.flow import Height

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from htt_lightning.errors import HTTError
 from htt_lightning.output import Output, to_pixels
 from tests.tasks.samples import enlarge
 
@@ -92,3 +93,10 @@ def test_gradients_reach_every_cell_of_which_a_pixel_is_kept():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_type_is_kept(dtype):
     assert to_pixels(cells(9, 9, 4).to(dtype), (9, 9)).dtype == dtype
+
+
+@pytest.mark.parametrize(("cells", "size"), [((16, 16), (224, 224)), ((7, 12), (30, 48)), ((8, 13), (32, 48))])
+def test_a_map_that_no_power_of_two_lays_over_the_image_is_refused(cells, size):
+    """Such as of a network of stride 14, or one that rounds down."""
+    with pytest.raises(HTTError, match=f"{cells[0]}x{cells[1]} cells .* {size[0]}x{size[1]} pixels"):
+        to_pixels(torch.zeros(1, 2, *cells), size)

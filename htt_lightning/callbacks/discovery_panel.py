@@ -23,8 +23,7 @@ from htt_lightning.callbacks.drawing import (
 from htt_lightning.data.sample import Batch
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks import IGNORE, Task
-from htt_lightning.tasks.base import Discovered
+from htt_lightning.tasks import IGNORE, Discovered, Task
 from htt_lightning.tasks.colours import heat
 
 CELL = 26

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from htt_lightning.data.sample import Batch
 from htt_lightning.files import atomic_path, run_directory
-from htt_lightning.tasks.base import Discovered
+from htt_lightning.tasks import Discovered
 
 MARGIN, TITLE = 6, 18
 """Pixels between the cells of a panel, and the height of its titles."""
@@ -49,7 +49,11 @@ class EpochPictures(Callback):
             self._training = first_images(batch, self.train_images)
 
     def wanted(self, trainer: L.Trainer) -> bool:
-        """Whether this process draws in this epoch."""
+        """Whether this process draws in this epoch.
+
+        Args:
+            trainer: Knows the epoch and the process.
+        """
         due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         return due and trainer.is_global_zero and not trainer.sanity_checking and self._folder is not None
 

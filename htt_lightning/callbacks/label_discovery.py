@@ -137,7 +137,11 @@ class LabelDiscovery(Callback):
             trainer.fit_loop.max_epochs = end + self._epochs * max(self.stages - self.stage - 1, 0)
 
     def rules(self, module: HTTModule) -> list[Task]:
-        """The tasks with this run's thresholds, betas and balances."""
+        """The tasks with this run's thresholds, betas and balances.
+
+        Args:
+            module: The student, whose tasks they are.
+        """
         known = {task.name: task for task in module.tasks}
         if self.teacher == EMA:
             even: dict[str, Any] = {"balance": 0.0}

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from htt_lightning.callbacks.drawing import titled, to_picture
 from htt_lightning.data.sample import Batch
+from htt_lightning.data.sizes import View
 from htt_lightning.errors import HTTError, several
 from htt_lightning.files import atomic_path, refuse_existing, run_directory
-from htt_lightning.inference import View
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 
@@ -96,7 +96,11 @@ class PredictionWriter(BasePredictionWriter):
             self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="write")
 
     def legend(self, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
-        """What the maps hold, by task: the unit of their files' numbers, and the names of classes."""
+        """What the maps hold, by task: the unit of their files' numbers, and the names of classes.
+
+        Args:
+            tasks: The tasks predicted.
+        """
         png = self.format == "png"
         return {
             task.name: {"png": task.pixel_unit if png else None, "npy": task.unit, "classes": list(task.class_names)}

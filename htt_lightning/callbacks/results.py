@@ -19,8 +19,7 @@ from htt_lightning.callbacks.panel import PredictionPanel
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.files import atomic_path, run_directory
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks import Task
-from htt_lightning.tasks.base import Figure
+from htt_lightning.tasks import Figure, Task
 
 
 class ResultsTable(Callback):

@@ -6,6 +6,7 @@ from torch import nn
 
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_hyperparameters
+from htt_lightning.models import DenseNetwork
 from htt_lightning.module import HTTModule
 
 
@@ -50,6 +51,7 @@ def read_teacher(path: str, student: HTTModule) -> HTTModule:
     if student.hparams["network"] == "htt" and hyperparameters["network"] != "htt":
         raise HTTError(f"The teacher {path} has no tokens; train one with model.network htt.")
     teacher: HTTModule = type(student).load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    if teacher.net.backbone.strides[0] != student.net.backbone.strides[0]:
+    strides = {net.backbone.strides[0] for net in (teacher.net, student.net) if isinstance(net, DenseNetwork)}
+    if len(strides) > 1:
         raise HTTError(f"The teacher {path} has features of another stride: choose backbones of one kind.")
     return teacher

@@ -1,11 +1,10 @@
 """From splits with partial labels to loaders: what every datamodule shares."""
 
-import difflib
 import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
+from htt_lightning.data.choosing import choose_tasks, scored
 from htt_lightning.data.completed import CompletedDataset, moving
 from htt_lightning.data.mask_files import check_labels, read_mask
 from htt_lightning.data.masks import LabelMask, draw_mask, is_protocol, natural_order, unable_message
@@ -29,7 +29,6 @@ from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError, several, sound, tolerated
 from htt_lightning.files import run_directory
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.given import inheriting
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,14 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def source(self, split: Split) -> Source:
-        """A split, or an ``HTTError`` that says what is missing."""
+        """A split as it lies on disk.
+
+        Args:
+            split: ``train`` or ``val``.
+
+        Raises:
+            HTTError: It is missing; the message says what.
+        """
 
     @property
     def run_seed(self) -> int:
@@ -98,7 +104,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def draw_labels(self, source: Source) -> LabelMask:
-        """The label mask over all canonical tasks, whatever tasks the run lists (contracts.md, Label masks)."""
+        """The label mask over all canonical tasks, whatever tasks the run lists (contracts.md, Label masks).
+
+        Args:
+            source: The training split.
+        """
         mask, ids = self.mask, natural_order(source.ids)
         if is_protocol(self.labels):
             if mask is None or mask.ids != ids or mask.seed not in (None, self.run_seed):
@@ -112,7 +122,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return mask
 
     def unable(self, mask: LabelMask, source: Source) -> dict[str, list[str]]:
-        """Ids of the images that a mask gives a label which they cannot have, by task of the run."""
+        """Ids of the images that a mask gives a label which they cannot have, by task of the run.
+
+        Args:
+            mask: The mask.
+            source: The training split.
+        """
         able = {task.name: set(compress(source.ids, source.available(task.name))) for task in self.tasks}
         given = {task: compress(mask.ids, mask.labeled[:, mask.tasks.index(task)]) for task in able}
         found = {task: [name for name in names if name not in able[task]] for task, names in given.items()}
@@ -124,7 +139,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return self.mask.description if self.mask else ""
 
     def labels_of(self, split: Split, source: Source) -> dict[str, tuple[str, ...]]:
-        """Names of the tasks each image of a split keeps its label of; validation images keep all they have."""
+        """Names of the tasks each image of a split keeps its label of; validation images keep all they have.
+
+        Args:
+            split: ``train`` or ``val``.
+            source: That split.
+        """
         names = [task.name for task in self.tasks]
         ids, labeled = source.ids, source.availability(names)
         # What is at fault may have left images without a label, and for them no mask can be drawn.
@@ -135,7 +155,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
     def dataset(self, split: Split, fitting: bool = False) -> PartialLabels:
-        """A split as training or evaluation reads it; while fitting, evaluation scores what ``scored`` leaves."""
+        """A split as training or evaluation reads it.
+
+        Args:
+            split: ``train`` or ``val``.
+            fitting: Whether evaluation is that of ``fit``, which scores what ``scored`` leaves.
+        """
         source = self.source(split)
         if not source.ids:
             raise HTTError(f"The {split} split of {type(self).__name__} has no images.")
@@ -148,14 +173,22 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return PartialLabels(source, self.tasks, labels, transform, self.image_size, self.run_seed, self.completed)
 
     def unaugmented(self, ids: Iterable[str] | None = None) -> PartialLabels:
-        """Training images as evaluation reads them, with the labels they keep; all of them by default."""
+        """Training images as evaluation reads them, with the labels they keep.
+
+        Args:
+            ids: Which images; all of them by default.
+        """
         source = self.source("train")
         labels = self.labels_of("train", source)
         chosen = labels if ids is None else {name: labels[name] for name in ids}
         return PartialLabels(source, self.tasks, chosen, EvalTransform(self.tasks, self._canvas), self.image_size)
 
     def needs_one_size(self, split: Split) -> bool:
-        """Whether the images of a split must have one size as stored: training on whole images needs that."""
+        """Whether images must have one size as stored: training on whole images needs that.
+
+        Args:
+            split: ``train`` or ``val``.
+        """
         cropped = self.augment is not None and self.augment.crop is not None
         return split == "train" and self.image_size is None and not cropped
 
@@ -166,7 +199,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     @property
     def input_size(self) -> dict[str, Any]:
-        """What a checkpoint says of the size of images in evaluation; see ``inference.SizePolicy``."""
+        """What a checkpoint says of the size of images in evaluation; see ``sizes.SizePolicy``."""
         least = None if self.image_size else self._canvas
         return {"image_size": self.image_size and list(self.image_size), "least": least and list(least)}
 
@@ -238,7 +271,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return self.loader(self.val, self.evaluation_batch(self.val), sampler=SequentialSampler(self.val))
 
     def evaluation_batch(self, images: PartialLabels) -> int:
-        """How many images to evaluate together: one where sizes differ, as none may be padded for another's sake."""
+        """How many images to evaluate together: one where sizes differ, as none may be padded for another's sake.
+
+        Args:
+            images: The images to evaluate.
+        """
         if self.image_size:
             return self.batch_size
         least = self._canvas or (0, 0)
@@ -247,7 +284,13 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return 1 if len({(max(h, least[0]), max(w, least[1])) for h, w in sizes}) > 1 else self.batch_size
 
     def loader(self, dataset: PartialLabels, batch_size: int | None = None, **arguments: Any) -> DataLoader[Batch]:
-        """A loader with the module's workers, its batch size by default, and further arguments of torch's."""
+        """A loader with the module's workers.
+
+        Args:
+            dataset: What to load.
+            batch_size: By default the module's.
+            **arguments: Further ones of torch's ``DataLoader``.
+        """
         return DataLoader(
             dataset=dataset,
             batch_size=batch_size or self.batch_size,
@@ -272,7 +315,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return self.trainer.world_size if self.trainer else 1
 
     def training_targets(self, task: Task) -> Iterator[Tensor]:
-        """The labels that training images keep for a task, one at a time and not augmented: ``h w`` or ``c h w``."""
+        """The labels that training images keep for a task, one at a time and not augmented: ``h w`` or ``c h w``.
+
+        Args:
+            task: The task.
+        """
         plain = PartialLabels(
             self.train.source,
             [task],
@@ -283,54 +330,6 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         for index, (_, labeled) in enumerate(plain.items):
             if task.name in labeled:
                 yield plain[index][task.name]
-
-
-def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] | None) -> list[Task]:
-    """The tasks of a run.
-
-    Args:
-        available: The dataset's tasks.
-        wanted: Names (a string may list several, with commas), or tasks: what they were given takes the place of what
-            the dataset's of the same name has, see ``inheriting``.
-
-    Raises:
-        HTTError: A name is unknown or comes twice, or nothing is wanted.
-    """
-    if wanted is None:
-        return list(available)
-    listed = wanted.split(",") if isinstance(wanted, str) else wanted
-    known = {task.name: task for task in available}
-    chosen: dict[str, Task] = {}
-    for item in listed:
-        name = item.name if isinstance(item, Task) else item.strip()
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise HTTError(f"data.tasks names {name!r}, but the dataset has labels for {', '.join(known)}.{hint}")
-        if name in chosen:
-            raise HTTError(f"data.tasks names {name!r} twice.")
-        chosen[name] = inheriting(item, known[name]) if isinstance(item, Task) else known[name]
-    if not chosen:
-        raise HTTError(f"data.tasks is empty; the dataset has labels for {', '.join(known)}.")
-    return list(chosen.values())
-
-
-def scored(labels: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
-    """Names of the tasks of each validation image without those beyond a task's ``val_images``.
-
-    Args:
-        labels: Names of the tasks that each image has a label of, by image id.
-        tasks: The run's tasks.
-    """
-    dropped: dict[str, set[str]] = {name: set() for name in labels}
-    for task in tasks:
-        owners = [name for name, given in labels.items() if task.name in given]
-        if task.val_images is not None and task.val_images < len(owners):
-            kept = {owners[index * len(owners) // task.val_images] for index in range(task.val_images)}
-            for name in owners:
-                if name not in kept:
-                    dropped[name].add(task.name)
-    return {name: tuple(task for task in given if task not in dropped[name]) for name, given in labels.items()}
 
 
 def one_thread(_: int) -> None:

@@ -17,8 +17,7 @@ import torch
 from htt_lightning.data.sample import Arrays, Map, to_target
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path
-from htt_lightning.tasks import Task
-from htt_lightning.tasks.base import Discovered
+from htt_lightning.tasks import Discovered, Task
 
 FORMAT = 1
 """Version of the manifest."""

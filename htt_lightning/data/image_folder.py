@@ -20,9 +20,9 @@ from htt_lightning.data.masks import natural_key
 from htt_lightning.data.partial import Source
 from htt_lightning.data.pictures import read_photograph
 from htt_lightning.data.sample import Batch, planes
+from htt_lightning.data.sizes import Size, SizePolicy, View
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_checkpoint
-from htt_lightning.inference import Size, SizePolicy, View
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,11 @@ class ImageFolder(PartialLabelDataModule):
         return batch
 
     def read(self, path: Path) -> tuple[Tensor, View] | HTTError:
-        """What the network sees of an image, float32 ``3 h w``, and where the image lies in it; or what is wrong."""
+        """What the network sees of an image, float32 ``3 h w``, and where the image lies in it; or what is wrong.
+
+        Args:
+            path: The image.
+        """
         try:
             seen, view = self.policy(read_photograph(path), str(path))
         except HTTError as error:

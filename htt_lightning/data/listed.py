@@ -71,15 +71,33 @@ class ListedSource(Source):
 
     @abstractmethod
     def image_path(self, name: str) -> Path:
-        """Where the image with an id lies."""
+        """Where an image lies.
+
+        Args:
+            name: Its id.
+        """
 
     @abstractmethod
     def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
-        """A task's map as ``label`` returns it, at the size ``(h, w)`` of its image or as it is stored."""
+        """A task's map as ``label`` returns it, but of the size of its image or as it is stored.
+
+        Args:
+            name: The image's id.
+            task: The task's name.
+            size: Height and width of the image.
+        """
 
     @abstractmethod
     def look(self, name: str, task: str) -> None:
-        """Raise an ``HTTError`` for what is wrong with a label's files, as far as a cheap look tells."""
+        """Look at a label's files, as far as that is cheap.
+
+        Args:
+            name: The image's id.
+            task: The task's name.
+
+        Raises:
+            HTTError: Something is wrong with them.
+        """
 
     def image(self, index: int) -> np.ndarray:
         """RGB image, uint8 ``h w 3``.

@@ -71,6 +71,9 @@ class MapFiles:
     def read(self, path: Path) -> np.ndarray:
         """A label file as a map, with missing pixels marked as ``tasks.base.Task`` describes it.
 
+        Args:
+            path: The file.
+
         Raises:
             HTTError: The file is missing or broken, has another shape or type, or holds a value that is no class or a
                 vector that is not of unit length; the message names it.

@@ -150,7 +150,11 @@ class MixedDataModule(PartialLabelDataModule):
             part.seed = self.seed if part.seed is None else part.seed
 
     def names(self, number: int) -> dict[str, str]:
-        """What the tasks of a part are called here, by its own names."""
+        """What the tasks of a part are called here, by its own names.
+
+        Args:
+            number: Of the part.
+        """
         names = {task.name: self.rename.get(f"{number}/{task.name}", task.name) for task in self.parts[number].tasks}
         twice = [name for name, count in Counter(names.values()).items() if count > 1]
         if twice:

@@ -39,31 +39,60 @@ class Source(ABC):
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
-        """RGB image ``h w 3``: uint8, or float32 in [0, 1]."""
+        """RGB image ``h w 3``: uint8, or float32 in [0, 1].
+
+        Args:
+            index: Position in ``ids``.
+        """
 
     @abstractmethod
     def label(self, index: int, task: str) -> np.ndarray:
-        """The task's map as ``tasks.base.Task`` describes it: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
+        """A task's map as ``tasks.base.Task`` describes it: uint8 ``h w``, or float32 ``h w`` / ``h w c``.
+
+        Args:
+            index: Position in ``ids``.
+            task: Its name.
+        """
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image; cheap where its file says so before its pixels."""
+        """Height and width of an image; cheap where its file says so before its pixels.
+
+        Args:
+            index: Position in ``ids``.
+        """
         height, width = self.image(index).shape[:2]
         return height, width
 
     def available(self, task: str) -> NDArray[np.bool_]:
-        """Which images can have a label of the task at all, bool ``n`` (protocol.md 2.3.3)."""
+        """Which images can have a label of a task at all, bool ``n`` (protocol.md 2.3.3).
+
+        Args:
+            task: Its name.
+        """
         return np.ones(len(self.ids), np.bool_)
 
     def availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
-        """Which images can have a label of which task, bool ``n t``."""
+        """Which images can have a label of which task, bool ``n t``.
+
+        Args:
+            tasks: Their names.
+        """
         return np.stack([self.available(task) for task in tasks], 1)
 
     def image_file(self, index: int) -> Path | None:
-        """The file that holds an image, if one does."""
+        """The file that holds an image, if one does.
+
+        Args:
+            index: Position in ``ids``.
+        """
         return None
 
     def origin(self, index: int) -> "Source":
-        """The dataset that an image comes from: this one, unless it is a mixture."""
+        """The dataset that an image comes from: this one, unless it is a mixture.
+
+        Args:
+            index: Position in ``ids``.
+        """
         return self
 
     def doubts(self) -> list[str]:
@@ -74,7 +103,11 @@ class Source(ABC):
         return [f"{len(self.ids)} images, where {self.published} were published{hint}."]
 
     def damaged(self, names: Iterable[str]) -> dict[str, HTTError]:
-        """What is wrong inside JPEG files that can be read nevertheless, by id, among the images with some ids."""
+        """What is wrong inside JPEG files that can be read nevertheless, by id.
+
+        Args:
+            names: Ids of the images to look at.
+        """
         places = {name: index for index, name in enumerate(self.ids)}
         paths = {name: self.image_file(places[name]) for name in names}
         files = {name: path for name, path in paths.items() if path and is_jpeg(path)}
@@ -184,11 +217,19 @@ class PartialLabels(Dataset[Batch]):
         return len(self.ids)
 
     def stored_size(self, position: int) -> tuple[int, int]:
-        """Height and width of an image as it lies on disk."""
+        """Height and width of an image as it lies on disk.
+
+        Args:
+            position: In this dataset.
+        """
         return self.source.size(self.items[position][0])
 
     def lacking(self, position: int) -> list[Task]:
-        """Tasks that an image keeps no label of."""
+        """Tasks that an image keeps no label of.
+
+        Args:
+            position: In this dataset.
+        """
         return [task for task in self.tasks if task.name not in self.items[position][1]]
 
     def __getitem__(self, key: int | Draw) -> Batch:

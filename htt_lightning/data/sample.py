@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htt_lightning.tasks.base import Discovered, Task
+from htt_lightning.tasks import Discovered, Task
 
 Arrays = dict[str, np.ndarray]
 """One image as read: ``image`` (uint8, or float32 in [0, 1]; ``h w 3`` RGB) and one map per task it is labelled for."""

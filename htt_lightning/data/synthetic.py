@@ -160,7 +160,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         image_size: ``[h, w]`` to render at.
         scenes_seed: Seed of the collection of scenes; order, augmentation and labels follow ``seed``.
         cache: Folder that all scenes are rendered into before training; by default they are rendered as loaders run.
-        batch_size: ...
+        batch_size: Images per batch and process.
         **kwargs: See ``PartialLabelDataModule``.
     """
 

@@ -19,7 +19,13 @@ class Pooled(Metric):
         return True
 
     def add_sum(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
-        """Add a state of zeros: counts, or float64 for sums of values."""
+        """Add a state of zeros.
+
+        Args:
+            name: Of the attribute that holds it.
+            *shape: Of the state; a scalar by default.
+            dtype: int64 for counts, float64 for sums of values.
+        """
         self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
 
 

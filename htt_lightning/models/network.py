@@ -63,10 +63,22 @@ class DenseNetwork(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
-        """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size."""
+        """Backbone maps to outputs.
+
+        Args:
+            maps: ``b c_s h/s w/s``, finest first.
+
+        Returns:
+            Outputs by task name, of the finest map's size.
+        """
 
     def run(self, module: nn.Module, *inputs: Tensor | Fused) -> Output:
-        """A head's output, computed once more in the backward pass if so wanted."""
+        """A head's output, computed once more in the backward pass if so wanted.
+
+        Args:
+            module: The head.
+            *inputs: What it takes.
+        """
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         output: Output = recomputed(module, module, *inputs) if again else module(*inputs)
         return output

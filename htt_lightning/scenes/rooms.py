@@ -11,7 +11,6 @@ from functools import cache
 
 import numpy as np
 
-from htt_lightning.data.sample import Arrays
 from htt_lightning.scenes import furniture as made
 from htt_lightning.scenes.furniture import Builder, Piece, Thing
 from htt_lightning.scenes.people import person
@@ -77,7 +76,7 @@ class Scene:
     salient: Sequence[int]
 
 
-def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> Arrays:
+def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dict[str, np.ndarray]:
     """Draw a scene: uint8 RGB ``image`` and the maps of ``TASKS`` in their numpy conventions.
 
     Args:
@@ -140,7 +139,13 @@ def compose(seed: int, index: int, stream: int = 0) -> Scene:
 
 @cache
 def has_people(seed: int, index: int, stream: int = 0) -> bool:
-    """Whether somebody is in a scene, without rendering it; arguments as for ``render``."""
+    """Whether somebody is in a scene, without rendering it.
+
+    Args:
+        seed: As for ``render``.
+        index: Likewise.
+        stream: Likewise.
+    """
     _, room, _ = _open(seed, index, stream)
     return any(solid.part for solid in room.solids)
 

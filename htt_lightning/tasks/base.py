@@ -10,33 +10,21 @@ from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import upcast
-from htt_lightning.output import Output, to_pixels
+from htt_lightning.output import Output
+from htt_lightning.tasks.discovering import Discovering
 from htt_lightning.tasks.given import Given
 from htt_lightning.tasks.stored import Stored
 from htt_lightning.tasks.tally import Spread, Tally
 
-IGNORE = 255  # the missing value of index maps (contracts.md, Batch)
+IGNORE = 255
+"""The missing value of index maps (contracts.md, Batch)."""
 
 RELEASED_NAMES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
 """Tasks that published masks and checkpoints call otherwise."""
-
-
-class Discovered(NamedTuple):
-    """A task's labels as a teacher sees them (method.md 4).
-
-    Attributes:
-        label: In the form of a target, without missing pixels.
-        confidence: ``b h w`` in [0, 1].
-    """
-
-    label: Tensor
-    confidence: Tensor
 
 
 class Figure(NamedTuple):
@@ -51,14 +39,8 @@ class Figure(NamedTuple):
     higher_is_better: bool = True
 
 
-def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
-    """The likeliest channel of each pixel at ``size = (h, w)``, and its probability."""
-    confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
-    return Discovered(label, confidence)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Task(Given, Stored, ABC):
+class Task(Given, Stored, Discovering, ABC):
     """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
@@ -107,11 +89,6 @@ class Task(Given, Stored, ABC):
         if self.val_images is not None and self.val_images < 1:
             raise HTTError(f"val_images of {self.name} must be at least 1, or null for all, not {self.val_images}.")
 
-    @property
-    def discovers(self) -> bool:
-        """Whether labels of the task can be discovered; otherwise it is taught by features alone."""
-        return type(self).discover is not Task.discover
-
     def to_config(self) -> dict[str, Any]:
         """Plain values that ``from_config`` and config files understand."""
         return {
@@ -131,6 +108,9 @@ class Task(Given, Stored, ABC):
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Task":
         """The task that ``to_config`` describes.
+
+        Args:
+            config: ``class_path`` and ``init_args``.
 
         Raises:
             HTTError: Its class cannot be imported, is no task or takes other arguments.
@@ -156,11 +136,20 @@ class Task(Given, Stored, ABC):
         return tuple(map(str, range(max(2, self.num_tokens)))) if self.channels is None else ()
 
     def figure(self, name: str) -> Figure:
-        """Unit and direction of a figure of ``metrics()``."""
+        """Unit and direction of a figure of ``metrics()``.
+
+        Args:
+            name: The figure's.
+        """
         return self.other_figures.get(name, Figure(self.unit, self.higher_is_better))
 
     def gain(self, value: float, reference: float) -> float:
-        """Relative improvement of the headline metric over a reference in percent; positive is better."""
+        """Relative improvement of the headline metric in percent; positive is better.
+
+        Args:
+            value: The headline metric.
+            reference: The same of another network.
+        """
         gain = 100 * (value - reference) / reference if reference else math.nan
         return gain if self.higher_is_better else -gain
 
@@ -183,74 +172,22 @@ class Task(Given, Stored, ABC):
 
     @abstractmethod
     def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
-        """The map a user wants at ``size = (h, w)``: classes or probabilities ``b h w``, or a field ``b c h w``."""
-
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered | None:
-        """The labels that a teacher's output amounts to, at ``size = (h, w)`` (method.md 4).
-
-        Returns:
-            None by default: such a task is taught by features alone.
-        """
-        return None
-
-    def kept(self, confidence: Tensor) -> Tensor:
-        """Which discovered pixels count: bool, of the shape of ``confidence``."""
-        return confidence > self.threshold
-
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
-        """Loss on discovered labels, without the weights lambda and beta (method.md 4).
+        """The map a user wants.
 
         Args:
-            output: The student's output at feature resolution.
-            found: What ``discover`` made of the teacher's.
-            valid: bool ``b h w``, False on padding, which never counts.
+            output: Network output at feature resolution.
+            size: Height and width of the map, those of the image.
 
         Returns:
-            One value per image, ``b``: finite, and 0 where nothing is kept.
+            Classes or probabilities ``b h w``, or a field ``b c h w``.
         """
-        raise NotImplementedError(f"{type(self).__name__} discovers labels but has no loss on them.")
-
-    def belief(self, output: Output) -> Tensor:
-        """What a teacher's output says about each cell, in a form that can be averaged over views of an image.
-
-        Returns:
-            ``b c h/s w/s``; by default the probabilities of the classes.
-        """
-        return upcast(output.logits).softmax(1)
-
-    def mirror(self, belief: Tensor) -> Tensor:
-        """A belief about the mirrored image as one about the image."""
-        return belief.flip(-1)
-
-    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
-        """Last word on a belief once views of an image have been averaged.
-
-        Args:
-            belief: ``b c h/s w/s``.
-            valid: bool ``b h/s w/s``, False on padding.
-        """
-        return belief
-
-    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
-        """Loss on a belief, a soft label, without the weights lambda and beta.
-
-        Args:
-            output: The student's output at feature resolution.
-            belief: The teacher's, settled, ``b c h/s w/s``.
-
-        Returns:
-            ``b h/s w/s``; by default the Kullback-Leibler divergence in nats.
-        """
-        return (torch.xlogy(belief, belief) - belief * upcast(output.logits).log_softmax(1)).sum(1)
-
-    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
-        """Where a discovered label is right, bool ``b h w``; any value where the target is missing."""
-        if self.channels is not None:
-            raise NotImplementedError(f"{type(self).__name__} discovers labels but cannot tell which are right.")
-        return label == target
 
     def present(self, target: Tensor) -> Tensor:
-        """Where a target has a label, bool ``b h w``."""
+        """Where a target has a label, bool ``b h w``.
+
+        Args:
+            target: Label, missing pixels marked.
+        """
         return target != IGNORE if self.channels is None else target.isfinite().all(1)
 
     @abstractmethod
@@ -266,26 +203,49 @@ class Task(Given, Stored, ABC):
 
     @abstractmethod
     def colour(self, values: Tensor) -> Tensor:
-        """Picture of a decoded map or a target: uint8 ``b 3 h w``, mid-grey where missing."""
+        """Picture of a map.
+
+        Args:
+            values: A decoded map or a target, ``b h w`` or ``b c h w``.
+
+        Returns:
+            uint8 ``b 3 h w``, mid-grey where missing.
+        """
 
     @abstractmethod
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """The best constant prediction for the headline metric, from at least one image's target without batch axis.
+        """The best constant prediction for the headline metric.
+
+        Args:
+            targets: Those of at least one image, without batch axis.
 
         Returns:
             ``c`` for a field, a scalar for an index map: what a network that ignores its image would decode to.
         """
 
     def settle(self, array: np.ndarray) -> np.ndarray:
-        """Last word on a numpy map once all geometry is done."""
+        """Last word on a map once all geometry is done.
+
+        Args:
+            array: A numpy map.
+        """
         return array
 
     def flip(self, array: np.ndarray) -> np.ndarray:
-        """Mirror a numpy map left to right."""
+        """Mirror a map left to right.
+
+        Args:
+            array: A numpy map.
+        """
         return np.asarray(cv2.flip(array, 1)).reshape(array.shape)
 
     def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
-        """Correct the values of a map whose image was enlarged by ``factor``."""
+        """Correct the values of a map whose image was enlarged.
+
+        Args:
+            array: A numpy map, enlarged.
+            factor: By which it was.
+        """
         return array
 
     def tally(self, array: np.ndarray, lengths: np.ndarray | None = None) -> Tally:
@@ -336,14 +296,23 @@ class Task(Given, Stored, ABC):
         return {}
 
     def doubts(self, tally: Tally) -> list[str]:
-        """What may be wrong with labels that can be read, from the tally of them all; each is a sentence."""
+        """What may be wrong with labels that can be read; each is a sentence.
+
+        Args:
+            tally: That of them all.
+        """
         if not tally.valid:
             return ["Every pixel is missing."] if tally.maps else []
         never = [name for name, count in tally.classes.items() if not count]
         return [f"No pixel is of class {', '.join(never)}."] if never else []
 
     def missing(self, height: int, width: int) -> np.ndarray:
-        """A numpy map without a single label."""
+        """A numpy map without a single label.
+
+        Args:
+            height: In pixels.
+            width: Likewise.
+        """
         if self.channels is None:
             return np.full((height, width), IGNORE, np.uint8)
         shape = (height, width) if self.channels == 1 else (height, width, self.channels)

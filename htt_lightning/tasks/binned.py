@@ -9,7 +9,8 @@ from torch import Tensor
 
 from htt_lightning.losses import BIN_WEIGHT, SHARPNESS, cross_entropy, l1, masked_mean, stand_out, upcast
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import Discovered, Task
+from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.discovering import Discovered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +38,36 @@ class Binned(Task):
 
     @abstractmethod
     def centres(self, like: Tensor) -> Tensor:
-        """Bin centres ``k`` or ``k c``, made where they are used: no buffer to lose, no copy from the host."""
+        """Bin centres, made where they are used: no buffer to lose, no copy from the host.
+
+        Args:
+            like: A tensor of the device and type wanted.
+
+        Returns:
+            ``k`` or ``k c``.
+        """
 
     @abstractmethod
     def expectation(self, output: Output) -> Tensor:
-        """Decoded value at feature resolution, ``b c h/s w/s``."""
+        """Decoded value at feature resolution.
+
+        Args:
+            output: Network output.
+
+        Returns:
+            ``b c h/s w/s``.
+        """
 
     @abstractmethod
     def nearest_bin(self, target: Tensor) -> Tensor:
-        """Index ``b h w`` of each pixel's bin; any value where the target is missing."""
+        """Index of each pixel's bin.
+
+        Args:
+            target: ``b c h w``, NaN where missing.
+
+        Returns:
+            int64 ``b h w``; any value where the target is missing.
+        """
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """L1 summed over components and cross entropy to the nearest bin; target ``b c h w``, NaN missing."""

@@ -13,8 +13,9 @@ from htt_lightning.errors import HTTError
 from htt_lightning.losses import balanced_bce, upcast
 from htt_lightning.metrics import BoundaryF
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Discovered, Task
+from htt_lightning.tasks.base import IGNORE, Task
 from htt_lightning.tasks.colours import heat
+from htt_lightning.tasks.discovering import Discovered
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from torchmetrics import Metric
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import MaxF
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Discovered, Task, likeliest
+from htt_lightning.tasks.base import IGNORE, Task
 from htt_lightning.tasks.colours import heat
+from htt_lightning.tasks.discovering import Discovered, likeliest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,19 @@ class Stored:
         return None
 
     def pack(self, array: np.ndarray) -> np.ndarray:
-        """A numpy map in few bytes, as discovered labels are stored."""
+        """A map in few bytes, as discovered labels are stored.
+
+        Args:
+            array: A numpy map.
+        """
         return array.astype(np.uint8 if self.channels is None else np.float16)
 
     def unpack(self, array: np.ndarray) -> np.ndarray:
-        """What ``pack`` has packed, in the form of a dataset's maps."""
+        """What ``pack`` has packed, in the form of a dataset's maps.
+
+        Args:
+            array: The packed map.
+        """
         return array if self.channels is None else array.astype(np.float32)
 
     def pixels(self, values: np.ndarray) -> np.ndarray | None:

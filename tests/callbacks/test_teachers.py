@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from htt_lightning import LabelDiscovery
+from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.callbacks.teachers import copy_of, follow
 from htt_lightning.discovery import Terms
 from tests.callbacks.test_label_discovery import few, fitted, state_of, stored
+from tests.test_discovery import Strided
 from tests.test_module import assert_same, weights
 from tests.tiny import tiny_module
 
@@ -60,3 +61,22 @@ def test_several_checkpoints_teach_as_the_stages_did(together, tmp_path):
     ours, theirs = (state_of(stored(*run))["teachers"] for run in ((tmp_path, 0), (together.folder, 2)))
     for one, other in zip(ours, theirs, strict=True):
         assert_same(one["state_dict"], other["state_dict"])
+
+
+class OtherModule(HTTModule):
+    """Around a network that is not this package's."""
+
+    def build_network(self):
+        return Strided(self.tasks, 4, self.hparams["token_dim"])
+
+
+def test_another_network_goes_through_the_stages_and_teaches_from_a_file(tmp_path):
+    data = few()
+    first = OtherModule(data.tasks, token_dim=8, lr=1e-3)
+    _, trainer = fitted(tmp_path / "staged", LabelDiscovery(), module=first)
+    assert trainer.current_epoch == 2
+    path = tmp_path / "staged" / "checkpoints" / "stage_1.ckpt"
+    learned = OtherModule.load_from_checkpoint(path, weights_only=True)
+    discovery = LabelDiscovery(teacher=str(path), student="inherited", terms=Terms(1, 1, 1))
+    fitted(tmp_path / "taught", discovery, module=OtherModule(data.tasks, token_dim=8, lr=1e-3))
+    assert_same(weights(learned), state_of(stored(tmp_path / "taught", 0))["teachers"][0]["state_dict"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.data import NYUDDataModule
-from htt_lightning.data.base import choose_tasks, scored
+from htt_lightning.data.choosing import choose_tasks, scored
 from htt_lightning.data.published import PUBLISHED
 from htt_lightning.data.synthetic import write_nyud
 from htt_lightning.errors import HTTError

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from htt_lightning.discovery import Terms, discover_task
 from htt_lightning.losses import feature_distance, stand_out
 from htt_lightning.output import Output
-from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemSeg
-from htt_lightning.tasks.base import Discovered
+from htt_lightning.tasks import Depth, Discovered, Edges, HumanParts, Normals, Saliency, SemSeg
 from tests.tasks.samples import output_of
 from tests.tasks.test_conformance import PRECISION, assert_close, variable
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.losses import whole_cells
 from htt_lightning.output import stride_of
-from htt_lightning.tasks import Classification, Depth, Edges, Normals, Saliency
-from htt_lightning.tasks.base import Discovered
+from htt_lightning.tasks import Classification, Depth, Discovered, Edges, Normals, Saliency
 from tests.tasks.samples import TASKS, output_of, random_logits, random_target
 
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)

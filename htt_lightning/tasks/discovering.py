@@ -1,0 +1,132 @@
+"""Labels as a teacher sees them, and how a task learns from them (method.md 4)."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from htt_lightning.losses import upcast
+from htt_lightning.output import Output, to_pixels
+
+
+class Discovered(NamedTuple):
+    """A task's labels as a teacher sees them (method.md 4).
+
+    Attributes:
+        label: In the form of a target, without missing pixels.
+        confidence: ``b h w`` in [0, 1].
+    """
+
+    label: Tensor
+    confidence: Tensor
+
+
+def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
+    """The likeliest channel of each pixel at ``size = (h, w)``, and its probability."""
+    confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
+    return Discovered(label, confidence)
+
+
+class Discovering:
+    """How labels of a task are discovered: hard ones per pixel, or beliefs per cell; by default none."""
+
+    threshold: float
+    channels: ClassVar[int | None] = None
+
+    @property
+    def discovers(self) -> bool:
+        """Whether labels of the task can be discovered; otherwise it is taught by features alone."""
+        return type(self).discover is not Discovering.discover
+
+    def discover(self, output: Output, size: tuple[int, int]) -> Discovered | None:
+        """The labels that a teacher's output amounts to (method.md 4).
+
+        Args:
+            output: The teacher's at feature resolution.
+            size: Height and width of the labels.
+
+        Returns:
+            None by default: such a task is taught by features alone.
+        """
+        return None
+
+    def kept(self, confidence: Tensor) -> Tensor:
+        """Which discovered pixels count.
+
+        Args:
+            confidence: ``b h w`` in [0, 1].
+
+        Returns:
+            bool ``b h w``.
+        """
+        return confidence > self.threshold
+
+    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+        """Loss on discovered labels, without the weights lambda and beta (method.md 4).
+
+        Args:
+            output: The student's output at feature resolution.
+            found: What ``discover`` made of the teacher's.
+            valid: bool ``b h w``, False on padding, which never counts.
+
+        Returns:
+            One value per image, ``b``: finite, and 0 where nothing is kept.
+        """
+        raise NotImplementedError(f"{type(self).__name__} discovers labels but has no loss on them.")
+
+    def belief(self, output: Output) -> Tensor:
+        """What a teacher's output says about each cell, in a form that can be averaged over views of an image.
+
+        Args:
+            output: The teacher's at feature resolution.
+
+        Returns:
+            ``b c h/s w/s``; by default the probabilities of the classes.
+        """
+        return upcast(output.logits).softmax(1)
+
+    def mirror(self, belief: Tensor) -> Tensor:
+        """A belief about the mirrored image as one about the image.
+
+        Args:
+            belief: ``b c h/s w/s``.
+
+        Returns:
+            ``b c h/s w/s``.
+        """
+        return belief.flip(-1)
+
+    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
+        """Last word on a belief once views of an image have been averaged.
+
+        Args:
+            belief: ``b c h/s w/s``.
+            valid: bool ``b h/s w/s``, False on padding.
+        """
+        return belief
+
+    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+        """Loss on a belief, a soft label, without the weights lambda and beta.
+
+        Args:
+            output: The student's output at feature resolution.
+            belief: The teacher's, settled, ``b c h/s w/s``.
+
+        Returns:
+            ``b h/s w/s``; by default the Kullback-Leibler divergence in nats.
+        """
+        return (torch.xlogy(belief, belief) - belief * upcast(output.logits).log_softmax(1)).sum(1)
+
+    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+        """Where a discovered label is right.
+
+        Args:
+            label: As ``discover`` returns it.
+            target: The given label, missing pixels marked.
+
+        Returns:
+            bool ``b h w``; any value where the target is missing.
+        """
+        if self.channels is not None:
+            raise NotImplementedError(f"{type(self).__name__} discovers labels but cannot tell which are right.")
+        return label == target
