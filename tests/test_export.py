@@ -15,6 +15,7 @@ from htt_lightning import HTTModule
 from htt_lightning.cli import main
 from htt_lightning.errors import HTTError
 from htt_lightning.export import Decoder, compare, describe
+from htt_lightning.models.layers import Reduce
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.tiny import BACKBONE, tiny_trainer
 
@@ -95,6 +96,29 @@ def test_an_exported_program_equals_the_network_with_tokens(tmp_path):
         image = torch.rand(shape)
         torch.testing.assert_close(program(image)["depth"], module.decode(image)["depth"], rtol=0, atol=1e-4)
     assert json.loads(files["htt_lightning.json"])["outputs"]["depth"]["unit"] == "m"
+
+
+class Scores(nn.Module):
+    """How a head scores its classes: each image's tokens are a transposed view."""
+
+    def __init__(self):
+        super().__init__()
+        self.reduce = Reduce(6)
+
+    def forward(self, feature, tokens):
+        return self.reduce.products(feature, tokens.mT)
+
+
+@torch.no_grad()
+def test_onnxruntime_scores_classes_as_the_network_does():
+    """Its optimiser merges transposition and product, wrongly if the other factor is a vector."""
+    torch.manual_seed(0)
+    scores, inputs = Scores().eval(), (torch.rand(2, 6, 3, 4), torch.rand(2, 6, 5))
+    assert scores.reduce.bias.abs().min() > 0  # zero hides it, as in a network that was never trained
+    exported = torch.onnx.export(scores, inputs, dynamo=True, input_names=["feature", "tokens"], verbose=False)
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    (found,) = session.run(None, dict(zip(["feature", "tokens"], (x.numpy() for x in inputs), strict=True)))
+    np.testing.assert_allclose(found, scores(*inputs), rtol=0, atol=1e-5)
 
 
 def test_weights_alone_are_those_of_the_network(module, checkpoint):

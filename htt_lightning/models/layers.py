@@ -147,7 +147,9 @@ class Reduce(nn.Conv2d):
         if self.factor > 1:
             return torch.einsum(equation, self(x), tokens)
         products = torch.einsum(equation, x, tokens * self.weight.flatten())
-        return products + (tokens @ cast(Tensor, self.bias))[..., None, None]
+        # No product with a vector: onnxruntime confuses the axes where the tokens are a transposed view.
+        shift = (tokens * cast(Tensor, self.bias)).sum(-1).to(products.dtype)
+        return products + shift[..., None, None]
 
     def enlarge(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Back to the grid that was reduced: cells are enlarged by r, then the fill is cut off."""
