@@ -1,6 +1,5 @@
 """From splits with partial labels to loaders: what every datamodule shares."""
 
-import difflib
 import hashlib
 import logging
 import os
@@ -26,7 +25,7 @@ from htt_lightning.data.partial import PartialLabels, Source
 from htt_lightning.data.sample import Batch, collate, labeled_rows
 from htt_lightning.data.samplers import EpochSampler, EvalSampler
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
-from htt_lightning.errors import HTTError, several, sound, tolerated
+from htt_lightning.errors import HTTError, did_you_mean, several, sound, tolerated
 from htt_lightning.files import run_directory
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.given import inheriting
@@ -304,8 +303,7 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
     for item in listed:
         name = item.name if isinstance(item, Task) else item.strip()
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, known)
             raise HTTError(f"data.tasks names {name!r}, but the dataset has labels for {', '.join(known)}.{hint}")
         if name in chosen:
             raise HTTError(f"data.tasks names {name!r} twice.")

@@ -1,6 +1,5 @@
 """The one abstraction behind every dense prediction task."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import upcast
 from htt_lightning.output import Output, to_pixels
+from htt_lightning.tasks.figure import Figure
 from htt_lightning.tasks.given import Given
 from htt_lightning.tasks.stored import Stored
 from htt_lightning.tasks.tally import Spread, Tally
@@ -37,18 +37,6 @@ class Discovered(NamedTuple):
 
     label: Tensor
     confidence: Tensor
-
-
-class Figure(NamedTuple):
-    """What kind of number a figure is.
-
-    Attributes:
-        unit: ``%``, ``m``, ``deg``, or empty.
-        higher_is_better: Its direction.
-    """
-
-    unit: str = "%"
-    higher_is_better: bool = True
 
 
 def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
@@ -161,8 +149,7 @@ class Task(Given, Stored, ABC):
 
     def gain(self, value: float, reference: float) -> float:
         """Relative improvement of the headline metric over a reference in percent; positive is better."""
-        gain = 100 * (value - reference) / reference if reference else math.nan
-        return gain if self.higher_is_better else -gain
+        return self.figure(self.headline).gain(value, reference)
 
     @property
     @abstractmethod
