@@ -85,9 +85,10 @@ def options(parser: ArgumentParser, group: str = "") -> str:
     others, found = (*GROUPS, "data", "predictions", "help", "print_config"), []
     for action in parser._actions:
         mine = action.dest.startswith(f"{group}.") if group else action.dest.partition(".")[0] not in others
-        if mine and action.option_strings and action.help != argparse.SUPPRESS:
+        if mine and action.help != argparse.SUPPRESS:
             brief = group in ("", "checkpoint", "trainer")
-            found.append(described(parser, action, f"--{action.dest}", brief))
+            name = f"--{action.dest}" if action.option_strings else str(action.metavar)
+            found.append(described(parser, action, name, brief))
     return "".join(found)
 
 

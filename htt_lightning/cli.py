@@ -1,7 +1,7 @@
 """One program under three names: ``lightning``, ``htt`` and ``python -m htt_lightning``."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -10,18 +10,31 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
+from rich.console import Console
 
 import htt_lightning.data
 import htt_lightning.tasks  # noqa: F401  # so that a config may write class_path: Depth
 from htt_lightning.callbacks import DiscoveryPanel, LabelDiscovery, PredictionPanel, PredictionWriter, ResultsTable
+from htt_lightning.callbacks.save_config import SaveConfig
 from htt_lightning.data.base import PartialLabelDataModule
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.export import export
-from htt_lightning.files import atomic_path, read_hyperparameters, run_directory
+from htt_lightning.files import read_hyperparameters
+from htt_lightning.hints import HintingParser
+from htt_lightning.info import info
 from htt_lightning.module import HTTModule
+from htt_lightning.report import report
 from htt_lightning.trainer import HTTTrainer
+
+ALONE: dict[str, Callable[..., None]] = {"export": export, "report": report, "info": info}
+"""Commands that need neither a model nor data, and draw no numbers."""
+GIVEN: dict[str, dict[str, Any]] = {
+    "report": {"folders": {"nargs": "+", "metavar": "DIR", "help": "Runs, or folders that hold runs, such as runs."}},
+    "info": {"run": {"nargs": "?", "metavar": "RUN", "help": "Folder of a run, such as runs/version_0."}},
+}
+"""Their arguments that come without the name of an option."""
 
 
 class HTTCLI(LightningCLI):
@@ -40,15 +53,18 @@ class HTTCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, ``discover``, ``check`` and ``export``; with the arguments that need no option."""
-        own = {"discover": {"model", "datamodule"}, "check": {"datamodule"}, "export": set[str]()}
-        return {**LightningCLI.subcommands(), **own}
+        """Lightning's commands and ours, with the arguments that need no option."""
+        own = {"discover": {"model", "datamodule"}, "check": {"datamodule"}}
+        return {**LightningCLI.subcommands(), **own, **{name: set(GIVEN.get(name, ())) for name in ALONE}}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Where ``predict`` writes to; and ``export``, which a checkpoint tells all else."""
-        if subcommand == "export":
+        """Where ``predict`` writes to; and the commands that need neither a model nor data."""
+        if subcommand in ALONE:
+            given = GIVEN.get(subcommand, {})
             parser = self.init_parser(**kwargs)
-            parser.add_function_arguments(export)
+            parser.add_function_arguments(ALONE[subcommand], skip=set(given))
+            for name, settings in given.items():
+                parser.add_argument(name, type=str, **settings)
             return parser
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
@@ -65,7 +81,7 @@ class HTTCLI(LightningCLI):
         Lightning does this silently, and stumbles over hyperparameters that are linked.
         """
         command = self.config.get("subcommand")
-        path = self.config[command].get("ckpt_path") if command and command != "export" else None
+        path = self.config[command].get("ckpt_path") if command and command not in ALONE else None
         if not path or path in ("best", "last", "hpc", "registry"):
             return
         stored = read_hyperparameters(path, "--ckpt_path")
@@ -79,8 +95,8 @@ class HTTCLI(LightningCLI):
         self.config = self.parser.parse_object({command: {"model": known}}, self.config)
 
     def _set_seed(self) -> None:
-        """Seed whatever draws numbers, which ``export`` does not."""
-        if self.subcommand != "export":
+        """Seed whatever draws numbers."""
+        if self.subcommand not in ALONE:
             super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
@@ -96,16 +112,23 @@ class HTTCLI(LightningCLI):
                 task.pop("init_args", None)
                 task.update(own)
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's, without a progress bar where nobody looks, unless one is asked for."""
+        asked = self._get(self.config, "trainer.enable_progress_bar")
+        if asked is None and not Console().is_terminal:
+            kwargs["enable_progress_bar"] = False
+        return super().instantiate_trainer(**kwargs)
+
     def instantiate_classes(self) -> None:
-        """Build everything, but for ``check`` and ``export``, which fetch no weights and ask for no device."""
-        if self.subcommand not in ("check", "export"):
+        """Build everything, but for ``check`` and others that fetch no weights and ask for no device."""
+        if self.subcommand not in ("check", *ALONE):
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a command; ``check`` on the data alone, whatever its config describes, ``export`` on a checkpoint."""
+        """Run a command; ``check`` on the data alone, whatever its config describes."""
         config = self.config[subcommand]
-        if subcommand == "export":
-            export(config.ckpt_path, config.format, config.out, config.overwrite)
+        if subcommand in ALONE:
+            ALONE[subcommand](**{key: value for key, value in config.items() if key != "config"})
             return
         if subcommand != "check":
             super()._run_subcommand(subcommand)
@@ -117,21 +140,6 @@ class HTTCLI(LightningCLI):
         """Parse, and keep the words of the command line."""
         self.words = sys.argv[1:] if args is None else [str(word) for word in cast(Sequence[str], args)]
         super().parse_arguments(parser, args)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run directory, whatever the logger; Lightning's may hit a user's own file."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, which all ranks have to ask for together."""
-        self.save_to_log_dir, self._folder = False, run_directory(trainer)
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the file, on the first rank alone."""
-        if self._folder:
-            with atomic_path(self._folder / self.config_filename) as partial:
-                self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
 
 
 def described_tasks(data: Namespace) -> Iterator[Namespace]:
@@ -157,11 +165,28 @@ def packaged_config(name: str) -> str:
     """
     if Path(name).exists() or Path(name).is_absolute():
         return name
+    return next((str(folder / name) for folder in config_folders() if (folder / name).is_file()), name)
+
+
+def config_folders() -> tuple[Path, Path]:
+    """Where the package's configs may be: a wheel's place, and a checkout's."""
     package = Path(str(resources.files("htt_lightning")))
-    for folder in (package / "configs", package.parent / "configs"):  # a wheel's place, and a checkout's
-        if (folder / name).is_file():
-            return str(folder / name)
-    return name
+    return package / "configs", package.parent / "configs"
+
+
+def existing_config(name: str) -> str:
+    """A config's path, see ``packaged_config``.
+
+    Raises:
+        HTTError: It names a file that is neither here nor in the package.
+    """
+    path = packaged_config(name)
+    if Path(name).suffix in (".yaml", ".yml", ".json") and not Path(path).is_file():
+        known = [str(one.relative_to(top)) for top in (Path(), *config_folders()) for one in top.glob("*.yaml")]
+        known += [str(one.relative_to(top)) for top in config_folders() for one in top.glob("*/*.yaml")]
+        hint = did_you_mean(name, known)
+        raise HTTError(f"--config: there is no file {name}, neither here nor in the package.{hint}")
+    return path
 
 
 def names_data(words: Sequence[str]) -> bool:
@@ -184,29 +209,49 @@ def names_data(words: Sequence[str]) -> bool:
     return False
 
 
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """Words of the command line with what may be left out: where a config lies, ``true``, and the embedded scenes.
+
+    Raises:
+        HTTError: There is no such command or config.
+    """
+    command, commands = words[0] if words else "", HTTCLI.subcommands()
+    if command and not command.startswith("-") and command not in commands:
+        raise HTTError(f"There is no command {command!r}, only {', '.join(commands)}.{did_you_mean(command, commands)}")
+    full: list[str] = []
+    for place, word in enumerate(words):
+        if word.startswith("--config="):
+            word = "--config=" + existing_config(word.removeprefix("--config="))
+        elif place and words[place - 1] in ("--config", "-c"):
+            word = existing_config(word)
+        elif word == "--overwrite" and "".join(words[place + 1 : place + 2]).lower() not in ("true", "false"):
+            word = "--overwrite=true"
+        full.append(word)
+    return [command, "--data=SyntheticDataModule", *full[1:]] if needs_data(full) else full
+
+
+def needs_data(words: Sequence[str]) -> bool:
+    """Whether a command of ours or Lightning's works on a dataset, and none is named."""
+    return bool(words) and words[0] in HTTCLI.subcommands() and words[0] not in ALONE and not names_data(words)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; bad input ends with one message and status 1.
 
     Args:
         args: Words of the command line; ``sys.argv`` by default.
     """
-    words = sys.argv[1:] if args is None else [str(word) for word in args]
-    for place, word in enumerate(words):
-        if word.startswith("--config="):
-            words[place] = "--config=" + packaged_config(word.removeprefix("--config="))
-        elif place and words[place - 1] in ("--config", "-c"):
-            words[place] = packaged_config(word)
-    if words and words[0] in {*HTTCLI.subcommands()} - {"export"} and not names_data(words):
-        words.insert(1, "--data=SyntheticDataModule")
-    if args is None:
-        sys.argv[1:] = words  # processes that DDP starts get the same words
     try:
+        words = spelled_out(sys.argv[1:] if args is None else [str(word) for word in args])
+        if args is None:
+            sys.argv[1:] = words  # processes that DDP starts get the same words
         HTTCLI(
             HTTModule,
             PartialLabelDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # one way to set the learning rate: model.lr
             trainer_class=HTTTrainer,
+            parser_class=HintingParser,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},

@@ -1,5 +1,6 @@
-"""The one exception for everything a user can mend, and naming several faults at once."""
+"""The one exception for everything a user can mend, naming several faults at once, and hints in messages."""
 
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -56,6 +57,31 @@ def several(errors: Sequence[HTTError], shown: int | None = 3, tree: str = "") -
         faults[0].missing if len(faults) == 1 else None,
         dict.fromkeys([*trees, *(found for error in errors for found in error.trees)]),
     )
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A sentence for the end of a message, with a space before it, that names what is nearest to an unknown name.
+
+    Args:
+        name: What was given.
+        known: What could have been.
+        cutoff: How alike they have to be, from 0 to 1.
+
+    Returns:
+        Nothing where nothing is alike.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def missing_extra(what: str, extra: str) -> HTTError:
+    """The error for a package that is not installed.
+
+    Args:
+        what: Beginning of the message: who needs which package.
+        extra: Of this library, that the package belongs to.
+    """
+    return HTTError(f'{what}, which cannot be imported: pip install "htt-lightning[{extra}]".')
 
 
 @contextmanager

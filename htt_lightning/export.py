@@ -7,7 +7,8 @@ of each task: normalisation, padding and decoding are inside.
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, did_you_mean, missing_extra
 from htt_lightning.files import atomic_path, read_hyperparameters
 from htt_lightning.models.heads import ASPP
 from htt_lightning.module import HTTModule
+from htt_lightning.progress import waiting
 from htt_lightning.tasks import Task
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -76,14 +78,13 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
             file exists or cannot be written, or what it computes is not what the network does. Nothing is written then.
     """
     if format not in NEEDED:
-        raise HTTError(f"--format is {format!r}; it must be one of {', '.join(NEEDED)}.")
+        hint = did_you_mean(format, NEEDED)
+        raise HTTError(f"--format is {format!r}; it must be one of {', '.join(NEEDED)}.{hint}")
     for package in NEEDED[format]:
         try:
             import_module(package)
         except ImportError as error:
-            raise HTTError(
-                f'--format {format} needs {package}, which cannot be imported: pip install "htt-lightning[export]".'
-            ) from error
+            raise missing_extra(f"--format {format} needs {package}", "export") from error
     path = Path(out)
     if path.is_dir():
         raise HTTError(f"--out {out} is a folder; name a file.")
@@ -96,11 +97,31 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
     console = Console(soft_wrap=True)
     with atomic_path(path) as partial, torch.no_grad():
         partial.touch()  # a folder that cannot be written to is found before minutes of work
-        compute = write(model, facts, partial)
-        if compute is not None:
-            for task, text in compare(model, compute).items():
-                console.out(f"{task}: {text}", highlight=False)
+        with waiting(f"Exporting as {format}: PyTorch may need minutes"), blamed_on(format):
+            compute = write(model, facts, partial)
+            differences = compare(model, compute) if compute else {}
+        for task, text in differences.items():
+            console.out(f"{task}: {text}", highlight=False)
     console.out(path, highlight=False)
+
+
+@contextmanager
+def blamed_on(format: str) -> Iterator[None]:
+    """What an exporter raises inside the block, each a different one for every mishap, becomes one error.
+
+    Raises:
+        HTTError: Names the format and the cause.
+    """
+    try:
+        yield
+    except (HTTError, OSError):  # whose file is named elsewhere
+        raise
+    except Exception as error:
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        raise HTTError(
+            f"--format {format}: this network cannot be exported: {type(error).__name__}: {cause}\n"
+            f"Try another --format ({', '.join(NEEDED)}), or other versions of its packages; `htt info` names them."
+        ) from error
 
 
 def load(ckpt_path: str) -> HTTModule:

@@ -10,6 +10,11 @@ import torch
 
 from htt_lightning.errors import HTTError
 
+CONFIG, TRAINING = "config.yaml", "training.yaml"
+"""Names of what a run was told to do, and of how the network was trained that a test has scored."""
+RESULTS = {"val": "results.json", "test": "test_results.json"}
+"""Names of the figures that ``fit`` and ``test`` leave in the folder of a run, by split."""
+
 
 def run_directory(trainer: Any) -> Path | None:
     """Where a run keeps its files, such as ``runs/version_0``.

@@ -1,6 +1,5 @@
 """Training, evaluation and prediction; the layers are in ``models``, what differs between tasks is in ``tasks``."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -16,13 +15,14 @@ from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.inference import predict_maps
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DenseNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.output import Output
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.figure import delta_m
 
 M = TypeVar("M", bound=nn.Module)
 Balance = Literal["tasks", "labels", "none"]
@@ -91,7 +91,8 @@ class HTTModule(L.LightningModule):
         self.save_hyperparameters(ignore=["tasks", "_instantiator"])
         self.save_hyperparameters({"tasks": [task.to_config() for task in self.tasks]})
         if network not in NETWORKS:
-            raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.")
+            hint = did_you_mean(network, NETWORKS)
+            raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.{hint}")
         if balance not in get_args(Balance):
             raise HTTError(f"model.balance is {balance!r}; it must be one of {', '.join(get_args(Balance))}.")
         self.net = self.build_network()
@@ -137,8 +138,7 @@ class HTTModule(L.LightningModule):
         names = [task.name for task in self.tasks]
         for name in values or {}:
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, names)
                 raise HTTError(f"model.{key} names {name!r}, but the tasks are {', '.join(names)}.{hint}")
         return dict(values or {})
 
@@ -295,7 +295,8 @@ class HTTModule(L.LightningModule):
             metric.reset()
         if self.single_task:
             headlines = {task.name: values[f"{task.name}/{task.headline}"] for task in self.tasks}
-            values["delta_m"] = delta_m(self.tasks, headlines, self.single_task)
+            kinds = {task.name: task.figure(task.headline) for task in self.tasks}
+            values["delta_m"] = delta_m(kinds, headlines, self.single_task)
         # Every metric has synchronised itself, so all ranks hold the same values.
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})
 
@@ -318,20 +319,6 @@ def derived_seed(*numbers: int) -> int:
     """A seed from that of the run and from numbers such as the epoch's."""
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
     return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
-
-
-def delta_m(tasks: Sequence[Task], headlines: Mapping[str, float], single: Mapping[str, float]) -> float:
-    """Relative multi-task gain in percent (protocol.md 5).
-
-    Args:
-        tasks: The tasks; each one's direction decides the sign.
-        headlines: Headline metrics by task.
-        single: Those of single-task models with the same backbone and label mask.
-
-    Returns:
-        Mean over tasks of the relative gain; positive is better.
-    """
-    return sum(task.gain(headlines[task.name], single[task.name]) for task in tasks) / len(tasks)
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

@@ -1,7 +1,8 @@
-"""Lightning's trainer with three commands more.
+"""Lightning's trainer with five commands more.
 
-``discover`` writes the labels that a dataset lacks; ``check`` reads a dataset and names what is broken in it; and
-``export`` writes a trained network for other programs.
+``discover`` writes the labels that a dataset lacks; ``check`` reads a dataset and names what is broken in it;
+``export`` writes a trained network for other programs; ``report`` compares runs; and ``info`` describes an installation
+or a run.
 """
 
 import shutil
@@ -25,13 +26,15 @@ from htt_lightning.data.samplers import EvalSampler
 from htt_lightning.errors import HTTError
 from htt_lightning.export import export
 from htt_lightning.files import read_hyperparameters
+from htt_lightning.info import info
 from htt_lightning.module import HTTModule
+from htt_lightning.report import report
 
 
 class HTTTrainer(L.Trainer):
-    """``lightning.Trainer`` that can check and complete a dataset, and export a network."""
+    """``lightning.Trainer`` that can check and complete a dataset, export a network, and compare runs."""
 
-    export = staticmethod(export)
+    export, report, info = staticmethod(export), staticmethod(report), staticmethod(info)
 
     def discover(
         self, model: HTTModule, datamodule: PartialLabelDataModule, ckpt_path: str, out: str, overwrite: bool = False

@@ -8,11 +8,11 @@ from unittest.mock import patch
 import pytest
 from jsonargparse import capture_parser
 
-from htt_lightning.cli import main, names_data
+from htt_lightning.cli import ALONE, HTTCLI, main, names_data
 from tests.conftest import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-PROGRAM = re.compile(r"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:fit|validate|test|predict|discover|check) .*)")
+PROGRAM = re.compile(rf"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:{'|'.join(HTTCLI.subcommands())}) .*)")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SECTION = re.compile(FENCE.pattern + r"|^#+ ([^\n]+)$", FENCE.flags)
 
@@ -63,6 +63,7 @@ def parser():
 
 def test_there_are_pages_with_commands_and_recipes():
     assert {"index", "concepts", "datasets", "cookbook", "metrics", "differences"} <= {page.stem for page in PAGES}
+    assert "reproduction" in {page.stem for page in PAGES}
     assert len(COMMANDS) > 20
     assert len([title for title in PROGRAMS if title.startswith("library: ")]) == 4
 
@@ -70,7 +71,7 @@ def test_there_are_pages_with_commands_and_recipes():
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
 def test_a_command_is_one_that_the_program_takes(words, parser, monkeypatch):
     monkeypatch.chdir(ROOT / "configs")  # packaged configs by their names
-    given = words if names_data(words) else [words[0], "--data=SyntheticDataModule", *words[1:]]
+    given = words if names_data(words) or words[0] in ALONE else [words[0], "--data=SyntheticDataModule", *words[1:]]
     parser.parse_args(given)
 
 

@@ -3,7 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from htt_lightning.errors import HTTError, collected, raise_or_collect, several, sound, tolerated
+from htt_lightning.errors import (
+    HTTError,
+    collected,
+    did_you_mean,
+    missing_extra,
+    raise_or_collect,
+    several,
+    sound,
+    tolerated,
+)
 
 TREE = "root/\n    a"
 
@@ -47,3 +56,14 @@ def test_errors_are_raised_unless_they_are_collected():
         assert not sound()
     assert sound()
     assert list(map(str, errors)) == ["first", "second"]
+
+
+def test_a_hint_names_what_is_nearest_if_anything_is():
+    assert did_you_mean("dpeth", ["semseg", "depth"]) == " Did you mean 'depth'?"
+    assert did_you_mean("cheese", ["semseg", "depth"]) == ""
+
+
+def test_a_missing_extra_is_one_sentence_with_what_to_run():
+    assert str(missing_extra("X needs y", "export")) == (
+        'X needs y, which cannot be imported: pip install "htt-lightning[export]".'
+    )

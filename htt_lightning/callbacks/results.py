@@ -17,8 +17,9 @@ from torchmetrics import MetricCollection
 
 from htt_lightning.callbacks.panel import PredictionPanel
 from htt_lightning.data.base import PartialLabelDataModule
-from htt_lightning.files import atomic_path, run_directory
+from htt_lightning.files import RESULTS, atomic_path, run_directory
 from htt_lightning.module import HTTModule
+from htt_lightning.progress import track
 from htt_lightning.tasks import Figure, Task
 
 
@@ -43,6 +44,8 @@ class ResultsTable(Callback):
         """Print and write the table."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
+        if trainer.progress_bar_callback:  # its last redraw would come after the table
+            trainer.progress_bar_callback.teardown(trainer, pl_module, "fit")
         data = getattr(trainer, "datamodule", None)
         constants = (
             constant_scores(data, pl_module.tasks) if self.constant and isinstance(data, PartialLabelDataModule) else {}
@@ -53,45 +56,45 @@ class ResultsTable(Callback):
             if key in trainer.callback_metrics:
                 value, constant = float(trainer.callback_metrics[key]), constants.get(task.name, math.nan)
                 gain = task.gain(value, constant)
-                rows[key] = {"value": value, "unit": task.unit, "constant": constant, "gain_percent": gain}
+                rows[key] = {"value": value, **task.figure(task.headline)._asdict()}
+                rows[key] |= {"constant": constant, "gain_percent": gain}
         if not rows:
             return
-        _write_json(self._folder / "results.json", rows)
+        path = self._folder / RESULTS["val"]
+        _write_json(path, rows)
         table = Table(title=f"Validation after {trainer.current_epoch} epochs")
         for column in ("metric", "value", "constant", "better than the constant by"):
             table.add_column(column, justify="left" if column == "metric" else "right")
         for key, row in rows.items():
             numbers = [_number(row[column], ".3f", row["unit"]) for column in ("value", "constant")]
             table.add_row(key, *numbers, _number(row["gain_percent"], "+.1f", "%"))
-        if trainer.progress_bar_callback:  # its last redraw would come after the table
-            trainer.progress_bar_callback.teardown(trainer, pl_module, "fit")
         console = Console()
         console.print(table)
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
-        for path in [self._folder / "results.json", *filter(None, panels)]:
-            console.out(path, highlight=False)
+        for written in [path, *filter(None, panels)]:
+            console.out(written, highlight=False)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print and write the figures of ``test``: one row, with an arrow for the better direction."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
-        kinds = {task.name: task.figure for task in pl_module.tasks}
+        tasks = {task.name: task for task in pl_module.tasks}
         rows: dict[str, dict[str, Any]] = {}
         columns: dict[str, dict[str, str]] = {}
         for key, value in trainer.callback_metrics.items():
             split, *task, name = key.split("/")
-            if split == "test" and (task[0] in kinds if task else name == "delta_m"):
-                kind = kinds[task[0]](name) if task else Figure()
-                rows[key] = {"value": float(value), **kind._asdict()}
-                head = " ".join(filter(None, [name, kind.unit, "↑" if kind.higher_is_better else "↓"]))
-                digits = 2 if kind.unit in ("%", "deg") else 4
-                columns.setdefault(" ".join(task), {})[head] = _number(float(value), f".{digits}f")
+            if split == "test" and (task[0] in tasks if task else name == "delta_m"):
+                kind = tasks[task[0]].figure(name) if task else Figure()
+                headline = not task or name == tasks[task[0]].headline
+                rows[key] = {"value": float(value), **kind._asdict(), "headline": headline}
+                columns.setdefault(" ".join(task), {})[kind.head(name)] = kind.text(float(value))
         if not rows:
             return
-        _write_json(self._folder / "test_results.json", rows)
+        path = self._folder / RESULTS["test"]
+        _write_json(path, rows)
         table = {f"{task} {head}".strip(): cell for task, figures in columns.items() for head, cell in figures.items()}
         lines = (table, ["---:"] * len(table), table.values())
-        with atomic_path(self._folder / "test_results.md") as partial:
+        with atomic_path(path.with_suffix(".md")) as partial:
             partial.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
         if trainer.progress_bar_callback:
             trainer.progress_bar_callback.teardown(trainer, pl_module, "test")
@@ -102,8 +105,8 @@ class ResultsTable(Callback):
                 part.add_column(head.replace(" ", "\n", 1), justify="right")
             part.add_row(*figures.values())
         console.print(Columns(parts))  # one row, as far as the terminal is wide enough
-        for name in ("test_results.json", "test_results.md"):
-            console.out(self._folder / name, highlight=False)
+        for written in (path, path.with_suffix(".md")):
+            console.out(written, highlight=False)
 
 
 def _number(value: float, form: str, unit: str = "") -> str:
@@ -136,7 +139,8 @@ def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str
     """
     constants: dict[str, Tensor] = {}
     for task in tasks:
-        targets: Iterator[Tensor] = data.training_targets(task)
+        labels = track(data.training_targets(task), f"Fitting a constant to {task.name}", len(data.train))
+        targets: Iterator[Tensor] = iter(labels)
         first = next(targets, None)
         if first is not None:
             constants[task.name] = task.constant(chain([first], targets))
@@ -144,7 +148,7 @@ def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str
     for metric in metrics.values():
         for part in metric.values() if isinstance(metric, MetricCollection) else [metric]:
             part.distributed_available_fn = _never  # other processes do not take part
-    for index in range(len(data.val)):
+    for index in track(range(len(data.val)), "Scoring constants"):
         sample = data.val[index]
         for name, metric in metrics.items():
             target = sample[name][None]

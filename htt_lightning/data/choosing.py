@@ -1,9 +1,8 @@
 """Which of a dataset's tasks a run has, and which validation images it scores."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.given import inheriting
 
@@ -27,8 +26,7 @@ def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
     for item in listed:
         name = item.name if isinstance(item, Task) else item.strip()
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, known)
             raise HTTError(f"data.tasks names {name!r}, but the dataset has labels for {', '.join(known)}.{hint}")
         if name in chosen:
             raise HTTError(f"data.tasks names {name!r} twice.")

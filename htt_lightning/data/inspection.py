@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from rich.progress import track
 from torch.utils.data import DataLoader
 
 from htt_lightning.data.base import PartialLabelDataModule, Split, one_thread
@@ -13,6 +12,7 @@ from htt_lightning.data.mask_figures import mask_doubts, mask_figures
 from htt_lightning.data.masks import unable_message
 from htt_lightning.data.readings import Fault, Inspection, Readings, attempt
 from htt_lightning.errors import HTTError, collected, several, tolerated
+from htt_lightning.progress import track
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.tally import Tally
 

@@ -1,6 +1,5 @@
 """Label masks: which training image keeps which label (protocol.md 2, contracts.md, Label masks)."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -12,7 +11,7 @@ from typing import Literal, TypeGuard, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.files import atomic_path
 
 Protocol = Literal["full", "one-label", "random-label"]
@@ -58,6 +57,11 @@ class LabelMask:
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
+    def drawn(self) -> dict[str, str | int | None]:
+        """Protocol, seed and origin."""
+        return {"protocol": self.protocol, "seed": self.seed, "origin": self.origin}
+
+    @property
     def summary(self) -> dict[str, int]:
         """Number of labelled images per task."""
         return dict(zip(self.tasks, self.labeled.sum(0).tolist(), strict=True))
@@ -101,8 +105,7 @@ class LabelMask:
             f"    {json.dumps(name)}: {json.dumps([task for task, keep in zip(self.tasks, row, strict=True) if keep])}"
             for name, row in zip(self.ids, self.labeled.tolist(), strict=True)
         )
-        head = {"format": FORMAT, "protocol": self.protocol, "seed": self.seed, "origin": self.origin}
-        head["tasks"] = self.tasks
+        head = {"format": FORMAT, **self.drawn, "tasks": self.tasks}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items()]
         text = "".join(["{\n", *lines, '  "labels": {\n', labels, "\n  }\n}\n"])
         with atomic_path(Path(path)) as partial:
@@ -126,8 +129,7 @@ def is_protocol(labels: str) -> TypeGuard[Protocol]:
 
 def unknown(protocol: str) -> HTTError:
     """The error that a misspelt protocol deserves."""
-    near = difflib.get_close_matches(str(protocol), get_args(Protocol), 1, 0.3)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(str(protocol), get_args(Protocol), cutoff=0.3)
     return HTTError(f"Unknown label protocol {protocol!r}: choose {', '.join(get_args(Protocol))}.{hint}")
 
 

@@ -8,7 +8,6 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 from torch.utils.data import Dataset
 
 from htt_lightning.data.arrays import resized
@@ -16,6 +15,7 @@ from htt_lightning.data.completed import CompletedDataset, to_discovered
 from htt_lightning.data.jpeg import damage, is_jpeg
 from htt_lightning.data.sample import Arrays, Batch, Draw, to_sample
 from htt_lightning.errors import HTTError, several
+from htt_lightning.progress import track
 from htt_lightning.tasks import Task
 
 Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
@@ -154,14 +154,14 @@ def refuse_other_size(path: Path, size: tuple[int, int], first: tuple[int, int])
         raise HTTError(f"{path} is {size}, but the first image {first}; set data.image_size, or data.augment.crop")
 
 
-def check_each(names: Collection[str], look: Callable[[str], None], tree: str = "", progress: str = "") -> None:
+def check_each(names: Collection[str], look: Callable[[str], None], tree: str = "", what: str = "Looking at") -> None:
     """Look at samples side by side.
 
     Args:
         names: Their ids.
         look: Raises an ``HTTError`` for a faulty one.
         tree: The expected folders and files, if they are always the same.
-        progress: What to call the work while its progress is shown; shows none by default.
+        what: What to call the work while its progress is shown.
 
     Raises:
         HTTError: Some are faulty: the message has the first three faults, and shows the tree where files are missing.
@@ -175,8 +175,8 @@ def check_each(names: Collection[str], look: Callable[[str], None], tree: str = 
         return None
 
     with ThreadPoolExecutor() as pool:
-        looked: Iterable[HTTError | None] = pool.map(fault, names)
-        faults = [error for error in (track(looked, progress, len(names)) if progress else looked) if error]
+        looked = track(pool.map(fault, names), f"{what} {len(names)} images", len(names))
+        faults = [error for error in looked if error]
     if faults:
         raise several(faults, tree=tree)
 

@@ -176,7 +176,7 @@ PASCALContext/
                 objects[name] = categories(self._parts(name))
 
             with tolerated():  # without those whose file is at fault, the list is not kept
-                check_each(self.ids, look, self.tree, f"Looking for people in {len(self.ids)} images")
+                check_each(self.ids, look, self.tree, "Looking for people in")
                 self._keep(path, {name: objects[name] for name in self.ids})
         return frozenset(name for name, kinds in objects.items() if PERSON in kinds)
 

@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.base import PartialLabelDataModule, Split
@@ -14,6 +13,7 @@ from htt_lightning.data.partial import Source
 from htt_lightning.data.sample import Arrays
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path
+from htt_lightning.progress import track
 from htt_lightning.scenes import TASKS, has_people, render
 from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 

@@ -1,6 +1,5 @@
 """From an image to feature maps: any timm model that can return them."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import timm
 from einops import rearrange
 from torch import Tensor, nn
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import HTTError, did_you_mean
 
 PYRAMID = (4, 8, 16, 32)
 """Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""
@@ -72,8 +71,8 @@ def _channels_last(model: Any) -> bool:
 
 def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
     if not timm.is_model(name.split(".")[0].removeprefix("hf-hub:")) and ":" not in name:
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise HTTError(f"Unknown backbone {name!r}; timm has no such model. Did you mean {', '.join(close) or '...'}?")
+        hint = did_you_mean(name, timm.list_models())
+        raise HTTError(f"Unknown backbone {name!r}: timm has no such model, see timm.list_models().{hint}")
     if isinstance(pretrained, str):
         if not Path(pretrained).is_file():
             raise HTTError(f"model.pretrained: there is no weights file {pretrained!r} for backbone {name!r}.")

@@ -1,10 +1,11 @@
 """The six dense prediction tasks; a new one is a file here, or a class anywhere named by its ``class_path``."""
 
-from htt_lightning.tasks.base import IGNORE, Figure, Task
+from htt_lightning.tasks.base import IGNORE, Task
 from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.depth import Depth, InverseDepth
 from htt_lightning.tasks.discovering import Discovered
 from htt_lightning.tasks.edges import Edges
+from htt_lightning.tasks.figure import Figure
 from htt_lightning.tasks.human_parts import HumanParts
 from htt_lightning.tasks.normals import Normals
 from htt_lightning.tasks.saliency import Saliency

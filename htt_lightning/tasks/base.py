@@ -1,12 +1,11 @@
 """The one abstraction behind every dense prediction task."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from htt_lightning.errors import HTTError
 from htt_lightning.output import Output
 from htt_lightning.tasks.discovering import Discovering
+from htt_lightning.tasks.figure import Figure
 from htt_lightning.tasks.given import Given
 from htt_lightning.tasks.stored import Stored
 from htt_lightning.tasks.tally import Spread, Tally
@@ -25,18 +25,6 @@ IGNORE = 255
 
 RELEASED_NAMES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
 """Tasks that published masks and checkpoints call otherwise."""
-
-
-class Figure(NamedTuple):
-    """What kind of number a figure is.
-
-    Attributes:
-        unit: ``%``, ``m``, ``deg``, or empty.
-        higher_is_better: Its direction.
-    """
-
-    unit: str = "%"
-    higher_is_better: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +138,7 @@ class Task(Given, Stored, Discovering, ABC):
             value: The headline metric.
             reference: The same of another network.
         """
-        gain = 100 * (value - reference) / reference if reference else math.nan
-        return gain if self.higher_is_better else -gain
+        return self.figure(self.headline).gain(value, reference)
 
     @property
     @abstractmethod

@@ -13,9 +13,9 @@ from htt_lightning.errors import HTTError
 from htt_lightning.losses import contract, upcast
 from htt_lightning.metrics import DepthErrors
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import Figure
 from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import heat
+from htt_lightning.tasks.figure import Figure
 from htt_lightning.tasks.tally import Tally
 
 MILLIMETRES = 1000

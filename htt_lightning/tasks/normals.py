@@ -17,9 +17,9 @@ from htt_lightning.errors import HTTError
 from htt_lightning.losses import contract, upcast
 from htt_lightning.metrics import NormalErrors
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import Figure
 from htt_lightning.tasks.binned import Binned
 from htt_lightning.tasks.colours import GREY
+from htt_lightning.tasks.figure import Figure
 from htt_lightning.tasks.tally import Spread, Tally
 
 UNIT_TOLERANCE = 0.02

@@ -68,7 +68,8 @@ def test_results_hold_value_unit_constant_and_gain_of_every_task(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert {key: row["unit"] for key, row in results.items()} == HEADLINES
     for task, (key, row) in zip(data.tasks, results.items(), strict=True):
-        assert list(row) == ["value", "unit", "constant", "gain_percent"]
+        assert list(row) == ["value", "unit", "higher_is_better", "constant", "gain_percent"]
+        assert row["higher_is_better"] == task.higher_is_better
         assert row["value"] == pytest.approx(float(trainer.callback_metrics[key]))
         sign = 1 if task.higher_is_better else -1
         gain = sign * 100 * (row["value"] - row["constant"]) / row["constant"]
@@ -115,7 +116,7 @@ def test_training_without_validation_leaves_no_empty_table(tmp_path, capsys):
     assert "constant" not in capsys.readouterr().out
 
 
-DELTA_M = {"value": None, "unit": "%", "higher_is_better": True}
+DELTA_M = {"value": None, "unit": "%", "higher_is_better": True, "headline": True}
 
 
 def evaluate(folder, module=None, data=None, **trainer):
@@ -133,11 +134,13 @@ def test_testing_writes_every_figure_with_its_unit_and_direction(tmp_path):
     figures = {f"test/{t.name}/{name}": t.figure(name) for t in data.tasks for name in t.metrics().compute()}
     assert list(rows) == [*figures, "test/delta_m"]
     for key, row in rows.items():
-        assert list(row) == ["value", "unit", "higher_is_better"]
+        assert list(row) == ["value", "unit", "higher_is_better", "headline"]
         assert row["value"] == float(trainer.callback_metrics[key])
     for key, figure in figures.items():
         assert (rows[key]["unit"], rows[key]["higher_is_better"]) == figure
     assert rows["test/delta_m"] | {"value": None} == DELTA_M
+    headlines = [f"test/{task.name}/{task.headline}" for task in data.tasks]
+    assert [key for key, row in rows.items() if row["headline"]] == [*headlines, "test/delta_m"]
 
 
 def test_the_table_of_a_test_has_one_row_with_arrows(tmp_path):

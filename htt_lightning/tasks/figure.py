@@ -1,0 +1,44 @@
+"""What kind of number a figure is: unit, direction, how it is written, and how much better it is than another."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """What kind of number a figure is.
+
+    Attributes:
+        unit: ``%``, ``m``, ``deg``, or empty.
+        higher_is_better: Its direction.
+    """
+
+    unit: str = "%"
+    higher_is_better: bool = True
+
+    def gain(self, value: float, reference: float) -> float:
+        """Relative improvement over a reference in percent; positive is better, NaN where the reference is zero."""
+        gain = 100 * (value - reference) / reference if reference else math.nan
+        return gain if self.higher_is_better else -gain
+
+    def head(self, name: str) -> str:
+        """How a column is headed: name, unit and an arrow for the better direction."""
+        return " ".join(filter(None, [name, self.unit, "↑" if self.higher_is_better else "↓"]))
+
+    def text(self, value: float) -> str:
+        """A value with as many digits as papers give, a dash for NaN."""
+        return "-" if math.isnan(value) else f"{value:.{2 if self.unit in ('%', 'deg') else 4}f}"
+
+
+def delta_m(kinds: Mapping[str, Figure], headlines: Mapping[str, float], single: Mapping[str, float]) -> float:
+    """Relative multi-task gain in percent (protocol.md 5).
+
+    Args:
+        kinds: Of the headline metrics by task; each one's direction decides the sign.
+        headlines: Headline metrics by task.
+        single: Those of single-task models with the same backbone and label mask.
+
+    Returns:
+        Mean over tasks of the relative gain; positive is better.
+    """
+    return sum(kind.gain(headlines[task], single[task]) for task, kind in kinds.items()) / len(kinds)
