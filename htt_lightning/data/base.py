@@ -259,6 +259,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
             worker_init_fn=one_thread,
+            generator=torch.Generator().manual_seed(self.run_seed),  # or it would draw from the global one
             **arguments,
         )
 
