@@ -24,6 +24,7 @@ class Keeper(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.wanted(trainer, batch_idx):
+            pl_module.net.heads["depth"].eval()  # as somebody may do who fine-tunes
             pl_module.generators = [torch.get_rng_state()]
             teachers = teachers_of(trainer, pl_module)
             keep_step(self.path, pl_module, trainer.optimizers[0], batch, trainer.precision, teachers)

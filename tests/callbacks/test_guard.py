@@ -20,9 +20,9 @@ class Poison(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.fit_loop.total_batch_idx in self.steps:
-            first = int(batch["labeled"][self.task].nonzero()[0, 0])
-            batch[self.task][first] = 3e38
-            self.images.append(batch["id"][first])
+            last = int(batch["labeled"][self.task].nonzero()[-1, 0])
+            batch[self.task][last] = 3e38
+            self.images.append(batch["id"][last])
             self.before.append(state(trainer, pl_module))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
