@@ -15,7 +15,7 @@ from htt_lightning import PartialLabelDataModule, Task, tasks
 from htt_lightning.cli import main
 from htt_lightning.data import Augment, MapFiles
 
-GROUPS = ("model", "discovery", "panel", "discovery_panel", "results", "checkpoint", "trainer")
+GROUPS = ("model", "discovery", "guard", "panel", "discovery_panel", "results", "checkpoint", "trainer")
 """Groups of options that every command has, beside ``data``."""
 
 NOTES = re.compile(r" ?\((?:method|protocol|contracts)\.md[^():]*(?:\)|: )")

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from htt_lightning.callbacks import LabelDiscovery
+from htt_lightning.callbacks import LabelDiscovery, NumericalGuard
 from htt_lightning.data import (
     CityscapesDataModule,
     FolderDataModule,
@@ -38,6 +38,7 @@ __all__ = [
     "MultiTaskNet",
     "NYUD40DataModule",
     "NYUDDataModule",
+    "NumericalGuard",
     "Output",
     "PASCALContextDataModule",
     "PartialLabelDataModule",

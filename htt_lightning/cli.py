@@ -16,7 +16,14 @@ from rich.console import Console
 
 import htt_lightning.data
 import htt_lightning.tasks  # noqa: F401  # so that a config may write class_path: Depth
-from htt_lightning.callbacks import DiscoveryPanel, LabelDiscovery, PredictionPanel, PredictionWriter, ResultsTable
+from htt_lightning.callbacks import (
+    DiscoveryPanel,
+    LabelDiscovery,
+    NumericalGuard,
+    PredictionPanel,
+    PredictionWriter,
+    ResultsTable,
+)
 from htt_lightning.callbacks.save_config import SaveConfig
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.errors import HTTError, did_you_mean
@@ -44,6 +51,7 @@ class HTTCLI(LightningCLI):
         """Link what two places need, and set up the callbacks of every run under keys of their own."""
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
         parser.add_lightning_class_args(LabelDiscovery, "discovery")
+        parser.add_lightning_class_args(NumericalGuard, "guard")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionPanel, "panel")
         parser.add_lightning_class_args(DiscoveryPanel, "discovery_panel")

@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htt_lightning.data.sample import Batch
-from htt_lightning.losses import feature_distance, labeled_sum, masked_mean, upcast, whole_cells
+from htt_lightning.losses import (
+    FEATURE,
+    PREDICTION,
+    Term,
+    feature_distance,
+    labeled_sum,
+    masked_mean,
+    upcast,
+    whole_cells,
+)
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.output import Output, stride_of
 from htt_lightning.tasks import Discovered, Task
@@ -56,14 +65,21 @@ class TaskDiscovery(NamedTuple):
     """What label discovery adds for one task and batch.
 
     Attributes:
-        loss: One value per image, ``b``; images without an active term have 0.
+        feature: Of the features, one value per image, ``b``; images without an active term have 0.
+        prediction: Of the discovered labels, likewise.
         coverage: Share of the valid pixels whose discovered label is kept, ``b``.
         confidence: Mean confidence over the valid pixels, ``b``.
     """
 
-    loss: Tensor
+    feature: Tensor
+    prediction: Tensor
     coverage: Tensor
     confidence: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Both together."""
+        return self.feature + self.prediction
 
 
 def discover_task(
@@ -93,28 +109,27 @@ def discover_task(
     Returns:
         Loss, coverage and confidence per image.
     """
-    loss = torch.zeros(len(labeled), device=labeled.device)
+    feature = nothing = torch.zeros(len(labeled), device=labeled.device)
     if teacher and (terms.feature_labeled or terms.feature_unlabeled):
         trust = torch.where(
             labeled[:, None, None, None], terms.feature_labeled, terms.feature_unlabeled * upcast(teacher.confidence)
         )
-        loss = loss + feature_distance(student.feature, teacher.feature, valid, trust)
-    nothing = torch.zeros_like(loss)
+        feature = feature + feature_distance(student.feature, teacher.feature, valid, trust)
     if not terms.teach(task):
-        return TaskDiscovery(loss, nothing, nothing)
+        return TaskDiscovery(feature, nothing, nothing, nothing)
     if belief is not None:  # of cells, not of pixels
         valid = whole_cells(valid, (belief.shape[-2], belief.shape[-1]))
         belief = task.settle_belief(belief, valid)
     if teacher and found is None:
         found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
     if found is None:
-        return TaskDiscovery(loss, nothing, nothing)
+        return TaskDiscovery(feature, nothing, nothing, nothing)
     if belief is None:
         kept, on_labels = task.kept(found.confidence), task.discovered_loss(student, found, valid)
     else:
         kept, on_labels = valid, masked_mean(task.imitation_loss(student, belief), valid)
-    loss = loss + terms.prediction * weight * task.beta * torch.where(labeled, 0, on_labels)
-    return TaskDiscovery(loss, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
+    prediction = terms.prediction * weight * task.beta * torch.where(labeled, 0, on_labels)
+    return TaskDiscovery(feature, prediction, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
 
 
 class Discovery:
@@ -136,6 +151,7 @@ class Discovery:
 
     Attributes:
         scale: What the loss is multiplied by; it may change from epoch to epoch.
+        terms_of_batch: What the loss of the last batch was made of, before ``scale``.
     """
 
     def __init__(
@@ -150,7 +166,8 @@ class Discovery:
     ) -> None:
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
-        self.targets, self._precision, self.scale = targets, precision, 1.0
+        self.targets, self.teacher_precision, self.scale = targets, precision, 1.0
+        self.terms_of_batch: list[Term] = []
         names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
         self.account = {name: MeanLoss().to(device) for name in names}
 
@@ -169,7 +186,7 @@ class Discovery:
         one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
         taught = self._taught(batch["image"], one)
         beliefs = self._beliefs(batch["image"], {name: taught[name] for name in taught if name not in found}, other)
-        total = torch.zeros(len(valid), device=valid.device)
+        total, self.terms_of_batch = torch.zeros(len(valid), device=valid.device), []
         for task in self.tasks:
             name, labeled = task.name, batch["labeled"][task.name]
             weight, known = self.loss_weights[name], found.get(name)
@@ -177,6 +194,10 @@ class Discovery:
                 task, outputs[name], taught.get(name), labeled, valid, weight, self.terms, known, beliefs.get(name)
             )
             total = total + added.loss
+            self.terms_of_batch += [
+                Term(name, FEATURE, added.feature.detach()),
+                Term(name, PREDICTION, added.prediction.detach()),
+            ]
             for key in ("coverage", "confidence") if task.discovers else ():
                 figure = getattr(added, key).detach()
                 self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
@@ -187,7 +208,7 @@ class Discovery:
         """A teacher's outputs, if there is one."""
         if not self.teachers:
             return {}
-        if self._precision == "run":
+        if self.teacher_precision == "run":
             taught: dict[str, Output] = self.teachers[index](image)
         else:
             with torch.autocast(image.device.type, torch.bfloat16):

@@ -1,5 +1,7 @@
 """Masked losses, one value per image: what is not labelled can neither count nor leak (method.md 3)."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import reduce
@@ -7,11 +9,30 @@ from torch import Tensor
 
 from htt_lightning.output import Output, stride_of, to_pixels
 
+SUPERVISED, PREDICTION, FEATURE = "supervised", "discovered prediction", "feature"
+"""Kinds of terms."""
+
 BIN_WEIGHT = 0.1
 """Weight of the bin classification that goes with the L1 loss of a regression task (method.md 3)."""
 
 SHARPNESS = 5.0
 """Factor on bin logits whose largest probability is the confidence in a discovered value (method.md 4)."""
+
+
+class Term(NamedTuple):
+    """A part of the loss of a batch, image by image; no gradient flows through it.
+
+    Attributes:
+        task: The task's name.
+        kind: ``supervised``, ``discovered prediction`` or ``feature``.
+        loss: One value per image that it is on.
+        rows: Positions of these images in the batch; None for all.
+    """
+
+    task: str
+    kind: str
+    loss: Tensor
+    rows: Tensor | None = None
 
 
 def upcast(x: Tensor) -> Tensor:

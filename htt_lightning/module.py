@@ -17,6 +17,7 @@ from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.inference import predict_maps
+from htt_lightning.losses import SUPERVISED, Term
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DenseNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
@@ -101,13 +102,16 @@ class HTTModule(L.LightningModule):
         lacking = [task.name for task in self.tasks if self.single_task and not self.single_task.get(task.name)]
         if lacking:
             raise HTTError(f"model.single_task needs a figure other than zero for {', '.join(lacking)}.")
-        self.losses = _registered({task.name: MeanLoss() for task in self.tasks})
+        logged = [*(f"{task.name}/loss" for task in self.tasks), "discovery/loss", "loss"]
+        self.losses = _registered({f"train/{name}": MeanLoss() for name in logged})
         self.val_metrics = _registered({task.name: task.metrics() for task in self.tasks})
         self.test_metrics = _registered({task.name: task.test_metrics() for task in self.tasks})
         self._has_weights = pretrained is False
         self.input: dict[str, Any] = {}
         self.discovery: Discovery | None = None
         self.epochs_per_stage: int | None = None
+        self.terms_of_batch: list[Term] = []  # what the loss of the last training batch was made of
+        self.generators: list[Tensor] = []  # states of the CPU's and the GPU's as that step began
 
     def build_network(self) -> nn.Module:
         """A network as the hyperparameters say, with new random weights that are not pretrained.
@@ -209,25 +213,36 @@ class HTTModule(L.LightningModule):
         """
         if batch_idx == 0:
             torch.manual_seed(derived_seed(self.current_epoch))
+        own = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        self.generators = [torch.get_rng_state(), *own]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of the labels there are (method.md 3), and of those that a teacher discovers (4)."""
+        """The loss of a batch, and the means over an epoch of what it is made of."""
+        total, discovered = self.loss(batch)
+        images = len(batch["image"])
+        for task, kind, losses, _ in self.terms_of_batch:
+            if kind == SUPERVISED:
+                self._log_loss(f"train/{task}/loss", losses.sum(), batch["labeled"][task].sum(), images)
+        if discovered is not None:
+            self._log_loss("train/discovery/loss", discovered.sum(), images, images)
+        self._log_loss("train/loss", total.detach() * images, images, images, prog_bar=True)
+        return total
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The loss of the labels there are (method.md 3) and of those that are discovered (4); these also by image."""
         outputs, rows = self(batch["image"]), batch.get("rows") or labeled_rows(batch)
         factor = self._factor(batch["labeled"])
-        images, total = len(factor), torch.zeros((), device=self.device)
+        total, discovered, self.terms_of_batch = torch.zeros((), device=self.device), None, []
         for task in self.tasks:
             name = task.name
             losses = self._labeled_losses(task, outputs[name], batch[name], rows[name])
-            self.losses[name].update(losses.detach().sum(), batch["labeled"][name].sum())
-            self._log_epoch(f"train/{name}/loss", self.losses[name], images)
+            self.terms_of_batch.append(Term(name, SUPERVISED, losses.detach(), rows[name]))
             total = total + self.loss_weights[name] * (losses * factor[rows[name]]).sum()
         if self.discovery is not None:
             discovered = self.discovery.loss(batch, outputs)
-            self._log_epoch("train/discovery/loss", discovered.detach().mean(), images, sync_dist=True)
+            self.terms_of_batch += self.discovery.terms_of_batch
             total = total + (discovered * factor).sum()
-        total = total / images
-        self._log_epoch("train/loss", total.detach(), images, prog_bar=True, sync_dist=True)
-        return total
+        return total / len(factor), None if discovered is None else discovered.detach()
 
     def _factor(self, labeled: Mapping[str, Tensor]) -> Tensor:
         """What the loss of each image is multiplied by, ``b``, from which labels it has."""
@@ -246,9 +261,10 @@ class HTTModule(L.LightningModule):
         chosen = Output(*(x[rows] for x in output))
         return task.loss(chosen, target[rows]) if len(rows) else chosen.logits.flatten(1).sum(1)
 
-    def _log_epoch(self, key: str, value: Metric | Tensor, batch_size: int, **options: Any) -> None:
-        """Log the mean over an epoch."""
-        self.log(key, value, on_step=False, on_epoch=True, batch_size=batch_size, **options)
+    def _log_loss(self, key: str, loss: Tensor, count: Tensor | int, images: int, **options: Any) -> None:
+        """Log the mean loss per image over an epoch."""
+        self.losses[key].update(loss, count)
+        self.log(key, self.losses[key], on_step=False, on_epoch=True, batch_size=images, **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update the metrics; the decoded maps go to whoever draws them."""

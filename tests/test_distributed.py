@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -74,3 +75,35 @@ def test_batchnorm_converts_to_its_synchronised_form():
     net = nn.SyncBatchNorm.convert_sync_batchnorm(HTTNet({"depth": 4}, backbone=BACKBONE, token_dim=8))
     kinds = {type(module) for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     assert kinds == {nn.SyncBatchNorm}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guarded")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    command = [sys.executable, "-m", "tests.ddp_guard", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return folder, done, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_all_processes_leave_out_a_step_whose_loss_is_not_finite_on_one(guarded):
+    folder, _, records = guarded
+    assert [len(record["images"]) for record in records] == [0, 1]
+    for record in records:
+        assert record["skipped"] == 1
+        assert all(torch.equal(record["after"][key], value) for key, value in record["before"].items())
+        moved = [key for key, value in record["before"].items() if " " not in key and not key.endswith(("mean", "std"))]
+        assert any(not torch.equal(record["end"][f"net.{key}"], record["before"][key]) for key in moved)
+    one, two = (record["end"] for record in records)
+    parameters = [key for key in one if not key.endswith(("running_mean", "running_var"))]  # a rank's own until a step
+    assert all(torch.equal(one[key], two[key]) for key in parameters)
+    assert [path.name for path in (folder / "skip" / "replay").iterdir()] == ["step_1_rank1.pt"]
+
+
+def test_all_processes_end_with_what_one_of_them_has_to_say(guarded):
+    folder, done, records = guarded
+    assert done.returncode != 0
+    said = f"depth, supervised: image '{records[1]['images'][0]}'"
+    told = re.sub(r"^\[rank\d\]: ", "", done.stderr, flags=re.MULTILINE)
+    assert told.count(f"The loss of step 1 (epoch 0) is not finite:\n  {said}\n") == 2
+    assert [path.name for path in (folder / "raise" / "replay").iterdir()] == ["step_1_rank1.pt"]

@@ -45,7 +45,7 @@ def test_the_loss_is_the_balanced_mean_over_images_of_their_labelled_terms(balan
     module = tiny_module(data, dropout=0.0, loss_weights={"depth": 0.25}, **chosen)
     batch = batch_of(data)
     module.log = lambda *args, **kwargs: None
-    module.discovery = Mock(loss=lambda *_: torch.arange(4.0))
+    module.discovery = Mock(loss=lambda *_: torch.arange(4.0), terms_of_batch=[])
     with torch.no_grad():
         ours = module.training_step(batch, 0)
         outputs = module(batch["image"])

@@ -1,9 +1,10 @@
 """What happens during a run besides the steps: discovery of labels, and what is shown and written."""
 
 from htt_lightning.callbacks.discovery_panel import DiscoveryPanel
+from htt_lightning.callbacks.guard import NumericalGuard
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
 from htt_lightning.callbacks.panel import PredictionPanel
 from htt_lightning.callbacks.prediction_writer import PredictionWriter
 from htt_lightning.callbacks.results import ResultsTable
 
-__all__ = ["DiscoveryPanel", "LabelDiscovery", "PredictionPanel", "PredictionWriter", "ResultsTable"]
+__all__ = ["DiscoveryPanel", "LabelDiscovery", "NumericalGuard", "PredictionPanel", "PredictionWriter", "ResultsTable"]

@@ -22,7 +22,7 @@ from htt_lightning.data.choosing import choose_tasks, scored
 from htt_lightning.data.completed import CompletedDataset, moving
 from htt_lightning.data.mask_files import check_labels, read_mask
 from htt_lightning.data.masks import LabelMask, draw_mask, is_protocol, natural_order, unable_message
-from htt_lightning.data.partial import PartialLabels, Source
+from htt_lightning.data.partial import PartialLabels, Source, overlap
 from htt_lightning.data.sample import Batch, collate, labeled_rows
 from htt_lightning.data.samplers import EpochSampler, EvalSampler
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
@@ -216,14 +216,17 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """Check the files the run will use, once per machine."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
         splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
+        sources: dict[Split, Source] = {}
         for split in splits:
-            source = self.source(split)
+            source = sources[split] = self.source(split)
             labels = self.labels_of(split, source)
             source.check(labels)
             if harm := source.damaged(labels):  # some cameras write files that are damaged only by the letter
                 logger.warning("%s", several(list(harm.values())))
             if split == "train" and self.completed:
                 self.completed.check(labels, self.tasks, self.identity())
+        if fitting and (shared := overlap(sources["train"], sources["val"])):
+            logger.warning("%s", shared)
 
     def setup(self, stage: str) -> None:
         """Build the splits of a stage; for ``fit``, draw or read the label mask and save it beside the run."""
@@ -299,6 +302,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
             worker_init_fn=one_thread,
+            generator=torch.Generator().manual_seed(self.run_seed),  # or it would draw from the global one
             **arguments,
         )
 

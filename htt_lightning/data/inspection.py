@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from htt_lightning.data.base import PartialLabelDataModule, Split, one_thread
 from htt_lightning.data.mask_figures import mask_doubts, mask_figures
 from htt_lightning.data.masks import unable_message
+from htt_lightning.data.partial import overlap
 from htt_lightning.data.readings import Fault, Inspection, Readings, attempt
 from htt_lightning.errors import HTTError, collected, several, tolerated
 from htt_lightning.progress import track
@@ -149,11 +150,7 @@ def inspect(data: PartialLabelDataModule, opened: Opened | None = None) -> dict[
         report["mask"] = {"summary": data.label_summary, **mask_figures(mask, source), "unable": unable}
         warnings += [f"train: {doubt}" for doubt in mask_doubts(report["mask"])]
         warnings += [f"train: {unable_message(data.labels, task, names)}" for task, names in unable.items()]
-    if len(splits) > 1:
-        train_ids, val_ids = (splits[name].split.source.ids for name in get_args(Split))
-        known = set(val_ids)  # numbers, also those of a part of a mixture, begin anew in each split
-        both = [name for name in train_ids if name in known and not name.rpartition("/")[2].isdecimal()]
-        if both:
-            warnings.append(f"{len(both)} ids are in both splits, such as {both[0]!r}.")
+    if len(splits) > 1 and (shared := overlap(*(splits[name].split.source for name in get_args(Split)))):
+        warnings.append(shared)
     listed = [fault._asdict() for fault in gathered(faults, wanted)]
     return report | {"faults": listed, "trees": list(trees), "warnings": warnings, "notes": notes}

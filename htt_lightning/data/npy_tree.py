@@ -112,6 +112,10 @@ class NpyTree(Source):
         path, stored = self._open(index, task)
         return self.layouts[task].read(path, stored)
 
+    def image_file(self, index: int) -> Path:
+        """Where an image lies."""
+        return self._file(index, "image")
+
     def doubts(self) -> list[str]:
         """Numbers that are left out, and a count other than the published one."""
         numbers = {int(name) for name in self.ids}
@@ -150,15 +154,17 @@ class NpyTree(Source):
         """A file and its array, still on disk: header and length are checked, but no value is read."""
         if key not in self.layouts:
             raise HTTError(f"{self.title} has no labels for {key}; choose from {', '.join(self.tasks)}")
-        layout = self.layouts[key]
-        path = self.folder / layout.folder / f"{self.ids[index]}.npy"
-        stored = open_array(path, layout)
+        path = self._file(index, key)
+        stored = open_array(path, self.layouts[key])
         shape = stored.shape[:2]
         if key == "image":
             self._size = index, (shape[0], shape[1])
         elif shape != (size := self.size(index)):
             raise HTTError(f"{path} is {shape}, but its image {size}; prepare the two again")
         return path, stored
+
+    def _file(self, index: int, key: str) -> Path:
+        return self.folder / self.layouts[key].folder / f"{self.ids[index]}.npy"
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of an image."""

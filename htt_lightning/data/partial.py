@@ -1,5 +1,6 @@
 """A split as it lies on disk, and the same split with labels for only some tasks on each image."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +130,25 @@ class Source(ABC):
             HTTError: A file is missing, truncated or holds values that it must not; the message names it.
         """
         return
+
+
+def overlap(train: Source, val: Source) -> str:
+    """A sentence about training images that are validation images as well; empty if there are none.
+
+    Their files are the same, links included, or their ids are. Ids that are mere numbers, also those of a part of a
+    mixture, begin anew in each split and tell nothing.
+    """
+    files = {os.path.realpath(path) for index in range(len(val.ids)) if (path := val.image_file(index))}
+    names = {name for name in val.ids if not name.rpartition("/")[2].isdecimal()}
+    both = [
+        name
+        for index, name in enumerate(train.ids)
+        if name in names or ((path := train.image_file(index)) and os.path.realpath(path) in files)
+    ]
+    if not both:
+        return ""
+    found = f"{len(both)} of {len(train.ids)} training images are in the validation split as well, such as {both[0]!r}"
+    return f"{found}: its figures do not tell what becomes of other images."
 
 
 def dataset_folder(title: str, root: str | Path, home: str, split: str, tree: str) -> Path:

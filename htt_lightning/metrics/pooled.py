@@ -41,12 +41,12 @@ class MeanLoss(Pooled):
         self.add_sum("total", dtype=torch.float64)
         self.add_sum("counted")
 
-    def update(self, loss: Tensor, count: Tensor) -> None:
+    def update(self, loss: Tensor, count: Tensor | int) -> None:
         """Count a batch.
 
         Args:
             loss: Sum over the batch's labelled images, a scalar.
-            count: Their number, an integer scalar; it may be 0.
+            count: Their number, an integer; it may be 0.
         """
         self.total = self.total + loss.double()
         self.counted = self.counted + count

@@ -1,0 +1,43 @@
+"""Two processes, of which the second meets losses that are not finite: ``python -m tests.ddp_guard FOLDER``.
+
+The first run leaves such a step out; the second one ends with the error.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from htt_lightning import NumericalGuard
+from tests.callbacks.test_guard import Poison, few, state
+from tests.tiny import tiny_module, tiny_trainer
+
+
+class OnTheSecond(Poison):
+    """Poison for the second process alone; all of them watch the step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        elif trainer.fit_loop.total_batch_idx in self.steps:
+            self.before.append(state(trainer, pl_module))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for policy in ("skip", "raise"):
+        torch.manual_seed(0)
+        data, poison = few(batch_size=2), OnTheSecond(1)
+        callbacks = [poison, NumericalGuard(policy)]
+        trainer = tiny_trainer(folder / policy, devices=2, strategy="ddp", callbacks=callbacks, limit_val_batches=0)
+        module = tiny_module(data)
+        trainer.fit(module, data)
+        record = {"images": poison.images, "before": poison.before[0], "after": poison.after[0]}
+        record |= {"end": module.state_dict(), "skipped": trainer.callback_metrics["train/skipped"]}
+        torch.save(record, folder / f"rank{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]))

@@ -1,0 +1,136 @@
+"""Every loss of every task stays finite, and is zero where nothing is labelled, whatever network and mask come up with.
+
+Logits as large as these are far beyond what networks return: 1e4 in single precision, the largest that float16 holds,
+and 1e30 in bfloat16, whose largest are infinite differences in single precision.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from htt_lightning.discovery import Terms, discover_task
+from htt_lightning.losses import feature_distance, masked_mean, whole_cells
+from htt_lightning.output import Output
+from tests.tasks.samples import TASKS, lose, output_of, random_logits, random_target
+
+LARGEST = {torch.float32: 1e4, torch.float16: 6e4, torch.bfloat16: 1e30}
+SIZE = (6, 7)
+EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+EVERY_TYPE = pytest.mark.parametrize("dtype", LARGEST, ids=str)
+few = settings(max_examples=12)
+seeds, strides = st.integers(0, 2**20), st.sampled_from([1, 4])
+networks = st.sampled_from(["usual", "constant", "large", "sure"])
+masks = st.lists(st.sampled_from(["some", "none", "one", "all"]), min_size=3, max_size=3)
+
+
+def logits_of(task, network, dtype, stride, seed):
+    """What networks return: as usual, the same everywhere, as large as can be, or large in one channel alone."""
+    usual, most = random_logits(task, seed=seed, stride=stride), LARGEST[dtype]
+    if network == "constant":
+        return usual[:1, :, :1, :1].expand_as(usual).clone().to(dtype)
+    if network == "large":
+        return (most * usual.sign()).to(dtype)
+    if network == "sure":
+        return torch.where(usual == usual.amax(1, keepdim=True), most, -most).to(dtype)
+    return usual.to(dtype)
+
+
+def valid_of(kinds, seed):
+    """Which pixels of each image are valid, bool ``b h w``."""
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.zeros(len(kinds), *SIZE, dtype=torch.bool)
+    for image, kind in zip(valid, kinds, strict=True):
+        if kind == "one":
+            image.view(-1)[seed % image.numel()] = True
+        elif kind != "none":
+            image[:] = torch.rand(SIZE, generator=generator) < (0.5 if kind == "some" else 1)
+    return valid
+
+
+def check(loss, inputs, nothing):
+    """Loss and gradients are finite; both are zero on images of ``nothing``."""
+    assert loss.shape == nothing.shape
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert (loss[nothing] == 0).all()
+    for values, gradient in zip(inputs, torch.autograd.grad(loss.sum(), inputs), strict=True):
+        assert gradient.dtype == values.dtype
+        assert gradient.isfinite().all()
+        assert not gradient[nothing].any()
+
+
+@EVERY_TYPE
+@EVERY_TASK
+@given(network=networks, kinds=masks, stride=strides, seed=seeds)
+@few
+def test_supervised_losses(task, dtype, network, kinds, stride, seed):
+    logits, valid = logits_of(task, network, dtype, stride, seed).requires_grad_(), valid_of(kinds, seed)
+    target = lose(task, random_target(task, seed=seed, missing=0), ~valid)
+    check(task.loss(output_of(logits), target), [logits], ~valid.any((1, 2)))
+
+
+@EVERY_TYPE
+@EVERY_TASK
+@given(network=networks, teacher=networks, kinds=masks, stride=strides, threshold=st.sampled_from([0, 0.8]), seed=seeds)
+@few
+def test_losses_on_discovered_labels(task, dtype, network, teacher, kinds, stride, threshold, seed):
+    task, valid = replace(task, threshold=threshold), valid_of(kinds, seed)
+    logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
+    found = task.discover(output_of(logits_of(task, teacher, dtype, stride, seed + 1)), SIZE)
+    assert ((found.confidence >= 0) & (found.confidence <= 1)).all()
+    check(task.discovered_loss(output_of(logits), found, valid), [logits], ~valid.any((1, 2)))
+
+
+@EVERY_TYPE
+@EVERY_TASK
+@given(network=networks, teachers=st.tuples(networks, networks), kinds=masks, stride=strides, seed=seeds)
+@few
+def test_losses_on_beliefs(task, dtype, network, teachers, kinds, stride, seed):
+    """The beliefs are averages over two views that may contradict each other, classes raised by all they can be."""
+    task = replace(task, balance=1.0) if hasattr(task, "balance") else task
+    logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
+    one, other = (
+        task.belief(output_of(logits_of(task, kind, dtype, stride, seed + k))) for k, kind in enumerate(teachers)
+    )
+    cells = whole_cells(valid_of(kinds, seed), (logits.shape[-2], logits.shape[-1]))
+    belief = task.settle_belief((one + task.mirror(other)) / 2, cells)
+    assert belief.isfinite().all()
+    check(masked_mean(task.imitation_loss(output_of(logits), belief), cells), [logits], ~cells.any((1, 2)))
+
+
+@EVERY_TYPE
+@given(kinds=masks, stride=strides, seed=seeds, scale=st.sampled_from([0, 1, 1e4]), weighted=st.booleans())
+@few
+def test_distances_of_features(dtype, kinds, stride, seed, scale, weighted):
+    """1e4 in all types: squares of what only bfloat16 holds beside single precision are infinite in both."""
+    like = random_logits(TASKS[0], seed=seed, stride=stride)
+    student, teacher = (scale * like).to(dtype).requires_grad_(), (-scale * like.flip(0)).to(dtype)
+    confidence = like[:, :1].sigmoid().to(dtype) if weighted else None
+    valid = valid_of(kinds, seed)
+    nothing = ~whole_cells(valid, (like.shape[-2], like.shape[-1])).any((1, 2))
+    check(feature_distance(student, teacher, valid, confidence), [student], nothing)
+
+
+@EVERY_TYPE
+@EVERY_TASK
+@given(kinds=masks, labeled=st.lists(st.booleans(), min_size=3, max_size=3), teacher=networks, soft=st.booleans(),
+       seed=seeds)  # fmt: skip
+@few
+def test_what_discovery_adds_to_an_image(task, dtype, kinds, labeled, teacher, soft, seed):
+    """Nothing at all where a label is given, and only features are discovered where it is not."""
+
+    def output(network, seed):
+        logits = logits_of(task, network, dtype, 4, seed)
+        feature = 100 * logits[:, :1].sign().expand(-1, 5, -1, -1)
+        return Output(logits, feature.clone(), logits[:, :1].sigmoid())
+
+    student, taught, valid = output("usual", seed), output(teacher, seed + 1), valid_of(kinds, seed)
+    inputs, given = [student.logits.requires_grad_(), student.feature.requires_grad_()], torch.tensor(labeled)
+    belief = task.belief(taught) if soft else None
+    added = discover_task(task, student, taught, given, valid, 2.0, Terms(1, 0, 1), belief=belief)
+    check(added.loss, inputs, given | ~valid.any((1, 2)))
+    assert ((added.coverage >= 0) & (added.coverage <= 1)).all()
+    assert added.confidence.isfinite().all()
