@@ -16,11 +16,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 import htt_lightning.data
 import htt_lightning.tasks  # noqa: F401  # so that a config may write class_path: Depth
 from htt_lightning.callbacks import DiscoveryPanel, LabelDiscovery, PredictionPanel, PredictionWriter, ResultsTable
+from htt_lightning.checkpoints import AUTO, LAST
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.errors import HTTError
 from htt_lightning.export import export
 from htt_lightning.files import atomic_path, read_hyperparameters, run_directory
 from htt_lightning.module import HTTModule
+from htt_lightning.signals import status_of
 from htt_lightning.trainer import HTTTrainer
 
 
@@ -66,7 +68,7 @@ class HTTCLI(LightningCLI):
         """
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command and command != "export" else None
-        if not path or path in ("best", "last", "hpc", "registry"):
+        if not path or path in ("best", LAST, "hpc", "registry") or (path == AUTO and command == "fit"):
             return
         stored = read_hyperparameters(path, "--ckpt_path")
         asked = self.config[command].model
@@ -213,6 +215,10 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"description": "Multi-task dense prediction from partial labels."},
             args=None if args is None else words,
         )
+    except (SystemExit, KeyboardInterrupt) as error:
+        if (status := status_of(error)) is None:
+            raise
+        sys.exit(status)
     except Exception as error:
         culprit = mendable(error)
         if culprit is None:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +69,27 @@ def test_the_table_of_results_is_the_same_and_its_constants_are_scored_by_one_pr
     for key, row in one.items():
         assert two[key]["constant"] == row["constant"]
         assert two[key]["value"] == pytest.approx(row["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "way"), [(1, "raise"), (0, "kill")])
+def test_where_one_process_fails_all_end_within_a_minute(rank, way, tmp_path):
+    command = [sys.executable, "-m", "tests.ddp_fail", str(tmp_path), str(rank), way]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    output = (tmp_path / "output.txt").open("w")
+    with output, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as main:
+        assert main.wait(timeout=90) != 0
+    ended = time.monotonic()
+    while others := descendants(command):
+        assert time.monotonic() - ended < 60, others
+        time.sleep(0.2)
+    if way == "raise":
+        assert "this process fails" in (tmp_path / "output.txt").read_text()
+
+
+def descendants(command):
+    """Processes that run a command still, by their command lines."""
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return [line for line in running if line.split(b"\0")[1:-1] == [word.encode() for word in command[1:]]]
 
 
 def test_batchnorm_converts_to_its_synchronised_form():

@@ -28,6 +28,7 @@ from htt_lightning.data.samplers import EpochSampler, EvalSampler
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError, several, sound, tolerated
 from htt_lightning.files import run_directory
+from htt_lightning.signals import leave_signals_to_main
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.given import inheriting
 
@@ -222,6 +223,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of labelled images, reshuffled every epoch; an incomplete last batch is dropped."""
         sampler = EpochSampler(len(self.train), self.run_seed, self._rank, self._world)
+        if self.trainer:  # when a run goes on, Lightning sets it only after loader processes have begun to read ahead
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
         return self.loader(self.train, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -255,7 +259,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
-            worker_init_fn=one_thread,
+            worker_init_fn=begin_worker,
             **arguments,
         )
 
@@ -333,6 +337,7 @@ def scored(labels: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> dict[s
     return {name: tuple(task for task in given if task not in dropped[name]) for name, given in labels.items()}
 
 
-def one_thread(_: int) -> None:
+def begin_worker(_: int) -> None:
     """Loader processes are parallel already; OpenCV's threads inside each would only compete."""
     cv2.setNumThreads(0)
+    leave_signals_to_main()
