@@ -25,6 +25,7 @@ from htt_lightning.callbacks import (
     ResultsTable,
 )
 from htt_lightning.callbacks.save_config import SaveConfig
+from htt_lightning.checkpoints import AUTO, LAST
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.export import export
@@ -33,6 +34,7 @@ from htt_lightning.hints import HintingParser
 from htt_lightning.info import info
 from htt_lightning.module import HTTModule
 from htt_lightning.report import report
+from htt_lightning.signals import status_of
 from htt_lightning.trainer import HTTTrainer
 
 ALONE: dict[str, Callable[..., None]] = {"export": export, "report": report, "info": info}
@@ -90,7 +92,7 @@ class HTTCLI(LightningCLI):
         """
         command = self.config.get("subcommand")
         path = self.config[command].get("ckpt_path") if command and command not in ALONE else None
-        if not path or path in ("best", "last", "hpc", "registry"):
+        if not path or path in ("best", LAST, "hpc", "registry") or (path == AUTO and command == "fit"):
             return
         stored = read_hyperparameters(path, "--ckpt_path")
         asked = self.config[command].model
@@ -266,6 +268,10 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"description": "Multi-task dense prediction from partial labels."},
             args=None if args is None else words,
         )
+    except (SystemExit, KeyboardInterrupt) as error:
+        if (status := status_of(error)) is None:
+            raise
+        sys.exit(status)
     except Exception as error:
         culprit = mendable(error)
         if culprit is None:

@@ -49,26 +49,44 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         raise HTTError(f"{folder} is not empty; choose another folder with --out, or give --overwrite true.")
 
 
+PARTIAL = ".partial"
+"""End of the names of files that are being written; where it stays, their process was killed."""
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends, and vanishes when it fails.
+
+    A process may be killed at any moment: ``path`` is the old file or the new one. When a machine loses power, a file
+    that was renamed before its content reached the disk may be empty, unless it is ``durable``. That takes time, and
+    only a checkpoint replaces what nothing else could bring back.
 
     Args:
         path: The file to write; its folder is made.
+        durable: Whether the content has to be on the disk before the file takes its place.
 
     Raises:
         HTTError: The file cannot be written; the message names it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            if durable:
+                with partial.open("r+b") as file:
+                    os.fsync(file.fileno())
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def clear_partial(folder: Path) -> None:
+    """Delete what killed processes have left half written in a folder and below; nobody may be writing there."""
+    for path in folder.rglob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:

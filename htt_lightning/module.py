@@ -1,6 +1,5 @@
 """Training, evaluation and prediction; the layers are in ``models``, what differs between tasks is in ``tasks``."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
+from htt_lightning.checkpoints import run_seed, write_whole
 from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError, did_you_mean
@@ -162,8 +162,13 @@ class HTTModule(L.LightningModule):
             cast(DenseNetwork, self.net).backbone.load_state_dict(source.state_dict())
         self._has_weights = True
 
+    def setup(self, stage: str) -> None:
+        """See to it that no checkpoint is ever half written."""
+        write_whole(self.trainer)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note at what size the network sees images in evaluation, for prediction without the dataset."""
+        """Note the seed, and at what size the network sees images in evaluation: for prediction without the dataset."""
+        checkpoint["seed"] = run_seed()
         data = getattr(self._trainer, "datamodule", None)
         checkpoint["input"] = getattr(data, "input_size", self.input)
 
@@ -333,8 +338,7 @@ class HTTModule(L.LightningModule):
 
 def derived_seed(*numbers: int) -> int:
     """A seed from that of the run and from numbers such as the epoch's."""
-    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
+    return int(np.random.SeedSequence([run_seed(), *numbers]).generate_state(1)[0])
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

@@ -17,7 +17,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path, read_checkpoint
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.base import Discovered
+from htt_lightning.tasks.discovering import Discovered
 
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 

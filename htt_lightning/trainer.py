@@ -7,6 +7,7 @@ or a run.
 
 import shutil
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,18 +15,20 @@ import lightning as L
 import numpy as np
 import torch
 from einops import rearrange
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from htt_lightning.callbacks import LabelDiscovery
 from htt_lightning.check import check
+from htt_lightning.checkpoints import AUTO, LAST, newest_checkpoint, requeued
 from htt_lightning.data.base import PartialLabelDataModule
 from htt_lightning.data.completed import CompletedDataset, fingerprint_of
 from htt_lightning.data.sample import Batch
 from htt_lightning.data.samplers import EvalSampler
 from htt_lightning.errors import HTTError
 from htt_lightning.export import export
-from htt_lightning.files import read_hyperparameters
+from htt_lightning.files import clear_partial, read_hyperparameters
 from htt_lightning.info import info
 from htt_lightning.module import HTTModule
 from htt_lightning.report import report
@@ -35,6 +38,43 @@ class HTTTrainer(L.Trainer):
     """``lightning.Trainer`` that can check and complete a dataset, export a network, and compare runs."""
 
     export, report, info = staticmethod(export), staticmethod(report), staticmethod(info)
+
+    def fit(
+        self,
+        model: L.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: L.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train; a run that was interrupted goes on.
+
+        Args:
+            model: The model.
+            train_dataloaders: Loaders, or a datamodule.
+            val_dataloaders: Loaders of validation images.
+            datamodule: The dataset and its label mask.
+            ckpt_path: Checkpoint to go on from; ``auto`` for the newest whole one of this run where the loggers keep
+                their runs, ``last`` for the newest whole one whose name begins so. If there is none, the run begins
+                from the start. A job that SLURM has requeued does as with ``auto``.
+            weights_only: As in ``torch.load``.
+        """
+        if ckpt_path is None and requeued():
+            ckpt_path = AUTO
+        if ckpt_path in (AUTO, LAST):
+            ckpt_path = newest_checkpoint(self, model, str(ckpt_path))
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """Save a checkpoint, but none where SLURM's signal happens to find the run.
+
+        No run goes on exactly from the middle of an epoch, and the next in this directory, whichever, would load it.
+        """
+        if not Path(filepath).name.startswith("hpc_ckpt_"):
+            super().save_checkpoint(filepath, weights_only, storage_options)
 
     def discover(
         self, model: HTTModule, datamodule: PartialLabelDataModule, ckpt_path: str, out: str, overwrite: bool = False
@@ -107,6 +147,7 @@ class _Discoverer(L.LightningModule):
         super().__init__()
         self.model, self.datamodule, self.completed = model, datamodule, completed
         self.made_by, self.overwrite = made_by, overwrite
+        self.absent: set[str] = set()
         self.given = datamodule.labels_of("train", datamodule.source("train"))
         able = [task for task in model.tasks if task.discovers]
         self.lacking = {name: [t for t in able if t.name not in given] for name, given in self.given.items()}
@@ -121,16 +162,20 @@ class _Discoverer(L.LightningModule):
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The images that lack an archive; the first process looks, once all of them have met."""
-        absent: list[str] = []
         if self.trainer.is_global_zero:
             begin(self.completed, self.manifest(), self.overwrite)
-            absent = [name for name, tasks in self.lacking.items() if tasks and not self.completed.path(name).is_file()]
-        absent = self.trainer.strategy.broadcast(absent)
-        if not absent:
+        lacking = [name for name, tasks in self.lacking.items() if tasks]
+        self.absent = {name for name in lacking if not self.completed.path(name).is_file()}
+        self.absent = self.trainer.strategy.broadcast(self.absent)
+        if not self.absent:
             return []
-        images = self.datamodule.unaugmented(absent)
+        batch = self.datamodule.evaluation_batch(self.datamodule.unaugmented(lacking))
+        # Batches as an uninterrupted command has them: in others, sums are rounded otherwise.
+        size = batch * self.trainer.world_size
+        groups = [lacking[start : start + size] for start in range(0, len(lacking), size)]
+        images = self.datamodule.unaugmented(chain(*(group for group in groups if not self.absent.isdisjoint(group))))
         sampler = EvalSampler(len(images), self.trainer.global_rank, self.trainer.world_size)
-        return self.datamodule.loader(images, self.datamodule.evaluation_batch(images), sampler=sampler)
+        return self.datamodule.loader(images, batch, sampler=sampler)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Write one batch; the ids of its images are returned."""
@@ -145,10 +190,14 @@ class _Discoverer(L.LightningModule):
                 maps[task.name] = label.cpu().numpy(), found.confidence.float().cpu().numpy()
         ids: list[str] = batch["id"]
         for k, name in enumerate(ids):
+            if name not in self.absent:
+                continue
             rows, columns = np.flatnonzero(valid[k].any(1)), np.flatnonzero(valid[k].any(0))
             inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
             cut = {t.name: (t, *(values[k][inside] for values in maps[t.name])) for t in self.lacking[name]}
             self.completed.write(name, cut)
+        if self.trainer.received_sigterm:  # which Lightning only notes
+            raise SIGTERMException
         return ids
 
 
@@ -166,6 +215,7 @@ def begin(completed: CompletedDataset, manifest: dict[str, Any], overwrite: bool
     folder = completed.folder
     if folder.is_file():
         raise HTTError(f"--out {folder} is a file; name a folder.")
+    clear_partial(folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not completed.manifest_path.is_file():
             raise HTTError(f"{folder} is not empty and no completed dataset; choose another --out.")

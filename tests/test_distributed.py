@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +71,27 @@ def test_the_table_of_results_is_the_same_and_its_constants_are_scored_by_one_pr
     for key, row in one.items():
         assert two[key]["constant"] == row["constant"]
         assert two[key]["value"] == pytest.approx(row["value"], rel=1e-5)
+
+
+def test_where_one_process_is_killed_the_other_ends_within_a_minute(tmp_path):
+    """The first one, whom Lightning has look after the others."""
+    command = [sys.executable, "-m", "tests.ddp_fail", str(tmp_path), "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    output = (tmp_path / "output.txt").open("w")
+    with output, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as first:
+        assert still_running(command)
+        assert first.wait(timeout=300) == -signal.SIGKILL
+    ended = time.monotonic()
+    while still_running(command):
+        assert time.monotonic() - ended < 60
+        time.sleep(0.2)
+    assert "killed" in (tmp_path / "output.txt").read_text()
+
+
+def still_running(command):
+    """Command lines of the processes that run a command."""
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return [line for line in running if line.split(b"\0")[1:-1] == [word.encode() for word in command[1:]]]
 
 
 def test_batchnorm_converts_to_its_synchronised_form():

@@ -1,6 +1,5 @@
 """When labels are discovered: the stages of a run and the teacher of each."""
 
-import contextlib
 import math
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
@@ -225,18 +224,8 @@ class LabelDiscovery(Callback):
 
     def _keep(self, trainer: L.Trainer) -> None:
         """Keep the finished stage's network; all processes take part, one writes."""
-        if self._folder is None:
-            return
-        path = self._folder / "checkpoints" / f"stage_{self.stage + 1}.ckpt"
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            trainer.save_checkpoint(partial, weights_only=True)
-            if trainer.is_global_zero:
-                partial.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
+        if self._folder is not None:
+            trainer.save_checkpoint(self._folder / "checkpoints" / f"stage_{self.stage + 1}.ckpt", weights_only=True)
 
     def _teach(self, trainer: L.Trainer, module: HTTModule) -> None:
         stored = getattr(getattr(trainer, "datamodule", None), "completed", None)

@@ -35,10 +35,26 @@ class ResultsTable(Callback):
 
     def __init__(self, constant: bool = True) -> None:
         self.constant = constant
+        self._values: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures of the last validation: a run that was ended behind its last epoch has no other left to make."""
+        return {"values": self._values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with those of the checkpoint."""
+        self._values = state_dict["values"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the run directory, which all ranks have to ask for together."""
-        self._folder = run_directory(trainer)
+        self._folder, self._values = run_directory(trainer), {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the headline figures."""
+        if isinstance(pl_module, HTTModule) and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            keys = [f"val/{task.name}/{task.headline}" for task in pl_module.tasks]
+            metrics = trainer.callback_metrics
+            self._values = {key: float(metrics[key]) for key in keys if key in metrics}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print and write the table."""
@@ -53,8 +69,8 @@ class ResultsTable(Callback):
         rows: dict[str, dict[str, Any]] = {}
         for task in pl_module.tasks:
             key = f"val/{task.name}/{task.headline}"
-            if key in trainer.callback_metrics:
-                value, constant = float(trainer.callback_metrics[key]), constants.get(task.name, math.nan)
+            if key in self._values:
+                value, constant = self._values[key], constants.get(task.name, math.nan)
                 gain = task.gain(value, constant)
                 rows[key] = {"value": value, **task.figure(task.headline)._asdict()}
                 rows[key] |= {"constant": constant, "gain_percent": gain}

@@ -28,6 +28,7 @@ from htt_lightning.data.samplers import EpochSampler, EvalSampler
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError, several, sound, tolerated
 from htt_lightning.files import run_directory
+from htt_lightning.signals import leave_signals_to_main
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -258,6 +259,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of labelled images, reshuffled every epoch; an incomplete last batch is dropped."""
         sampler = EpochSampler(len(self.train), self.run_seed, self._rank, self._world)
+        if self.trainer:  # when a run goes on, Lightning sets it only after loader processes have begun to read ahead
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
         return self.loader(self.train, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -301,7 +305,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
-            worker_init_fn=one_thread,
+            worker_init_fn=begin_worker,
             generator=torch.Generator().manual_seed(self.run_seed),  # or it would draw from the global one
             **arguments,
         )
@@ -336,6 +340,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                 yield plain[index][task.name]
 
 
-def one_thread(_: int) -> None:
+def begin_worker(_: int) -> None:
     """Loader processes are parallel already; OpenCV's threads inside each would only compete."""
     cv2.setNumThreads(0)
+    leave_signals_to_main()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 from torch.utils.data import DataLoader
 
-from htt_lightning.data.base import PartialLabelDataModule, Split, one_thread
+from htt_lightning.data.base import PartialLabelDataModule, Split, begin_worker
 from htt_lightning.data.mask_figures import mask_doubts, mask_figures
 from htt_lightning.data.masks import unable_message
 from htt_lightning.data.partial import overlap
@@ -56,7 +56,7 @@ def inspect_split(data: PartialLabelDataModule, readings: Readings) -> Inspectio
     """Read a split, as many images at a time as ``data.num_workers`` says, and show progress."""
     found = Inspection(tallies={task.name: Tally() for task in data.tasks})
     loader = DataLoader(
-        readings, batch_size=8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=one_thread
+        readings, batch_size=8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=begin_worker
     )
     for batch in track(loader, f"Reading {len(readings)} {readings.name} images"):
         for one in batch:

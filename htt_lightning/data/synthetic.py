@@ -128,8 +128,6 @@ def write_nyud(root: Path, train: int, val: int, size: tuple[int, int], seed: in
         seed: Seed of the collection.
     """
     for split, count in (("train", train), ("val", val)):
-        for folder in ("image", "label", "depth", "normal"):
-            (root / split / folder).mkdir(parents=True, exist_ok=True)
         for index in range(count):
             scene = render(seed, index, size, _STREAMS[split])
             rng = np.random.default_rng([seed, _STREAMS[split], index, 2])
@@ -140,7 +138,8 @@ def write_nyud(root: Path, train: int, val: int, size: tuple[int, int], seed: in
                 "normal": np.where(_hole(size, rng)[..., None], 0, scene["normals"]),
             }
             for folder, array in arrays.items():
-                np.save(root / split / folder / f"{index}.npy", array.astype(np.float32))
+                with atomic_path(root / split / folder / f"{index}.npy") as partial, partial.open("wb") as file:
+                    np.save(file, array.astype(np.float32))
 
 
 def _hole(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,88 @@
+"""Runs that are killed or interrupted go on to the result of one that nobody touched; see also ``kill_campaign``."""
+
+import random
+import signal
+
+import pytest
+
+from tests.kill_campaign import (
+    AUTO,
+    DISCOVER,
+    FIT,
+    Programs,
+    Write,
+    damaged,
+    differences,
+    discovered,
+    outcome,
+    signal_at,
+)
+
+SLURM = {
+    "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "htt", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+}  # fmt: skip
+"""What Lightning asks of a job that ``srun`` has started."""
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return Programs()
+
+
+@pytest.fixture(scope="module")
+def whole(programs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    attempt = programs.run(folder, FIT)
+    assert attempt.status == 0, attempt.printed
+    return folder
+
+
+def test_a_run_that_is_killed_in_its_writes_and_between_them_ends_as_one_that_is_not(programs, whole, tmp_path):
+    share = random.random()
+    deaths = [Write(0, share, "last.ckpt"), Write(0, share, "stage_1.ckpt"), Write(1, 1.0, "last.ckpt")]
+    words = FIT
+    for death in deaths:
+        attempt = programs.run(tmp_path, words, death)
+        assert attempt.status == -signal.SIGKILL, attempt.printed
+        assert attempt.writes[-1] == death.name
+        assert not damaged(tmp_path)
+        words = [*FIT, AUTO]
+    attempt = programs.run(tmp_path, words)
+    assert attempt.status == 0, attempt.printed
+    assert attempt.first == "-"  # nothing was left to train, but the results
+    assert not differences(outcome(whole), outcome(tmp_path))
+
+
+def test_a_job_that_slurm_stops_is_requeued_once_and_goes_on_also_after_ctrl_c(programs, whole, tmp_path):
+    """Signals come to the loaders as well; the run answers them between two steps."""
+    asked, scontrol = tmp_path / "asked.txt", tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.chmod(0o755)
+    job = {**SLURM, "PATH": f"{scontrol.parent}:/usr/bin:/bin"}
+    stop = signal_at(tmp_path, "epoch 1 step 0", signal.SIGUSR1, signal.SIGTERM)
+    attempt = programs.run(tmp_path, FIT, interrupt=stop, **job)
+    assert attempt.status == 128 + signal.SIGTERM, attempt.printed
+    assert asked.read_text() == "requeue 4711\n"
+    stop = signal_at(tmp_path, "epoch 2 step 0", signal.SIGINT)
+    attempt = programs.run(tmp_path, FIT, interrupt=stop, **job, SLURM_RESTART_COUNT="1")
+    assert attempt.status == 128 + signal.SIGINT, attempt.printed
+    assert "Traceback" not in attempt.printed
+    assert attempt.first in ("epoch 1", "epoch 2")
+    attempt = programs.run(tmp_path, [*FIT, "--ckpt_path=last"])
+    assert attempt.status == 0, attempt.printed
+    assert attempt.first in ("epoch 2", "epoch 3")
+    assert not differences(outcome(whole), outcome(tmp_path))
+    assert not list(tmp_path.glob("hpc_ckpt_*"))
+
+
+def test_discovery_that_is_killed_in_its_writes_goes_on_to_the_same_labels(programs, whole, tmp_path):
+    words = [*DISCOVER, f"--ckpt_path={next(whole.glob('runs/*/checkpoints/last.ckpt'))}"]
+    attempt = programs.run(tmp_path / "whole", words)
+    assert attempt.status == 0, attempt.printed
+    for death in (Write(0, 0.5, "manifest.json"), Write(attempt.writes.index("manifest.json") + 3, random.random())):
+        assert programs.run(tmp_path / "killed", words, death).status == -signal.SIGKILL
+    attempt = programs.run(tmp_path / "killed", words)
+    assert attempt.status == 0, attempt.printed
+    assert not differences(discovered(tmp_path / "whole"), discovered(tmp_path / "killed"))
