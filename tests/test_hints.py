@@ -1,11 +1,14 @@
+import errno
 import sys
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 from jsonargparse import capture_parser
+from torch import nn
 
-from htt_lightning.cli import main, spelled_out
+from htt_lightning.cli import main, mendable, spelled_out
 from htt_lightning.errors import HTTError
 
 
@@ -64,3 +67,19 @@ def test_what_may_be_left_out_is_filled_in():
     assert spelled_out(["fit", "--model.lr", "1"]) == ["fit", "--data=SyntheticDataModule", "--model.lr", "1"]
     assert spelled_out(["info"]) == ["info"]
     assert spelled_out([]) == []
+
+
+def test_a_place_that_the_system_does_not_let_a_run_use_is_one_message():
+    wrapped = RuntimeError("a library's own words")
+    wrapped.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/runs/version_0")
+    assert str(mendable(wrapped)).startswith("/runs/version_0: Permission denied; choose another place")
+    assert mendable(OSError(errno.EIO, "Input/output error", "/runs")) is None
+    assert mendable(RuntimeError("a fault of ours")) is None
+
+
+def test_weights_of_another_version_are_one_message():
+    with pytest.raises(RuntimeError) as error:
+        nn.Linear(2, 2).load_state_dict({"other": torch.zeros(1)})
+    message = str(mendable(error.value))
+    assert message.startswith("The weights of the checkpoint do not fit the network it describes: Error(s)")
+    assert '"weight", "bias"' in message
