@@ -1,5 +1,6 @@
 """One program under three names: ``lightning``, ``htt`` and ``python -m htt_lightning``."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
@@ -44,6 +45,10 @@ GIVEN: dict[str, dict[str, Any]] = {
     "info": {"run": {"nargs": "?", "metavar": "RUN", "help": "Folder of a run, such as runs/version_0."}},
 }
 """Their arguments that come without the name of an option."""
+
+
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+"""Of system errors, those that whoever runs a command can mend."""
 
 
 class HTTCLI(LightningCLI):
@@ -283,11 +288,19 @@ def main(args: Sequence[str] | None = None) -> None:
 def mendable(error: BaseException | None) -> HTTError | None:
     """The error of ours that an exception comes from: the parser wraps those of the classes it builds.
 
-    Weights & Biases' own, as when nobody is logged in or its server cannot be reached, become one that says what to do.
+    Weights & Biases' own, as when nobody is logged in or its server cannot be reached, become one that says what to do;
+    and so do weights that do not fit, as those of another version, and a place that the system does not let a run use.
     """
     while error:
         if isinstance(error, HTTError):
             return error
+        if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+            return HTTError(
+                f"{error.filename}: {error.strerror}; choose another place, or make room or permission there."
+            )
+        if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+            first = " ".join(str(error).split()[:40])
+            return HTTError(f"The weights of the checkpoint do not fit the network it describes: {first} ...")
         if type(error).__module__.startswith("wandb.errors"):  # by name: the package is imported by its logger alone
             return HTTError(
                 f"Weights & Biases: {error}\nLog in with `wandb login`, or go without its server: "

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from htt_lightning import HTTModule
+from htt_lightning import export as exporting
 from htt_lightning.cli import main
 from htt_lightning.errors import HTTError
 from htt_lightning.export import Decoder, compare, describe
@@ -200,3 +201,18 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(checkpoint, mon
     with pytest.raises(SystemExit, match=r'needs onnxruntime.*pip install "htt-lightning\[export\]"'):
         export(checkpoint, "onnx", "a.onnx")
     assert not Path("a.onnx").exists()
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export", "safetensors"])
+def test_an_exporter_that_fails_is_named_with_its_cause(format, checkpoint, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("\n  the cause\nand pages of what led to it")
+
+    for name in ("_write_onnx", "_write_program", "_write_weights"):
+        monkeypatch.setattr(exporting, name, fail)
+    with pytest.raises(HTTError) as error:
+        exporting.export(str(checkpoint), format, str(tmp_path / "out"))
+    first, second = str(error.value).splitlines()
+    assert first == f"--format {format}: this network cannot be exported: ValueError: the cause"
+    assert "Try another --format" in second
+    assert not (tmp_path / "out").exists()

@@ -154,7 +154,7 @@ def test_natural_order_is_total(ids):
 
 @pytest.mark.parametrize(("typed", "meant"), [("onelabel", "one-label"), ("random", "random-label"), ("ful", "full")])
 def test_an_unknown_protocol_names_the_nearest(typed, meant):
-    with pytest.raises(HTTError, match=f"{typed}.*full, one-label, random-label.*mean {meant}"):
+    with pytest.raises(HTTError, match=f"{typed}.*full, one-label, random-label.*mean '{meant}'"):
         draw_mask(typed, IDS, NYUD, 0)
 
 
