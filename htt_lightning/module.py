@@ -234,7 +234,11 @@ class HTTModule(L.LightningModule):
         return total
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The loss of the labels there are (method.md 3) and of those that are discovered (4); these also by image."""
+        """The loss of the labels there are (method.md 3) and of those that are discovered (4); these also by image.
+
+        Args:
+            batch: A training batch.
+        """
         outputs, rows = self(batch["image"]), batch.get("rows") or labeled_rows(batch)
         factor = self._factor(batch["labeled"])
         total, discovered, self.terms_of_batch = torch.zeros((), device=self.device), None, []

@@ -17,16 +17,29 @@ class Figure(NamedTuple):
     higher_is_better: bool = True
 
     def gain(self, value: float, reference: float) -> float:
-        """Relative improvement over a reference in percent; positive is better, NaN where the reference is zero."""
+        """Relative improvement in percent; positive is better, NaN where the reference is zero.
+
+        Args:
+            value: A figure.
+            reference: The same of another network.
+        """
         gain = 100 * (value - reference) / reference if reference else math.nan
         return gain if self.higher_is_better else -gain
 
     def head(self, name: str) -> str:
-        """How a column is headed: name, unit and an arrow for the better direction."""
+        """How a column is headed: name, unit and an arrow for the better direction.
+
+        Args:
+            name: Of the figure.
+        """
         return " ".join(filter(None, [name, self.unit, "↑" if self.higher_is_better else "↓"]))
 
     def text(self, value: float) -> str:
-        """A value with as many digits as papers give, a dash for NaN."""
+        """A value with as many digits as papers give, a dash for NaN.
+
+        Args:
+            value: A figure.
+        """
         return "-" if math.isnan(value) else f"{value:.{2 if self.unit in ('%', 'deg') else 4}f}"
 
 
