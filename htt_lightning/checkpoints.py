@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path, read_checkpoint
+from htt_lightning.seeds import run_seed
 
 AUTO, LAST = "auto", "last"
 """What may stand for a checkpoint that is to be found: any of the run's, or one that is called so."""
@@ -48,11 +49,6 @@ def write_whole(trainer: L.Trainer) -> None:
     """Have a trainer write its checkpoints whole, unless it has a way of its own to write them."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
-
-
-def run_seed() -> int:
-    """The seed of ``seed_everything``, 0 by default."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def requeued() -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
-from htt_lightning.checkpoints import run_seed, write_whole
+from htt_lightning.checkpoints import write_whole
 from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError, did_you_mean
@@ -22,6 +21,7 @@ from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DenseNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.output import Output
+from htt_lightning.seeds import derived_seed, run_seed
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.figure import delta_m
 
@@ -204,11 +204,9 @@ class HTTModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Take the learning rate from the schedule: a resumed run may be given more epochs than it was begun with."""
-        schedule = self.lr_schedulers()
-        if isinstance(schedule, LambdaLR):
-            for group, base, factor in zip(
-                schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
-            ):
+        if isinstance(schedule := self.lr_schedulers(), LambdaLR):
+            groups = schedule.optimizer.param_groups
+            for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -223,8 +221,7 @@ class HTTModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, and the means over an epoch of what it is made of."""
-        total, discovered = self.loss(batch)
-        images = len(batch["image"])
+        (total, discovered), images = self.loss(batch), len(batch["image"])
         for task, kind, losses, _ in self.terms_of_batch:
             if kind == SUPERVISED:
                 self._log_loss(f"train/{task}/loss", losses.sum(), batch["labeled"][task].sum(), images)
@@ -335,14 +332,8 @@ class HTTModule(L.LightningModule):
         fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay, fused=fused)
         optimizer.register_load_state_dict_post_hook(_lay_out)
-        power = self.hparams["power"]
-        schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** power)
+        schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** self.hparams["power"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
-
-
-def derived_seed(*numbers: int) -> int:
-    """A seed from that of the run and from numbers such as the epoch's."""
-    return int(np.random.SeedSequence([run_seed(), *numbers]).generate_state(1)[0])
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

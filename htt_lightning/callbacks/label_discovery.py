@@ -14,7 +14,8 @@ from htt_lightning.discovery import Discovery, Precision, Targets, Terms
 from htt_lightning.errors import HTTError
 from htt_lightning.files import run_directory
 from htt_lightning.metrics import MeanLoss
-from htt_lightning.module import HTTModule, derived_seed
+from htt_lightning.module import HTTModule
+from htt_lightning.seeds import derived_seed
 from htt_lightning.tasks import Task
 
 EMA, PREVIOUS = "ema", "previous"
