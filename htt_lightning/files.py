@@ -1,14 +1,17 @@
 """Where files go, and writing them so that a reader never meets half of one."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 
 from htt_lightning.errors import HTTError
+from htt_lightning.tasks import Task
 
 
 def run_directory(trainer: Any) -> Path | None:
@@ -66,8 +69,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def refuse_changed(file: str | Path | IO[bytes]) -> None:
+    """Compare the checksums in a file of ``torch.save``, as torch itself never does; older forms have none.
+
+    Raises:
+        BadZipFile: A byte of it has changed.
+    """
+    if is_zipfile(file):
+        with ZipFile(file) as archive:
+            if (record := archive.testzip()) is not None:
+                raise BadZipFile(f"its record {record} has changed since it was written")
+
+
+def read_weights(file: str | Path | IO[bytes], **options: Any) -> Any:
+    """What a file of ``torch.save`` holds, as far as it is weights and plain values; nothing in it is executed.
+
+    Args:
+        file: The file.
+        **options: Further ones of ``torch.load``.
+
+    Raises:
+        Exception: It is missing, damaged or of another kind, which shows in many ways.
+    """
+    refuse_changed(file)
+    if not isinstance(file, str | Path):
+        file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, **options)
+    except pickle.UnpicklingError as error:  # its text would have the file trusted
+        raise ValueError("it is damaged, or holds more than weights and plain values, which is never run") from error
+
+
 def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
-    """A checkpoint of this library. Its weights stay on disk until they are used.
+    """A checkpoint of this library, with tasks that can be built and finite weights, which stay on disk.
 
     Args:
         path: The checkpoint.
@@ -79,9 +113,15 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise HTTError(f"{argument}: there is no checkpoint {path}.")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "tasks" not in checkpoint["hyper_parameters"]:
+        checkpoint: dict[str, Any] = read_weights(path, mmap=True)
+        tasks = checkpoint["hyper_parameters"]["tasks"]
+        if not tasks or any(Task.from_config(task).name != task["init_args"]["name"] for task in tasks):
             raise KeyError("tasks")
+        for name, weight in checkpoint["state_dict"].items():
+            if weight.is_complex() or not weight.isfinite().all():
+                raise ValueError(f"its weight {name} is not finite")
+    except HTTError as error:
+        raise HTTError(f"{argument}: {path}: {error}") from error
     except Exception as error:  # a damaged archive fails in many ways
         raise HTTError(f"{argument}: {path} is damaged or no checkpoint of htt_lightning ({error}).") from error
     return checkpoint

@@ -1,6 +1,7 @@
 """Training, evaluation and prediction; the layers are in ``models``, what differs between tasks is in ``tasks``."""
 
 import difflib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -97,9 +98,10 @@ class HTTModule(L.LightningModule):
         self.net = self.build_network()
         self.loss_weights = {task.name: task.weight for task in self.tasks} | self._known("loss_weights", loss_weights)
         self.single_task = single_task or {}
-        lacking = [task.name for task in self.tasks if self.single_task and not self.single_task.get(task.name)]
+        figures = {task.name: self.single_task.get(task.name) for task in self.tasks if self.single_task}
+        lacking = [name for name, figure in figures.items() if not figure or not math.isfinite(figure)]
         if lacking:
-            raise HTTError(f"model.single_task needs a figure other than zero for {', '.join(lacking)}.")
+            raise HTTError(f"model.single_task needs a finite figure other than zero for {', '.join(lacking)}.")
         self.losses = _registered({task.name: MeanLoss() for task in self.tasks})
         self.val_metrics = _registered({task.name: task.metrics() for task in self.tasks})
         self.test_metrics = _registered({task.name: task.test_metrics() for task in self.tasks})
@@ -166,6 +168,19 @@ class HTTModule(L.LightningModule):
                 "resume with last.ckpt."
             )
         self.check_tasks(checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As PyTorch's, but that an error is one for users.
+
+        Raises:
+            HTTError: The weights are those of another network.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise HTTError(
+                f"The weights of the checkpoint do not fit the network that its hyperparameters describe: {error}"
+            ) from error
 
     def check_tasks(self, tasks: Sequence[Mapping[str, Any]], what: str) -> None:
         """Raise an ``HTTError`` unless ``what`` was trained on tasks (as dicts) whose outputs mean what ours do."""

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from htt_lightning.checkpoints import load_module
 from htt_lightning.data.pictures import photograph, read_photograph
 from htt_lightning.data.sample import planes
 from htt_lightning.errors import HTTError
-from htt_lightning.files import read_checkpoint
 from htt_lightning.inference import Size, SizePolicy, predict_maps
 from htt_lightning.module import HTTModule
 
@@ -62,9 +62,7 @@ class HTTPredictor:
         Raises:
             HTTError: The file is missing, damaged or of something else, or an argument is out of its range.
         """
-        read_checkpoint(path, "from_checkpoint")
-        module = HTTModule.load_from_checkpoint(path, map_location=device, weights_only=True)
-        return cls(module, size, tile)
+        return cls(load_module(path, "from_checkpoint", device=device), size, tile)
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Tensor]:
