@@ -97,7 +97,7 @@ def read_weights(file: str | Path | IO[bytes], **options: Any) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, **options)
     except pickle.UnpicklingError as error:  # its text would have the file trusted
-        raise ValueError("it is damaged, or holds more than weights and plain values, which is never run") from error
+        raise ValueError("it holds more than weights and plain values, which is never run, or is broken") from error
 
 
 def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
