@@ -115,7 +115,10 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = read_weights(path, mmap=True)
         tasks = checkpoint["hyper_parameters"]["tasks"]
-        if not tasks or any(Task.from_config(task).name != task["init_args"]["name"] for task in tasks):
+        for task in (Task.from_config(described) for described in tasks):
+            if not task.name.isidentifier() or task.num_tokens < 1:
+                raise ValueError(f"its task {task.name!r} has no name, class or bin")
+        if not tasks or not all(described["init_args"]["name"] for described in tasks):
             raise KeyError("tasks")
         for name, weight in checkpoint["state_dict"].items():
             if weight.is_complex() or not weight.isfinite().all():

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from types import MappingProxyType
@@ -135,7 +135,7 @@ class Task(Given, Stored, ABC):
         Raises:
             HTTError: Its class cannot be imported, is no task or takes other arguments.
         """
-        if not isinstance(config, Mapping) or not isinstance(config.get("init_args", {}), Mapping):
+        if not (isinstance(config, Mapping) and isinstance(given := config.get("init_args", {}), Mapping)):
             raise HTTError(f"A task must have a class_path and init_args, not be {config!r}.")
         path = str(config.get("class_path"))
         module, _, name = path.rpartition(".")
@@ -145,15 +145,10 @@ class Task(Given, Stored, ABC):
             raise HTTError(f"Task {path!r} cannot be imported; install what defines it.") from error
         if not (isinstance(found, type) and issubclass(found, Task)):
             raise HTTError(f"{path!r} is not a Task.")
-        build: Callable[..., Task] = found
-        arguments = config.get("init_args", {}).items()
         try:
-            task = build(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments})
-            if not task.name.isidentifier() or task.num_tokens < 1:
-                raise ValueError("a task needs a name, and at least one class or bin")
-            return task
+            return found(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
         except (TypeError, ValueError, AttributeError) as error:
-            raise HTTError(f"Task {path!r} does not take {dict(arguments)}: {error}") from error
+            raise HTTError(f"Task {path!r} does not take {dict(given)}: {error}") from error
 
     @property
     def class_names(self) -> tuple[str, ...]:
