@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from types import MappingProxyType
@@ -138,15 +138,15 @@ class Task(Given, Stored, ABC):
         if not (isinstance(config, Mapping) and isinstance(given := config.get("init_args", {}), Mapping)):
             raise HTTError(f"A task must have a class_path and init_args, not be {config!r}.")
         path = str(config.get("class_path"))
-        module, _, name = path.rpartition(".")
         try:
-            found = getattr(import_module(module), name)
+            found = getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise HTTError(f"Task {path!r} cannot be imported; install what defines it.") from error
         if not (isinstance(found, type) and issubclass(found, Task)):
             raise HTTError(f"{path!r} is not a Task.")
+        build: Callable[..., Task] = found
         try:
-            return found(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+            return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
         except (TypeError, ValueError, AttributeError) as error:
             raise HTTError(f"Task {path!r} does not take {dict(given)}: {error}") from error
 
