@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs
+.PHONY: demo test test-minimum lint docs audit
 
 demo: .venv/installed  ## train on the embedded scenes with partial labels
 	$(BIN)/htt fit --config synthetic.yaml
@@ -12,6 +12,17 @@ test: .venv/installed  ## run the test suite
 
 lint: .venv/installed  ## style, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test-minimum:  ## run the tests with the lowest versions of dependencies that pyproject.toml admits
+	$(PYTHON) -m venv .venv-minimum
+	$(PYTHON) .ci/minimum.py > .venv-minimum/constraints.txt
+	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint .venv-minimum/constraints.txt --editable '.[test]'
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadfile
+
+audit: .venv/installed  ## known vulnerabilities of what is installed; asks a service on the internet
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 docs: .venv/installed  ## build the documentation into site/; any warning is an error
 	$(BIN)/mkdocs build --strict

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def newest_checkpoint(trainer: L.Trainer, model: L.LightningModule, name: str = 
     found = {path for folder in _folders(trainer) for path in folder.glob(pattern) if path.is_file()}
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
-            checkpoint = _read_whole(path)
+            checkpoint = read_checkpoint(path, "--ckpt_path")
         except HTTError as error:
             rank_zero_warn(f"{error} It is left out.")
             continue
@@ -100,18 +99,6 @@ def _folders(trainer: L.Trainer) -> Iterable[Path]:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath:
             yield Path(callback.dirpath)
-
-
-def _read_whole(path: Path) -> dict[str, Any]:
-    """A checkpoint of which every byte is as it was written: the archive has a checksum of each part."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except Exception as error:  # a damaged archive fails in many ways
-        raise HTTError(f"The checkpoint {path} is damaged ({error}).") from error
-    if broken:
-        raise HTTError(f"The checkpoint {path} is damaged (in {broken}).")
-    return read_checkpoint(path, "--ckpt_path")
 
 
 def _differences(checkpoint: dict[str, Any], model: L.LightningModule) -> list[str]:

@@ -217,7 +217,9 @@ def names_data(words: Sequence[str]) -> bool:
         if key in ("--config", "-c"):
             try:
                 data = yaml.safe_load(Path(value or words[place + 1]).read_text())["data"]
-            except (OSError, IndexError, TypeError, KeyError, yaml.YAMLError):
+            except UnicodeDecodeError as error:  # which the parser would raise bare
+                sys.exit(f"error: --config {value or words[place + 1]} is no text ({error}).")
+            except (OSError, IndexError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
                 continue  # if anything is wrong with it, the parser will say so
             if isinstance(data, str) or "class_path" in (data or {}):
                 return True

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from htt_lightning.errors import HTTError, did_you_mean, missing_extra
-from htt_lightning.files import atomic_path, read_hyperparameters
+from htt_lightning.files import atomic_path
+from htt_lightning.loading import load_module
 from htt_lightning.models.heads import ASPP
 from htt_lightning.module import HTTModule
 from htt_lightning.progress import waiting
@@ -130,13 +131,7 @@ def load(ckpt_path: str) -> HTTModule:
     Raises:
         HTTError: The file is missing, damaged, or no checkpoint of this library.
     """
-    read_hyperparameters(ckpt_path, "--ckpt_path")
-    try:
-        module = HTTModule.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise HTTError(
-            f"--ckpt_path: the weights of {ckpt_path} do not fit the network it describes: {error}"
-        ) from error
+    module = load_module(ckpt_path, "--ckpt_path")
     # As formats have it; where channels lie last, PyTorch's export distinguishes sizes by the layouts they allow.
     module.net.to(memory_format=torch.contiguous_format)
     return module

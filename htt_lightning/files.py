@@ -1,14 +1,17 @@
 """Where files go, and writing them so that a reader never meets half of one."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 
 from htt_lightning.errors import HTTError
+from htt_lightning.tasks import Task
 
 CONFIG, TRAINING = "config.yaml", "training.yaml"
 """Names of what a run was told to do, and of how the network was trained that a test has scored."""
@@ -89,8 +92,39 @@ def clear_partial(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def refuse_changed(file: str | Path | IO[bytes]) -> None:
+    """Compare the checksums in a file of ``torch.save``, as torch itself never does; older forms have none.
+
+    Raises:
+        BadZipFile: A byte of it has changed.
+    """
+    if is_zipfile(file):
+        with ZipFile(file) as archive:
+            if (record := archive.testzip()) is not None:
+                raise BadZipFile(f"its record {record} has changed since it was written")
+
+
+def read_weights(file: str | Path | IO[bytes], **options: Any) -> Any:
+    """What a file of ``torch.save`` holds, as far as it is weights and plain values; nothing in it is executed.
+
+    Args:
+        file: The file.
+        **options: Further ones of ``torch.load``.
+
+    Raises:
+        Exception: It is missing, damaged or of another kind, which shows in many ways.
+    """
+    refuse_changed(file)
+    if not isinstance(file, str | Path):
+        file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, **options)
+    except pickle.UnpicklingError as error:  # its text would have the file trusted
+        raise ValueError("it holds more than weights and plain values, which is never run, or is broken") from error
+
+
 def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
-    """A checkpoint of this library. Its weights stay on disk until they are used.
+    """A checkpoint of this library, with tasks that can be built and finite weights, which stay on disk.
 
     Args:
         path: The checkpoint.
@@ -102,9 +136,18 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise HTTError(f"{argument}: there is no checkpoint {path}.")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "tasks" not in checkpoint["hyper_parameters"]:
+        checkpoint: dict[str, Any] = read_weights(path, mmap=True)
+        tasks = checkpoint["hyper_parameters"]["tasks"]
+        for task in (Task.from_config(described) for described in tasks):
+            if not task.name.isidentifier() or task.num_tokens < 1:
+                raise ValueError(f"its task {task.name!r} has no name, class or bin")
+        if not tasks or not all(described["init_args"]["name"] for described in tasks):
             raise KeyError("tasks")
+        for name, weight in checkpoint["state_dict"].items():
+            if weight.is_complex() or not weight.isfinite().all():
+                raise ValueError(f"its weight {name} is not finite")
+    except HTTError as error:
+        raise HTTError(f"{argument}: {path}: {error}") from error
     except Exception as error:  # a damaged archive fails in many ways
         raise HTTError(f"{argument}: {path} is damaged or no checkpoint of htt_lightning ({error}).") from error
     return checkpoint

@@ -1,5 +1,6 @@
 """Training, evaluation and prediction; the layers are in ``models``, what differs between tasks is in ``tasks``."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -20,6 +21,7 @@ from htt_lightning.losses import SUPERVISED, Term
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DenseNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
+from htt_lightning.optimizer import adam
 from htt_lightning.output import Output
 from htt_lightning.seeds import derived_seed, run_seed
 from htt_lightning.tasks import Task
@@ -99,9 +101,10 @@ class HTTModule(L.LightningModule):
         self.net = self.build_network()
         self.loss_weights = {task.name: task.weight for task in self.tasks} | self._known("loss_weights", loss_weights)
         self.single_task = single_task or {}
-        lacking = [task.name for task in self.tasks if self.single_task and not self.single_task.get(task.name)]
+        figures = {task.name: self.single_task.get(task.name) for task in self.tasks if self.single_task}
+        lacking = [name for name, figure in figures.items() if not figure or not math.isfinite(figure)]
         if lacking:
-            raise HTTError(f"model.single_task needs a figure other than zero for {', '.join(lacking)}.")
+            raise HTTError(f"model.single_task needs a finite figure other than zero for {', '.join(lacking)}.")
         logged = [*(f"{task.name}/loss" for task in self.tasks), "discovery/loss", "loss"]
         self.losses = _registered({f"train/{name}": MeanLoss() for name in logged})
         self.val_metrics = _registered({task.name: task.metrics() for task in self.tasks})
@@ -181,6 +184,13 @@ class HTTModule(L.LightningModule):
                 "resume with last.ckpt."
             )
         self.check_tasks(checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As PyTorch's, but weights of another network raise an ``HTTError``."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise HTTError(f"The weights of the checkpoint do not fit the network it describes: {error}") from error
 
     def check_tasks(self, tasks: Sequence[Mapping[str, Any]], what: str) -> None:
         """Raise an ``HTTError`` unless something was trained on tasks whose outputs mean what ours do.
@@ -330,18 +340,9 @@ class HTTModule(L.LightningModule):
         rate, decay = self.hparams["lr"], self.hparams["weight_decay"]
         # Many small tensors: one pass over all of them. Lightning cannot clip gradients of mixed precision then.
         fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = torch.optim.Adam(self.parameters(), lr=rate, weight_decay=decay, fused=fused)
-        optimizer.register_load_state_dict_post_hook(_lay_out)
+        optimizer = adam(self.parameters(), rate, decay, fused)
         schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** self.hparams["power"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
-
-
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded moments their parameters' memory layout: fused Adam goes through both in order of memory."""
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _registered(metrics: dict[str, M]) -> Mapping[str, M]:

@@ -12,8 +12,8 @@ from htt_lightning.data.pictures import photograph, read_photograph
 from htt_lightning.data.sample import planes
 from htt_lightning.data.sizes import Size, SizePolicy
 from htt_lightning.errors import HTTError
-from htt_lightning.files import read_checkpoint
 from htt_lightning.inference import predict_maps
+from htt_lightning.loading import load_module
 from htt_lightning.module import HTTModule
 
 
@@ -63,9 +63,7 @@ class HTTPredictor:
         Raises:
             HTTError: The file is missing, damaged or of something else, or an argument is out of its range.
         """
-        read_checkpoint(path, "from_checkpoint")
-        module = HTTModule.load_from_checkpoint(path, map_location=device, weights_only=True)
-        return cls(module, size, tile)
+        return cls(load_module(path, "from_checkpoint", device=device), size, tile)
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
-import torch
 from einops import rearrange
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -28,7 +27,7 @@ from htt_lightning.data.sample import Batch
 from htt_lightning.data.samplers import EvalSampler
 from htt_lightning.errors import HTTError
 from htt_lightning.export import export
-from htt_lightning.files import clear_partial, read_hyperparameters
+from htt_lightning.files import clear_partial, read_checkpoint
 from htt_lightning.info import info
 from htt_lightning.module import HTTModule
 from htt_lightning.report import report
@@ -94,8 +93,7 @@ class HTTTrainer(L.Trainer):
         Raises:
             HTTError: The checkpoint does not fit, the folder holds something else, or it cannot be written.
         """
-        read_hyperparameters(ckpt_path, "--ckpt_path")
-        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(ckpt_path, "--ckpt_path")
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         datamodule.prepare_data()

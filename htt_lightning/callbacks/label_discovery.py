@@ -70,7 +70,7 @@ class LabelDiscovery(Callback):
         betas: dict[str, float] | None = None,
         balances: dict[str, float] | None = None,
     ) -> None:
-        if stages < 1:
+        if not stages or stages < 1:  # null passes the parser
             raise HTTError(f"discovery.stages must be at least 1, not {stages}.")
         given = [] if teacher in (EMA, PREVIOUS) else [teacher] if isinstance(teacher, str) else teacher
         if given and stages < 2:

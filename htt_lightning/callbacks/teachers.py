@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.files import read_hyperparameters
+from htt_lightning.loading import load_module
 from htt_lightning.models import DenseNetwork
 from htt_lightning.module import HTTModule
 
@@ -43,14 +43,13 @@ def read_teacher(path: str, student: HTTModule) -> HTTModule:
     Raises:
         HTTError: It is missing or damaged, or has other tasks, classes or widths, or no tokens.
     """
-    hyperparameters = read_hyperparameters(path, "discovery.teacher")
-    student.check_tasks(hyperparameters["tasks"], f"The teacher {path}")
-    width, ours = hyperparameters["token_dim"], student.hparams["token_dim"]
+    teacher = load_module(path, "discovery.teacher", type(student))
+    student.check_tasks(teacher.hparams["tasks"], f"The teacher {path}")
+    width, ours = teacher.hparams["token_dim"], student.hparams["token_dim"]
     if width != ours:
         raise HTTError(f"The teacher {path} has token_dim {width}, the student {ours}; they must be equal.")
-    if student.hparams["network"] == "htt" and hyperparameters["network"] != "htt":
+    if student.hparams["network"] == "htt" and teacher.hparams["network"] != "htt":
         raise HTTError(f"The teacher {path} has no tokens; train one with model.network htt.")
-    teacher: HTTModule = type(student).load_from_checkpoint(path, map_location="cpu", weights_only=True)
     strides = {net.backbone.strides[0] for net in (teacher.net, student.net) if isinstance(net, DenseNetwork)}
     if len(strides) > 1:
         raise HTTError(f"The teacher {path} has features of another stride: choose backbones of one kind.")

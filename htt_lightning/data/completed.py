@@ -48,8 +48,12 @@ class CompletedDataset:
             HTTError: Its id would lead out of the folder.
         """
         path = self.folder / "maps" / f"{name}.npz"
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise HTTError(f"Image id {name!r} leads out of {self.folder}.")
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, ValueError, RuntimeError):  # links in a circle, characters that no path has
+            inside = False
+        if not inside:
+            raise HTTError(f"Image id {name!r} leads out of {self.folder}, to {path}.")
         return path
 
     def manifest(self) -> dict[str, Any]:
@@ -60,11 +64,13 @@ class CompletedDataset:
         """
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT or not {"source", "checkpoint", "images"} <= manifest.keys():
+            if manifest["format"] != FORMAT or not isinstance(manifest["checkpoint"]["sha256"], str):
                 raise ValueError(f"not a manifest of format {FORMAT}")
+            if not all(isinstance(part, dict) for part in (manifest["source"]["tasks"], *manifest["images"].values())):
+                raise ValueError("its tasks and images must be objects")
         except FileNotFoundError as error:
             raise HTTError(f"{self.folder} has no manifest.json; write it with the command discover.") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise HTTError(f"{self.manifest_path} is damaged ({error}); write it again with discover.") from error
         return manifest
 
@@ -87,18 +93,19 @@ class CompletedDataset:
         with atomic_path(self.path(name)) as partial, partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
-    def read(self, name: str, tasks: Sequence[Task]) -> Arrays:
+    def read(self, name: str, tasks: Sequence[Task], size: tuple[int, int] | None = None) -> Arrays:
         """Discovered maps, as a dataset stores labels, and confidences, float32 ``h w`` in [0, 1].
 
         Args:
             name: The image's id.
             tasks: The tasks wanted, of which those count that discover labels; for none, nothing is read.
+            size: ``(h, w)`` that they must have; None for any.
 
         Returns:
             Arrays under the names of ``DiscoveredMap`` and ``ConfidenceMap``.
 
         Raises:
-            HTTError: The archive is missing or damaged, or lacks a task.
+            HTTError: The archive is missing or damaged, lacks a task, or holds what was not discovered for it.
         """
         path, arrays = self.path(name), Arrays()
         tasks = [task for task in tasks if task.discovers]
@@ -107,9 +114,10 @@ class CompletedDataset:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 for task in tasks:
-                    arrays[DiscoveredMap(task).name] = task.unpack(archive[task.name])
-                    confidence = archive[ConfidenceMap(task).name].astype(np.float32)
-                    arrays[ConfidenceMap(task).name] = confidence / CERTAIN
+                    stored, confidence = archive[task.name], archive[ConfidenceMap(task).name]
+                    _refuse_other(task, stored, confidence, size)
+                    arrays[DiscoveredMap(task).name] = task.unpack(stored)
+                    arrays[ConfidenceMap(task).name] = confidence.astype(np.float32) / CERTAIN
         except Exception as error:  # a damaged archive fails in many ways
             raise HTTError(f"{path} is missing, damaged or lacks a task ({error}); run discover again.") from error
         return arrays
@@ -134,6 +142,18 @@ class CompletedDataset:
                     raise HTTError(f"{self.folder} has no discovered {task} of image {name!r}; see data.labels.")
             if lacking and not self.path(name).is_file():
                 raise HTTError(f"{self.path(name)} is missing; run discover again, it goes on where it stopped.")
+
+
+def _refuse_other(task: Task, stored: np.ndarray, confidence: np.ndarray, size: tuple[int, int] | None) -> None:
+    """Raise a ``ValueError`` for arrays that ``write`` has not written for a task."""
+    packed = task.pack(task.missing(1, 1) if task.channels is None else np.zeros_like(task.missing(1, 1)))
+    height, width = size or stored.shape[:2]
+    if (stored.dtype, stored.shape) != (packed.dtype, (height, width, *packed.shape[2:])):
+        raise ValueError(f"{task.name} is {stored.dtype} {stored.shape}")
+    if confidence.dtype != np.uint8 or confidence.shape != (height, width) or not confidence.size:
+        raise ValueError(f"the confidence of {task.name} is {confidence.dtype} {confidence.shape}")
+    if stored.max() >= len(task.class_names) if task.channels is None else not np.isfinite(stored).all():
+        raise ValueError(f"{task.name} holds what is no value of it")
 
 
 class DiscoveredMap:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from glob import glob
 from itertools import pairwise
+from os.path import lexists
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ class Folder(Source):
         if not re.search(r"[*?[]", pattern):
             raise HTTError(f"data.{split} {pattern!r} has no wildcard; for a folder of images write {pattern}/*")
         found = glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207  # Path's finds hidden files as well
-        paths = [path for path in found if (self.root / path).is_file()]
+        paths = [path for path in found if not (self.root / path).is_dir()]  # a link to nowhere is an image lost
         if not paths:
             raise HTTError(f"No image matches data.{split}: looked for {self.root / pattern}")
         for path in paths:
@@ -107,7 +108,7 @@ class Folder(Source):
                 raise_or_collect(HTTError(wrong))
                 continue
             labels = {task: self.root / _labelled(place, name) for task, place in places.items()}
-            there = {task: label for task, label in labels.items() if label.is_file()}
+            there = {task: label for task, label in labels.items() if lexists(label)}
             yield Entry(name, self.root / path, there, str(self.root / path))
 
     def _rows(self, table: str, places: dict[str, str]) -> Iterator[Entry]:
@@ -116,10 +117,10 @@ class Folder(Source):
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file, strict=True)
+                columns = list(reader.fieldnames or [])
                 rows = [(reader.line_num, row) for row in reader]
         except (OSError, ValueError, csv.Error) as error:
             raise HTTError(f"{path} cannot be read as a table ({error})") from error
-        columns = list(reader.fieldnames or [])
         for task, column in {"": "image", **places}.items():
             if "{id}" not in column and columns.count(column) != 1:
                 wrong = HTTError(f"{path} needs one column {column!r}; it has {', '.join(columns) or 'none'}")
@@ -150,7 +151,7 @@ class Folder(Source):
         for task, place in places.items():
             cell = _labelled(place, name) if "{id}" in place else cells[place]
             label = self._inside(cell, where)
-            if cell and ("{id}" not in place or label.is_file()):
+            if cell and ("{id}" not in place or lexists(label)):
                 labels[task] = label
         return Entry(name, image, labels, where)
 

@@ -180,10 +180,10 @@ def listed(root: str) -> dict[str, Path]:
         return {place.stem: place}
     if place.is_dir():
         suffixes = _suffixes()
-        paths = [path for path in place.rglob("*") if path.suffix.lower() in suffixes and path.is_file()]
+        paths = [path for path in place.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir()]
         base, hint = place, f"its files must end in {', '.join(sorted(suffixes)[:3])}, ..."
     elif has_magic(str(place)):
-        paths = [path for path in map(Path, glob(str(place), recursive=True)) if path.is_file()]  # noqa: PTH207  # takes absolute ones
+        paths = [path for path in map(Path, glob(str(place), recursive=True)) if not path.is_dir()]  # noqa: PTH207  # takes absolute ones
         base, hint = Path(commonpath([path.parent for path in paths])) if paths else place, "no file matches it"
     else:
         raise HTTError(f"data.root: there is no image, folder or pattern {root}.")

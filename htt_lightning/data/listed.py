@@ -62,8 +62,8 @@ class ListedSource(Source):
             raise HTTError(f"{path} is no list of image ids ({error}); unpack the dataset again") from error
         if not ids:
             raise HTTError(f"{path} lists no image; unpack the dataset again")
-        known = dict.fromkeys(name for name in ids if set(name) <= WORD)
-        problems = [f"{name!r}, which is no image id" for name in ids if name not in known]
+        known = dict.fromkeys(name for name in ids if set(name) <= WORD and len(name) <= LONGEST)
+        problems = [f"{name[:LONGEST]!r}, which is no image id" for name in ids if name not in known]
         problems += [f"{name!r} twice" for name, count in Counter(ids).items() if count > 1]
         if problems:
             raise_or_collect(several([HTTError(f"{path} lists {text}; unpack the dataset again") for text in problems]))
@@ -171,3 +171,6 @@ class ListedSource(Source):
 
 WORD = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-")
 """Characters of image ids, which become parts of paths."""
+
+LONGEST = 128
+"""Number of them at most."""

@@ -24,6 +24,7 @@ from htt_lightning.data.masks import (
 )
 from htt_lightning.data.published import published
 from htt_lightning.errors import HTTError
+from htt_lightning.files import read_weights
 from htt_lightning.tasks.base import RELEASED_NAMES
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
     types = [type(np.dtype(code)) for code in ("U", *np.typecodes["AllInteger"], "?", "e", "f", "d")]
     try:
         with torch.serialization.safe_globals([*made, np.ndarray, np.dtype, *types]):
-            stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            stored = read_weights(io.BytesIO(content))
         table = "labels_weights" not in stored
         weights = np.array(list(stored.values()), np.float32) if table else stored["labels_weights"].numpy()
         names = [str(name) for name in stored] if table else list(ids)

@@ -260,7 +260,8 @@ class PartialLabels(Dataset[Batch]):
             if task.name in labeled and not draw.repeat:
                 arrays[task.name] = self.source.label(index, task.name)
         if self.completed:
-            arrays |= self.completed.read(name, self.lacking(draw.position))
+            height, width = self.size or arrays["image"].shape[:2]
+            arrays |= self.completed.read(name, self.lacking(draw.position), (height, width))
         if self.size:
             arrays = {key: resized(array, self.size, key == "image") for key, array in arrays.items()}
         rng = np.random.default_rng([self.seed, draw.epoch, crc32(name.encode())])

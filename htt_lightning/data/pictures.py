@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -54,7 +55,7 @@ def size_of(path: Path, form: Form = Form.PHOTOGRAPH) -> tuple[int, int]:
     Raises:
         HTTError: The file is missing, truncated, of another form, or no single picture.
     """
-    with opened(path, form) as image:
+    with opened(path, form, whole=False) as image:
         return image.height, image.width
 
 
@@ -171,21 +172,48 @@ def read_directions(path: Path, size: tuple[int, int], absent: NDArray[np.bool_]
     return normalised(vectors, length)
 
 
+def refuse_changed_png(parts: bytes) -> None:
+    """Compare the checksums in a PNG file, as Pillow does for few of its parts.
+
+    Args:
+        parts: The file's content behind the signature.
+
+    Raises:
+        OSError: A byte of it has changed.
+    """
+    view, place, kind = memoryview(parts), 0, b""
+    while kind != b"IEND":
+        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
+        kind = bytes(view[place + 4 : place + 8])
+        if end >= len(parts) or crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise OSError("a part of it has changed or is missing")
+        place = end + 4
+
+
 @contextmanager
-def opened(path: Path, form: Form) -> Iterator[Image.Image]:
+def opened(path: Path, form: Form, whole: bool = True) -> Iterator[Image.Image]:
     """A picture whose header and end have been looked at; what fails inside the block is blamed on the file.
+
+    Args:
+        path: The file.
+        form: What it must be.
+        whole: Whether checksums of all parts are compared, if it has any.
 
     Raises:
         HTTError: As ``size_of``.
     """
     try:
-        if form is Form.ANY:
-            with Image.open(path) as image:
-                yield image
-            return
         with path.open("rb") as file:
             head = file.read(26)
             png = head.startswith(SIGNATURE)
+            if png and whole:
+                file.seek(len(SIGNATURE))
+                refuse_changed_png(file.read())
+            if form is Form.ANY:
+                file.seek(0)
+                with Image.open(file) as image:
+                    yield image
+                return
             file.seek(max(path.stat().st_size - TAIL, 0))
             if (END_OF_PNG if png else END_OF_JPEG) not in file.read():
                 raise OSError("its end is missing")

@@ -73,9 +73,7 @@ class SizePolicy:
             raise HTTError(f"size is {size!r}; it must be trained, own, or a height and a width.")
         if size != "trained":
             return cls(size, tile=tile)
-        image_size, least = (
-            value and (value[0], value[1]) for value in map((stored or {}).get, ("image_size", "least"))
-        )
+        image_size, least = (_stored_size(stored or {}, key) for key in ("image_size", "least"))
         return cls(image_size, least, tile)
 
     def __call__(self, image: np.ndarray, name: str) -> tuple[np.ndarray, View]:
@@ -110,3 +108,13 @@ class SizePolicy:
     def slides(self, size: Sequence[int]) -> bool:
         """Whether a window slides over what the network sees of an image, ``(h, w)``."""
         return self.tile is not None and max(size) > self.tile
+
+
+def _stored_size(stored: Mapping[str, Any], key: str) -> tuple[int, int] | None:
+    """A size in what a checkpoint says of its input."""
+    value = stored.get(key) if isinstance(stored, Mapping) else stored
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2 or any(type(length) is not int for length in value):
+        raise HTTError(f"The checkpoint's input.{key} is {value!r}; it must be a height and a width in pixels.")
+    return value[0], value[1]

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError, did_you_mean
+from htt_lightning.files import refuse_changed
 
 PYRAMID = (4, 8, 16, 32)
 """Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""
@@ -78,7 +80,17 @@ def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
             raise HTTError(f"model.pretrained: there is no weights file {pretrained!r} for backbone {name!r}.")
         arguments["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), features_only=True, **arguments)
+        if isinstance(pretrained, str):
+            refuse_changed(pretrained)
+        model = timm.create_model(name, pretrained=bool(pretrained), features_only=True, **arguments)
+        if isinstance(pretrained, str):
+            with torch.random.fork_rng(devices=[]):
+                again = timm.create_model(name, pretrained=True, features_only=True, **arguments)
+            # timm says nothing of weights that a file lacks. They are random, and so no two times the same.
+            pairs = zip(model.named_parameters(), again.parameters(), strict=True)
+            if random := [key for (key, value), other in pairs if not value.equal(other)]:
+                raise ValueError(f"the file lacks {len(random)} weights, or they are not finite, such as {random[0]}")
+        return model
     except Exception as error:  # timm, hub clients and file readers raise a different one for every mishap
         if not pretrained:
             raise HTTError(f"timm cannot build backbone {name!r} with {arguments}: {error}") from error

@@ -123,7 +123,7 @@ class HTTNet(
         torch.Size([2, 30, 16, 24])
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of huggingface_hub: ``config.json`` (the
-    arguments) and ``model.safetensors``. Give ``from_pretrained`` a commit as ``revision``, and ``strict=True``.
+    arguments) and ``model.safetensors``. Give ``from_pretrained`` a commit as ``revision``.
 
     Args:
         num_tokens: K by task name: classes or bins.
@@ -164,6 +164,29 @@ class HTTNet(
                 for task, k in num_tokens.items()
             }
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "HTTNet":
+        """The network in a folder of ``save_pretrained``, or in a repository of the hub.
+
+        Args:
+            pretrained_model_name_or_path: The folder, or the name of the repository.
+            **kwargs: Those of ``PyTorchModelHubMixin.from_pretrained``, such as ``revision``; ``strict`` is true by
+                default here, so that every weight is what the file says.
+
+        Raises:
+            HTTError: A file is missing or damaged, or its weights are those of another network.
+        """
+        try:
+            net: HTTNet = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+            if odd := [name for name, value in net.state_dict().items() if not value.isfinite().all()]:
+                raise ValueError(f"its weight {odd[0]} is not finite")
+            return net
+        except Exception as error:  # files of other kinds, the hub and its cache fail in many ways
+            raise HTTError(
+                f"{pretrained_model_name_or_path} holds no network of save_pretrained (config.json and "
+                f"model.safetensors): {type(error).__name__}: {error}"
+            ) from error
 
     @classmethod
     def from_released(

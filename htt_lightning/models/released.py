@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from htt_lightning.errors import HTTError
+from htt_lightning.files import read_weights
 from htt_lightning.tasks.base import RELEASED_NAMES
 
 _HEAD = {
@@ -101,12 +101,14 @@ def read_released(path: str | Path) -> Released:
         HTTError: The file cannot be read without running code from it, or holds something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_weights(path)
         stored = {name.removeprefix("module."): value for name, value in content.get("model", content).items()}
         state = {our_name(name): value for name, value in stored.items()}
         classify = {name.split(".")[1]: x for name, x in state.items() if name.endswith(".classify.weight")}
         num_tokens = {task: weight.shape[0] for task, weight in classify.items()}
         dim = next(iter(classify.values())).shape[1]
+        if odd := [name for name, x in state.items() if x.is_complex() or not x.isfinite().all()]:
+            raise ValueError(f"its weight {odd[0]} is not finite")
     except Exception as error:  # files of other kinds fail in many ways
         raise HTTError(
             f"{path} is no checkpoint of the public release of HiTTs ({type(error).__name__}: {error}); "

@@ -103,20 +103,20 @@ class Task(Given, Stored, Discovering, ABC):
         Raises:
             HTTError: Its class cannot be imported, is no task or takes other arguments.
         """
+        if not (isinstance(config, Mapping) and isinstance(given := config.get("init_args", {}), Mapping)):
+            raise HTTError(f"A task must have a class_path and init_args, not be {config!r}.")
         path = str(config.get("class_path"))
-        module, _, name = path.rpartition(".")
         try:
-            found = getattr(import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+            found = getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2])
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise HTTError(f"Task {path!r} cannot be imported; install what defines it.") from error
         if not (isinstance(found, type) and issubclass(found, Task)):
             raise HTTError(f"{path!r} is not a Task.")
         build: Callable[..., Task] = found
-        arguments = config.get("init_args", {}).items()
         try:
-            return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments})
-        except TypeError as error:
-            raise HTTError(f"Task {path!r} does not take {dict(arguments)}: {error}") from error
+            return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise HTTError(f"Task {path!r} does not take {dict(given)}: {error}") from error
 
     @property
     def class_names(self) -> tuple[str, ...]:

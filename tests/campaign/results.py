@@ -1,0 +1,284 @@
+"""Readers of what the library itself has written: completed datasets, checkpoints, networks; and of photographs."""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from htt_lightning import HTTModule, HTTNet, HTTPredictor, ImageFolder, NYUDDataModule
+from htt_lightning.callbacks.teachers import read_teacher
+from htt_lightning.data.completed import CompletedDataset
+from htt_lightning.data.nyud import CLASSES
+from htt_lightning.errors import several
+from htt_lightning.export import export
+from htt_lightning.tasks import IGNORE, SemSeg, Task
+from htt_lightning.trainer import HTTTrainer
+from tests.campaign.commands import command
+from tests.campaign.damage import ANY, OTHER, VALID, Damage, put
+from tests.campaign.formats import PICTURES, WEIGHTS, WRONG, changed, checkpoint, places, write_json
+from tests.campaign.reader import COUNTED, OPEN, Reader, Target, Values
+from tests.data import test_nyud
+from tests.models.test_released import NUM_TOKENS, TINY, released_file
+from tests.tiny import BACKBONE, tiny_module, tiny_trainer
+
+SMALL = {"batch_size": 2, "num_workers": 0, "seed": 0, "labels": "random-label", "augment": None}
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+
+
+def data_of(root: Path, **changes: Any) -> NYUDDataModule:
+    """A small NYUD."""
+    return NYUDDataModule(str(root / "NYUDv2"), **(SMALL | changes))
+
+
+def _invented(task: Task, rng: np.random.Generator) -> np.ndarray:
+    """A map as a network might have discovered it."""
+    if task.channels is None:
+        return rng.integers(0, task.num_tokens, test_nyud.SIZE)
+    values = rng.random(test_nyud.SIZE if task.channels == 1 else (*test_nyud.SIZE, task.channels)) + 0.1
+    return values if task.channels == 1 else values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def make_completed(root: Path) -> None:
+    """A dataset and the labels that it lacks."""
+    test_nyud.write_tree(root / "NYUDv2")
+    data, completed, rng = data_of(root), CompletedDataset(root / "completed"), np.random.default_rng(0)
+    labels = data.labels_of("train", data.source("train"))
+    images = {}
+    for name, given in labels.items():
+        lacking = [task for task in data.tasks if task.name not in given]
+        completed.write(name, {t.name: (t, _invented(t, rng), rng.random(test_nyud.SIZE)) for t in lacking})
+        images[name] = dict.fromkeys(given, "given") | {task.name: "discovered" for task in lacking}
+    made_by = {"name": "x.ckpt", "sha256": "0", "thresholds": {}}
+    completed.write_manifest({"source": data.identity(), "checkpoint": made_by, "images": images})
+
+
+def read_completed(root: Path) -> Values:
+    """Every training sample with its discovered labels."""
+    data = data_of(root, discovered=str(root / "completed"))
+    data.prepare_data()
+    data.setup("fit")
+    found = {}
+    for sample in data.train:
+        for task, discovered in sample["discovered"].items():
+            found[f"{sample['id']} {task}"] = discovered.label
+            found[f"{sample['id']} {task} confidence"] = discovered.confidence
+    return found
+
+
+def archived(name: str, what: str, change: Callable[[dict[str, np.ndarray]], None]) -> Damage:
+    """Other arrays in an archive of numpy's."""
+
+    def apply(path: Path, rng: np.random.Generator) -> None:
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        change(arrays)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=True, **arrays)
+        put(path, buffer.getvalue())
+
+    return Damage(name, what, apply)
+
+
+def _each(change: Callable[[np.ndarray], Any]) -> Callable[[dict[str, np.ndarray]], None]:
+    return lambda arrays: arrays.update({key: change(value) for key, value in arrays.items()})
+
+
+ARCHIVES = [
+    archived("a row too few", OTHER, _each(lambda array: array[1:])),
+    archived("no row", OTHER, _each(lambda array: array[:0])),
+    archived("one axis", OTHER, _each(np.ravel)),
+    archived("an axis more", OTHER, _each(lambda array: array[None])),
+    archived("as texts", OTHER, _each(lambda array: array.astype("U8"))),
+    archived("as objects", OTHER, _each(lambda array: array.astype(object))),
+    archived("complex", OTHER, _each(lambda array: array.astype(complex))),
+    archived("NaN", OTHER, _each(lambda array: np.full(array.shape, np.nan))),
+    archived("1e30 everywhere", OTHER, _each(lambda array: np.full(array.shape, 1e30))),
+    archived("-5 everywhere", OTHER, _each(lambda array: np.full(array.shape, -5.0))),
+    archived("a class too many", OTHER, _each(lambda array: np.full_like(array, IGNORE - 1, shape=array.shape)
+                                              if array.dtype == np.uint8 else array.astype(np.float64))),
+    archived("a task lost", OTHER, lambda arrays: arrays.pop(next(iter(arrays)))),
+    archived("no confidence", OTHER, lambda arrays: arrays.pop(next(key for key in arrays if "conf" in key))),
+    archived("a map more", VALID, lambda arrays: arrays.update(other=np.zeros(3))),
+]  # fmt: skip
+MANIFEST: dict[str, Any] = {
+    "format": 1,
+    "source": {"kind": "NYUD", "images": "0", "image_size": None, "tasks": {"semseg": {}}},
+    "checkpoint": {"name": "x.ckpt", "sha256": "0", "thresholds": {}},
+    "images": {"0": {"semseg": "discovered"}},
+}
+
+
+def _manifest(at: tuple[Any, ...], value: Any) -> Callable[[Path, np.random.Generator], None]:
+    def apply(path: Path, rng: np.random.Generator) -> None:
+        write_json(changed(json.loads(path.read_text()), at, value), path)
+
+    return apply
+
+
+MANIFESTS = [
+    Damage(f"{'.'.join(map(str, at))}: {name}", VALID if at[0] == "checkpoint" else OTHER, _manifest(at, value))
+    for at in places(MANIFEST, 3)
+    if at != ("source", "tasks", "semseg")
+    for name, value in ({"lost": KeyError} | WRONG).items()
+    if not (at == ("source", "image_size") and name in ("lost", "null"))
+]
+
+
+def make_checkpoint(root: Path) -> None:
+    """A network that has been trained, or might have been, for the tasks of a dataset that lies beside it."""
+    torch.manual_seed(0)
+    test_nyud.write_tree(root / "NYUDv2")
+    module = tiny_module(data_of(root), dilations=(1, 2, 3))
+    trainer = tiny_trainer(root)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(root / "last.ckpt", weights_only=True)
+    Image.fromarray(PHOTO).save(root / "photo.png")
+
+
+def read_predictor(root: Path) -> Values:
+    """The maps of an image."""
+    return HTTPredictor.from_checkpoint(root / "last.ckpt")(PHOTO)
+
+
+def as_teacher(root: Path) -> Values:
+    """What a teacher says of an image."""
+    student = tiny_module(data_of(root), dilations=(1, 2, 3))
+    with torch.no_grad():
+        return HTTPredictor(read_teacher(str(root / "last.ckpt"), student))(PHOTO)
+
+
+def exported(root: Path) -> Values:
+    """Weights as they are exported."""
+    out = root.with_name("exported.safetensors")
+    with contextlib.redirect_stdout(io.StringIO()):
+        export(str(root / "last.ckpt"), "safetensors", str(out), overwrite=True)
+    return {"file": out.read_bytes()}
+
+
+def discovered(root: Path) -> Values:
+    """The labels that the command ``discover`` writes."""
+    data, out = data_of(root, tasks="semseg,depth,normals"), root.with_name("completed")
+    module = tiny_module(data, dilations=(1, 2, 3))
+    trainer = HTTTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.discover(module, data, str(root / "last.ckpt"), str(out), overwrite=True)
+    return {path.name: path.read_bytes() for path in sorted((out / "maps").iterdir())}
+
+
+def predicted(root: Path) -> Values:
+    """The files that the command ``predict`` writes."""
+    out = root.with_name("maps")
+    command(
+        "predict", "--ckpt_path", str(root / "last.ckpt"), "--data", "ImageFolder", "--data.root",
+        str(root / "photo.png"), "--out", str(out), "--overwrite", "true", "--trainer.accelerator", "cpu",
+        "--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--data.num_workers", "1",
+    )  # fmt: skip
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*.png"))}
+
+
+def make_photos(root: Path) -> None:
+    """Photographs of two kinds, and a checkpoint."""
+    make_checkpoint(root)
+    (root / "photos" / "deep").mkdir(parents=True)
+    for name in ("one.png", "two.jpg", "deep/three.png"):
+        Image.fromarray(PHOTO).save(root / "photos" / name)
+
+
+def read_photos(root: Path) -> Values:
+    """What the network would see of each; what is left out is an error in the end, as with ``predict``."""
+    data = ImageFolder(str(root / "photos"), str(root / "last.ckpt"), num_workers=1)
+    data.setup("predict")
+    found: dict[str, Any] = {}
+    for batch in data.predict_dataloader():
+        found |= zip(batch["id"], batch["image"], strict=True)
+    if data.failed:
+        raise several(data.failed)
+    return found
+
+
+def make_released(root: Path) -> None:
+    """A checkpoint as the public release would save it."""
+    torch.manual_seed(0)
+    released_file(root / "released.pth", HTTNet(NUM_TOKENS, **TINY), with_tokens=True)
+
+
+def read_released(root: Path) -> Values:
+    """Its weights."""
+    return HTTNet.from_released(root / "released.pth", backbone=BACKBONE).state_dict()
+
+
+def make_pretrained(root: Path) -> None:
+    """A network as it lies on a hub."""
+    torch.manual_seed(0)
+    HTTNet(NUM_TOKENS, dilations=(1, 2, 3), **TINY).save_pretrained(root / "net")
+
+
+def read_pretrained(root: Path) -> Values:
+    """Its weights."""
+    return HTTNet.from_pretrained(root / "net").state_dict()
+
+
+def make_backbone(root: Path) -> None:
+    """Weights of a backbone in a file."""
+    torch.manual_seed(0)
+    torch.save(HTTNet(NUM_TOKENS, **TINY).backbone.model.state_dict(), root / "backbone.pth")
+
+
+def read_backbone(root: Path) -> Values:
+    """Weights of a network that begins with them."""
+    return HTTNet(NUM_TOKENS, pretrained=str(root / "backbone.pth"), **TINY).backbone.state_dict()
+
+
+def _hyper(at: tuple[Any, ...], value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda stored: changed(stored, at, value)
+
+
+_SAID: dict[str, Any] = {
+    "hyper_parameters": {key: parameter.default for key, parameter in signature(HTTModule).parameters.items()}
+    | {"tasks": [SemSeg(classes=CLASSES).to_config()]},
+    "input": {"image_size": None, "least": None},
+}
+"""What a checkpoint says besides its weights, as far as it decides what is predicted."""
+_TRAINED_WITH = ("lr", "weight_decay", "power", "loss_weights", "balance", "single_task", "pretrained", "dropout")
+HYPERPARAMETERS = [
+    checkpoint(f"{'.'.join(map(str, at))}: {name}", VALID if at[0] == "input" or at[-1] in _TRAINED_WITH else OTHER,
+               _hyper(at, value))
+    for at in places(_SAID, 5)
+    for name, value in ({"lost": KeyError} | WRONG).items()
+]  # fmt: skip
+HUB_CONFIG = [
+    Damage(f"{key}: {name}", OTHER, _manifest((key,), value))
+    for key in ("num_tokens", "token_dim", "dilations", "reduction", "backbone")
+    for name, value in ({"lost": KeyError} | WRONG).items()
+]
+UNFIT = ["The weights of the checkpoint", "The checkpoint was trained"]
+"""What messages call the one checkpoint of a command."""
+CHECKPOINT = [Target("last.ckpt", [*ANY, *WEIGHTS, *HYPERPARAMETERS])]
+RESULTS = [
+    Reader("completed dataset", make_completed, read_completed, [
+        Target("completed/manifest.json", [*ANY, *MANIFESTS], OPEN),
+        Target("completed/maps/1.npz", [*ANY, *ARCHIVES]),
+    ], speaks=["completed"]),
+    Reader("checkpoint, predictor", make_checkpoint, read_predictor, CHECKPOINT, slow=True),
+    Reader("checkpoint, teacher", make_checkpoint, as_teacher, CHECKPOINT, slow=True),
+    Reader("checkpoint, export", make_checkpoint, exported, CHECKPOINT, slow=True),
+    Reader("checkpoint, discover", make_checkpoint, discovered, CHECKPOINT, UNFIT, slow=True),
+    Reader("checkpoint, predict", make_checkpoint, predicted, CHECKPOINT, UNFIT, slow=True),
+    Reader("ImageFolder", make_photos, read_photos, [
+        Target("photos/one.png", [*ANY, *PICTURES]),
+        Target("photos/two.jpg", [*ANY, *PICTURES], OPEN),
+    ]),
+    Reader("from_released", make_released, read_released, [Target("released.pth", [*ANY, *WEIGHTS])]),
+    Reader("from_pretrained", make_pretrained, read_pretrained, [
+        Target("net/config.json", [*ANY, *HUB_CONFIG], OPEN),
+        Target("net/model.safetensors", ANY, COUNTED),
+    ]),
+    Reader("backbone weights", make_backbone, read_backbone, [Target("backbone.pth", [*ANY, *WEIGHTS])]),
+]  # fmt: skip
