@@ -108,7 +108,7 @@ def test_distances_of_features(dtype, kinds, stride, seed, scale, weighted):
     """1e4 in all types: squares of what only bfloat16 holds beside single precision are infinite in both."""
     like = random_logits(TASKS[0], seed=seed, stride=stride)
     far = (scale * like).clamp(-1e4, 1e4)  # twice as much, the gradient of one value, is still a number in float16
-    student, teacher = far.to(dtype).requires_grad_(), (-far.flip(0)).to(dtype)
+    teacher, student = (-far.flip(0)).to(dtype), far.to(dtype).requires_grad_()
     confidence = like[:, :1].sigmoid().to(dtype) if weighted else None
     valid = valid_of(kinds, seed)
     nothing = ~whole_cells(valid, (like.shape[-2], like.shape[-1])).any((1, 2))
