@@ -274,7 +274,7 @@ def test_an_endless_run_is_refused_because_the_rate_decays_over_epochs(tmp_path)
         ({"network": "mtl"}, "model.network is 'mtl'; it must be one of htt, multitask"),
         ({"balance": "images"}, "model.balance is 'images'; it must be one of tasks, labels, none"),
         ({"loss_weights": {"dpeth": 1.0}}, "loss_weights names 'dpeth'.*Did you mean 'depth'"),
-        ({"single_task": {"semseg": 30.0}}, "single_task needs a figure other than zero for .*depth"),
+        ({"single_task": {"semseg": 30.0}}, "single_task needs a finite figure other than zero for .*depth"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
