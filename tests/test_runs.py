@@ -6,6 +6,7 @@ import yaml
 
 from htt_lightning.errors import HTTError
 from htt_lightning.runs import flat, found_results, labels_name, read_run, settings_of, training_of
+from htt_lightning.tasks import Depth
 from tests.report.folders import config_of, fitted_run, scored_run
 
 MASK = {"format": 1, "protocol": "one-label", "seed": 3, "origin": None, "tasks": [], "labels": {}}
@@ -72,7 +73,10 @@ def test_a_test_without_a_note_of_the_training_is_told_apart_by_its_checkpoint(t
 
 def checkpoint(path, **noted):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"hyper_parameters": {"tasks": []}, "global_step": 7, "epoch": 0, **noted}, path)
+    torch.save(
+        {"hyper_parameters": {"tasks": [Depth().to_config()]}, "state_dict": {}, "global_step": 7, "epoch": 0, **noted},
+        path,
+    )
     return path
 
 
