@@ -218,7 +218,7 @@ def names_data(words: Sequence[str]) -> bool:
             try:
                 data = yaml.safe_load(Path(value or words[place + 1]).read_text())["data"]
             except UnicodeDecodeError as error:  # which the parser would raise bare
-                sys.exit(f"error: --config {value or words[place + 1]} is no text ({error}).")
+                raise HTTError(f"--config {value or words[place + 1]} is no text ({error}).") from error
             except (OSError, IndexError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
                 continue  # if anything is wrong with it, the parser will say so
             if isinstance(data, str) or "class_path" in (data or {}):

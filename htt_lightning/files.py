@@ -2,13 +2,14 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
+from torch import Tensor
 
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
@@ -86,6 +87,14 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether a path that a file names is not inside a folder, links followed; such a file may come from anyone."""
+    try:
+        return not path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # links in a circle, characters that no path has
+        return True
+
+
 def clear_partial(folder: Path) -> None:
     """Delete what killed processes have left half written in a folder and below; nobody may be writing there."""
     for path in folder.rglob(f".*{PARTIAL}"):
@@ -123,6 +132,13 @@ def read_weights(file: str | Path | IO[bytes], **options: Any) -> Any:
         raise ValueError("it holds more than weights and plain values, which is never run, or is broken") from error
 
 
+def refuse_infinite(state: Mapping[str, Tensor]) -> None:
+    """Raise a ``ValueError`` that names a weight which is not finite, or no real number."""
+    for name, weight in state.items():
+        if weight.is_complex() or not weight.isfinite().all():
+            raise ValueError(f"its weight {name} is not finite")
+
+
 def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
     """A checkpoint of this library, with tasks that can be built and finite weights, which stay on disk.
 
@@ -143,9 +159,7 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
                 raise ValueError(f"its task {task.name!r} has no name, class or bin")
         if not tasks or not all(described["init_args"]["name"] for described in tasks):
             raise KeyError("tasks")
-        for name, weight in checkpoint["state_dict"].items():
-            if weight.is_complex() or not weight.isfinite().all():
-                raise ValueError(f"its weight {name} is not finite")
+        refuse_infinite(checkpoint["state_dict"])
     except HTTError as error:
         raise HTTError(f"{argument}: {path}: {error}") from error
     except Exception as error:  # a damaged archive fails in many ways
@@ -154,6 +168,6 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
 
 
 def read_hyperparameters(path: str, argument: str) -> dict[str, Any]:
-    """The hyperparameters in a checkpoint, without reading its weights; see ``read_checkpoint``."""
+    """The hyperparameters in a checkpoint, all of which is looked at; see ``read_checkpoint``."""
     hyperparameters: dict[str, Any] = read_checkpoint(path, argument)["hyper_parameters"]
     return hyperparameters

@@ -1,8 +1,11 @@
-"""The network that a checkpoint holds."""
+"""Modules made anew: from a checkpoint, or from hyperparameters and weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_checkpoint
@@ -28,4 +31,19 @@ def load_module(
     try:
         return kind.load_from_checkpoint(path, map_location=device, weights_only=True)
     except Exception as error:  # wrong hyperparameters fail wherever a network is built of them
-        raise HTTError(f"{argument}: the weights of {path} do not fit the network it describes: {error}") from error
+        cause = error.__cause__ or error  # ours says the same of any checkpoint
+        raise HTTError(f"{argument}: the weights of {path} do not fit the network it describes: {cause}") from error
+
+
+def rebuilt(hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor], kind: type[HTTModule]) -> HTTModule:
+    """A module whose network takes the very tensors given, so that one in double precision stays so.
+
+    Args:
+        hyperparameters: Of the module.
+        weights: State of its network; copies, where what they come from goes on changing.
+        kind: Class of the module.
+    """
+    with torch.random.fork_rng(devices=[]):
+        module = kind(**hyperparameters)
+    module.net.load_state_dict(weights, assign=True)
+    return module

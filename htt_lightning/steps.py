@@ -15,6 +15,7 @@ from htt_lightning.data.sample import Batch
 from htt_lightning.discovery import Discovery, Terms
 from htt_lightning.errors import HTTError
 from htt_lightning.files import atomic_path, read_checkpoint
+from htt_lightning.loading import rebuilt
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.discovering import Discovered
@@ -125,11 +126,8 @@ def replay(path: str | Path, device: str | torch.device = "cpu") -> Replay:
 
 
 def _module(hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor]) -> HTTModule:
-    with torch.random.fork_rng(devices=[]):
-        module = HTTModule(**hyperparameters)
-    # Assigned, so that double precision stays; copies, as the file is still where these are.
-    module.net.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
-    return module
+    # Copies, as the file is still where these are.
+    return rebuilt(hyperparameters, {key: value.clone() for key, value in weights.items()}, HTTModule)
 
 
 def _discovery(settings: Mapping[str, Any] | None, module: HTTModule, device: torch.device) -> Discovery | None:

@@ -1,7 +1,7 @@
 """A watch over the training loss: what is not a number changes no weight unnoticed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeGuard, cast, get_args
 
 import lightning as L
 import torch
@@ -55,7 +55,7 @@ class NumericalGuard(Callback):
             raise HTTError(f"guard.replays must be at least 0, not {replays}.")
         self.policy, self.replays = policy, replays
 
-    def _watches(self, module: L.LightningModule) -> bool:
+    def _watches(self, module: L.LightningModule) -> TypeGuard[HTTModule]:
         return self.policy != "off" and isinstance(module, HTTModule)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -70,7 +70,7 @@ class NumericalGuard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Note what the step would change."""
-        if self._watches(pl_module) and isinstance(pl_module, HTTModule):
+        if self._watches(pl_module):
             self._batch = batch
             self._statistics.take()
             self._means = [(mean, mean.total, mean.counted) for mean in means_of(pl_module)]
@@ -89,7 +89,7 @@ class NumericalGuard(Callback):
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at the answer, which comes before the gradients do."""
-        if self._watches(pl_module) and isinstance(pl_module, HTTModule):
+        if self._watches(pl_module):
             if self._arrival is not None:
                 self._arrival.synchronize()
             if self._flag:

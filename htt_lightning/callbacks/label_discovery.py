@@ -13,6 +13,7 @@ from htt_lightning.data.sample import Batch
 from htt_lightning.discovery import Discovery, Precision, Targets, Terms
 from htt_lightning.errors import HTTError
 from htt_lightning.files import run_directory
+from htt_lightning.loading import rebuilt
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.module import HTTModule
 from htt_lightning.seeds import derived_seed
@@ -165,8 +166,7 @@ class LabelDiscovery(Callback):
             raise HTTError(f"The checkpoint's discovery.teacher is {stored['kind']}, not {self._kind}.")
         self.stage, self.begun = stored["stage"], stored["begun"]
         for teacher in stored["teachers"]:
-            self._pool.append(type(pl_module)(**teacher["hyper_parameters"]))
-            self._pool[-1].net.load_state_dict(teacher["state_dict"], assign=True)
+            self._pool.append(rebuilt(teacher["hyper_parameters"], teacher["state_dict"], type(pl_module)))
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         self._extend(trainer, max(self.begun + (self._epochs or 0), done))
 

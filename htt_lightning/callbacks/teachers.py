@@ -5,18 +5,15 @@ import torch
 from torch import nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.loading import load_module
+from htt_lightning.loading import load_module, rebuilt
 from htt_lightning.models import DenseNetwork
 from htt_lightning.module import HTTModule
 
 
 def copy_of(module: HTTModule) -> HTTModule:
     """Another module of the same hyperparameters and with the weights of the network."""
-    with torch.random.fork_rng(devices=[]):
-        copy = type(module)(**module.hparams)
-    # Assigned, so that a teacher in double precision keeps it.
-    copy.net.load_state_dict({key: value.clone() for key, value in module.net.state_dict().items()}, assign=True)
-    return copy
+    weights = {key: value.clone() for key, value in module.net.state_dict().items()}
+    return rebuilt(module.hparams, weights, type(module))
 
 
 def agree(trainer: L.Trainer, net: nn.Module) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from htt_lightning.data.sample import Arrays, Map, to_target
 from htt_lightning.errors import HTTError
-from htt_lightning.files import atomic_path
+from htt_lightning.files import atomic_path, leads_out
 from htt_lightning.tasks import Discovered, Task
 
 FORMAT = 1
@@ -48,11 +48,7 @@ class CompletedDataset:
             HTTError: Its id would lead out of the folder.
         """
         path = self.folder / "maps" / f"{name}.npz"
-        try:
-            inside = path.resolve().is_relative_to(self.folder.resolve())
-        except (OSError, ValueError, RuntimeError):  # links in a circle, characters that no path has
-            inside = False
-        if not inside:
+        if leads_out(path, self.folder):
             raise HTTError(f"Image id {name!r} leads out of {self.folder}, to {path}.")
         return path
 

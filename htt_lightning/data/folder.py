@@ -20,6 +20,7 @@ from htt_lightning.data.npy_tree import TOLERANCE, floats
 from htt_lightning.data.partial import Source, check_each, refuse_other_size
 from htt_lightning.data.pictures import Form, read_rgb, size_of
 from htt_lightning.errors import HTTError, raise_or_collect, several, sound, tolerated
+from htt_lightning.files import leads_out
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -156,13 +157,9 @@ class Folder(Source):
         return Entry(name, image, labels, where)
 
     def _inside(self, cell: str, where: str) -> Path:
-        """A file that a table names. A table may come from anyone, so that it must not lead out of the root."""
+        """A file that a table names, which must not lead out of the root."""
         path = self.root / _relative(cell, where)
-        try:
-            inside = path.resolve().is_relative_to(self.root.resolve())
-        except (OSError, ValueError, RuntimeError):  # links in a circle, characters that no path has
-            inside = False
-        if not inside:
+        if leads_out(path, self.root):
             raise HTTError(f"{where}: {cell!r} leads out of {self.root}")
         return path
 

@@ -6,7 +6,9 @@ Pillow reads them, because it keeps the indices of a palette and refuses a trunc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from io import BytesIO
 from pathlib import Path
+from typing import IO, cast
 from zlib import crc32
 
 import cv2
@@ -172,7 +174,7 @@ def read_directions(path: Path, size: tuple[int, int], absent: NDArray[np.bool_]
     return normalised(vectors, length)
 
 
-def refuse_changed_png(parts: bytes) -> None:
+def refuse_changed_png(parts: memoryview) -> None:
     """Compare the checksums in a PNG file, as Pillow does for few of its parts.
 
     Args:
@@ -181,11 +183,11 @@ def refuse_changed_png(parts: bytes) -> None:
     Raises:
         OSError: A byte of it has changed.
     """
-    view, place, kind = memoryview(parts), 0, b""
+    place, kind = 0, b""
     while kind != b"IEND":
-        end = place + 8 + int.from_bytes(view[place : place + 4], "big")
-        kind = bytes(view[place + 4 : place + 8])
-        if end >= len(parts) or crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+        end = place + 8 + int.from_bytes(parts[place : place + 4], "big")
+        kind = bytes(parts[place + 4 : place + 8])
+        if end >= len(parts) or crc32(parts[place + 4 : end]) != int.from_bytes(parts[end : end + 4], "big"):
             raise OSError("a part of it has changed or is missing")
         place = end + 4
 
@@ -203,12 +205,12 @@ def opened(path: Path, form: Form, whole: bool = True) -> Iterator[Image.Image]:
         HTTError: As ``size_of``.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(26)
-            png = head.startswith(SIGNATURE)
+        with path.open("rb") as stored:
+            head = stored.read(26)
+            png, file = head.startswith(SIGNATURE), cast(IO[bytes], stored)
             if png and whole:
-                file.seek(len(SIGNATURE))
-                refuse_changed_png(file.read())
+                file = BytesIO(head + stored.read())  # read once, for the checksums and for Pillow
+                refuse_changed_png(file.getbuffer()[len(SIGNATURE) :])
             if form is Form.ANY:
                 file.seek(0)
                 with Image.open(file) as image:

@@ -12,6 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError
+from htt_lightning.files import refuse_infinite
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.fusion import Fused, Fusion
 from htt_lightning.models.heads import HTTHead, PlainHead
@@ -179,8 +180,7 @@ class HTTNet(
         """
         try:
             net: HTTNet = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
-            if odd := [name for name, value in net.state_dict().items() if not value.isfinite().all()]:
-                raise ValueError(f"its weight {odd[0]} is not finite")
+            refuse_infinite(net.state_dict())
             return net
         except Exception as error:  # files of other kinds, the hub and its cache fail in many ways
             raise HTTError(

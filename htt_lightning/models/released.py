@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from htt_lightning.errors import HTTError
-from htt_lightning.files import read_weights
+from htt_lightning.files import read_weights, refuse_infinite
 from htt_lightning.tasks.base import RELEASED_NAMES
 
 _HEAD = {
@@ -107,8 +107,7 @@ def read_released(path: str | Path) -> Released:
         classify = {name.split(".")[1]: x for name, x in state.items() if name.endswith(".classify.weight")}
         num_tokens = {task: weight.shape[0] for task, weight in classify.items()}
         dim = next(iter(classify.values())).shape[1]
-        if odd := [name for name, x in state.items() if x.is_complex() or not x.isfinite().all()]:
-            raise ValueError(f"its weight {odd[0]} is not finite")
+        refuse_infinite(state)
     except Exception as error:  # files of other kinds fail in many ways
         raise HTTError(
             f"{path} is no checkpoint of the public release of HiTTs ({type(error).__name__}: {error}); "
