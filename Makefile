@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-minimum lint docs audit
+.PHONY: demo test test-slow test-minimum lint docs audit
 
 demo: .venv/installed  ## train on the embedded scenes with partial labels
 	$(BIN)/htt fit --config synthetic.yaml
 
 test: .venv/installed  ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(OPTIONS)
+
+test-slow: .venv/installed  ## run what it leaves out: notebooks, wheels, sweeps, killed runs, every dataset's config
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(OPTIONS)
 
 lint: .venv/installed  ## style, types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -18,7 +21,7 @@ test-minimum:  ## run the tests with the lowest versions of dependencies that py
 	$(PYTHON) .ci/minimum.py > .venv-minimum/constraints.txt
 	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint .venv-minimum/constraints.txt --editable '.[test]'
-	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadfile -m ''
 
 audit: .venv/installed  ## known vulnerabilities of what is installed; asks a service on the internet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

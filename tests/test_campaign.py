@@ -18,7 +18,10 @@ QUICK, SLOW = 0.1, 0.02
 """Shares of the damages that the suite tries."""
 
 
-@pytest.mark.parametrize("reader", READERS, ids=[reader.name for reader in READERS])
+MARKED = [pytest.param(reader, id=reader.name, marks=[pytest.mark.slow] * reader.slow) for reader in READERS]
+
+
+@pytest.mark.parametrize("reader", MARKED)
 def test_damaged_input_is_read_as_if_whole_or_refused_by_name(reader, monkeypatch):
     logging.disable(logging.CRITICAL)
     monkeypatch.setattr(sys, "argv", ["htt"])

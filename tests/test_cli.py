@@ -121,9 +121,13 @@ def test_the_embedded_scenes_train_in_two_stages(capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [[str(Path(sys.executable).with_name("htt"))], [str(Path(sys.executable).with_name("lightning"))],
-              [sys.executable, "-m", "htt_lightning"]], ids=["htt", "lightning", "module"],
-)  # fmt: skip
+    "words",
+    [
+        pytest.param([str(Path(sys.executable).with_name("htt"))], id="htt"),
+        pytest.param([str(Path(sys.executable).with_name("lightning"))], id="lightning", marks=pytest.mark.slow),
+        pytest.param([sys.executable, "-m", "htt_lightning"], id="module", marks=pytest.mark.slow),
+    ],
+)
 def test_all_three_names_are_the_same_program(words, tmp_path):
     settings = [word for pair in (TINY | SCENES).items() for word in pair]
     command = [*words, "fit", "--config=synthetic.yaml", *settings, "--trainer.fast_dev_run", "1"]
@@ -245,9 +249,7 @@ def test_a_missing_tree_prints_what_is_expected():
         htt("fit", "--config", "nyud.yaml", "--data.root", "nowhere")
 
 
-def test_a_users_own_config_is_left_alone(monkeypatch):
-    wandb.teardown()  # a service of an earlier test would write below the directory in which it was started
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_a_users_own_config_is_left_alone(stranger):
     own = f"data: {{class_path: SyntheticDataModule}}  # mine\nmodel: {{lr: {1e-3}}}\n"
     Path("config.yaml").write_text(own)
     offline = {"--trainer.logger": "WandbLogger", "--trainer.logger.offline": "true"}

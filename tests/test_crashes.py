@@ -24,6 +24,8 @@ SLURM = {
 }  # fmt: skip
 """What Lightning asks of a job that ``srun`` has started."""
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def programs():

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.tiny import BACKBONE
 
 
-@pytest.fixture(scope="module", params=["hard", "averaged"])
+@pytest.fixture(scope="module", params=["hard", pytest.param("averaged", marks=pytest.mark.slow)])
 def records(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
@@ -73,6 +73,7 @@ def test_the_table_of_results_is_the_same_and_its_constants_are_scored_by_one_pr
         assert two[key]["value"] == pytest.approx(row["value"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_where_one_process_is_killed_the_other_ends_within_a_minute(tmp_path):
     """The first one, whom Lightning has look after the others."""
     command = [sys.executable, "-m", "tests.ddp_fail", str(tmp_path), "0"]
@@ -110,6 +111,7 @@ def guarded(tmp_path_factory):
     return folder, done, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_all_processes_leave_out_a_step_whose_loss_is_not_finite_on_one(guarded):
     folder, _, records = guarded
     assert [len(record["images"]) for record in records] == [0, 1]
@@ -124,6 +126,7 @@ def test_all_processes_leave_out_a_step_whose_loss_is_not_finite_on_one(guarded)
     assert [path.name for path in (folder / "skip" / "replay").iterdir()] == ["step_1_rank1.pt"]
 
 
+@pytest.mark.slow
 def test_all_processes_end_with_what_one_of_them_has_to_say(guarded):
     folder, done, records = guarded
     assert done.returncode != 0

@@ -3,6 +3,8 @@
 import ast
 from graphlib import TopologicalSorter
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.test_packaging import run
 
@@ -55,6 +57,7 @@ def test_no_modules_import_each_other():
     assert set(PATHS) <= set(order)
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_alone(tmp_path):
     """Each in a process of its own, which has imported what is not this package's, as that takes the time."""
     others = sorted(set().union(*GRAPH.values()) - set(PATHS))

@@ -1,5 +1,4 @@
 import io
-import os
 import sys
 from pathlib import Path
 
@@ -35,20 +34,11 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """An empty directory, and a user of Weights & Biases who has not logged in; its service ends with the test."""
+def elsewhere(tmp_path, monkeypatch, stranger):
+    """An empty directory, and a user of Weights & Biases who has not logged in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])
     monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody to ask
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "online")  # set, so that what the logger makes of it is undone
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "nothing"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "nothing"))
-    wandb.teardown()
-    yield
-    wandb.teardown()
 
 
 def fit(*words, **changes):

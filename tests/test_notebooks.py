@@ -30,6 +30,7 @@ def test_stored_notebooks_carry_no_outputs(path):
     assert all(cell.get("execution_count") is None for cell in notebook.cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_shows_pictures_but_no_warnings(path, tmp_path):
     shown = outputs(execute(path, tmp_path))

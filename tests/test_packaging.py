@@ -99,6 +99,7 @@ def trial(installed, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_is_imported_rather_than_the_checkout(installed, tmp_path):
     # -P keeps the working directory off the path; PYTHONPATH comes before an editable install.
     code = "from importlib.util import find_spec; print(find_spec('htt_lightning').origin)"
@@ -107,14 +108,17 @@ def test_the_installed_wheel_is_imported_rather_than_the_checkout(installed, tmp
     )
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_trains_by_configs_of_its_own(trial):
     assert trial.is_dir()
 
 
+@pytest.mark.slow
 def test_a_trial_run_of_the_installed_wheel_leaves_no_files(trial):
     assert list(trial.rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_where_the_logger_services_are_missing(tmp_path):
     """timm imports them where it can, so that ``sys.modules`` alone would not tell."""
     blocked = dict.fromkeys(["wandb", "tensorboard", "pandas", "pytorch_lightning"])
@@ -138,6 +142,7 @@ def test_one_version_is_told_everywhere():
     assert not released or released[0] == PROJECT["version"]
 
 
+@pytest.mark.slow
 def test_importing_the_transforms_leaves_the_network_alone():
     code = """
 import sys

@@ -106,6 +106,7 @@ def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain
         assert_close(value.grad, gradients[name], tolerance, largest)
 
 
+@pytest.mark.slow
 def test_network_losses_and_discovery_compile_in_one_piece():
     tasks = tiny_data().tasks
     module, images = module_of(tasks, torch.float32, 0), torch.rand(2, 3, *SIZE)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import wandb
 import yaml
 from wandb import wandb_agent
 
@@ -38,7 +37,7 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture
-def agent(tree, tmp_path, monkeypatch):
+def agent(tree, tmp_path, monkeypatch, stranger):
     """An agent that has fetched no sweep, on a machine without internet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])
@@ -47,8 +46,7 @@ def agent(tree, tmp_path, monkeypatch):
     for name, value in ({"WANDB_RUN_ID": "", "WANDB_SWEEP_PARAM_PATH": ""} | settings).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    yield wandb_agent.Agent(api=None, queue=None)
-    wandb.teardown()
+    return wandb_agent.Agent(api=None, queue=None)
 
 
 def draws(parameters, count):
@@ -79,6 +77,7 @@ def start(agent, sweep, values):
     agent._command_run({"type": "run", "run_id": "r1", "program": sweep["program"], "args": arguments})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_draw_of_a_sweep_is_a_command_that_runs(path, agent, monkeypatch, capsys):
     commands = []
@@ -108,6 +107,7 @@ def test_every_draw_of_a_sweep_is_a_command_that_runs(path, agent, monkeypatch, 
     assert not Path("runs").exists(), "a trial run leaves no files"
 
 
+@pytest.mark.slow
 def test_the_agent_starts_the_program(agent):
     sweep = yaml.safe_load(SWEEPS[0].read_text())
     start(agent, sweep, next(draws(sweep["parameters"], 1)))

@@ -265,6 +265,7 @@ def test_a_task_that_discovers_nothing_is_left_out(tmp_path):
     tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)]).fit(tiny_module(data), data)
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(tmp_path, checkpoint):
     one = discover(tmp_path / "one", checkpoint)
     shutil.copytree(one.folder, tmp_path / "two")

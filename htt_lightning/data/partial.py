@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from filecmp import cmp
 from pathlib import Path
 from zlib import crc32
 
@@ -135,20 +136,29 @@ class Source(ABC):
 def overlap(train: Source, val: Source) -> str:
     """A sentence about training images that are validation images as well; empty if there are none.
 
-    Their files are the same, links included, or their ids are. Ids that are mere numbers, also those of a part of a
-    mixture, begin anew in each split and tell nothing.
+    Their files are the same, links included, or are copies of one name. Names alone tell nothing: cameras and archives
+    begin anew in each split.
     """
-    files = {os.path.realpath(path) for index in range(len(val.ids)) if (path := val.image_file(index))}
-    names = {name for name in val.ids if not name.rpartition("/")[2].isdecimal()}
+    files = {name: path for index, name in enumerate(val.ids) if (path := val.image_file(index))}
+    real = {os.path.realpath(path) for path in files.values()}
     both = [
         name
         for index, name in enumerate(train.ids)
-        if name in names or ((path := train.image_file(index)) and os.path.realpath(path) in files)
+        if (path := train.image_file(index))
+        and (os.path.realpath(path) in real or (name in files and same(path, files[name])))
     ]
     if not both:
         return ""
     found = f"{len(both)} of {len(train.ids)} training images are in the validation split as well, such as {both[0]!r}"
     return f"{found}: its figures do not tell what becomes of other images."
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two files have the same content; one that cannot be read is told of elsewhere."""
+    try:
+        return cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def dataset_folder(title: str, root: str | Path, home: str, split: str, tree: str) -> Path:

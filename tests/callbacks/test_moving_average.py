@@ -41,6 +41,7 @@ def test_a_moving_average_raises_no_classes_unless_told_to():
     assert balances(teacher="ema", balances={"semseg": 0.3}) == {"semseg": 0.3, "human_parts": 0}
 
 
+@pytest.mark.slow
 def test_the_weight_of_what_is_discovered_rises_in_every_stage_and_after_a_restart(tmp_path):
     class Scales(Callback):
         def __init__(self):

@@ -161,9 +161,7 @@ def test_drawing_changes_nothing_in_training(tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_weights_and_biases_gets_the_picture_offline(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_weights_and_biases_gets_the_picture_offline(tmp_path, monkeypatch, stranger):
     monkeypatch.chdir(tmp_path)
     logger = WandbLogger(project="test", offline=True, save_dir=tmp_path)
     try:

@@ -136,6 +136,7 @@ def test_sources_travel_to_other_processes(root):
     np.testing.assert_array_equal(source.image(0), Cityscapes(root, "train").image(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [7, 19])
 def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(classes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -108,23 +108,6 @@ def test_warnings_are_no_faults(root):
     ]  # fmt: skip
 
 
-def test_ids_in_both_splits_are_noted_where_they_are_not_mere_numbers(root, monkeypatch):
-    assert not any("validation split" in text for text in inspect(nyud(root))["warnings"])
-    read = NYUD.__init__
-
-    def named(self, *arguments, **options):
-        read(self, *arguments, **options)
-        self.ids = [f"room_{name}" for name in self.ids]
-
-    monkeypatch.setattr(NYUD, "__init__", named)
-    monkeypatch.setattr(NYUD, "doubts", lambda self: [])
-    monkeypatch.setattr(NYUD, "image", lambda self, index: np.zeros((*SIZE, 3), np.uint8))
-    assert any(
-        "3 of 9 training images are in the validation split as well, such as 'room_0'" in text
-        for text in inspect(nyud(root))["warnings"]
-    )
-
-
 # Faults
 
 

@@ -250,6 +250,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["htt"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(root, capsys):
     data = {"--data.root": str(root), "--data.augment.crop": "[36, 48]", "--data.num_workers": "0"}

@@ -281,6 +281,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["htt"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(root, capsys):
     one = {"semseg": [FIRST], "human_parts": [ALONE], "sal": [NO_PARTS], "normals": [], "edge": [NOBODY]}

@@ -84,6 +84,14 @@ def test_one_pattern_for_both_splits_is_told(trees, caplog):
     assert warned(everything, caplog, "6 of 6 training images are in the validation split as well, such as '1'")
 
 
+def test_a_copy_below_the_other_split_is_told_and_another_image_of_its_name_is_not(trees, tmp_path, caplog):
+    shutil.copytree(trees / "NYUDv2", tmp_path / "NYUDv2")
+    assert not overlap(*sources(NYUDDataModule(str(tmp_path))))
+    shutil.copy(tmp_path / "NYUDv2" / "train" / "image" / "1.npy", tmp_path / "NYUDv2" / "val" / "image" / "1.npy")
+    data = NYUDDataModule(str(tmp_path), num_workers=0, batch_size=2, seed=0)
+    assert warned(data, caplog, "1 of 4 training images are in the validation split as well, such as '1'")
+
+
 def test_an_id_in_the_lists_of_both_splits_is_told(trees, tmp_path, caplog):
     shutil.copytree(trees / "PASCALContext", tmp_path / "PASCALContext")
     val = tmp_path / "PASCALContext" / "ImageSets" / "Context" / "val.txt"
