@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from htt_lightning import HTTNet
-from htt_lightning.output import Output
+from htt_lightning.output import Output, Rows
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 
 TASKS = (
@@ -27,8 +27,8 @@ TASKS = (
 class PlainHTTNet(HTTNet):
     """``HTTNet`` with global and fine-grained tokens over a pyramid of maps, transcribed."""
 
-    def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
-        """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size."""
+    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
+        """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size; always of all images."""
         net: Any = self
         glob = net.global_tokens
         features: list[list[Tensor]] = [[] for _ in self.tasks]  # of each task, at every scale

@@ -57,6 +57,7 @@ class Fast:
         batch: What to train on.
         backbone: A timm model.
         labels: Where labels of unlabelled images come from: nowhere, a teacher, or the batch.
+        features: Whether a teacher teaches its features as well, for which it has to look at every image.
         precision: What the teacher computes in.
         checkpointing: See ``HTTModule``.
     """
@@ -66,6 +67,7 @@ class Fast:
         batch: Mapping[str, Any],
         backbone: str,
         labels: str = "",
+        features: bool = True,
         precision: Precision = "run",
         checkpointing: bool = False,
     ) -> None:
@@ -77,7 +79,7 @@ class Fast:
             known = (
                 TASKS,
                 self.module.loss_weights,
-                Terms(feature_labeled=1, feature_unlabeled=1),
+                Terms(feature_labeled=features, feature_unlabeled=features),
                 torch.device("cpu"),
             )
             self.module.discovery = Discovery([HTTModule(TASKS, backbone=backbone).net], *known, precision=precision)
@@ -151,8 +153,9 @@ TABLES: dict[str, list[Candidate]] = {
     "step of stage 2": [
         Candidate("htt_lightning, stage 1", Fast),
         Candidate("htt_lightning, labels stored", Fast, {"labels": "stored"}),
-        Candidate("htt_lightning, teacher", Fast, {"labels": "teacher"}),
-        Candidate("htt_lightning, teacher in bf16", Fast, {"labels": "teacher", "precision": "bf16"}),
+        Candidate("htt_lightning, teacher of labels", Fast, {"labels": "teacher", "features": False}),
+        Candidate("htt_lightning, teacher of both", Fast, {"labels": "teacher"}),
+        Candidate("htt_lightning, that in bf16", Fast, {"labels": "teacher", "precision": "bf16"}),
     ],
 }
 FORWARD = next(iter(TABLES))

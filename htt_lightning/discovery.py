@@ -1,6 +1,7 @@
 """Discovering the missing labels: what a student learns from a teacher's features and predictions (method.md 4)."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from htt_lightning.data.sample import Batch
+from htt_lightning.data.sample import Batch, lacking_rows
 from htt_lightning.losses import (
     FEATURE,
     PREDICTION,
@@ -20,7 +21,8 @@ from htt_lightning.losses import (
     whole_cells,
 )
 from htt_lightning.metrics import MeanLoss
-from htt_lightning.output import Output, stride_of
+from htt_lightning.models.network import DenseNetwork
+from htt_lightning.output import Output, asked, picked, stride_of
 from htt_lightning.tasks import Discovered, Task
 
 
@@ -181,38 +183,53 @@ class Discovery:
         Returns:
             One value per image, ``b``.
         """
-        valid, found = batch["valid"], batch.get("discovered", {})
+        valid, found, rows = batch["valid"], batch.get("discovered", {}), self._rows(batch)
         # The same for all images and drawn on the CPU: no synchronisation.
         one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
-        taught = self._taught(batch["image"], one)
-        beliefs = self._beliefs(batch["image"], {name: taught[name] for name in taught if name not in found}, other)
+        taught = self._taught(batch["image"], one, rows)
+        unknown = {name: output for name, output in taught.items() if name not in found}
+        beliefs = self._beliefs(batch["image"], unknown, other, rows)
         total, self.terms_of_batch = torch.zeros(len(valid), device=valid.device), []
         for task in self.tasks:
-            name, labeled = task.name, batch["labeled"][task.name]
-            weight, known = self.loss_weights[name], found.get(name)
-            added = discover_task(
-                task, outputs[name], taught.get(name), labeled, valid, weight, self.terms, known, beliefs.get(name)
-            )
-            total = total + added.loss
+            name, row = task.name, rows[task.name] if rows else None
+            if not asked(row):
+                continue
+            labeled, student = picked(batch["labeled"][name], row), Output(*(picked(x, row) for x in outputs[name]))
+            known = Discovered(*(picked(x, row) for x in found[name])) if name in found else None
+            weight, seen, belief = self.loss_weights[name], picked(valid, row), beliefs.get(name)
+            added = discover_task(task, student, taught.get(name), labeled, seen, weight, self.terms, known, belief)
+            nothing = torch.zeros(len(valid), device=valid.device, dtype=added.loss.dtype)
+            total = total + (added.loss if row is None else nothing.index_add(0, row, added.loss))
             self.terms_of_batch += [
-                Term(name, FEATURE, added.feature.detach()),
-                Term(name, PREDICTION, added.prediction.detach()),
+                Term(name, FEATURE, added.feature.detach(), row),
+                Term(name, PREDICTION, added.prediction.detach(), row),
             ]
             for key in ("coverage", "confidence") if task.discovers else ():
                 figure = getattr(added, key).detach()
                 self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
         return self.scale * total
 
+    def _rows(self, batch: Batch) -> dict[str, Tensor] | None:
+        """By task, the images that have something to learn: those without its label; None where all have."""
+        if self.teachers and self.terms.feature_labeled:
+            return None
+        rows: dict[str, Tensor] = batch.get("lacking") or lacking_rows(batch)
+        return rows
+
     @torch.no_grad()
-    def _taught(self, image: Tensor, index: int = 0) -> dict[str, Output]:
-        """A teacher's outputs, if there is one."""
+    def _taught(self, image: Tensor, index: int = 0, rows: Mapping[str, Tensor] | None = None) -> dict[str, Output]:
+        """A teacher's outputs, if there is one; for each task those of the images at ``rows``, if any."""
         if not self.teachers:
             return {}
-        if self.teacher_precision == "run":
-            taught: dict[str, Output] = self.teachers[index](image)
-        else:
-            with torch.autocast(image.device.type, torch.bfloat16):
-                taught = self.teachers[index](image)
+        teacher, half, taught = self.teachers[index], self.teacher_precision == "bf16", dict[str, Output]()
+        with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
+            if rows is None:
+                taught = teacher(image)
+            elif isinstance(teacher, DenseNetwork):
+                taught = teacher(image, rows)
+            else:
+                seen = teacher(image)
+                taught = {name: Output(*(picked(x, row) for x in seen[name])) for name, row in rows.items()}
         return taught
 
     def _mean(self, image: Tensor) -> dict[str, Output]:
@@ -224,7 +241,13 @@ class Discovery:
         return {name: Output(*(torch.stack(x).mean(0) for x in parts)) for name, parts in outputs.items()}
 
     @torch.no_grad()
-    def _beliefs(self, image: Tensor, taught: Mapping[str, Output], other: int = 0) -> dict[str, Tensor]:
+    def _beliefs(
+        self,
+        image: Tensor,
+        taught: Mapping[str, Output],
+        other: int = 0,
+        lacking: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Soft labels ``b c h/s w/s`` of tasks that learn from them; ``other`` says which teacher has a second look."""
         tasks = [task for task in self.tasks if self.terms.teach(task) and task.name in taught]
         if self.targets == "hard" or not tasks:
@@ -235,7 +258,7 @@ class Discovery:
             stride = stride_of((rows, columns), (image.shape[-2], image.shape[-1]))
             most = min(SHIFT, rows - 1, columns - 1)
             down, right = torch.randint(-most, most + 1, (2,)).tolist()
-            seen = self._taught(mirrored(image, stride, down, right), other)
+            seen = self._taught(mirrored(image, stride, down, right), other, lacking)
             inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
             for task in tasks:
                 second = shifted(task.mirror(task.belief(seen[task.name])), -down, right)

@@ -28,6 +28,20 @@ class Output(NamedTuple):
     confidence: Tensor
 
 
+Rows = Sequence[Tensor | None]
+"""For each task, positions of the images in a batch that it is asked about; None for all."""
+
+
+def picked(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Some images of a batch ``b ...``; where ``rows`` is None, the very tensor."""
+    return x if rows is None else x[rows]
+
+
+def asked(rows: Tensor | None) -> bool:
+    """Whether ``rows`` are any."""
+    return rows is None or len(rows) > 0
+
+
 def to_pixels(values: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a map from feature resolution to its image.
 

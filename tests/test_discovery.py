@@ -94,6 +94,37 @@ def test_networks_of_different_kinds_teach_each_other(targets, stride, terms):
         assert all(x.grad is None for x in teacher.parameters())
 
 
+@pytest.mark.parametrize("terms", [Terms(), Terms(1, 0, 1), Terms(1, 1, 1)], ids=str)
+def test_only_images_that_have_something_to_learn_are_looked_at(terms):
+    """Which changes nothing in what they learn, nor in the account of it."""
+    data = tiny_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    batch["labeled"]["depth"][:] = True
+    torch.manual_seed(0)
+    student, teacher = (tiny_module(data).net.eval() for _ in range(2))
+    taught = Discovery([teacher], data.tasks, dict.fromkeys(batch["labeled"], 1.0), terms, torch.device("cpu"))
+    with torch.no_grad():
+        outputs, seen = student(batch["image"]), teacher(batch["image"])
+        expected = {
+            task.name: discover_task(
+                task, outputs[task.name], seen[task.name], batch["labeled"][task.name], batch["valid"], 1.0, terms
+            )
+            for task in data.tasks
+        }
+        asked = []
+        for head in teacher.heads.values():
+            head.register_forward_hook(lambda head, inputs, output: asked.append(len(output.logits)))
+        loss = taught.loss(batch, outputs)
+    torch.testing.assert_close(loss, sum(added.loss for added in expected.values()), rtol=1e-4, atol=1e-6)
+    lacking = [int((~batch["labeled"][task.name]).sum()) for task in data.tasks]
+    assert asked == ([4] * len(data.tasks) if terms.feature_labeled else [count for count in lacking if count])
+    for key, value in taught.collect().items():
+        name, figure = key.split("/")
+        values = getattr(expected[name], figure)[~batch["labeled"][name]]
+        assert value == pytest.approx(float(values.mean()), rel=1e-3, nan_ok=True)
+
+
 def discovery(teacher, tasks, targets):
     return Discovery([teacher] if teacher else [], tasks, {}, Terms(), torch.device("cpu"), targets)
 

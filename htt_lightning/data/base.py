@@ -23,7 +23,7 @@ from htt_lightning.data.completed import CompletedDataset, moving
 from htt_lightning.data.mask_files import check_labels, read_mask
 from htt_lightning.data.masks import LabelMask, draw_mask, is_protocol, natural_order, unable_message
 from htt_lightning.data.partial import PartialLabels, Source, overlap
-from htt_lightning.data.sample import Batch, collate, labeled_rows
+from htt_lightning.data.sample import Batch, collate, labeled_rows, lacking_rows
 from htt_lightning.data.samplers import EpochSampler, EvalSampler
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError, several, sound, tolerated
@@ -312,7 +312,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Note which images are labelled while the host knows: asking a device would wait for it."""
-        return {**batch, "rows": labeled_rows(batch)}
+        return {**batch, "rows": labeled_rows(batch), "lacking": lacking_rows(batch)}
 
     @property
     def _rank(self) -> int:

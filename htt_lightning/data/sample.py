@@ -16,8 +16,8 @@ Arrays = dict[str, np.ndarray]
 Batch = dict[str, Any]
 """A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch).
 
-On its way to the device a datamodule adds ``rows``, see ``labeled_rows``. With a completed dataset also ``discovered``:
-a ``Discovered`` by task, of which images count that are not labelled.
+On its way to the device a datamodule adds ``rows`` and ``lacking``, see ``labeled_rows`` and ``lacking_rows``. With a
+completed dataset also ``discovered``: a ``Discovered`` by task, of which images count that are not labelled.
 """
 
 
@@ -120,3 +120,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
 def labeled_rows(batch: Batch) -> dict[str, Tensor]:
     """Positions of the labelled images in a batch, by task."""
     return {task: labeled.nonzero()[:, 0] for task, labeled in batch["labeled"].items()}
+
+
+def lacking_rows(batch: Batch) -> dict[str, Tensor]:
+    """Positions of the images in a batch that lack the label, by task."""
+    return {task: (~labeled).nonzero()[:, 0] for task, labeled in batch["labeled"].items()}

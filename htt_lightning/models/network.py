@@ -19,7 +19,7 @@ from htt_lightning.models.heads import HTTHead, PlainHead
 from htt_lightning.models.layers import recomputed, xavier
 from htt_lightning.models.released import read_released
 from htt_lightning.models.tokens import GlobalTokens, SeparateTokens, SingleScaleTokens
-from htt_lightning.output import Output
+from htt_lightning.output import Output, Rows, asked, picked
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +63,15 @@ class DenseNetwork(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     @abstractmethod
-    def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
+    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
         """Backbone maps to outputs.
 
         Args:
             maps: ``b c_s h/s w/s``, finest first.
+            rows: The images that each task is asked about.
 
         Returns:
-            Outputs by task name, of the finest map's size.
+            Outputs by task name, of the finest map's size; a task that is asked about no image is left out.
         """
 
     def run(self, module: nn.Module, *inputs: Tensor | Fused) -> Output:
@@ -84,14 +85,15 @@ class DenseNetwork(nn.Module, ABC):
         output: Output = recomputed(module, module, *inputs) if again else module(*inputs)
         return output
 
-    def forward(self, image: Tensor) -> dict[str, Output]:
+    def forward(self, image: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Output]:
         """Predict every task.
 
         Args:
             image: RGB in [0, 1], ``b 3 h w`` of any size; it is padded right and bottom with the mean colour.
+            rows: By task, positions of the images that it is asked about: the others are not computed. All by default.
 
         Returns:
-            Outputs by task name, ``ceil(h/s) ceil(w/s)`` for stride s.
+            Outputs by task name, ``ceil(h/s) ceil(w/s)`` for stride s; a task that is asked about no image is left out.
 
         Raises:
             HTTError: The image is not ``b 3 h w``.
@@ -105,9 +107,9 @@ class DenseNetwork(nn.Module, ABC):
         down, right = (STRIDE * ((length + STRIDE - 1) // STRIDE) - length for length in (height, width))
         padded = F.pad(normalised, (0, right, 0, down))
         stride = self.backbone.strides[0]
-        rows, columns = ((length + stride - 1) // stride for length in (height, width))
-        outputs = self.decode(self.backbone(padded))
-        return {task: Output(*(x[..., :rows, :columns] for x in output)) for task, output in outputs.items()}
+        grid = [(length + stride - 1) // stride for length in (height, width)]
+        outputs = self.decode(self.backbone(padded), [None if rows is None else rows[task] for task in self.tasks])
+        return {task: Output(*(x[..., : grid[0], : grid[1]] for x in output)) for task, output in outputs.items()}
 
 
 class HTTNet(
@@ -237,11 +239,11 @@ class HTTNet(
         tokens = self.global_tokens
         return tokens.affinity() if isinstance(tokens, GlobalTokens | SingleScaleTokens) else None
 
-    def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
+    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
         """Tokens first, then one head per task."""
-        features, tokens = self.global_tokens(maps)
-        inputs = zip(self.tasks, features, tokens, strict=True)
-        return {task: self.run(self.heads[task], x, token) for task, x, token in inputs}
+        features, tokens = self.global_tokens(maps, rows)
+        inputs = zip(self.tasks, features, tokens, rows, strict=True)
+        return {task: self.run(self.heads[task], x, token) for task, x, token, row in inputs if asked(row)}
 
 
 class MultiTaskNet(DenseNetwork):
@@ -272,6 +274,10 @@ class MultiTaskNet(DenseNetwork):
             {task: PlainHead(channels[-1], token_dim, k, dropout, dilations) for task, k in num_tokens.items()}
         )
 
-    def decode(self, maps: Sequence[Tensor]) -> dict[str, Output]:
+    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
         """Fuse and predict, task by task."""
-        return {task: self.run(self.heads[task], self.fuse[task](maps)) for task in self.tasks}
+        return {
+            task: self.run(self.heads[task], self.fuse[task]([picked(x, row) for x in maps]))
+            for task, row in zip(self.tasks, rows, strict=True)
+            if asked(row)
+        }

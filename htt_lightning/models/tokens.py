@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from htt_lightning.models.fusion import Fused, Fusion
 from htt_lightning.models.layers import Reduce, conv_bn_relu, xavier
+from htt_lightning.output import Rows, picked
 
 
 class ScalePrompt(nn.Module):
@@ -39,7 +40,7 @@ class ScalePrompt(nn.Module):
         scores: Tensor = self.query(tokens) @ self.key(tokens).T
         return torch.softmax(scores / tokens.shape[1] ** 0.5, dim=1)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x: Tensor, tokens: Tensor, rows: Rows) -> tuple[list[Tensor], Tensor]:
         """Task features and updated tokens.
 
         Mixing the T task features ``x * gate_u`` by the affinity is mixing the T one-channel gates, as ``x`` is common
@@ -48,14 +49,16 @@ class ScalePrompt(nn.Module):
         Args:
             x: ``b c h w``.
             tokens: ``t c``.
+            rows: The images that each task is asked about.
 
         Returns:
-            One ``b c h w`` per task, and tokens ``t c``.
+            One ``b c h w`` per task, of its images, and tokens ``t c``.
         """
         affinity = self.affinity(tokens)
         gates = self.reduce.products(x, tokens).sigmoid()
         mixed = torch.einsum("t u, b u h w -> b t h w", affinity, self.reduce.enlarge(gates, x.shape[-2:]))
-        features = [refine(x * mixed[:, t : t + 1]) for t, refine in enumerate(self.refine)]
+        asked = enumerate(zip(self.refine, rows, strict=True))
+        features = [refine(picked(x, row) * picked(mixed[:, t : t + 1], row)) for t, (refine, row) in asked]
         return features, affinity @ tokens
 
 
@@ -81,9 +84,10 @@ class GlobalTokens(nn.Module):
         self.restore = _linears(tasks, [(c, dim) for c in channels])
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Fused], Tensor]:
-        """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, and tokens ``t d``."""
-        prompted = [scale(x, tokens) for x, tokens, scale in zip(maps, self._scale_tokens(), self.scales, strict=True)]
+    def forward(self, maps: Sequence[Tensor], rows: Rows) -> tuple[list[Fused], Tensor]:
+        """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, of its images, and tokens ``t d``."""
+        scales = zip(maps, self._scale_tokens(), self.scales, strict=True)
+        prompted = [scale(x, tokens, rows) for x, tokens, scale in scales]
         fused = [fuse([features[t] for features, _ in prompted]) for t, fuse in enumerate(self.fuse)]
         restored = [_own(layers, tokens) for layers, (_, tokens) in zip(self.restore, prompted, strict=True)]
         return fused, torch.stack(restored).sum(0)
@@ -117,9 +121,9 @@ class SingleScaleTokens(nn.Module):
         self.restore = nn.ModuleList(nn.Linear(last, dim) for _ in range(tasks))
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """``[b c h w]`` to one ``b c_last h w`` per task, and tokens ``t d``."""
-        features, tokens = self.scale(self.fuse(maps).dense(), self.tokens)
+    def forward(self, maps: Sequence[Tensor], rows: Rows) -> tuple[list[Tensor], Tensor]:
+        """``[b c h w]`` to one ``b c_last h w`` per task, of its images, and tokens ``t d``."""
+        features, tokens = self.scale(self.fuse(maps).dense(), self.tokens, rows)
         return features, _own(self.restore, tokens)
 
     def affinity(self) -> Tensor:
@@ -142,9 +146,10 @@ class SeparateTokens(nn.Module):
         self.fuse = nn.ModuleList(Fusion(channels, channels[-1]) for _ in range(tasks))
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Fused], Tensor]:
-        """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, and tokens ``t d``."""
-        return [fuse(maps) for fuse in self.fuse], self.tokens
+    def forward(self, maps: Sequence[Tensor], rows: Rows) -> tuple[list[Fused], Tensor]:
+        """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, of its images, and tokens ``t d``."""
+        asked = zip(self.fuse, rows, strict=True)
+        return [fuse([picked(x, row) for x in maps]) for fuse, row in asked], self.tokens
 
 
 def _linears(tasks: int, widths: Sequence[tuple[int, int]]) -> nn.ModuleList:

@@ -8,6 +8,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet, heads
 from htt_lightning.models.layers import AtrousConv
 from htt_lightning.models.tokens import GlobalTokens, ScalePrompt
+from htt_lightning.output import Output
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 from tests.tiny import BACKBONE
 
@@ -17,6 +18,7 @@ KINDS = {
     "htt": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE),
     "single_scale": lambda: HTTNet(TOKENS, token_dim=8, backbone="test_vit"),
     "reduced": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, reduction=2),
+    "separate": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, global_tokens=False),
     "multitask": lambda: MultiTaskNet(TOKENS, token_dim=8, backbone=BACKBONE),
     "single_task": lambda: MultiTaskNet({"depth": 5}, token_dim=8, backbone=BACKBONE),
     "one_task_htt": lambda: HTTNet({"depth": 5}, token_dim=8, backbone=BACKBONE),
@@ -47,6 +49,21 @@ def test_every_task_gets_logits_feature_and_confidence_at_feature_resolution(net
         assert output.feature.shape == (2, 8, 64 // stride, 96 // stride)
         assert output.confidence.shape == (2, 1, 64 // stride, 96 // stride)
         assert ((output.confidence > 0) & (output.confidence <= 1)).all()
+
+
+def test_a_task_predicts_only_the_images_that_it_is_asked_about(net):
+    net.eval()
+    images, rows = torch.rand(3, 3, 32, 64), {task: torch.tensor([2, 0]) for task in net.tasks}
+    rows[net.tasks[0]] = torch.tensor([], dtype=torch.long)
+    seen = []
+    for head in net.heads.values():
+        head.register_forward_hook(lambda head, inputs, output: seen.append(len(output.logits)))
+    with torch.no_grad():
+        whole, some = net(images), net(images, rows)
+    assert list(some) == net.tasks[1:]
+    assert seen == [3] * len(net.tasks) + [2] * len(some)
+    for task, output in some.items():
+        torch.testing.assert_close(output, Output(*(x[rows[task]] for x in whole[task])), rtol=1e-5, atol=1e-5)
 
 
 def test_a_prediction_is_the_same_alone_in_any_batch_and_in_any_order(net):
@@ -122,7 +139,7 @@ def test_mixing_gates_equals_mixing_task_features():
     torch.manual_seed(0)
     prompt = ScalePrompt(6, 3).double().eval()
     x, tokens = torch.randn(2, 6, 5, 4).double(), torch.randn(3, 6).double()
-    ours, updated = prompt(x, tokens)
+    ours, updated = prompt(x, tokens, [None] * 3)
     affinity = prompt.affinity(tokens)
     gates = torch.sigmoid(torch.einsum("bchw,tc->btchw", prompt.reduce(x), tokens).sum(2))
     features = x[:, None] * gates[:, :, None]
