@@ -69,7 +69,7 @@ NYUDv2/
         """
         path = self._path(name, task)
         if task == "depth":
-            return DEPTH.read(path, open_array(path, DEPTH))
+            return DEPTH.read(path, open_array(path, DEPTH, whole=True))
         if task == "normals":
             return read_directions(path, size)
         stored = read_index(path)

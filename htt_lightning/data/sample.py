@@ -75,7 +75,7 @@ def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: st
     height, width = image.shape[:2]
     pixels = planes(image)
     sample: Batch = {
-        "image": pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float(),
+        "image": pixels / 255 if pixels.dtype == torch.uint8 else pixels.float(),
         "labeled": {task.name: torch.tensor(task.name in arrays) for task in tasks},
         "valid": torch.from_numpy(valid),
         "id": name,
