@@ -22,7 +22,7 @@ from htt_lightning.losses import (
 )
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models.network import DenseNetwork
-from htt_lightning.output import Output, asked, picked, stride_of
+from htt_lightning.output import Output, asked, picked, spread, stride_of
 from htt_lightning.tasks import Discovered, Task
 
 
@@ -198,8 +198,7 @@ class Discovery:
             known = Discovered(*(picked(x, row) for x in found[name])) if name in found else None
             weight, seen, belief = self.loss_weights[name], picked(valid, row), beliefs.get(name)
             added = discover_task(task, student, taught.get(name), labeled, seen, weight, self.terms, known, belief)
-            nothing = torch.zeros(len(valid), device=valid.device, dtype=added.loss.dtype)
-            total = total + (added.loss if row is None else nothing.index_add(0, row, added.loss))
+            total = total + spread(added.loss, row, len(valid))
             self.terms_of_batch += [
                 Term(name, FEATURE, added.feature.detach(), row),
                 Term(name, PREDICTION, added.prediction.detach(), row),
@@ -221,7 +220,8 @@ class Discovery:
         """A teacher's outputs, if there is one; for each task those of the images at ``rows``, if any."""
         if not self.teachers:
             return {}
-        teacher, half, taught = self.teachers[index], self.teacher_precision == "bf16", dict[str, Output]()
+        teacher, half = self.teachers[index], self.teacher_precision == "bf16"
+        taught: dict[str, Output]
         with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
             if rows is None:
                 taught = teacher(image)

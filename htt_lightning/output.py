@@ -37,6 +37,11 @@ def picked(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
+def spread(values: Tensor, rows: Tensor | None, images: int) -> Tensor:
+    """One value per picked image as one per image of the batch, ``b``: 0 for those that were not picked."""
+    return values if rows is None else values.new_zeros(images).index_add(0, rows, values)
+
+
 def asked(rows: Tensor | None) -> bool:
     """Whether ``rows`` are any."""
     return rows is None or len(rows) > 0

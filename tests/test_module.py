@@ -316,10 +316,7 @@ def test_the_mask_is_saved_beside_the_run_and_can_be_given_back(tmp_path, caplog
     assert again.mask.fingerprint == data.mask.fingerprint
 
 
-SLOWER = [pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1)]
-
-
-@pytest.mark.parametrize("seed", [2, *SLOWER])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 1))])
 def test_eight_images_are_learned_by_every_task(seed):
     """Every task's loss falls below 20 % of its start within 200 steps."""
     torch.manual_seed(seed)

@@ -181,7 +181,7 @@ def open_npy(path: Path, whole: bool = False) -> np.ndarray:
 
     Args:
         path: The file.
-        whole: Whether its values are wanted: then it is read at once, several times as quickly as by pages. Otherwise
+        whole: Whether its values are wanted: then it is read at once, which takes half as long as by pages. Otherwise
             they stay on the disk.
 
     Raises:

@@ -57,8 +57,8 @@ class ScalePrompt(nn.Module):
         affinity = self.affinity(tokens)
         gates = self.reduce.products(x, tokens).sigmoid()
         mixed = torch.einsum("t u, b u h w -> b t h w", affinity, self.reduce.enlarge(gates, x.shape[-2:]))
-        asked = enumerate(zip(self.refine, rows, strict=True))
-        features = [refine(picked(x, row) * picked(mixed[:, t : t + 1], row)) for t, (refine, row) in asked]
+        gated = zip(self.refine, torch.split(mixed, 1, 1), rows, strict=True)
+        features = [refine(picked(x, row) * picked(gate, row)) for refine, gate, row in gated]
         return features, affinity @ tokens
 
 
@@ -148,8 +148,8 @@ class SeparateTokens(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], rows: Rows) -> tuple[list[Fused], Tensor]:
         """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, of its images, and tokens ``t d``."""
-        asked = zip(self.fuse, rows, strict=True)
-        return [fuse([picked(x, row) for x in maps]) for fuse, row in asked], self.tokens
+        fused = [fuse([picked(x, row) for x in maps]) for fuse, row in zip(self.fuse, rows, strict=True)]
+        return fused, self.tokens
 
 
 def _linears(tasks: int, widths: Sequence[tuple[int, int]]) -> nn.ModuleList:
