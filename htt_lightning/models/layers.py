@@ -174,9 +174,14 @@ def recomputed(run: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
     return call(run, *inputs, use_reentrant=False, context_fn=contexts)
 
 
+LARGE = 2**20
+"""Values in a map from which on it is worth computing again: below, that costs a step 7 to 14 % and saves little."""
+
+
 def light(run: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
     """The same as ``recomputed`` for what is cheap: a third less memory in a step for a few percent of its time."""
     again = module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    again = again and inputs[0].numel() >= LARGE
     out: Tensor = recomputed(run, module, *inputs) if again else run(*inputs)
     return out
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.models import HTTNet, MultiTaskNet, heads
+from htt_lightning.models import HTTNet, MultiTaskNet, layers
 from htt_lightning.models.layers import AtrousConv
 from htt_lightning.models.tokens import GlobalTokens, ScalePrompt
 from htt_lightning.output import Output
@@ -261,11 +261,10 @@ def test_heads_that_are_computed_twice_keep_less():
     assert kept[1] < kept[0]
 
 
-def test_cheap_layers_that_are_computed_twice_give_the_same_and_keep_less(monkeypatch):
+def test_cheap_layers_of_large_maps_are_computed_twice_give_the_same_and_keep_less(monkeypatch):
     image, results, kept = torch.rand(2, 3, 64, 64), [], []
-    for direct in (False, True):
-        if direct:
-            monkeypatch.setattr(heads, "light", lambda run, module, *inputs: run(*inputs))
+    for large in (0, 2**20):
+        monkeypatch.setattr(layers, "LARGE", large)
         torch.manual_seed(0)
         net, sizes = HTTNet(TOKENS, token_dim=32, backbone=BACKBONE), []
 
