@@ -24,6 +24,7 @@ from htt_lightning.callbacks import (
     PredictionPanel,
     PredictionWriter,
     ResultsTable,
+    RunRecord,
 )
 from htt_lightning.callbacks.save_config import SaveConfig
 from htt_lightning.checkpoints import AUTO, LAST
@@ -271,7 +272,10 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_class=HintingParser,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
-            trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},
+            trainer_defaults={
+                "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+                "callbacks": RunRecord(),
+            },
             parser_kwargs={"description": "Multi-task dense prediction from partial labels."},
             args=None if args is None else words,
         )

@@ -16,6 +16,8 @@ from htt_lightning.tasks import Task
 
 CONFIG, TRAINING = "config.yaml", "training.yaml"
 """Names of what a run was told to do, and of how the network was trained that a test has scored."""
+RECORD = "record.yaml"
+"""Name of where a run has come from: versions, commit, fingerprint of the data, and when its stages began."""
 RESULTS = {"val": "results.json", "test": "test_results.json"}
 """Names of the figures that ``fit`` and ``test`` leave in the folder of a run, by split."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from htt_lightning.data.base import MASK_FILE
 from htt_lightning.errors import HTTError, several
-from htt_lightning.files import CONFIG, TRAINING, read_checkpoint
+from htt_lightning.files import CONFIG, RECORD, TRAINING, read_checkpoint
 from htt_lightning.runs import Split, flat, found_results, read_values, read_yaml, settings_of, tasks_of
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "jsonargparse", "numpy", "albumentations", "wandb")
@@ -27,7 +27,7 @@ SUMMED_UP = (
 
 
 def info(run: str | None = None) -> None:
-    """Describe this installation: versions, devices and extras; or a run: its config, stages and figures.
+    """Describe this installation: versions, devices and extras; or a run: config, origin, stages and figures.
 
     Args:
         run: Folder of a run, such as ``runs/version_0``.
@@ -44,10 +44,7 @@ def info(run: str | None = None) -> None:
 
 def installation() -> Iterator[tuple[str, str]]:
     """Titles and texts about what is installed."""
-    yield "htt-lightning", version("htt-lightning")
-    yield "python", f"{platform.python_version()} on {platform.platform()}"
-    for package in PACKAGES:
-        yield package, installed(package) or "not installed"
+    yield from versions().items()
     yield "processors", f"{os.cpu_count()}; PyTorch uses {torch.get_num_threads()} threads"
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -60,6 +57,13 @@ def installation() -> Iterator[tuple[str, str]]:
         absent = [package for package in packages if not installed(package)]
         remedy = f'lacks {", ".join(absent)}: pip install "htt-lightning[{extra}]"'
         yield f"extra {extra}", remedy if absent else "installed"
+
+
+def versions() -> dict[str, str]:
+    """What runs here, by package."""
+    found = {"htt-lightning": version("htt-lightning")}
+    found["python"] = f"{platform.python_version()} on {platform.platform()}"
+    return found | {package: installed(package) or "not installed" for package in PACKAGES}
 
 
 def installed(package: str) -> str | None:
@@ -99,6 +103,11 @@ def described_run(folder: Path, faults: list[HTTError]) -> Iterator[tuple[str, s
         known = options | settings_of(options, tasks)
         known["data.tasks"] = known["data.tasks"] or options.get("data.tasks") or "all of the dataset's"
         yield from ((key, str(known[key])) for key in SUMMED_UP if known.get(key) is not None)
+    except HTTError as error:
+        faults.append(error)
+    try:
+        record = read_yaml(folder / RECORD, folder) if (folder / RECORD).is_file() else {}
+        yield from ((key, str(value)) for key, value in flat(record).items() if value is not None)
     except HTTError as error:
         faults.append(error)
     for path in sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.name)):

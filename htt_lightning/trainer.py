@@ -31,12 +31,17 @@ from htt_lightning.files import clear_partial, read_checkpoint
 from htt_lightning.info import info
 from htt_lightning.module import HTTModule
 from htt_lightning.report import report
+from htt_lightning.signals import agree_on_sigterm
 
 
 class HTTTrainer(L.Trainer):
     """``lightning.Trainer`` that can check and complete a dataset, export a network, and compare runs."""
 
     export, report, info = staticmethod(export), staticmethod(report), staticmethod(info)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        agree_on_sigterm(self)
 
     def fit(
         self,

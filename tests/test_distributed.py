@@ -16,6 +16,7 @@ from torch import nn
 
 from htt_lightning.models import HTTNet
 from tests.conftest import ROOT
+from tests.kill_campaign import AUTO, COMMON
 from tests.tiny import BACKBONE
 
 
@@ -101,6 +102,43 @@ def still_running(command):
         with contextlib.suppress(OSError):  # it may end while it is looked at
             lines.append(path.read_bytes())
     return [line for line in lines if line.split(b"\0")[1:-1] == [word.encode() for word in command[1:]]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_run_that_is_told_to_end_does_so_in_all_processes_and_goes_on(everyone, tmp_path):
+    """Schedulers signal every process, ``kill`` the first alone; either way none waits for another."""
+    words = [
+        *COMMON,
+        "--discovery.stages=1",
+        "--data.train_images=16",
+        "--data.batch_size=2",
+        "--results.constant=false",
+    ]
+    words += ["--trainer.num_sanity_val_steps=0", "--trainer.devices=2", "--trainer.strategy=ddp", AUTO]
+    command = [sys.executable, "-m", "htt_lightning", "fit", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    settings = {"cwd": tmp_path, "env": environment, "start_new_session": True}
+    with (tmp_path / "output.txt").open("w") as output:
+        run = subprocess.Popen([*command, "--trainer.max_epochs=1000"], stdout=output, stderr=output, **settings)
+        while run.poll() is None and not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")):
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGTERM) if everyone else run.terminate()
+        try:
+            status = run.wait(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    printed = (tmp_path / "output.txt").read_text()
+    assert status == 128 + signal.SIGTERM, printed
+    assert "Traceback" not in printed
+    (last,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
+    done = torch.load(last, weights_only=True)["epoch"] + 1
+    assert done < 1000
+    again = subprocess.run([*command, f"--trainer.max_epochs={done + 1}"], capture_output=True, timeout=300, **settings)
+    assert again.returncode == 0, again.stderr
+    newest = max(tmp_path.glob("runs/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    assert torch.load(newest, weights_only=True)["epoch"] == done
 
 
 def test_batchnorm_converts_to_its_synchronised_form():

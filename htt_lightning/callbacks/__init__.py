@@ -6,5 +6,14 @@ from htt_lightning.callbacks.label_discovery import LabelDiscovery
 from htt_lightning.callbacks.panel import PredictionPanel
 from htt_lightning.callbacks.prediction_writer import PredictionWriter
 from htt_lightning.callbacks.results import ResultsTable
+from htt_lightning.callbacks.run_record import RunRecord
 
-__all__ = ["DiscoveryPanel", "LabelDiscovery", "NumericalGuard", "PredictionPanel", "PredictionWriter", "ResultsTable"]
+__all__ = [
+    "DiscoveryPanel",
+    "LabelDiscovery",
+    "NumericalGuard",
+    "PredictionPanel",
+    "PredictionWriter",
+    "ResultsTable",
+    "RunRecord",
+]

@@ -1,6 +1,5 @@
 """From splits with partial labels to loaders: what every datamodule shares."""
 
-import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -206,12 +205,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def identity(self) -> dict[str, Any]:
         """What tells this dataset from another: its kind, three images, their size, and what labels mean."""
-        source, pixels = self.source("train"), hashlib.sha256()
-        for index in sorted({0, len(source.ids) // 2, len(source.ids) - 1}):
-            pixels.update(source.image(index).tobytes())
+        source = self.source("train")
         meaning = {task.name: task.meaning for task in self.tasks}
         size = list(self.image_size) if self.image_size else None
-        return {"kind": type(source).__name__, "images": pixels.hexdigest(), "image_size": size, "tasks": meaning}
+        return {"kind": type(source).__name__, "images": source.digest(), "image_size": size, "tasks": meaning}
 
     def prepare_data(self) -> None:
         """Check the files the run will use, once per machine."""

@@ -1,5 +1,6 @@
 """A split as it lies on disk, and the same split with labels for only some tasks on each image."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -88,6 +89,13 @@ class Source(ABC):
             index: Position in ``ids``.
         """
         return None
+
+    def digest(self) -> str:
+        """SHA-256 over the pixels of three images: the first, the last and the middle one."""
+        pixels = hashlib.sha256()
+        for index in sorted({0, len(self.ids) // 2, len(self.ids) - 1}):
+            pixels.update(self.image(index).tobytes())
+        return pixels.hexdigest()
 
     def origin(self, index: int) -> "Source":
         """The dataset that an image comes from: this one, unless it is a mixture.
