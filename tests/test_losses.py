@@ -112,7 +112,7 @@ def test_balanced_bce_is_binary_cross_entropy_with_a_weight_scaled_back(seed, po
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-9, atol=1e-15)
 
 
-def test_balanced_bce_weighs_edges_by_95_percent_unless_told_otherwise():
+def test_balanced_bce_gives_edges_95_percent_unless_told_otherwise():
     logits = torch.zeros(2, 1, 1, dtype=torch.float64)
     loss = balanced_bce(logits, torch.tensor([1, 0]).view(2, 1, 1), torch.ones(2, 1, 1, dtype=torch.bool))
     assert loss.tolist() == pytest.approx([0.95 * np.log(2), 0.05 * np.log(2)])
