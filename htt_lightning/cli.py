@@ -222,7 +222,7 @@ def names_data(words: Sequence[str]) -> bool:
                 raise HTTError(f"--config {value or words[place + 1]} is no text ({error}).") from error
             except (OSError, IndexError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
                 continue  # if anything is wrong with it, the parser will say so
-            if isinstance(data, str) or "class_path" in (data or {}):
+            if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
                 return True
     return False
 

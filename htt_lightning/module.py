@@ -93,8 +93,8 @@ class HTTModule(L.LightningModule):
         # Plain values only: a checkpoint loads without trusting pickled classes, in any process.
         self.save_hyperparameters(ignore=["tasks", "_instantiator"])
         self.save_hyperparameters({"tasks": [task.to_config() for task in self.tasks]})
-        if network not in NETWORKS:
-            hint = did_you_mean(network, NETWORKS)
+        if not isinstance(network, str) or network not in NETWORKS:
+            hint = did_you_mean(str(network), NETWORKS)
             raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.{hint}")
         if balance not in get_args(Balance):
             raise HTTError(f"model.balance is {balance!r}; it must be one of {', '.join(get_args(Balance))}.")

@@ -88,12 +88,14 @@ def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
                 again = timm.create_model(name, pretrained=True, features_only=True, **arguments)
             # timm says nothing of weights that a file lacks. They are random, and so no two times the same.
             pairs = zip(model.named_parameters(), again.parameters(), strict=True)
-            if random := [key for (key, value), other in pairs if not value.equal(other)]:
+            if random := [key for (key, value), other in pairs if not (value.equal(other) and value.isfinite().all())]:
                 raise ValueError(f"the file lacks {len(random)} weights, or they are not finite, such as {random[0]}")
         return model
     except Exception as error:  # timm, hub clients and file readers raise a different one for every mishap
         if not pretrained:
-            raise HTTError(f"timm cannot build backbone {name!r} with {arguments}: {error}") from error
+            raise HTTError(
+                f"timm cannot build backbone {name!r} with {arguments}, see model.backbone_options: {error}"
+            ) from error
         origin = f"from {pretrained}" if isinstance(pretrained, str) else "from timm's hub"
         raise HTTError(
             f"The weights of backbone {name!r} could not be loaded {origin}: {type(error).__name__}: {error}\n"

@@ -27,6 +27,25 @@ STRIDE = 32
 """Images are padded to multiples of this: the coarsest stride, and twice a single-scale one, which attention halves."""
 
 
+MOST = 2**16
+"""More channels, or more pixels between two taps, than any network has: such a number is a mistake, or damage."""
+
+
+def refuse_unusable(token_dim: Any, dropout: Any, dilations: Any, reduction: Any = 1) -> None:
+    """Look at the sizes of a network before anything is built from them, as a damaged checkpoint may have any.
+
+    Raises:
+        HTTError: One is no number of its kind; the message names it.
+    """
+    several = dilations if isinstance(dilations, list | tuple) else [dilations]
+    for key, values in {"token_dim": [token_dim], "dilations": several, "reduction": [reduction]}.items():
+        for value in values:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MOST:
+                raise HTTError(f"model.{key}: whole numbers from 1 to {MOST - 1} are possible, not {value!r}.")
+    if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise HTTError(f"model.dropout must be in [0, 1], not {dropout!r}.")
+
+
 class DenseNetwork(nn.Module, ABC):
     """What all networks share: normalise, pad to the stride, run the backbone, cut the padding off again.
 
@@ -57,6 +76,8 @@ class DenseNetwork(nn.Module, ABC):
         super().__init__()
         if not num_tokens:
             raise HTTError("A network needs at least one task.")
+        if not isinstance(backbone, str | nn.Module):
+            raise HTTError(f"model.backbone must be the name of a timm model, or a module, not {backbone!r}.")
         self.tasks, self.checkpointing = list(num_tokens), checkpointing
         self.backbone: Any = Backbone(backbone, pretrained, backbone_options) if isinstance(backbone, str) else backbone
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -150,6 +171,7 @@ class HTTNet(
         fine_tokens: bool = True,
         **kwargs: Any,
     ) -> None:
+        refuse_unusable(token_dim, dropout, dilations, reduction)
         num_tokens = dict(num_tokens)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
@@ -267,6 +289,7 @@ class MultiTaskNet(DenseNetwork):
         dilations: Sequence[int] = (12, 24, 36),
         **kwargs: Any,
     ) -> None:
+        refuse_unusable(token_dim, dropout, dilations)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
         self.fuse = nn.ModuleDict({task: Fusion(channels, channels[-1]) for task in num_tokens}).apply(xavier)

@@ -179,6 +179,6 @@ DATASETS = [
         Target("train.csv", [*ANY, *TEXTS, *CELLS], OPEN),
         Target("train/images/2.png", PHOTO),
         Target("train/depth/3.png", INDEX),
-    ], speaks=["is missing"]),  # a file that the damaged table names
+    ], speaks=["is missing", "Is a directory"]),  # a path that the damaged table names
     Reader("Folder, JPEG", _make_jpegs, _jpegs, [Target("train/images/2.jpg", PHOTO, OPEN, optional=True)]),
 ]  # fmt: skip

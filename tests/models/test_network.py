@@ -230,6 +230,21 @@ def test_dilations_of_the_pyramid_pooling_can_be_chosen(kind):
         assert net(torch.rand(2, 3, 32, 32))["depth"].logits.shape == (2, 5, 8, 8)
 
 
+@pytest.mark.parametrize("kind", [HTTNet, MultiTaskNet])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("token_dim", value) for value in (0, -3.5, 10**30, None, "8", True)),
+        *(("dilations", value) for value in ((0,), [[1]], (float("nan"),), (10**30,), None, "12")),
+        *(("dropout", value) for value in (-1, 1.5, float("nan"), None, "half")),
+        ("backbone", None),
+    ],
+)
+def test_arguments_that_no_network_can_be_built_from_are_named(kind, key, value):
+    with pytest.raises(HTTError, match=f"model.{key}"):
+        kind({"depth": 4}, **({"backbone": BACKBONE, "token_dim": 8} | {key: value}))
+
+
 @pytest.mark.parametrize("kind", ["htt", "multitask"])
 def test_heads_that_are_computed_twice_give_the_same_gradients_and_statistics(kind):
     image, states, gradients = torch.rand(2, 3, 64, 64), [], []
