@@ -54,35 +54,34 @@ class RunRecord(Callback):
             "stages": {},
             "ended": None,  # still running, or killed
         }
-        self._write(trainer)
+        self._write(self._folder)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that a stage has begun, or is gone on with."""
         callbacks: list[Callback] = cast(Any, trainer).callbacks
         stage = 1 + next((callback.stage for callback in callbacks if isinstance(callback, LabelDiscovery)), 0)
-        if self._record and str(stage) not in self._record["stages"]:
+        if self._folder and self._record and str(stage) not in self._record["stages"]:
             begun = f"from epoch {trainer.current_epoch}, step {trainer.global_step}, {now()}"
             self._record["stages"][str(stage)] = begun
-            self._write(trainer)
+            self._write(self._folder)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Note what has ended the run."""
-        self._end(trainer, f"{now()}, by {type(exception).__name__}")
+        self._end(f"{now()}, by {type(exception).__name__}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Note the end."""
-        self._end(trainer, now())
+        self._end(now())
 
-    def _end(self, trainer: L.Trainer, how: str) -> None:
-        if self._record:
+    def _end(self, how: str) -> None:
+        if self._folder and self._record:  # the first process alone has one
             self._record["ended"] = how
-            self._write(trainer)
+            self._write(self._folder)
         self._record = {}
 
-    def _write(self, trainer: L.Trainer) -> None:
-        if self._folder is not None and trainer.is_global_zero:
-            with atomic_path(self._folder / RECORD) as partial:
-                partial.write_text(yaml.safe_dump(self._record, sort_keys=False, width=1000), encoding="utf-8")
+    def _write(self, folder: Path) -> None:
+        with atomic_path(folder / RECORD) as partial:
+            partial.write_text(yaml.safe_dump(self._record, sort_keys=False, width=1000), encoding="utf-8")
 
 
 def now() -> str:

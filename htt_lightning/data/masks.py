@@ -130,7 +130,7 @@ def is_protocol(labels: str) -> TypeGuard[Protocol]:
 def unknown(protocol: str) -> HTTError:
     """The error that a misspelt protocol deserves."""
     hint = did_you_mean(str(protocol), get_args(Protocol), cutoff=0.3)
-    return HTTError(f"Unknown label protocol {protocol!r}: choose {', '.join(get_args(Protocol))}.{hint}")
+    return HTTError(f"data.labels: unknown label protocol {protocol!r}; choose {', '.join(get_args(Protocol))}.{hint}")
 
 
 def unable_message(path: str, task: str, names: Sequence[str]) -> str:

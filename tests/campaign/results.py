@@ -249,9 +249,8 @@ _SAID: dict[str, Any] = {
 """What a checkpoint says besides its weights, as far as it decides what is predicted."""
 _TRAINED_WITH = ("lr", "weight_decay", "power", "loss_weights", "balance", "single_task", "pretrained", "dropout")
 HYPERPARAMETERS = [
-    # What is lost may be an option that an earlier version had not: then the default counts.
-    checkpoint(f"{'.'.join(map(str, at))}: {name}",
-               VALID if name == "lost" or at[0] == "input" or at[-1] in _TRAINED_WITH else OTHER, _hyper(at, value))
+    checkpoint(f"{'.'.join(map(str, at))}: {name}", VALID if at[0] == "input" or at[-1] in _TRAINED_WITH else OTHER,
+               _hyper(at, value))
     for at in places(_SAID, 5)
     for name, value in ({"lost": KeyError} | WRONG).items()
 ]  # fmt: skip
