@@ -25,12 +25,15 @@ from htt_lightning.optimizer import adam
 from htt_lightning.output import Output
 from htt_lightning.seeds import derived_seed, run_seed
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.compared import refuse_other_tasks
 from htt_lightning.tasks.figure import delta_m
 
 M = TypeVar("M", bound=nn.Module)
 Balance = Literal["tasks", "labels", "none"]
 """What the loss of an image is multiplied by; see ``HTTModule``."""
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
+UNSEEN = ("backbone", "backbone_options", "dilations")
+"""Hyperparameters of the network that weights may fit whatever they are: no default replaces a lost one."""
 
 
 class HTTModule(L.LightningModule):
@@ -124,8 +127,8 @@ class HTTModule(L.LightningModule):
         network = self.hparams["network"]
         keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "checkpointing"]
         keys += ["reduction", "global_tokens", "fine_tokens"] if network == "htt" else []
-        arguments = {key: self.hparams[key] for key in keys}
-        net = NETWORKS[network]({task.name: task.num_tokens for task in self.tasks}, **arguments)
+        counts = {task.name: task.num_tokens for task in self.tasks}
+        net = NETWORKS[network](counts, **{key: self.hparams[key] for key in keys})
         return net.to(memory_format=torch.channels_last)  # what convolutions are fastest in
 
     def begin_anew(self, seed: int) -> None:
@@ -178,12 +181,15 @@ class HTTModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
         self._has_weights, self.input = True, checkpoint.get("input", {})
+        unknown = [key for key in UNSEEN if key in self.hparams and key not in checkpoint["hyper_parameters"]]
+        if unknown:
+            raise HTTError(f"The checkpoint was trained with {unknown[0]} that it does not hold: it is damaged.")
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise HTTError(
                 "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "
                 "resume with last.ckpt."
             )
-        self.check_tasks(checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
+        refuse_other_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As PyTorch's, but weights of another network raise an ``HTTError``."""
@@ -191,26 +197,6 @@ class HTTModule(L.LightningModule):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             raise HTTError(f"The weights of the checkpoint do not fit the network it describes: {error}") from error
-
-    def check_tasks(self, tasks: Sequence[Mapping[str, Any]], what: str) -> None:
-        """Raise an ``HTTError`` unless something was trained on tasks whose outputs mean what ours do.
-
-        Args:
-            tasks: Those it was trained on, as dicts.
-            what: What it is, for the message.
-        """
-        stored = {task["init_args"]["name"]: task for task in tasks}
-        names = [task.name for task in self.tasks]
-        if list(stored) != names:
-            raise HTTError(f"{what} was trained on {', '.join(stored)}, not {', '.join(names)}; set data.tasks.")
-        for task in self.tasks:
-            for key, value in task.meaning.items():
-                trained = stored[task.name]["init_args"].get(key)
-                if trained != value:
-                    raise HTTError(
-                        f"{what} was trained with {key} {trained} of task {task.name}, not {value}; give the "
-                        "task in data.tasks the settings it was trained with."
-                    )
 
     def on_train_start(self) -> None:
         """Take the learning rate from the schedule: a resumed run may be given more epochs than it was begun with."""

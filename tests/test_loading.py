@@ -17,6 +17,7 @@ from htt_lightning.callbacks.teachers import read_teacher
 from htt_lightning.errors import HTTError
 from htt_lightning.files import read_checkpoint
 from htt_lightning.loading import load_module
+from htt_lightning.module import UNSEEN
 from tests.conftest import ROOT
 
 IMAGE = (2 * np.indices((40, 56)).sum(0))[..., None].repeat(3, -1).astype(np.uint8)
@@ -64,3 +65,12 @@ def test_the_message_names_the_file_where_its_parts_do_not_fit(released):
     torch.save(stored, released)
     with pytest.raises(HTTError, match=r"discovery\.teacher: the weights of .*version_0\.1\.0\.ckpt do not fit"):
         load_module(released, "discovery.teacher")
+
+
+@pytest.mark.parametrize("key", UNSEEN)
+def test_a_lost_hyperparameter_that_weights_do_not_tell_is_not_replaced_by_its_default(released, key):
+    checkpoint = torch.load(released, weights_only=True)
+    del checkpoint["hyper_parameters"][key]
+    torch.save(checkpoint, released)
+    with pytest.raises(HTTError, match=rf"version_0\.1\.0\.ckpt .*{key}"):
+        load_module(released, "--ckpt_path")

@@ -8,6 +8,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.loading import load_module, rebuilt
 from htt_lightning.models import DenseNetwork
 from htt_lightning.module import HTTModule
+from htt_lightning.tasks.compared import refuse_other_tasks
 
 
 def copy_of(module: HTTModule) -> HTTModule:
@@ -41,7 +42,7 @@ def read_teacher(path: str, student: HTTModule) -> HTTModule:
         HTTError: It is missing or damaged, or has other tasks, classes or widths, or no tokens.
     """
     teacher = load_module(path, "discovery.teacher", type(student))
-    student.check_tasks(teacher.hparams["tasks"], f"The teacher {path}")
+    refuse_other_tasks(student.tasks, teacher.hparams["tasks"], f"The teacher {path}")
     width, ours = teacher.hparams["token_dim"], student.hparams["token_dim"]
     if width != ours:
         raise HTTError(f"The teacher {path} has token_dim {width}, the student {ours}; they must be equal.")
