@@ -22,7 +22,7 @@ test-minimum:  ## run the tests with the lowest versions of dependencies that py
 	$(PYTHON) .ci/minimum.py > .venv-minimum/constraints.txt
 	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint .venv-minimum/constraints.txt --editable '.[test]'
-	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadfile -m ''
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadfile $(OPTIONS)
 
 audit: .venv/installed  ## known vulnerabilities of what is installed; asks a service on the internet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("export", "test")
+EXTRAS = ("export", "report", "test")
 """Those that the tests need."""
 
 

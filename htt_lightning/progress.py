@@ -19,7 +19,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T
         total: Their number, where they do not know it.
     """
     console = Console(stderr=True)
-    return progress.track(items, what, total, console=console, transient=True, disable=not console.is_terminal)
+    return progress.track(items, what, total, console=console, transient=True) if console.is_terminal else items
 
 
 @contextmanager

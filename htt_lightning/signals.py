@@ -41,9 +41,11 @@ def agree_on_sigterm(trainer: Any) -> None:
         connector.received_sigterm = trainer.state.fn != "fit" or trainer.world_size == 1
 
     def agree() -> None:
+        nonlocal noted
         any_noted = torch.tensor([float(noted)], device=trainer.strategy.root_device)
         dist.all_reduce(any_noted, dist.ReduceOp.MAX)
         if any_noted.item():
+            noted = False  # the trainer may be asked to run again
             raise SIGTERMException
 
     connector._sigterm_notifier_fn = note

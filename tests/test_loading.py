@@ -20,6 +20,7 @@ from htt_lightning.loading import load_module
 from htt_lightning.module import UNSEEN
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")  # by 2.6.6
 IMAGE = (2 * np.indices((40, 56)).sum(0))[..., None].repeat(3, -1).astype(np.uint8)
 EXPECTED = {
     "depth": [3.783749580383301, 3.7654104232788086, 3.7636542320251465, 3.7625691890716553, 3.762666702270508],

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from email import message_from_string
@@ -41,6 +42,17 @@ def wheel(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The source distribution, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    run("-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (path,) = folder.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"htt_lightning-{PROJECT['version']}"
+
+
+@pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """A folder that holds the wheel's content alone."""
     target = tmp_path_factory.mktemp("installed")
@@ -59,6 +71,17 @@ def test_the_wheel_carries_everything_the_package_reads(wheel):
     assert len(configs) >= 2
     assert sources | data | configs <= names
     assert {name.split("/")[0] for name in names} == {"htt_lightning", f"htt_lightning-{PROJECT['version']}.dist-info"}
+
+
+def test_the_source_distribution_makes_the_same_wheel_and_brings_its_tests(sdist, wheel, tmp_path):
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, sdist, cwd=tmp_path)
+    with zipfile.ZipFile(tmp_path / wheel.name) as ours, zipfile.ZipFile(wheel) as theirs:
+        contents = [{name: archive.read(name) for name in archive.namelist()} for archive in (ours, theirs)]
+    assert contents[0] == contents[1]
+    kept = [path.relative_to(ROOT) for folder in ("tests", "benchmarks", ".ci") for path in (ROOT / folder).rglob("*")]
+    lost = [path for path in kept if path.suffix in (".py", ".xz") and not (sdist / path).is_file()]
+    assert lost == []
+    assert (sdist / "Makefile").read_text() == (ROOT / "Makefile").read_text()
 
 
 def test_the_wheel_says_what_it_is(wheel):

@@ -209,8 +209,9 @@ def opened(path: Path, form: Form, whole: bool = True) -> Iterator[Image.Image]:
             head = stored.read(26)
             png, file = head.startswith(SIGNATURE), cast(IO[bytes], stored)
             if png and whole:
-                file = BytesIO(head + stored.read())  # read once, for the checksums and for Pillow
-                refuse_changed_png(file.getbuffer()[len(SIGNATURE) :])
+                content = head + stored.read()  # read once, for the checksums and for Pillow
+                refuse_changed_png(memoryview(content)[len(SIGNATURE) :])
+                file = BytesIO(content)
             if form is Form.ANY:
                 file.seek(0)
                 with Image.open(file) as image:

@@ -192,7 +192,7 @@ class HTTNet(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "HTTNet":
-        """The network in a folder of ``save_pretrained``, or in a repository of the hub.
+        """The network in a folder of ``save_pretrained``, or in a repository of the hub, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: The folder, or the name of the repository.
@@ -205,6 +205,7 @@ class HTTNet(
         try:
             net: HTTNet = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
             refuse_infinite(net.state_dict())
+            net.eval()  # as the hub's newer releases do
             return net
         except Exception as error:  # files of other kinds, the hub and its cache fail in many ways
             raise HTTError(

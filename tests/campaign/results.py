@@ -80,7 +80,7 @@ def archived(name: str, what: str, change: Callable[[dict[str, np.ndarray]], Non
             arrays = dict(archive)
         change(arrays)
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=True, **arrays)
+        np.savez(buffer, **arrays)
         put(path, buffer.getvalue())
 
     return Damage(name, what, apply)

@@ -76,7 +76,7 @@ def test_rows_in_any_order_are_images_in_natural_order(root):
         ([["train/images/1.png", "/etc/passwd", "x", "x"]], None, "line 2: '/etc/passwd' must be relative"),
         ([["train/images/1.png", "link.png", "x", "x"]], None, r"line 2: 'link\.png' leads out of"),
         ([["train/images/1.png", "out/outside.png", "x", "x"]], None, r"line 2: 'out/outside\.png' leads out of"),
-        ([["train/images/1.png", "circle/a.png", "x", "x"]], None, "leads out of|is missing"),
+        ([["train/images/1.png", "circle/a.png", "x", "x"]], None, "leads out of|is missing|many levels of"),
         ([["train/images/1.png", "a\0b", "x", "x"]], None, "leads out of|cannot be read"),
     ],
 )
