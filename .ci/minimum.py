@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("export", "report", "test")
+EXTRAS = ("export", "report", "notebooks", "test")
 """Those that the tests need."""
 
 

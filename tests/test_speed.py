@@ -107,6 +107,7 @@ def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11 and 2.12, of itself
 def test_network_losses_and_discovery_compile_in_one_piece():
     tasks = tiny_data().tasks
     module, images = module_of(tasks, torch.float32, 0), torch.rand(2, 3, *SIZE)
