@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import lightning as L
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
@@ -113,7 +115,8 @@ class HTTCLI(LightningCLI):
     def _set_seed(self) -> None:
         """Seed whatever draws numbers."""
         if self.subcommand not in ALONE:
-            super()._set_seed()
+            with named("seed_everything"):
+                super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Leave the settings of tasks that nobody has given to the dataset; images alone get the checkpoint's."""
@@ -133,7 +136,8 @@ class HTTCLI(LightningCLI):
         asked = self._get(self.config, "trainer.enable_progress_bar")
         if asked is None and not Console().is_terminal:
             kwargs["enable_progress_bar"] = False
-        return super().instantiate_trainer(**kwargs)
+        with named("trainer"):
+            return super().instantiate_trainer(**kwargs)
 
     def instantiate_classes(self) -> None:
         """Build everything, but for ``check`` and others that fetch no weights and ask for no device."""
@@ -153,8 +157,19 @@ class HTTCLI(LightningCLI):
         HTTTrainer.check(built.data, config.out, config.overwrite, config.images)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and keep the words of the command line."""
+        """Parse, and keep the words of the command line.
+
+        What the parser takes for options, and so would pass over or stumble upon later, is refused first.
+        """
         self.words = sys.argv[1:] if args is None else [str(word) for word in cast(Sequence[str], args)]
+        command = self._subcommand_parsers.get(self.words[0]) if self.words else None
+        groups = set(command.groups or ()) - {"data"} if command else set()
+        for path, options in stated_configs(self.words):
+            for key in groups & set(options):
+                if not isinstance(value := options[key], dict | str):
+                    raise HTTError(
+                        f"--config {path}: {key} is {value!r}; give it options, {key}: {{...}}, or leave it out"
+                    )
         super().parse_arguments(parser, args)
 
 
@@ -205,26 +220,40 @@ def existing_config(name: str) -> str:
     return path
 
 
+@contextmanager
+def named(option: str) -> Iterator[None]:
+    """Blame an option, or a group of them, for what Lightning has to say of its values."""
+    try:
+        yield
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise HTTError(f"{option}: {error}") from error
+
+
+def stated_configs(words: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The configs among the words of a command line, and what they hold; of broken ones, the parser will say so."""
+    for place, word in enumerate(words):
+        key, _, value = word.partition("=")
+        if key in ("--config", "-c") and (path := value or "".join(words[place + 1 : place + 2])):
+            try:
+                options = yaml.safe_load(Path(path).read_text())
+            except UnicodeDecodeError as error:  # which the parser would raise bare
+                raise HTTError(f"--config {path} is no text ({error}).") from error
+            except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError):
+                continue
+            if isinstance(options, dict):
+                yield path, options
+
+
 def names_data(words: Sequence[str]) -> bool:
     """Whether words of the command line, or a config among them, say which dataset to use.
 
     The embedded scenes are what is used otherwise. They cannot simply be the parser's default, as it would carry
     their image and batch size over to any other dataset.
     """
-    for place, word in enumerate(words):
-        key, _, value = word.partition("=")
-        if key in ("--data", "--data.class_path"):
-            return True
-        if key in ("--config", "-c"):
-            try:
-                data = yaml.safe_load(Path(value or words[place + 1]).read_text())["data"]
-            except UnicodeDecodeError as error:  # which the parser would raise bare
-                raise HTTError(f"--config {value or words[place + 1]} is no text ({error}).") from error
-            except (OSError, IndexError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
-                continue  # if anything is wrong with it, the parser will say so
-            if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
-                return True
-    return False
+    if any(word.partition("=")[0] in ("--data", "--data.class_path") for word in words):
+        return True
+    stated = (options.get("data") for _, options in stated_configs(words))
+    return any(isinstance(data, str) or (isinstance(data, dict) and "class_path" in data) for data in stated)
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:

@@ -69,7 +69,7 @@ COMMANDS = [
         lambda root: write_yaml(CONFIG, root / "run.yaml"),
         read_config,
         [Target("run.yaml", [*ANY, *TEXTS, *nested(CONFIG, write_yaml, 4)], OPEN)],
-        speaks=("config", "key", "model.", "data", "option", "discovery."),
+        speaks=("config", "key", "model.", "data", "option", "discovery.", "trainer:"),
         slow=True,
     )
 ]

@@ -28,12 +28,11 @@ from tests.campaign.reader import Reader, Target
 LIMIT = 30
 """Seconds that a reader may take for a case."""
 
-SAME, REFUSED, UNSEEN, FOREIGN, FAULT = "as if whole", "refused by name", "other content", "Lightning's", "faults"
-"""What can come of a case. Other content is none that the format could notice; Lightning's are tracebacks of its
-own, or of its parser's, for configs that it lets pass."""
+SAME, REFUSED, UNSEEN, FAULT = "as if whole", "refused by name", "other content", "faults"
+"""What can come of a case. Other content is none that the format could notice."""
 
 
-KINDS = (SAME, REFUSED, UNSEEN, FOREIGN, FAULT)
+KINDS = (SAME, REFUSED, UNSEEN, FAULT)
 
 ABSENT = ("missing", "a folder")
 """What leaves no file."""
@@ -140,8 +139,6 @@ def attempt(reader: Reader, target: Target, damage: Damage, root: Path, expected
         if isinstance(error, KeyboardInterrupt):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
-        if reader.name == "YAML config" and {"lightning", "jsonargparse"} & set(Path(where.filename).parts):
-            return FOREIGN, repr(error)
         return FAULT, f"BARE {type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
     if read == expected:
         return SAME, ""

@@ -299,6 +299,8 @@ def test_a_crop_without_people_has_no_human_parts():
         {"max_class_share": 0},
         {"flip": 1.1},
         {"colour": -0.1},
+        {"scale": None},
+        {"flip": None},
     ],
 )
 def test_augmentation_out_of_range_is_refused_by_name(wrong):
