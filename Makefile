@@ -17,7 +17,7 @@ lint: .venv/installed  ## style, types, secrets left in files (MD5 sums are none
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '"[0-9a-f]{32}"'
 
-test-minimum:  ## run the tests with the lowest versions of dependencies that pyproject.toml admits
+test-minimum:  ## run the tests with the lowest versions that pyproject.toml admits; all have wheels for Python 3.11
 	$(PYTHON) -m venv .venv-minimum
 	$(PYTHON) .ci/minimum.py > .venv-minimum/constraints.txt
 	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \

@@ -1,17 +1,15 @@
 """One program under three names: ``lightning``, ``htt`` and ``python -m htt_lightning``."""
 
-import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, cast
 
 import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
@@ -37,6 +35,7 @@ from htt_lightning.files import read_hyperparameters
 from htt_lightning.hints import HintingParser
 from htt_lightning.info import info
 from htt_lightning.module import HTTModule
+from htt_lightning.refusals import mendable, named, refuse_bare, refuse_null
 from htt_lightning.report import report
 from htt_lightning.signals import status_of
 from htt_lightning.trainer import HTTTrainer
@@ -48,10 +47,15 @@ GIVEN: dict[str, dict[str, Any]] = {
     "info": {"run": {"nargs": "?", "metavar": "RUN", "help": "Folder of a run, such as runs/version_0."}},
 }
 """Their arguments that come without the name of an option."""
-
-
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-"""Of system errors, those that whoever runs a command can mend."""
+CALLBACKS: dict[str, type[L.Callback]] = {
+    "discovery": LabelDiscovery,
+    "guard": NumericalGuard,
+    "checkpoint": ModelCheckpoint,
+    "panel": PredictionPanel,
+    "discovery_panel": DiscoveryPanel,
+    "results": ResultsTable,
+}
+"""Those of every run, by what their options are called."""
 
 
 class HTTCLI(LightningCLI):
@@ -60,12 +64,8 @@ class HTTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what two places need, and set up the callbacks of every run under keys of their own."""
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
-        parser.add_lightning_class_args(LabelDiscovery, "discovery")
-        parser.add_lightning_class_args(NumericalGuard, "guard")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(PredictionPanel, "panel")
-        parser.add_lightning_class_args(DiscoveryPanel, "discovery_panel")
-        parser.add_lightning_class_args(ResultsTable, "results")
+        for key, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, key)
         # The last epoch is what is reported (contracts.md, Stages): one file, replaced after every epoch.
         parser.set_defaults({"checkpoint.filename": "last", "checkpoint.enable_version_counter": False})
 
@@ -157,20 +157,17 @@ class HTTCLI(LightningCLI):
         HTTTrainer.check(built.data, config.out, config.overwrite, config.images)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and keep the words of the command line.
-
-        What the parser takes for options, and so would pass over or stumble upon later, is refused first.
-        """
+        """Parse, keep the words of the command line, and refuse what the parser lets pass to stumble upon it later."""
         self.words = sys.argv[1:] if args is None else [str(word) for word in cast(Sequence[str], args)]
-        command = self._subcommand_parsers.get(self.words[0]) if self.words else None
-        groups = set(command.groups or ()) - {"data"} if command else set()
-        for path, options in stated_configs(self.words):
-            for key in groups & set(options):
-                if not isinstance(value := options[key], dict | str):
-                    raise HTTError(
-                        f"--config {path}: {key} is {value!r}; give it options, {key}: {{...}}, or leave it out"
-                    )
-        super().parse_arguments(parser, args)
+        with named("--config or an option"):
+            super().parse_arguments(parser, args)
+        if (command := self.config.get("subcommand")) and command not in ALONE:
+            given, groups = self.config[command], set(self._parser(command).groups or ()) - {command, "data"}
+            refuse_bare(given, groups)
+            for key, kind in ({"model": HTTModule} | CALLBACKS).items():
+                refuse_null(kind, given.get(key), key)
+            if isinstance(data := given.get("data"), Namespace):
+                refuse_null(resolve_name(data.class_path), data.get("init_args"), "data")
 
 
 def described_tasks(data: Namespace) -> Iterator[Namespace]:
@@ -220,40 +217,26 @@ def existing_config(name: str) -> str:
     return path
 
 
-@contextmanager
-def named(option: str) -> Iterator[None]:
-    """Blame an option, or a group of them, for what Lightning has to say of its values."""
-    try:
-        yield
-    except (ValueError, TypeError, MisconfigurationException) as error:
-        raise HTTError(f"{option}: {error}") from error
-
-
-def stated_configs(words: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The configs among the words of a command line, and what they hold; of broken ones, the parser will say so."""
-    for place, word in enumerate(words):
-        key, _, value = word.partition("=")
-        if key in ("--config", "-c") and (path := value or "".join(words[place + 1 : place + 2])):
-            try:
-                options = yaml.safe_load(Path(path).read_text())
-            except UnicodeDecodeError as error:  # which the parser would raise bare
-                raise HTTError(f"--config {path} is no text ({error}).") from error
-            except (OSError, ValueError, RecursionError, TypeError, yaml.YAMLError):
-                continue
-            if isinstance(options, dict):
-                yield path, options
-
-
 def names_data(words: Sequence[str]) -> bool:
     """Whether words of the command line, or a config among them, say which dataset to use.
 
     The embedded scenes are what is used otherwise. They cannot simply be the parser's default, as it would carry
     their image and batch size over to any other dataset.
     """
-    if any(word.partition("=")[0] in ("--data", "--data.class_path") for word in words):
-        return True
-    stated = (options.get("data") for _, options in stated_configs(words))
-    return any(isinstance(data, str) or (isinstance(data, dict) and "class_path" in data) for data in stated)
+    for place, word in enumerate(words):
+        key, _, value = word.partition("=")
+        if key in ("--data", "--data.class_path"):
+            return True
+        if key in ("--config", "-c"):
+            try:
+                data = yaml.safe_load(Path(value or words[place + 1]).read_text())["data"]
+            except UnicodeDecodeError as error:  # which the parser would raise bare
+                raise HTTError(f"--config {value or words[place + 1]} is no text ({error}).") from error
+            except (OSError, IndexError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
+                continue  # if anything is wrong with it, the parser will say so
+            if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
+                return True
+    return False
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
@@ -318,28 +301,3 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         # A loader process wraps the message in its traceback; the last line that names the error begins the message.
         sys.exit("error: " + str(culprit).rpartition("HTTError: ")[2].strip())
-
-
-def mendable(error: BaseException | None) -> HTTError | None:
-    """The error of ours that an exception comes from: the parser wraps those of the classes it builds.
-
-    Weights & Biases' own, as when nobody is logged in or its server cannot be reached, become one that says what to do;
-    and so do weights that do not fit, as those of another version, and a place that the system does not let a run use.
-    """
-    while error:
-        if isinstance(error, HTTError):
-            return error
-        if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
-            return HTTError(
-                f"{error.filename}: {error.strerror}; choose another place, or make room or permission there."
-            )
-        if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
-            first = " ".join(str(error).split()[:40])
-            return HTTError(f"The weights of the checkpoint do not fit the network it describes: {first} ...")
-        if type(error).__module__.startswith("wandb.errors"):  # by name: the package is imported by its logger alone
-            return HTTError(
-                f"Weights & Biases: {error}\nLog in with `wandb login`, or go without its server: "
-                "--trainer.logger.offline true (or WANDB_MODE=offline), and `wandb sync` uploads the run later."
-            )
-        error = error.__cause__ or error.__context__
-    return None

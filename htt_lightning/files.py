@@ -141,6 +141,13 @@ def refuse_infinite(state: Mapping[str, Tensor]) -> None:
             raise ValueError(f"its weight {name} is not finite")
 
 
+def refuse_lost(hyperparameters: Mapping[str, Any]) -> None:
+    """Raise an ``HTTError`` where one of the network's is missing that weights may fit whatever it is."""
+    for key in ("backbone", "backbone_options", "dilations"):
+        if key not in hyperparameters:
+            raise HTTError(f"it is damaged: its hyperparameter {key} is lost, and weights do not tell it")
+
+
 def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
     """A checkpoint of this library, with tasks that can be built and finite weights, which stay on disk.
 
@@ -161,6 +168,7 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
                 raise ValueError(f"its task {task.name!r} has no name, class or bin")
         if not tasks or not all(described["init_args"]["name"] for described in tasks):
             raise KeyError("tasks")
+        refuse_lost(checkpoint["hyper_parameters"])
         refuse_infinite(checkpoint["state_dict"])
     except HTTError as error:
         raise HTTError(f"{argument}: {path}: {error}") from error

@@ -16,6 +16,7 @@ from htt_lightning.checkpoints import write_whole
 from htt_lightning.data.sample import Batch, labeled_rows
 from htt_lightning.discovery import Discovery
 from htt_lightning.errors import HTTError, did_you_mean
+from htt_lightning.files import refuse_lost
 from htt_lightning.inference import predict_maps
 from htt_lightning.losses import SUPERVISED, Term
 from htt_lightning.metrics import MeanLoss
@@ -32,8 +33,6 @@ M = TypeVar("M", bound=nn.Module)
 Balance = Literal["tasks", "labels", "none"]
 """What the loss of an image is multiplied by; see ``HTTModule``."""
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
-UNSEEN = ("backbone", "backbone_options", "dilations")
-"""Hyperparameters of the network that weights may fit whatever they are: no default replaces a lost one."""
 
 
 class HTTModule(L.LightningModule):
@@ -181,9 +180,7 @@ class HTTModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
         self._has_weights, self.input = True, checkpoint.get("input", {})
-        unknown = [key for key in UNSEEN if key in self.hparams and key not in checkpoint["hyper_parameters"]]
-        if unknown:
-            raise HTTError(f"The checkpoint was trained with {unknown[0]} that it does not hold: it is damaged.")
+        refuse_lost(checkpoint["hyper_parameters"])
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise HTTError(
                 "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "

@@ -41,13 +41,17 @@ def agree_on_sigterm(trainer: Any) -> None:
         connector.received_sigterm = trainer.state.fn != "fit" or trainer.world_size == 1
 
     def agree() -> None:
-        nonlocal noted
         any_noted = torch.tensor([float(noted)], device=trainer.strategy.root_device)
         dist.all_reduce(any_noted, dist.ReduceOp.MAX)
         if any_noted.item():
-            noted = False  # the trainer may be asked to run again
             raise SIGTERMException
 
+    def register() -> None:
+        nonlocal noted
+        noted = False  # as Lightning does with its own flag, when a run begins
+        registers()
+
+    registers, connector.register_signal_handlers = connector.register_signal_handlers, register
     connector._sigterm_notifier_fn = note
     loop._broadcast_sigterm_tensor = agree  # which Lightning calls before every step of several processes
 

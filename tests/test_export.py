@@ -86,7 +86,6 @@ def test_onnx_equals_the_network_at_any_batch_and_size_and_says_what_it_is(modul
     assert sorted(path.name for path in Path().iterdir()) == ["net.onnx"]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11 and 2.12, of what they have saved
 @torch.no_grad()
 def test_an_exported_program_equals_the_network_with_tokens(tmp_path):

@@ -8,8 +8,9 @@ import torch
 from jsonargparse import capture_parser
 from torch import nn
 
-from htt_lightning.cli import main, mendable, spelled_out
+from htt_lightning.cli import main, spelled_out
 from htt_lightning.errors import HTTError
+from htt_lightning.refusals import mendable
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Nothing from outside is trusted with code, and no name from outside leads out of its folder."""
 
 import ast
+import contextlib
 import sys
 
 import numpy as np
@@ -13,11 +14,13 @@ from htt_lightning.data.completed import CompletedDataset
 from htt_lightning.data.nyud40 import NYUD40
 from htt_lightning.data.pascal_context import PASCALContext
 from htt_lightning.errors import HTTError
+from htt_lightning.models.backbone import Backbone
 from htt_lightning.tasks import Task
 from tests.campaign.damage import MARKER, Bomb
 from tests.conftest import ROOT
 from tests.data import folder_tree, pascal_tree, test_nyud40
 from tests.data.folder_tree import COLUMNS, LABELLED, rows_of, write_table
+from tests.tiny import BACKBONE
 
 PICKLES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pandas")
 SHELLS = ("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn", "pty.spawn", "subprocess.get")
@@ -154,3 +157,13 @@ def test_no_list_of_ids_leads_anywhere(tmp_path, name):
             file.write(f"{name}\n")
         with pytest.raises(HTTError, match=r"train\.txt lists .*, which is no image id"):
             kind(root, "train")
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_path": "bomb.pth"}, {"pretrained_cfg_overlay": {"file": "bomb.pth"}}])
+@pytest.mark.parametrize("pretrained", [False, True, "bomb.pth"])
+def test_no_option_of_a_backbone_has_a_pickle_run(tmp_path, options, pretrained):
+    """Such options may come from a checkpoint, too."""
+    torch.save(Bomb(), "bomb.pth")
+    with contextlib.suppress(HTTError):  # without a use for the file, there is nothing to refuse
+        Backbone(BACKBONE, pretrained, options)
+    assert not (tmp_path / MARKER).exists()

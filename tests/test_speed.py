@@ -106,7 +106,6 @@ def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain
         assert_close(value.grad, gradients[name], tolerance, largest)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11 and 2.12, of itself
 def test_network_losses_and_discovery_compile_in_one_piece():
     tasks = tiny_data().tasks

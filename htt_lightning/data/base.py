@@ -70,9 +70,6 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         discovered: str | None = None,
     ) -> None:
         super().__init__()
-        # Parsers let null pass for any type.
-        if None in (batch_size, num_workers, labels):
-            raise HTTError("data.batch_size, data.num_workers and data.labels cannot be null: leave them out instead.")
         if batch_size < 1 or num_workers < 0:
             raise HTTError(
                 f"data.batch_size must be at least 1 and data.num_workers at least 0, not {batch_size}, {num_workers}."

@@ -62,7 +62,7 @@ class Augment:
     def __post_init__(self) -> None:
         """Refuse what no image could be augmented with."""
         if unset := [key for key, value in vars(self).items() if value is None and key != "crop"]:
-            raise HTTError(f"augment.{unset[0]} cannot be null: leave it out instead")
+            raise HTTError(f"augment.{unset[0]} cannot be null: leave it out for its default")
         rules = {
             "scale": (0 < self.scale[0] <= self.scale[1] < float("inf"), "two positive factors, the smaller first"),
             "scale_choices": (all(0 < factor < float("inf") for factor in self.scale_choices), "positive factors"),

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.files import read_weights, refuse_changed
+from htt_lightning.files import refuse_changed
 
 PYRAMID = (4, 8, 16, 32)
 """Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""
@@ -81,8 +81,7 @@ def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
         arguments["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
         if isinstance(pretrained, str):
-            # timm would run what a pickle says.
-            (refuse_changed if pretrained.endswith(".safetensors") else read_weights)(pretrained)
+            refuse_changed(pretrained)
         model = timm.create_model(name, pretrained=bool(pretrained), features_only=True, **arguments)
         if isinstance(pretrained, str):
             with torch.random.fork_rng(devices=[]):

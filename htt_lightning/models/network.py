@@ -214,6 +214,13 @@ class HTTNet(
             ) from error
 
     @classmethod
+    def _from_pretrained(cls, **arguments: Any) -> "HTTNet":
+        if "dilations" not in arguments:  # which weights of any others fit
+            raise ValueError("config.json has lost dilations")
+        net: HTTNet = super()._from_pretrained(**arguments)
+        return net
+
+    @classmethod
     def from_released(
         cls, checkpoint: str | Path, backbone: str | nn.Module = "resnet18", tokens: Tensor | None = None, **kwargs: Any
     ) -> "HTTNet":

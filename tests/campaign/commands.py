@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "seed_everything": 0,
     "trainer": {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False},
     "model": {"backbone": BACKBONE, "token_dim": 8, "lr": 0.001, "single_task": {"depth": 0.5, "semseg": 30.0}},
-    "discovery": {"stages": 1, "thresholds": {"depth": 0.9}},
+    "discovery": {"stages": 1, "thresholds": {"depth": 0.9}, "terms": {"prediction": 1.0}},
     "data": {
         "class_path": "SyntheticDataModule",
         "init_args": {
@@ -69,7 +69,7 @@ COMMANDS = [
         lambda root: write_yaml(CONFIG, root / "run.yaml"),
         read_config,
         [Target("run.yaml", [*ANY, *TEXTS, *nested(CONFIG, write_yaml, 4)], OPEN)],
-        speaks=("config", "key", "model.", "data", "option", "discovery.", "trainer:"),
+        speaks=("config", "key", "model.", "data.", "augment.", "option", "discovery.", "trainer:"),
         slow=True,
     )
 ]

@@ -222,8 +222,11 @@ def make_pretrained(root: Path) -> None:
 
 
 def read_pretrained(root: Path) -> Values:
-    """Its weights."""
-    return HTTNet.from_pretrained(root / "net").state_dict()
+    """Its weights, and what it sees."""
+    net = HTTNet.from_pretrained(root / "net")
+    with torch.no_grad():
+        seen = net(torch.from_numpy(PHOTO / np.float32(255)).permute(2, 0, 1)[None])
+    return {**net.state_dict(), **{f"seen {task}": output.logits for task, output in seen.items()}}
 
 
 def make_backbone(root: Path) -> None:

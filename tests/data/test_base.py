@@ -121,7 +121,6 @@ def test_the_labels_of_a_run_are_told_as_it_begins(tree, tmp_path, caplog):
         ({"tasks": []}, r"data\.tasks is empty"),
         ({"tasks": "depth,depth"}, "twice"),
         ({"batch_size": 0}, "batch_size"),
-        *(({key: None}, rf"data\.{key}.* null") for key in ("batch_size", "num_workers", "labels")),
         ({"batch_size": 10}, "do not fill one batch of 10"),
         ({"root": "nowhere"}, "nowhere"),
     ],
