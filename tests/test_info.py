@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from htt_lightning import __version__
+from htt_lightning import HTTModule, __version__
 from htt_lightning import info as module
 from htt_lightning.cli import main
 from htt_lightning.errors import HTTError
 from htt_lightning.info import info
 from htt_lightning.tasks import Depth
 from tests.report.folders import fitted_run, scored_run
+from tests.tiny import BACKBONE
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,8 @@ def test_a_run_is_described(capsys):
     run = fitted_run(Path("runs/version_0"), {"semseg/miou": 12.345, "depth/abs_err": None}, labels="full", seed=4)
     scored_run(Path("runs/version_0/nested"), {"semseg/miou": 99.0}, None)
     (run / "checkpoints").mkdir()
-    stored = {"hyper_parameters": {"tasks": [Depth().to_config()]}, "state_dict": {}, "global_step": 70, "epoch": 3}
+    described = dict(HTTModule([Depth()], backbone=BACKBONE, token_dim=8).hparams)
+    stored = {"hyper_parameters": described, "state_dict": {}, "global_step": 70, "epoch": 3}
     torch.save(stored | {"callbacks": {"LabelDiscovery": {"stage": 1}}}, run / "checkpoints" / "last.ckpt")
     torch.save(stored | {"global_step": 35}, run / "checkpoints" / "stage_1.ckpt")
     info("runs/version_0")

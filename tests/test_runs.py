@@ -4,10 +4,12 @@ import pytest
 import torch
 import yaml
 
+from htt_lightning import HTTModule
 from htt_lightning.errors import HTTError
 from htt_lightning.runs import flat, found_results, labels_name, read_run, settings_of, training_of
 from htt_lightning.tasks import Depth
 from tests.report.folders import config_of, fitted_run, scored_run
+from tests.tiny import BACKBONE
 
 MASK = {"format": 1, "protocol": "one-label", "seed": 3, "origin": None, "tasks": [], "labels": {}}
 
@@ -73,10 +75,8 @@ def test_a_test_without_a_note_of_the_training_is_told_apart_by_its_checkpoint(t
 
 def checkpoint(path, **noted):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {"hyper_parameters": {"tasks": [Depth().to_config()]}, "state_dict": {}, "global_step": 7, "epoch": 0, **noted},
-        path,
-    )
+    described = dict(HTTModule([Depth()], backbone=BACKBONE, token_dim=8).hparams)
+    torch.save({"hyper_parameters": described, "state_dict": {}, "global_step": 7, "epoch": 0, **noted}, path)
     return path
 
 
