@@ -74,7 +74,9 @@ def _channels_last(model: Any) -> bool:
 def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
     if not timm.is_model(name.split(".")[0].removeprefix("hf-hub:")) and ":" not in name:
         hint = did_you_mean(name, timm.list_models())
-        raise HTTError(f"Unknown backbone {name!r}: timm has no such model, see timm.list_models().{hint}")
+        raise HTTError(
+            f"Unknown backbone {name!r} (model.backbone): timm has no such model, see timm.list_models().{hint}"
+        )
     if isinstance(pretrained, str):
         if not Path(pretrained).is_file():
             raise HTTError(f"model.pretrained: there is no weights file {pretrained!r} for backbone {name!r}.")
