@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
-from htt_lightning.boundaries import count_boundaries
+from htt_lightning.metrics.boundary_matching import count_boundaries
 
 THRESHOLDS = (np.arange(1, 100) / 100).astype(np.float32)
 MAPS = 4

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from htt_lightning.data import SyntheticDataModule
-from htt_lightning.files import atomic_path
+from htt_lightning.io.files import atomic_path
 
 Row = dict[str, str | float]
 """One figure of one run."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from htt_lightning import HTTModule, Output, SyntheticDataModule
-from htt_lightning.callbacks.results import constant_scores
+from htt_lightning.callbacks.results_table import constant_scores
 
 
 class PixelLinear(nn.Module):

@@ -23,7 +23,7 @@ from PIL import Image
 
 from htt_lightning import HTTModule, ImageFolder
 from htt_lightning.callbacks import PredictionWriter
-from htt_lightning.scenes import render
+from htt_lightning.data.synthetic_scenes import render
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg, Task
 
 TASKS: list[Task] = [SemSeg(classes=tuple(map(str, range(13)))), Saliency(), Normals(), Edges(), Depth()]

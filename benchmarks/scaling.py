@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from speed import peak, timed
 
 from htt_lightning import HTTModule, SyntheticDataModule
-from htt_lightning.files import atomic_path
+from htt_lightning.io.files import atomic_path
 from htt_lightning.tasks import Depth, Task
 
 BASE = {"tasks": 3, "side": 128, "bins": 30, "batch": 2}

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from htt_lightning import HTTModule
-from htt_lightning.discovery import Discovery, Precision, Terms
-from htt_lightning.files import atomic_path
+from htt_lightning.discovery.loss import Discovery, Precision, Terms
+from htt_lightning.io.files import atomic_path
 
 Work = Callable[[], object]
 WARM_UP = 3

@@ -14,7 +14,7 @@ from htt_lightning.data import (
     PASCALContextDataModule,
     SyntheticDataModule,
 )
-from htt_lightning.discovery import Discovery, Terms, discover_task
+from htt_lightning.discovery.loss import Discovery, Terms, discover_task
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule

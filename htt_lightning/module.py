@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
-from htt_lightning.checkpoints import write_whole
-from htt_lightning.data.sample import Batch, labeled_rows
-from htt_lightning.discovery import Discovery
+from htt_lightning.data.batch import Batch, labeled_rows
+from htt_lightning.discovery.loss import Discovery
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.files import refuse_lost
-from htt_lightning.inference import predict_maps
+from htt_lightning.io.checkpoints import write_whole
+from htt_lightning.io.files import refuse_lost
 from htt_lightning.losses import SUPERVISED, Term
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DenseNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
+from htt_lightning.models.sliding_window import predict_maps
 from htt_lightning.optimizer import adam
 from htt_lightning.output import Output
-from htt_lightning.seeds import derived_seed, run_seed
+from htt_lightning.seeding import derived_seed, run_seed
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.compared import refuse_other_tasks
-from htt_lightning.tasks.figure import delta_m
+from htt_lightning.tasks.metric_spec import delta_m
 
 M = TypeVar("M", bound=nn.Module)
 Balance = Literal["tasks", "labels", "none"]

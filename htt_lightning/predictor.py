@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from htt_lightning.data.pictures import photograph, read_photograph
-from htt_lightning.data.sample import planes
-from htt_lightning.data.sizes import Size, SizePolicy
+from htt_lightning.data.batch import planes
+from htt_lightning.data.input_size import Size, SizePolicy
 from htt_lightning.errors import HTTError
-from htt_lightning.inference import predict_maps
-from htt_lightning.loading import load_module
+from htt_lightning.io.images import photograph, read_photograph
+from htt_lightning.models.sliding_window import predict_maps
 from htt_lightning.module import HTTModule
+from htt_lightning.training.loading import load_module
 
 
 class HTTPredictor:

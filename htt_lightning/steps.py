@@ -11,14 +11,14 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.optim import Optimizer
 
-from htt_lightning.data.sample import Batch
-from htt_lightning.discovery import Discovery, Terms
+from htt_lightning.data.batch import Batch
+from htt_lightning.discovery.loss import Discovery, Terms
 from htt_lightning.errors import HTTError
-from htt_lightning.files import atomic_path, read_checkpoint
-from htt_lightning.loading import rebuilt
+from htt_lightning.io.files import atomic_path, read_checkpoint
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.discovering import Discovered
+from htt_lightning.tasks.pseudo_label import Discovered
+from htt_lightning.training.loading import rebuilt
 
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 

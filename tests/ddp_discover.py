@@ -5,9 +5,9 @@ import warnings
 
 import torch
 
-from htt_lightning.trainer import HTTTrainer
-from tests.test_trainer import FEW
+from htt_lightning.training.trainer import HTTTrainer
 from tests.tiny import tiny_data, tiny_module
+from tests.training.test_trainer import FEW
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from htt_lightning import NumericalGuard
-from tests.callbacks.test_guard import Poison, few, state
+from tests.callbacks.test_nonfinite_guard import Poison, few, state
 from tests.tiny import tiny_module, tiny_trainer
 
 

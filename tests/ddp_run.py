@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.callbacks.results import ResultsTable
-from htt_lightning.discovery import Targets
+from htt_lightning.callbacks.results_table import ResultsTable
+from htt_lightning.discovery.loss import Targets
 from tests.tiny import BACKBONE, tiny_data, tiny_trainer
 
 GLOBAL_BATCH = 4

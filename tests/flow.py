@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torchmetrics import Metric
 
-from htt_lightning.data.synthetic import SyntheticDataModule, SyntheticScenes
+from htt_lightning.data.datasets.synthetic import SyntheticDataModule, SyntheticScenes
 from htt_lightning.losses import l1
 from htt_lightning.metrics import DepthErrors
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.colours import heat
+from htt_lightning.tasks.colormap import heat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ class Programs:
     def __init__(self) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["htt_lightning.cli", "htt_lightning.export"])
+        self.context.set_forkserver_preload(["htt_lightning.cli", "htt_lightning.commands.export"])
 
     def run(
         self,

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from jsonargparse import capture_parser
 
-from htt_lightning.cli import ALONE, HTTCLI, main, names_data
+from htt_lightning.cli.main import ALONE, HTTCLI, main, names_data
 from tests.conftest import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))

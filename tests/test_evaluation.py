@@ -6,7 +6,7 @@ import torch
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from htt_lightning.tasks import Depth, SemSeg
-from htt_lightning.tasks.figure import delta_m
+from htt_lightning.tasks.metric_spec import delta_m
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 

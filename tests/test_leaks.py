@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import LabelDiscovery, NYUDDataModule
 from htt_lightning.callbacks import ResultsTable
-from htt_lightning.data.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud
 from tests.test_module import weights
 from tests.tiny import tiny_module, tiny_trainer
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import HTTModule
-from htt_lightning.data.synthetic import SyntheticScenes
+from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from htt_lightning.data.transforms import Augment
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import labeled_sum

@@ -9,17 +9,17 @@ import pytest
 import torch
 import yaml
 
-from htt_lightning.cli import main, names_data
-from htt_lightning.data.completed import CompletedDataset
-from htt_lightning.data.nyud40 import NYUD40
-from htt_lightning.data.pascal_context import PASCALContext
+from htt_lightning.cli.main import main, names_data
+from htt_lightning.data.datasets.nyud40 import NYUD40
+from htt_lightning.data.datasets.pascal_context import PASCALContext
+from htt_lightning.data.pseudo_labels import CompletedDataset
 from htt_lightning.errors import HTTError
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.tasks import Task
 from tests.campaign.damage import MARKER, Bomb
 from tests.conftest import ROOT
-from tests.data import folder_tree, pascal_tree, test_nyud40
-from tests.data.folder_tree import COLUMNS, LABELLED, rows_of, write_table
+from tests.data.datasets import folder_tree, pascal_tree, test_nyud40
+from tests.data.datasets.folder_tree import COLUMNS, LABELLED, rows_of, write_table
 from tests.tiny import BACKBONE
 
 PICKLES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pandas")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from htt_lightning import HTTModule
-from htt_lightning.discovery import Discovery, Terms, discover_task
+from htt_lightning.discovery.loss import Discovery, Terms, discover_task
 from htt_lightning.output import Output
 from tests.conftest import ROOT
 from tests.tiny import BACKBONE, tiny_data

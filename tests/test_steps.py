@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from htt_lightning import LabelDiscovery
-from htt_lightning.callbacks.guard import teachers_of
-from htt_lightning.discovery import Terms
+from htt_lightning.callbacks.nonfinite_guard import teachers_of
+from htt_lightning.discovery.loss import Terms
 from htt_lightning.errors import HTTError
 from htt_lightning.steps import keep_step, replay
 from tests.test_module import assert_same, weights

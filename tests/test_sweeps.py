@@ -10,8 +10,8 @@ import pytest
 import yaml
 from wandb import wandb_agent
 
-from htt_lightning.cli import main, packaged_config
-from htt_lightning.data.synthetic import write_nyud
+from htt_lightning.cli.main import main, packaged_config
+from htt_lightning.data.datasets.synthetic import write_nyud
 from tests.conftest import ROOT
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

@@ -1,11 +1,11 @@
 """What happens during a run besides the steps: discovery of labels, and what is shown and written."""
 
 from htt_lightning.callbacks.discovery_panel import DiscoveryPanel
-from htt_lightning.callbacks.guard import NumericalGuard
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
-from htt_lightning.callbacks.panel import PredictionPanel
+from htt_lightning.callbacks.nonfinite_guard import NumericalGuard
+from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.callbacks.prediction_writer import PredictionWriter
-from htt_lightning.callbacks.results import ResultsTable
+from htt_lightning.callbacks.results_table import ResultsTable
 from htt_lightning.callbacks.run_record import RunRecord
 
 __all__ = [

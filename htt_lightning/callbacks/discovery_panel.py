@@ -20,11 +20,11 @@ from htt_lightning.callbacks.drawing import (
     titled,
     to_picture,
 )
-from htt_lightning.data.sample import Batch
+from htt_lightning.data.batch import Batch
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE, Discovered, Task
-from htt_lightning.tasks.colours import heat
+from htt_lightning.tasks.colormap import heat
 
 CELL = 26
 """Pixels of a cell of the affinity map."""

@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from htt_lightning.data.sample import Batch
-from htt_lightning.files import atomic_path, run_directory
+from htt_lightning.data.batch import Batch
+from htt_lightning.io.files import atomic_path, run_directory
 from htt_lightning.tasks import Discovered
 
 MARGIN, TITLE = 6, 18

@@ -8,16 +8,16 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from htt_lightning.callbacks.teachers import agree, copy_of, follow, read_teacher
-from htt_lightning.data.sample import Batch
-from htt_lightning.discovery import Discovery, Precision, Targets, Terms
+from htt_lightning.data.batch import Batch
+from htt_lightning.discovery.ema import agree, copy_of, follow, read_teacher
+from htt_lightning.discovery.loss import Discovery, Precision, Targets, Terms
 from htt_lightning.errors import HTTError
-from htt_lightning.files import run_directory
-from htt_lightning.loading import rebuilt
+from htt_lightning.io.files import run_directory
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.module import HTTModule
-from htt_lightning.seeds import derived_seed
+from htt_lightning.seeding import derived_seed
 from htt_lightning.tasks import Task
+from htt_lightning.training.loading import rebuilt
 
 EMA, PREVIOUS = "ema", "previous"
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import titled, to_picture
-from htt_lightning.data.sample import Batch
-from htt_lightning.data.sizes import View
+from htt_lightning.data.batch import Batch
+from htt_lightning.data.input_size import View
 from htt_lightning.errors import HTTError, several
-from htt_lightning.files import atomic_path, refuse_existing, run_directory
+from htt_lightning.io.files import atomic_path, refuse_existing, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 

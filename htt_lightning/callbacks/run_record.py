@@ -16,9 +16,9 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
-from htt_lightning.data.partial import PartialLabels
-from htt_lightning.files import RECORD, atomic_path, run_directory
-from htt_lightning.info import versions
+from htt_lightning.commands.info import versions
+from htt_lightning.data.dataset import PartialLabels
+from htt_lightning.io.files import RECORD, atomic_path, run_directory
 
 PATIENCE = 10
 """Seconds that git may take."""

@@ -8,8 +8,8 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from htt_lightning.files import CONFIG, TRAINING, atomic_path, run_directory
-from htt_lightning.runs import training_of
+from htt_lightning.io.files import CONFIG, TRAINING, atomic_path, run_directory
+from htt_lightning.training.results import training_of
 
 
 class SaveConfig(SaveConfigCallback):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
-from htt_lightning.data.sample import Batch, Draw
+from htt_lightning.data.batch import Batch, Draw
 
 
 class EpochSampler(DistributedSampler[Draw]):

@@ -22,9 +22,9 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations
 
-from htt_lightning.data.arrays import nearest
-from htt_lightning.data.sample import Arrays, Map
+from htt_lightning.data.batch import Arrays, Map
 from htt_lightning.errors import HTTError
+from htt_lightning.io.arrays import nearest
 from htt_lightning.tasks.base import IGNORE
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from htt_lightning.boundaries import count_boundaries
+from htt_lightning.metrics.boundary_matching import count_boundaries
 from htt_lightning.metrics.pooled import Pooled, f_measure
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.files import refuse_infinite
+from htt_lightning.io.files import refuse_infinite
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.fusion import Fused, Fusion
 from htt_lightning.models.heads import HTTHead, PlainHead

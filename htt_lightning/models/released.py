@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from htt_lightning.errors import HTTError
-from htt_lightning.files import read_weights, refuse_infinite
+from htt_lightning.io.files import read_weights, refuse_infinite
 from htt_lightning.tasks.base import RELEASED_NAMES
 
 _HEAD = {

@@ -14,11 +14,11 @@ from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.errors import HTTError
 from htt_lightning.output import Output
-from htt_lightning.tasks.discovering import Discovering
-from htt_lightning.tasks.figure import Figure
 from htt_lightning.tasks.given import Given
-from htt_lightning.tasks.stored import Stored
-from htt_lightning.tasks.tally import Spread, Tally
+from htt_lightning.tasks.label_statistics import Spread, Tally
+from htt_lightning.tasks.metric_spec import Figure
+from htt_lightning.tasks.pseudo_label import Discovering
+from htt_lightning.tasks.serialization import Stored
 
 IGNORE = 255
 """The missing value of index maps (contracts.md, Batch)."""

@@ -13,10 +13,10 @@ from htt_lightning.errors import HTTError
 from htt_lightning.losses import contract, upcast
 from htt_lightning.metrics import DepthErrors
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.binned import Binned
-from htt_lightning.tasks.colours import heat
-from htt_lightning.tasks.figure import Figure
-from htt_lightning.tasks.tally import Tally
+from htt_lightning.tasks.binned_regression import Binned
+from htt_lightning.tasks.colormap import heat
+from htt_lightning.tasks.label_statistics import Tally
+from htt_lightning.tasks.metric_spec import Figure
 
 MILLIMETRES = 1000
 """In a metre."""

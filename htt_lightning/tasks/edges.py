@@ -14,8 +14,8 @@ from htt_lightning.losses import balanced_bce, upcast
 from htt_lightning.metrics import BoundaryF
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.base import IGNORE, Task
-from htt_lightning.tasks.colours import heat
-from htt_lightning.tasks.discovering import Discovered
+from htt_lightning.tasks.colormap import heat
+from htt_lightning.tasks.pseudo_label import Discovered
 
 
 @dataclass(frozen=True, kw_only=True)

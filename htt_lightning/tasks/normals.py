@@ -17,10 +17,10 @@ from htt_lightning.errors import HTTError
 from htt_lightning.losses import contract, upcast
 from htt_lightning.metrics import NormalErrors
 from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.binned import Binned
-from htt_lightning.tasks.colours import GREY
-from htt_lightning.tasks.figure import Figure
-from htt_lightning.tasks.tally import Spread, Tally
+from htt_lightning.tasks.binned_regression import Binned
+from htt_lightning.tasks.colormap import GREY
+from htt_lightning.tasks.label_statistics import Spread, Tally
+from htt_lightning.tasks.metric_spec import Figure
 
 UNIT_TOLERANCE = 0.02
 """How far the length of a normal may lie from 1: twice what eight bits per component round off."""

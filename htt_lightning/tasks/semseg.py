@@ -13,8 +13,8 @@ from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import ClassScores
 from htt_lightning.output import Output, to_pixels
 from htt_lightning.tasks.base import IGNORE, Task
-from htt_lightning.tasks.colours import class_colours, paint
-from htt_lightning.tasks.discovering import Discovered, likeliest
+from htt_lightning.tasks.colormap import class_colours, paint
+from htt_lightning.tasks.pseudo_label import Discovered, likeliest
 
 
 @dataclass(frozen=True, kw_only=True)

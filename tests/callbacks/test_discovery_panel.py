@@ -7,7 +7,7 @@ from htt_lightning import LabelDiscovery
 from htt_lightning.callbacks import DiscoveryPanel
 from htt_lightning.callbacks.discovery_panel import draw_affinity, draw_discovered
 from htt_lightning.callbacks.drawing import MARGIN, TITLE
-from htt_lightning.data.completed import CompletedDataset
+from htt_lightning.data.pseudo_labels import CompletedDataset
 from htt_lightning.tasks import Discovered
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 

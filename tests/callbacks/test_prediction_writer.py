@@ -9,8 +9,8 @@ from PIL import Image
 
 from htt_lightning.callbacks import PredictionWriter
 from htt_lightning.callbacks.prediction_writer import write_map
-from htt_lightning.data.pictures import read_directions, read_grey, read_index
 from htt_lightning.errors import HTTError
+from htt_lightning.io.images import read_directions, read_grey, read_index
 from htt_lightning.tasks import Depth, InverseDepth, SemSeg
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from htt_lightning.data import NYUD, NYUD40, Cityscapes, PASCALContext, draw_mask, read_mask
-from htt_lightning.data.partial import Source
+from htt_lightning.data.dataset import Source
 from tests.campaign.damage import ANY, OTHER, VALID
 from tests.campaign.formats import ARRAYS, MATLAB, PICTURES, TEXTS, checkpoint, nested, text, write_json
 from tests.campaign.reader import COUNTED, OPEN, Reader, Target, Values
-from tests.data import folder_tree, pascal_tree, test_cityscapes, test_nyud, test_nyud40
+from tests.data.datasets import folder_tree, pascal_tree, test_cityscapes, test_nyud, test_nyud40
 
 TASKS = ("semseg", "depth", "normals")
 IDS = tuple(map(str, range(6)))

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 
 from htt_lightning import HTTModule, HTTNet, HTTPredictor, ImageFolder, NYUDDataModule
-from htt_lightning.callbacks.teachers import read_teacher
-from htt_lightning.data.completed import CompletedDataset
-from htt_lightning.data.nyud import CLASSES
+from htt_lightning.commands.export import export
+from htt_lightning.data.datasets.nyud import CLASSES
+from htt_lightning.data.pseudo_labels import CompletedDataset
+from htt_lightning.discovery.ema import read_teacher
 from htt_lightning.errors import several
-from htt_lightning.export import export
 from htt_lightning.tasks import IGNORE, SemSeg, Task
-from htt_lightning.trainer import HTTTrainer
+from htt_lightning.training.trainer import HTTTrainer
 from tests.campaign.commands import command
 from tests.campaign.damage import ANY, OTHER, VALID, Damage, put
 from tests.campaign.formats import PICTURES, WEIGHTS, WRONG, changed, checkpoint, places, write_json
 from tests.campaign.reader import COUNTED, OPEN, Reader, Target, Values
-from tests.data import test_nyud
+from tests.data.datasets import test_nyud
 from tests.models.test_released import NUM_TOKENS, TINY, released_file
 from tests.tiny import BACKBONE, tiny_module, tiny_trainer
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from htt_lightning.callbacks.teachers import copy_of
 from htt_lightning.data import draw_mask
-from htt_lightning.scenes import render
+from htt_lightning.data.synthetic_scenes import render
+from htt_lightning.discovery.ema import copy_of
 from tests.tiny import tiny_data, tiny_module
 
 

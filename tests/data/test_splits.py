@@ -16,14 +16,14 @@ from htt_lightning import (
     NYUDDataModule,
     PASCALContextDataModule,
 )
-from htt_lightning.data.inspection import inspect
-from htt_lightning.data.partial import overlap
-from htt_lightning.data.synthetic import write_nyud
-from tests.data.folder_tree import MAPS
-from tests.data.folder_tree import write_tree as write_folder
-from tests.data.pascal_tree import write_tree as write_pascal
-from tests.data.test_cityscapes import write_tree as write_cityscapes
-from tests.data.test_nyud40 import write_tree as write_nyud40
+from htt_lightning.commands.check.inspection import inspect
+from htt_lightning.data.dataset import overlap
+from htt_lightning.data.datasets.synthetic import write_nyud
+from tests.data.datasets.folder_tree import MAPS
+from tests.data.datasets.folder_tree import write_tree as write_folder
+from tests.data.datasets.pascal_tree import write_tree as write_pascal
+from tests.data.datasets.test_cityscapes import write_tree as write_cityscapes
+from tests.data.datasets.test_nyud40 import write_tree as write_nyud40
 from tests.tiny import tiny_data
 
 

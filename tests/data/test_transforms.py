@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htt_lightning.data.arrays import nearest
 from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
+from htt_lightning.io.arrays import nearest
 from htt_lightning.tasks import HumanParts, SemSeg
 from tests.data.aligned import GEOMETRY, STILL, TASKS, assert_same, few, scene, seeds, sizes, train
 

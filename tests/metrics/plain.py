@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tests.test_boundaries import largest_matching, pairs_within
+from tests.metrics.test_boundary_matching import largest_matching, pairs_within
 
 
 def generator(seed):

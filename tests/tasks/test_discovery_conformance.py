@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from htt_lightning.discovery import Terms, discover_task
+from htt_lightning.discovery.loss import Terms, discover_task
 from htt_lightning.losses import feature_distance, stand_out
 from htt_lightning.output import Output
 from htt_lightning.tasks import Depth, Discovered, Edges, HumanParts, Normals, Saliency, SemSeg

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htt_lightning.discovery import Terms, discover_task
+from htt_lightning.discovery.loss import Terms, discover_task
 from htt_lightning.losses import feature_distance, masked_mean, whole_cells
 from htt_lightning.output import Output
 from tests.tasks.samples import TASKS, lose, output_of, random_logits, random_target

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.losses import labeled_sum
 from htt_lightning.tasks import IGNORE, Classification, Depth, Edges, Normals, SemSeg
-from htt_lightning.tasks.colours import GREY
+from htt_lightning.tasks.colormap import GREY
 from tests.tasks.samples import TASKS, is_missing, lose, output_of, random_logits, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)

@@ -1,0 +1,1 @@
+"""Commands besides those of Lightning: `check`, `discover`, `export`, `info` and `report`."""

@@ -1,0 +1,1 @@
+"""The command `check`: read a dataset once, describe it, and name every broken file."""

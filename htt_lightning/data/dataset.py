@@ -1,0 +1,292 @@
+"""A split as it lies on disk, and the same split with labels for only some tasks on each image."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from filecmp import cmp
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from htt_lightning.data.batch import Arrays, Batch, Draw, to_sample
+from htt_lightning.data.pseudo_labels import CompletedDataset, to_discovered
+from htt_lightning.errors import HTTError, several
+from htt_lightning.io.arrays import resized
+from htt_lightning.io.jpeg import damage, is_jpeg
+from htt_lightning.io.progress import track
+from htt_lightning.tasks import Task
+
+Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
+"""Turns an image's arrays and its own source of randomness into arrays and the map of valid pixels."""
+
+
+class Source(ABC):
+    """One split of a dataset as it lies on disk: images and maps by index, nothing hidden, nothing augmented.
+
+    Attributes:
+        ids: Image ids in natural order ("2" before "10").
+        tree: The expected folders and files, where they are always the same.
+        published: How many images the split has as it was published, if it was.
+        usual: What of the shares that a task measures is as it should be here, and no cause for doubt.
+    """
+
+    ids: list[str]
+    tree: str = ""
+    published: int | None = None
+    usual: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def image(self, index: int) -> np.ndarray:
+        """RGB image ``h w 3``: uint8, or float32 in [0, 1].
+
+        Args:
+            index: Position in ``ids``.
+        """
+
+    @abstractmethod
+    def label(self, index: int, task: str) -> np.ndarray:
+        """A task's map as ``tasks.base.Task`` describes it: uint8 ``h w``, or float32 ``h w`` / ``h w c``.
+
+        Args:
+            index: Position in ``ids``.
+            task: Its name.
+        """
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image; cheap where its file says so before its pixels.
+
+        Args:
+            index: Position in ``ids``.
+        """
+        height, width = self.image(index).shape[:2]
+        return height, width
+
+    def available(self, task: str) -> NDArray[np.bool_]:
+        """Which images can have a label of a task at all, bool ``n`` (protocol.md 2.3.3).
+
+        Args:
+            task: Its name.
+        """
+        return np.ones(len(self.ids), np.bool_)
+
+    def availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
+        """Which images can have a label of which task, bool ``n t``.
+
+        Args:
+            tasks: Their names.
+        """
+        return np.stack([self.available(task) for task in tasks], 1)
+
+    def image_file(self, index: int) -> Path | None:
+        """The file that holds an image, if one does.
+
+        Args:
+            index: Position in ``ids``.
+        """
+        return None
+
+    def digest(self) -> str:
+        """SHA-256 over the pixels of three images: the first, the last and the middle one."""
+        pixels = hashlib.sha256()
+        for index in sorted({0, len(self.ids) // 2, len(self.ids) - 1}):
+            pixels.update(self.image(index).tobytes())
+        return pixels.hexdigest()
+
+    def origin(self, index: int) -> "Source":
+        """The dataset that an image comes from: this one, unless it is a mixture.
+
+        Args:
+            index: Position in ``ids``.
+        """
+        return self
+
+    def doubts(self) -> list[str]:
+        """What may be wrong with the split as a whole, though all of it can be read; each is a sentence."""
+        if self.published is None or self.published == len(self.ids):
+            return []
+        hint = ": a part of the archive is missing, unless fewer are meant" if len(self.ids) < self.published else ""
+        return [f"{len(self.ids)} images, where {self.published} were published{hint}."]
+
+    def damaged(self, names: Iterable[str]) -> dict[str, HTTError]:
+        """What is wrong inside JPEG files that can be read nevertheless, by id.
+
+        Args:
+            names: Ids of the images to look at.
+        """
+        places = {name: index for index, name in enumerate(self.ids)}
+        paths = {name: self.image_file(places[name]) for name in names}
+        files = {name: path for name, path in paths.items() if path and is_jpeg(path)}
+        said = damage(list(files.values()))
+        shown = track(said, f"Decoding {len(files)} JPEG files", len(files)) if files else said
+        return {
+            name: HTTError(f"{path} is damaged inside ({text}); copy or unpack it again")
+            for (name, path), text in zip(files.items(), shown, strict=True)
+            if text
+        }
+
+    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Look for broken files before any training time is lost.
+
+        Args:
+            labels: Names of the tasks whose labels will be used, by image id.
+
+        Raises:
+            HTTError: A file is missing, truncated or holds values that it must not; the message names it.
+        """
+        return
+
+
+def overlap(train: Source, val: Source) -> str:
+    """A sentence about training images that are validation images as well; empty if there are none.
+
+    Their files are the same, links included, or are copies of one name. Names alone tell nothing: cameras and archives
+    begin anew in each split.
+    """
+    files = {name: path for index, name in enumerate(val.ids) if (path := val.image_file(index))}
+    real = {os.path.realpath(path) for path in files.values()}
+    both = [
+        name
+        for index, name in enumerate(train.ids)
+        if (path := train.image_file(index))
+        and (os.path.realpath(path) in real or (name in files and same(path, files[name])))
+    ]
+    if not both:
+        return ""
+    found = f"{len(both)} of {len(train.ids)} training images are in the validation split as well, such as {both[0]!r}"
+    return f"{found}: its figures do not tell what becomes of other images."
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two files have the same content; one that cannot be read is told of elsewhere."""
+    try:
+        return cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+def dataset_folder(title: str, root: str | Path, home: str, split: str, tree: str) -> Path:
+    """A dataset's own folder ``home``, which the root is or holds; ``tree`` is what it must look like.
+
+    Raises:
+        HTTError: There is no such split or no such folder.
+    """
+    if split not in ("train", "val"):
+        raise HTTError(f"{title} has no split {split!r}; choose train or val")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        problem = "is a file" if root.exists() else "is missing"
+        raise HTTError(
+            f"data.root {root} {problem}; it must be, or hold, the folder {home}", missing=root, trees=[tree]
+        )
+    return root / home if (root / home).is_dir() else root
+
+
+def refuse_other_size(path: Path, size: tuple[int, int], first: tuple[int, int]) -> None:
+    """Raise an ``HTTError`` for an image that is not as large as the first one."""
+    if size != first:
+        raise HTTError(f"{path} is {size}, but the first image {first}; set data.image_size, or data.augment.crop")
+
+
+def check_each(names: Collection[str], look: Callable[[str], None], tree: str = "", what: str = "Looking at") -> None:
+    """Look at samples side by side.
+
+    Args:
+        names: Their ids.
+        look: Raises an ``HTTError`` for a faulty one.
+        tree: The expected folders and files, if they are always the same.
+        what: What to call the work while its progress is shown.
+
+    Raises:
+        HTTError: Some are faulty: the message has the first three faults, and shows the tree where files are missing.
+    """
+
+    def fault(name: str) -> HTTError | None:
+        try:
+            look(name)
+        except HTTError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        looked = track(pool.map(fault, names), f"{what} {len(names)} images", len(names))
+        faults = [error for error in looked if error]
+    if faults:
+        raise several(faults, tree=tree)
+
+
+class PartialLabels(Dataset[Batch]):
+    """A split whose images carry labels for only some tasks. Labels that are hidden are never even read.
+
+    Args:
+        source: The split.
+        tasks: The run's tasks.
+        labels: Names of the tasks each image keeps its label of, by image id; other images are left out.
+        transform: Turns an image's arrays and a random generator into arrays and the map of valid pixels.
+        size: ``(h, w)`` to resize images and maps to on reading; None leaves them as stored.
+        seed: Of the augmentation, which depends on it, the epoch and the image's id alone.
+        completed: Discovered labels, which training images carry beside the given ones.
+
+    Attributes:
+        items: Position in the source, and names of the tasks with a label, of each image.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tasks: Sequence[Task],
+        labels: Mapping[str, Sequence[str]],
+        transform: Transform,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        completed: CompletedDataset | None = None,
+    ) -> None:
+        self.completed = completed
+        self.source, self.tasks, self.transform, self.size, self.seed = source, tuple(tasks), transform, size, seed
+        place = {name: index for index, name in enumerate(source.ids)}
+        self.ids = list(labels)
+        self.items = [(place[name], tuple(labels[name])) for name in self.ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def stored_size(self, position: int) -> tuple[int, int]:
+        """Height and width of an image as it lies on disk.
+
+        Args:
+            position: In this dataset.
+        """
+        return self.source.size(self.items[position][0])
+
+    def lacking(self, position: int) -> list[Task]:
+        """Tasks that an image keeps no label of.
+
+        Args:
+            position: In this dataset.
+        """
+        return [task for task in self.tasks if task.name not in self.items[position][1]]
+
+    def __getitem__(self, key: int | Draw) -> Batch:
+        draw = key if isinstance(key, Draw) else Draw(key)
+        name, (index, labeled) = self.ids[draw.position], self.items[draw.position]
+        arrays = {"image": self.source.image(index)}
+        for task in self.tasks:
+            if task.name in labeled and not draw.repeat:
+                arrays[task.name] = self.source.label(index, task.name)
+        if self.completed:
+            height, width = self.size or arrays["image"].shape[:2]
+            arrays |= self.completed.read(name, self.lacking(draw.position), (height, width))
+        if self.size:
+            arrays = {key: resized(array, self.size, key == "image") for key, array in arrays.items()}
+        rng = np.random.default_rng([self.seed, draw.epoch, crc32(name.encode())])
+        arrays, valid = self.transform(arrays, rng)
+        sample = to_sample(arrays, valid, self.tasks, name)
+        if self.completed:
+            height, width = valid.shape
+            tasks = [task for task in self.tasks if task.discovers]
+            sample["discovered"] = {task.name: to_discovered(arrays, task, (height, width)) for task in tasks}
+        return sample

@@ -1,0 +1,1 @@
+"""One file per dataset, and the readers they share."""

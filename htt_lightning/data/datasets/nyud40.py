@@ -1,0 +1,125 @@
+"""NYUD-v2 with 40 classes, as the picture archive of ATRC and InvPT holds it (protocol.md 1.3).
+
+Cite N. Silberman, D. Hoiem, P. Kohli and R. Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV
+2012; the 40 classes are those of S. Gupta, P. Arbelaez and J. Malik, CVPR 2013. The data set was published for research
+without an explicit licence, and no part of it comes with this package. ``NYUD40.tree`` shows the expected files.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from htt_lightning.data.datamodule import PartialLabelDataModule, Split
+from htt_lightning.data.datasets.id_list import ListedSource
+from htt_lightning.data.datasets.npy_tree import distances, open_array
+from htt_lightning.data.masks.files import protocol_of
+from htt_lightning.data.transforms import Augment
+from htt_lightning.errors import HTTError
+from htt_lightning.io.images import Form, read_directions, read_index, size_of
+from htt_lightning.tasks import Depth, Edges, Normals, SemSeg, Task
+from htt_lightning.tasks.base import IGNORE
+
+CLASSES = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
+    "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books",
+    "refrigerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
+    "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
+)  # fmt: skip
+"""The 40 classes in the order of their indices (protocol.md 1.3)."""
+
+DEPTH = distances("depth")
+
+
+class NYUD40(ListedSource):
+    """One split of NYUD-v2 with the tasks semseg, depth, normals and edges (protocol.md 1.3)."""
+
+    title = "NYUD-v2 with 40 classes"
+    home = "NYUDv2"
+    listing = "gt_sets/{split}.txt"
+    counts: ClassVar[Mapping[str, int]] = {"train": 795, "val": 654}
+    tree = """\
+NYUDv2/
+    gt_sets/train.txt       795 image ids, one a line
+    gt_sets/val.txt         654
+    images/<id>.png         RGB
+    segmentation/<id>.png   classes 1 to 40, 0 where missing
+    depth/<id>.npy          float h w, metres, 0 where missing
+    normals/<id>.png        RGB, 2 * colour / 255 - 1
+    edge/<id>.png           255 on edges, else 0"""
+    tasks: ClassVar[tuple[str, ...]] = ("semseg", "depth", "normals", "edges")
+
+    def image_path(self, name: str) -> Path:
+        """A PNG file."""
+        return self.folder / "images" / f"{name}.png"
+
+    def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
+        """A task's map; ``label`` brings it to the size of its image.
+
+        Args:
+            name: The image's id.
+            task: ``semseg``: uint8 ``h w``, 0 to 39, 255 where 0 is stored. ``depth``: float32 ``h w`` in metres, NaN
+                where 0, a negative or no finite number is stored. ``normals``: float32 unit vectors ``h w 3``, NaN
+                where grey is stored. ``edges``: uint8 ``h w``, 0 or 1.
+            size: ``(h, w)`` of the image.
+
+        Raises:
+            HTTError: A file is missing, damaged, or no picture or array of this kind, or holds other numbers.
+        """
+        path = self._path(name, task)
+        if task == "depth":
+            return DEPTH.read(path, open_array(path, DEPTH, whole=True))
+        if task == "normals":
+            return read_directions(path, size)
+        stored = read_index(path)
+        if task == "edges":
+            if (wrong := stored[(stored != 0) & (stored != 255)]).size:
+                raise HTTError(f"{path} holds {wrong[0]}; edges must be 255, and all else 0")
+            return stored // 255
+        if (highest := stored.max()) > len(CLASSES):
+            raise HTTError(f"{path} holds {highest}; classes must be 1 to {len(CLASSES)}, and 0 where missing")
+        return np.where(stored > 0, stored - 1, IGNORE).astype(np.uint8)
+
+    def look(self, name: str, task: str) -> None:
+        """Read index maps; of depth and normals, no value of which is wrong, look at header and length."""
+        path = self._path(name, task)
+        if task == "depth":
+            open_array(path, DEPTH)
+        elif task == "normals":
+            size_of(path, Form.DIRECTIONS)
+        else:
+            self.read(name, task, (0, 0))
+
+    def _path(self, name: str, task: str) -> Path:
+        folder = {"semseg": "segmentation", "edges": "edge"}.get(task, task)
+        return self.folder / folder / f"{name}.{'npy' if task == 'depth' else 'png'}"
+
+
+class NYUD40DataModule(PartialLabelDataModule):
+    """NYUD-v2 with 40 classes, 795 training and 654 validation images of 425 x 560 (protocol.md 1.3).
+
+    Args:
+        root: Folder with ``gt_sets/`` and ``images/``, or the one that holds ``NYUDv2/``.
+        augment: Training crops, and the canvas of evaluation, are of 448 x 576 by default.
+        **kwargs: See ``PartialLabelDataModule``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        augment: Augment | None = Augment(crop=(448, 576)),  # noqa: B008  # frozen
+        **kwargs: Any,
+    ) -> None:
+        self.root = root
+        super().__init__(augment=augment, **kwargs)
+
+    def available_tasks(self) -> list[Task]:
+        """In canonical order; weights are those of 13 classes, and of PASCAL for edges (contracts.md, Loss)."""
+        # The thresholds of label discovery are the published ones, per protocol (method.md 4).
+        depth = Depth(weight=0.6, threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85)
+        return [SemSeg(classes=CLASSES), depth, Normals(), Edges(weight=50, threshold=0.99, tolerance=0.011)]
+
+    def source(self, split: Split) -> NYUD40:
+        """A split of the tree."""
+        return NYUD40(self.root, split, one_size=self.needs_one_size(split))

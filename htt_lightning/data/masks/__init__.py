@@ -1,0 +1,1 @@
+"""Label masks: which tasks are labeled on each image."""

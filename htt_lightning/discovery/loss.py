@@ -1,0 +1,330 @@
+"""Discovering the missing labels: what a student learns from a teacher's features and predictions (method.md 4)."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from htt_lightning.data.batch import Batch, lacking_rows
+from htt_lightning.losses import (
+    FEATURE,
+    PREDICTION,
+    Term,
+    feature_distance,
+    labeled_sum,
+    masked_mean,
+    upcast,
+    whole_cells,
+)
+from htt_lightning.metrics import MeanLoss
+from htt_lightning.models.network import DenseNetwork
+from htt_lightning.output import Output, asked, picked, spread, stride_of
+from htt_lightning.tasks import Discovered, Task
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of the terms of label discovery; 0 switches a term off.
+
+    In the published recipe all three are 1. The feature terms are off by default, as they have not paid off where the
+    truth is known (README, "Do discovered labels help?").
+
+    Args:
+        prediction: Of the discovered labels, beside lambda and beta of each task.
+        feature_labeled: Of the distance to the teacher's features where the task is labelled.
+        feature_unlabeled: Of the distance weighted by the teacher's confidence where it is not.
+    """
+
+    prediction: float = 1.0
+    feature_labeled: float = 0.0
+    feature_unlabeled: float = 0.0
+
+    def teach(self, task: Task) -> bool:
+        """Whether discovered labels of a task count.
+
+        Args:
+            task: The task.
+        """
+        return task.discovers and bool(self.prediction and task.beta)
+
+
+Targets = Literal["hard", "soft", "averaged"]
+"""What a student learns from at prediction level; see ``LabelDiscovery``."""
+
+Precision = Literal["run", "bf16"]
+"""What a teacher computes in: the run's precision, or bfloat16 with weights of float32."""
+
+SHIFT = 2
+"""Cells by which the second view of an image is shifted at most, in both directions: views on other grids of the coarse
+scales differ, and their mean is better than either."""
+
+
+class TaskDiscovery(NamedTuple):
+    """What label discovery adds for one task and batch.
+
+    Attributes:
+        feature: Of the features, one value per image, ``b``; images without an active term have 0.
+        prediction: Of the discovered labels, likewise.
+        coverage: Share of the valid pixels whose discovered label is kept, ``b``.
+        confidence: Mean confidence over the valid pixels, ``b``.
+    """
+
+    feature: Tensor
+    prediction: Tensor
+    coverage: Tensor
+    confidence: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """Both together."""
+        return self.feature + self.prediction
+
+
+def discover_task(
+    task: Task,
+    student: Output,
+    teacher: Output | None,
+    labeled: Tensor,
+    valid: Tensor,
+    weight: float,
+    terms: Terms,
+    found: Discovered | None = None,
+    belief: Tensor | None = None,
+) -> TaskDiscovery:
+    """The terms of label discovery of one task (method.md 4), vectorised over the batch.
+
+    Args:
+        task: The task; it knows its threshold and its beta.
+        student: The student's output.
+        teacher: The teacher's on the same images; no gradient flows into it. None leaves out the feature terms.
+        labeled: bool ``b``: images with a given label learn nothing from a discovered one.
+        valid: bool ``b h w``, False on padding, which never counts.
+        weight: The task's loss weight lambda.
+        terms: Weights of the terms.
+        found: Labels discovered before; by default they are the teacher's.
+        belief: Soft labels ``b c h/s w/s`` to learn from instead; they count everywhere, whatever the threshold.
+
+    Returns:
+        Loss, coverage and confidence per image.
+    """
+    feature = nothing = torch.zeros(len(labeled), device=labeled.device)
+    if teacher and (terms.feature_labeled or terms.feature_unlabeled):
+        trust = torch.where(
+            labeled[:, None, None, None], terms.feature_labeled, terms.feature_unlabeled * upcast(teacher.confidence)
+        )
+        feature = feature + feature_distance(student.feature, teacher.feature, valid, trust)
+    if not terms.teach(task):
+        return TaskDiscovery(feature, nothing, nothing, nothing)
+    if belief is not None:  # of cells, not of pixels
+        valid = whole_cells(valid, (belief.shape[-2], belief.shape[-1]))
+        belief = task.settle_belief(belief, valid)
+    if teacher and found is None:
+        found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
+    if found is None:
+        return TaskDiscovery(feature, nothing, nothing, nothing)
+    if belief is None:
+        kept, on_labels = task.kept(found.confidence), task.discovered_loss(student, found, valid)
+    else:
+        kept, on_labels = valid, masked_mean(task.imitation_loss(student, belief), valid)
+    prediction = terms.prediction * weight * task.beta * torch.where(labeled, 0, on_labels)
+    return TaskDiscovery(feature, prediction, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
+
+
+class Discovery:
+    """Frozen teachers, or labels that they have written into the batches, and the running account of what is kept.
+
+    It is no module: teachers belong neither to the student's weights nor to its checkpoints. Of several, every view of
+    an image asks one, drawn at random: they cost no more than a single one, and the student learns their mean.
+
+    Args:
+        teachers: Modules that keep the contract of ``Output``; they are put into evaluation mode and frozen. None where
+            batches carry ``discovered`` labels: then there are no features to learn from.
+        tasks: The tasks to discover labels of.
+        loss_weights: Weights lambda by task.
+        terms: Weights of the terms.
+        device: Where batches are.
+        targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``averaged`` over the image and its
+            mirror image, shifted at random. Labels that batches carry are hard.
+        precision: What teachers compute in.
+
+    Attributes:
+        scale: What the loss is multiplied by; it may change from epoch to epoch.
+        terms_of_batch: What the loss of the last batch was made of, before ``scale``.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[nn.Module],
+        tasks: Sequence[Task],
+        loss_weights: Mapping[str, float],
+        terms: Terms,
+        device: torch.device,
+        targets: Targets = "hard",
+        precision: Precision = "run",
+    ) -> None:
+        self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+        self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
+        self.targets, self.teacher_precision, self.scale = targets, precision, 1.0
+        self.terms_of_batch: list[Term] = []
+        names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
+        self.account = {name: MeanLoss().to(device) for name in names}
+
+    def loss(self, batch: Batch, outputs: Mapping[str, Output]) -> Tensor:
+        """What label discovery adds to the loss of each image: a sum over tasks.
+
+        Args:
+            batch: The training batch: ``image``, ``labeled`` and ``valid``, and ``discovered`` labels if it has some.
+            outputs: The student's outputs on it, of any module that keeps the contract of ``Output``.
+
+        Returns:
+            One value per image, ``b``.
+        """
+        valid, found, rows = batch["valid"], batch.get("discovered", {}), self._rows(batch)
+        # The same for all images and drawn on the CPU: no synchronisation.
+        one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
+        taught = self._taught(batch["image"], one, rows)
+        unknown = {name: output for name, output in taught.items() if name not in found}
+        beliefs = self._beliefs(batch["image"], unknown, other, rows)
+        total, self.terms_of_batch = torch.zeros(len(valid), device=valid.device), []
+        for task in self.tasks:
+            name, row = task.name, rows[task.name] if rows else None
+            if not asked(row):
+                continue
+            labeled, student = picked(batch["labeled"][name], row), Output(*(picked(x, row) for x in outputs[name]))
+            known = Discovered(*(picked(x, row) for x in found[name])) if name in found else None
+            weight, seen, belief = self.loss_weights[name], picked(valid, row), beliefs.get(name)
+            added = discover_task(task, student, taught.get(name), labeled, seen, weight, self.terms, known, belief)
+            total = total + spread(added.loss, row, len(valid))
+            self.terms_of_batch += [
+                Term(name, FEATURE, added.feature.detach(), row),
+                Term(name, PREDICTION, added.prediction.detach(), row),
+            ]
+            for key in ("coverage", "confidence") if task.discovers else ():
+                figure = getattr(added, key).detach()
+                self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
+        return self.scale * total
+
+    def _rows(self, batch: Batch) -> dict[str, Tensor] | None:
+        """By task, the images that have something to learn: those without its label; None where all have."""
+        if self.teachers and self.terms.feature_labeled:
+            return None
+        rows: dict[str, Tensor] = batch.get("lacking") or lacking_rows(batch)
+        return rows
+
+    @torch.no_grad()
+    def _taught(self, image: Tensor, index: int = 0, rows: Mapping[str, Tensor] | None = None) -> dict[str, Output]:
+        """A teacher's outputs, if there is one; for each task those of the images at ``rows``, if any."""
+        if not self.teachers:
+            return {}
+        teacher, half = self.teachers[index], self.teacher_precision == "bf16"
+        taught: dict[str, Output]
+        with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
+            if rows is None:
+                taught = teacher(image)
+            elif isinstance(teacher, DenseNetwork):
+                taught = teacher(image, rows)
+            else:
+                seen = teacher(image)
+                taught = {name: Output(*(picked(x, row) for x in seen[name])) for name, row in rows.items()}
+        return taught
+
+    def _mean(self, image: Tensor) -> dict[str, Output]:
+        """The mean of all teachers' outputs."""
+        each = [self._taught(image, index) for index in range(len(self.teachers))]
+        if len(each) < 2:
+            return each[0] if each else {}
+        outputs = {name: zip(*(taught[name] for taught in each), strict=True) for name in each[0]}
+        return {name: Output(*(torch.stack(x).mean(0) for x in parts)) for name, parts in outputs.items()}
+
+    @torch.no_grad()
+    def _beliefs(
+        self,
+        image: Tensor,
+        taught: Mapping[str, Output],
+        other: int = 0,
+        lacking: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Soft labels ``b c h/s w/s`` of tasks that learn from them; ``other`` says which teacher has a second look."""
+        tasks = [task for task in self.tasks if self.terms.teach(task) and task.name in taught]
+        if self.targets == "hard" or not tasks:
+            return {}
+        beliefs = {task.name: task.belief(taught[task.name]) for task in tasks}
+        if self.targets == "averaged":
+            rows, columns = taught[tasks[0].name].logits.shape[-2:]
+            stride = stride_of((rows, columns), (image.shape[-2], image.shape[-1]))
+            most = min(SHIFT, rows - 1, columns - 1)
+            down, right = torch.randint(-most, most + 1, (2,)).tolist()
+            seen = self._taught(mirrored(image, stride, down, right), other, lacking)
+            inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
+            for task in tasks:
+                second = shifted(task.mirror(task.belief(seen[task.name])), -down, right)
+                beliefs[task.name] = torch.where(inside, (beliefs[task.name] + second) / 2, beliefs[task.name])
+        return beliefs
+
+    def found(self, batch: Batch) -> dict[str, Discovered]:
+        """The labels discovered on a batch, by task; those that it carries, or else the teachers'.
+
+        Args:
+            batch: Any batch; only its ``image`` and, if there, ``discovered`` are looked at.
+        """
+        taught, size = self._mean(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
+        found = dict(batch.get("discovered", {}))
+        for task in self.tasks:
+            labels = task.discover(taught[task.name], size) if task.name in taught else None
+            if labels is not None:
+                found.setdefault(task.name, labels)
+        return found
+
+    def collect(self) -> dict[str, float]:
+        """Coverage and confidence by ``task/figure`` since the last time, over all processes."""
+        figures = {name: float(metric.compute()) for name, metric in self.account.items()}
+        for metric in self.account.values():
+            metric.reset()
+        return figures
+
+    def precision(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """How much of what would be kept is right, on images whose labels are given.
+
+        Args:
+            batch: A validation batch.
+
+        Returns:
+            By task that discovers labels, the number of right pixels and that of kept ones.
+        """
+        found, counts = self.found(batch), {}
+        for task in self.tasks:
+            if task.name in found:
+                label, confidence = found[task.name]
+                target, labeled = batch[task.name], batch["labeled"][task.name]
+                kept = task.present(target) & task.kept(confidence) & labeled[:, None, None]
+                counts[task.name] = (kept & task.agrees(label, target)).sum(), kept.sum()
+        return counts
+
+
+def mirrored(image: Tensor, stride: int, down: int, right: int) -> Tensor:
+    """The mirror image, shifted by whole cells; pixels at the border fill what comes into view.
+
+    Args:
+        image: ``b c h w``.
+        stride: Size s of a cell in pixels.
+        down: Cells.
+        right: Cells.
+
+    Returns:
+        ``b c h w``, whose size is rounded up to whole cells: otherwise they would lie between those of the image.
+    """
+    height, width = (-(-size // stride) * stride for size in image.shape[-2:])
+    margin = stride * max(abs(down), abs(right))
+    bottom, side = height - image.shape[-2] + margin, width - image.shape[-1] + margin
+    wide = F.pad(image, (margin, side, margin, bottom), mode="replicate").flip(-1)
+    top, left = margin - stride * down, margin - stride * right
+    return wide[..., top : top + height, left : left + width]
+
+
+def shifted(cells: Tensor, down: int, right: int) -> Tensor:
+    """A map ``b c h w`` shifted, with zeros (or False) where nothing is known."""
+    return F.pad(cells, (right, -right, down, -down))

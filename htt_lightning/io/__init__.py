@@ -1,0 +1,1 @@
+"""Reading and writing files: images, arrays, MATLAB files, weights, checkpoints and run directories."""

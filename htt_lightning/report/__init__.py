@@ -1,5 +1,0 @@
-"""Runs side by side, as a table and a figure; the command ``report``."""
-
-from htt_lightning.report.command import report
-
-__all__ = ["report"]

@@ -1,0 +1,1 @@
+"""The trainer, how a run is resumed, and what it leaves in its folder."""

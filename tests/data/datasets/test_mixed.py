@@ -1,0 +1,342 @@
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from htt_lightning import (
+    FolderDataModule,
+    MixedDataModule,
+    NYUD40DataModule,
+    NYUDDataModule,
+    PASCALContextDataModule,
+)
+from htt_lightning.cli import main
+from htt_lightning.commands.check.inspection import inspect
+from htt_lightning.data import MapFiles
+from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.errors import HTTError
+from htt_lightning.tasks import Depth, Edges, HumanParts, SemSeg
+from htt_lightning.training.trainer import HTTTrainer
+from tests.data.datasets.folder_tree import MAPS, write_tree
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
+
+SIZE = (32, 48)
+DEPTH = MAPS[1]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """Six rooms as NYUD, and four of somebody's pictures with depth alone."""
+    root = tmp_path_factory.mktemp("data")
+    write_nyud(root / "NYUDv2", train=6, val=2, size=(24, 36))
+    write_tree(root / "mine", dict.fromkeys(("1", "2", "3", "10"), ("depth",)), (40, 60))
+    return root
+
+
+def rooms(roots, **changes):
+    return NYUDDataModule(**({"root": str(roots), "labels": "full", "tasks": "semseg,normals"} | changes))
+
+
+def mine(roots, **changes):
+    settings = {"root": str(roots / "mine"), "train": "train/images/*.png", "val": "val/images/*.png", "maps": [DEPTH]}
+    return FolderDataModule(**(settings | changes))
+
+
+def mixed(*parts, **changes):
+    return MixedDataModule([*parts], **({"image_size": SIZE, "batch_size": 2, "num_workers": 0, "seed": 0} | changes))
+
+
+def both(roots, **changes):
+    return mixed(rooms(roots), mine(roots), **changes)
+
+
+def given(sample):
+    return {task for task, labeled in sample["labeled"].items() if labeled}
+
+
+def test_every_image_is_labelled_for_the_tasks_of_its_own_dataset(roots):
+    data = both(roots)
+    data.prepare_data()
+    data.setup("fit")
+    assert [task.name for task in data.tasks] == ["semseg", "normals", "depth"]
+    first, second = [f"0/{k}" for k in range(6)], [f"1/{k}" for k in (1, 2, 3, 10)]
+    assert data.train.ids == first + second
+    assert data.val.ids == ["0/0", "0/1", *second]
+    for split in (data.train, data.val):
+        for k in range(len(split)):
+            sample = split[k]
+            assert given(sample) == ({"semseg", "normals"} if sample["id"].startswith("0/") else {"depth"})
+            assert sample["image"].shape == (3, *SIZE)
+    assert data.mask.summary == {"semseg": 6, "normals": 6, "depth": 4}
+
+
+def test_images_and_labels_are_those_of_their_datasets(roots):
+    source, theirs = both(roots).source("train"), mine(roots).source("train")
+    np.testing.assert_array_equal(source.image(9), theirs.image(3))
+    np.testing.assert_array_equal(source.label(9, "depth"), theirs.label(3, "depth"))
+
+
+def test_every_dataset_draws_its_own_mask(roots):
+    part = rooms(roots, labels="one-label", seed=3)
+    alone = rooms(roots, labels="one-label", seed=3)
+    kept = alone.labels_of("train", alone.source("train"))
+    data = mixed(part, mine(roots))
+    data.setup("fit")
+    labels = data.labels_of("train", data.train.source)
+    assert labels == {f"0/{name}": tasks for name, tasks in kept.items()} | dict.fromkeys(
+        data.train.ids[-4:], ("depth",)
+    )
+    assert len(kept) == 4, "two of six images keep depth, which this part is not asked for"
+
+
+def test_one_label_may_be_drawn_over_all_datasets(roots):
+    data = mixed(rooms(roots), mine(roots), labels="one-label")
+    data.setup("fit")
+    assert all(len(given(data.train[k])) == 1 for k in range(10))
+    assert data.mask.summary["depth"] == 4
+
+
+def test_datasets_without_a_seed_take_that_of_all(roots, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    for part, same in ((rooms(roots), 7), (rooms(roots, seed=1), 1)):
+        mixed(part, seed=7)
+        assert part.run_seed == same
+    part = rooms(roots, labels="one-label", tasks=None)
+    data = mixed(part, seed=None)
+    first = data.draw_labels(data.source("train")).fingerprint
+    monkeypatch.setenv("PL_GLOBAL_SEED", "6")
+    assert data.draw_labels(data.source("train")).fingerprint != first
+    assert data.mask.labeled.tolist() == part.mask.labeled.tolist()
+
+
+def test_a_mask_file_of_the_mixture_is_read(roots, tmp_path):
+    data = mixed(rooms(roots, labels="one-label"), mine(roots))
+    data.setup("fit")
+    data.mask.save(tmp_path / "labels.json")
+    again = mixed(rooms(roots, labels="one-label"), mine(roots), labels=str(tmp_path / "labels.json"))
+    again.setup("fit")
+    assert again.state_dict() == data.state_dict()
+    again.load_state_dict(data.state_dict())
+    other = mixed(rooms(roots, labels="full"), mine(roots))
+    other.setup("fit")
+    with pytest.raises(HTTError, match="trained with other labels"):
+        other.load_state_dict(data.state_dict())
+
+
+def test_hidden_labels_are_never_read(tmp_path):
+    write_nyud(tmp_path / "NYUDv2", train=6, val=2, size=SIZE)
+    data = mixed(rooms(tmp_path, labels="one-label", tasks=None), rooms(tmp_path, tasks="semseg"))
+    kept = data.parts[0].labels_of("train", data.parts[0].source("train"))
+    hidden = [name for name, tasks in kept.items() if "depth" not in tasks]
+    for name in hidden:
+        (tmp_path / "NYUDv2" / "train" / "depth" / f"{name}.npy").write_bytes(b"broken")
+    data.prepare_data()
+    data.setup("fit")
+    assert len(list(data.train_dataloader())) == 6
+    everything = mixed(rooms(tmp_path, tasks=None))
+    with pytest.raises(HTTError, match=rf"depth.{hidden[0]}\.npy is truncated"):
+        everything.prepare_data()
+
+
+def test_a_run_may_be_on_some_of_the_tasks(roots):
+    data = both(roots, tasks="depth")
+    data.setup("fit")
+    assert data.train.ids == ["1/1", "1/2", "1/3", "1/10"]
+    assert len(data.val) == 6
+
+
+def test_one_task_of_two_datasets_is_one_task(roots):
+    semseg = rooms(roots).tasks[0]
+    first = rooms(roots, tasks=[SemSeg(classes=semseg.classes, weight=3)])
+    data = mixed(first, rooms(roots, tasks="semseg,depth"))
+    assert [task.name for task in data.tasks] == ["semseg", "depth"]
+    assert data.tasks[0].weight == 3
+    data.setup("fit")
+    assert data.mask.summary == {"semseg": 12, "depth": 6}
+
+
+@pytest.mark.parametrize(
+    ("task", "differ"),
+    [
+        (Depth(near=0.01, far=0.4922), "near, far"),
+        (HumanParts(name="semseg"), "class, classes"),
+    ],
+)
+def test_one_name_for_two_meanings_is_refused_with_a_way_out(roots, task, differ):
+    def other():
+        return mine(roots, maps=[MapFiles(task, "train/depth/{id}.png")])
+
+    with pytest.raises(
+        HTTError, match=rf"{task.name} means one thing in data\.parts 0 and another in 1: its {differ} d"
+    ) as refused:
+        mixed(rooms(roots, tasks=None), other())
+    key, name = re.search(r"data\.rename {(.*?): (.*?)}", str(refused.value)).groups()
+    data = mixed(rooms(roots, tasks=None), other(), rename={key: name})
+    assert [task.name for task in data.tasks] == ["semseg", "depth", "normals", f"{task.name}_1"]
+
+
+def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
+    near = rooms(roots, tasks=[Depth(near=0.5), "normals"], labels="one-label", seed=3)
+    data = mixed(rooms(roots, tasks="depth"), near, rename={"1/depth": "near"})
+    data.prepare_data()
+    data.setup("fit")
+    assert {task.name: getattr(task, "near", None) for task in data.tasks} == {
+        "depth": 0.67, "near": 0.5, "normals": None,
+    }  # fmt: skip
+    own = near.labels_of("train", near.source("train"))
+    assert set(own.values()) == {("depth",), ("normals",)}
+    expected = {f"0/{k}": {"depth"} for k in range(6)}
+    expected |= {f"1/{name}": {"near" if task == "depth" else task for task in kept} for name, kept in own.items()}
+    samples = [data.train[k] for k in range(len(data.train))]
+    assert {sample["id"]: given(sample) for sample in samples} == expected
+    name = next(name for name, kept in own.items() if kept == ("depth",))
+    source = data.train.source
+    truth = near.source("train").label(int(name), "depth")
+    np.testing.assert_array_equal(source.label(source.ids.index(f"1/{name}"), "near"), truth)
+    assert sum(len(list(data.training_targets(task))) for task in data.tasks) == 6 + len(own)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({"1/edges": "borders"}, r"data\.rename names '1/edges', but data\.parts have 0/semseg, 0/normals, 1/depth"),
+        ({"0/semseg": "normals"}, r"data\.rename gives two tasks of data\.parts 0 the name normals"),
+    ],
+)
+def test_a_wrong_rename_is_refused(roots, rename, message):
+    with pytest.raises(HTTError, match=message):
+        both(roots, rename=rename)
+
+
+def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
+    def parts():
+        return NYUD40DataModule("unread", tasks="edges,depth"), PASCALContextDataModule("unread", tasks="edges")
+
+    def edges(*parts, **settings):
+        return next(task for task in mixed(*parts, **settings).tasks if task.name == "edges")
+
+    assert (edges(*parts()).tolerance, edges(*parts()[::-1]).tolerance) == (0.011, 0.0075)
+    assert edges(*parts(), tasks=[Edges(tolerance=0.02)]) == Edges(weight=50, threshold=0.99, tolerance=0.02)
+    with pytest.raises(HTTError, match="its classes differ"):
+        mixed(NYUD40DataModule("unread", tasks="semseg"), PASCALContextDataModule("unread", tasks="semseg"))
+
+
+def test_a_mask_file_shows_no_label_that_a_dataset_hides(roots, tmp_path, caplog):
+    everything = mixed(rooms(roots, tasks=None))
+    everything.setup("fit")
+    everything.mask.save(tmp_path / "labels.json")
+    less = mixed(rooms(roots, tasks=None, labels="one-label"), labels=str(tmp_path / "labels.json"))
+    with pytest.raises(HTTError, match=r"0/0 keeps no label of \w+ in its own dataset"):
+        less.prepare_data()
+    assert "gives 4 images a label of depth that they do not have" in caplog.text
+    source = less.source("train")
+    kept = less.parts[0].labels_of("train", less.parts[0].source("train"))["0"]
+    with pytest.raises(HTTError, match="0/0 keeps no label of"):
+        source.label(0, next(task for task in ("semseg", "depth") if task not in kept))
+
+
+def test_the_labels_of_all_parts_are_told(roots, caplog):
+    caplog.set_level(logging.INFO)
+    mixed(rooms(roots, labels="one-label", tasks=None, seed=3), mine(roots)).setup("fit")
+    assert [record.message.splitlines() for record in caplog.records if "Labels" in record.message] == [[
+        "Labels of 10 training images (full): semseg 2, depth 6, normals 2",
+        "data.parts 0: Labels of 6 training images (one-label, seed 3): semseg 2, depth 2, normals 2",
+        "data.parts 1: Labels of 4 training images (full): depth 4",
+    ]]  # fmt: skip
+
+
+def test_no_parts_and_parts_with_discovered_labels_are_refused(roots):
+    with pytest.raises(HTTError, match=r"data\.parts is empty"):
+        mixed()
+    with pytest.raises(HTTError, match=r"give data\.discovered"):
+        mixed(rooms(roots, discovered="completed"))
+
+
+def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
+    data = both(roots)
+    module = tiny_module(data)
+    (whole,) = tiny_trainer(tmp_path).validate(module, data, verbose=False)
+    for part in (rooms(roots, image_size=SIZE), mine(roots, image_size=SIZE)):
+        part.setup("validate")
+        metrics = {task.name: task.metrics()[task.headline] for task in part.tasks}
+        for k in range(len(part.val)):
+            sample = part.val[k]
+            maps = module.eval().decode(sample["image"][None])
+            for name, metric in metrics.items():
+                metric.update(maps[name], sample[name][None])
+        for task in part.tasks:
+            figure = float(metrics[task.name].compute())
+            assert whole[f"val/{task.name}/{task.headline}"] == pytest.approx(figure, rel=1e-4)
+
+
+def test_the_check_reads_all_datasets_and_names_what_is_broken_in_each(roots, tmp_path):
+    assert inspect(both(roots))["faults"] == []
+    assert not any("validation split" in text for text in inspect(both(roots))["warnings"])
+    shutil.copytree(roots, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "NYUDv2" / "train" / "image" / "2.npy").write_bytes(b"")
+    (tmp_path / "mine" / "train" / "depth" / "3.png").unlink()
+    (tmp_path / "mine" / "val" / "depth" / "10.png").write_bytes(b"")
+    broken = both(tmp_path, labels="full")
+    faults = {(fault["split"], fault["id"], fault["what"]) for fault in inspect(broken)["faults"]}
+    assert faults == {("train", "0/2", "image"), ("val", "1/10", "depth")}  # a label that is not there is none
+
+
+def test_scenes_are_rendered_at_the_common_size(roots):
+    scenes = tiny_data(image_size=(20, 20), train_images=3, val_images=1, labels="full", tasks="edges,saliency")
+    data = mixed(scenes, mine(roots))
+    data.setup("fit")
+    assert data.train.source.image(0).shape == (*SIZE, 3)
+    assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, *SIZE)}
+
+
+def test_what_a_dataset_lacks_is_discovered_and_trained_on(roots, tmp_path):
+    data = both(roots)
+    keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
+    torch.manual_seed(0)
+    tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True).fit(tiny_module(data), data)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    out = tmp_path / "completed"
+    HTTTrainer(**quiet).discover(tiny_module(data), both(roots), str(tmp_path / "kept" / "run.ckpt"), str(out))
+    with np.load(out / "maps" / "0" / "3.npz") as room, np.load(out / "maps" / "1" / "10.npz") as picture:
+        assert set(room.files) == {"depth", "depth.confidence"}
+        assert set(picture.files) == {"semseg", "semseg.confidence", "normals", "normals.confidence"}
+    completed = both(roots, discovered=str(out))
+    completed.prepare_data()
+    completed.setup("fit")
+    assert (completed.train[0]["discovered"]["depth"].confidence > 0).any()
+    with pytest.raises(HTTError, match="was written for another dataset"):
+        mixed(mine(roots), rooms(roots), discovered=str(out)).prepare_data()
+
+
+def test_a_mixture_trains_from_a_config(roots, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["htt"])
+    Path("mixed.yaml").write_text(f"""
+model: {{backbone: test_resnet, token_dim: 8}}
+trainer: {{fast_dev_run: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}}
+data:
+  class_path: MixedDataModule
+  init_args:
+    image_size: [32, 48]
+    batch_size: 4
+    num_workers: 0
+    rename: {{1/depth: range}}
+    parts:
+      - class_path: NYUDDataModule
+        init_args: {{root: {roots}, labels: one-label}}
+      - class_path: FolderDataModule
+        init_args:
+          root: {roots}/mine
+          train: train/images/*.png
+          val: val/images/*.png
+          maps: [{{task: Depth, train: "train/depth/{{id}}.png", val: "val/depth/{{id}}.png", factor: 0.001}}]
+""")
+    main(["fit", "--config", "mixed.yaml"])
+    with pytest.raises(SystemExit, match=r"error: data\.tasks names 'edges'.*semseg, depth, normals, range"):
+        main(["fit", "--config", "mixed.yaml", "--data.tasks", "edges"])

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+
+from htt_lightning.data.synthetic_scenes import furniture
+from htt_lightning.data.synthetic_scenes.furniture import Thing, bounds
+from htt_lightning.data.synthetic_scenes.people import Part, person
+from htt_lightning.data.synthetic_scenes.rooms import DEPTH_RANGE, TASKS, compose, has_people, render
+
+SIZE = (64, 96)
+COUNT = 50
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [render(3, index, SIZE) for index in range(COUNT)]
+
+
+def test_maps_have_the_types_and_shapes_of_the_task_conventions(scenes):
+    for scene in scenes:
+        assert set(scene) == {"image", *TASKS}
+        for name, channels in {"image": (3,), "semseg": (), "human_parts": (), "saliency": (), "edges": ()}.items():
+            assert scene[name].dtype == np.uint8
+            assert scene[name].shape == (*SIZE, *channels)
+        assert scene["normals"].dtype == scene["depth"].dtype == np.float32
+        assert scene["normals"].shape == (*SIZE, 3)
+        assert scene["depth"].shape == SIZE
+        assert scene["semseg"].max() < 13
+        assert set(np.unique(scene["saliency"])) | set(np.unique(scene["edges"])) <= {0, 1}
+
+
+def test_depth_stays_in_range(scenes):
+    for scene in scenes:
+        assert scene["depth"].min() >= DEPTH_RANGE[0]
+        assert scene["depth"].max() <= DEPTH_RANGE[1]
+
+
+def test_depth_stays_in_range_in_square_and_upright_views():
+    for index in range(10):
+        for size in ((48, 48), (72, 48)):
+            depth = render(6, index, size)["depth"]
+            assert DEPTH_RANGE[0] <= depth.min() <= depth.max() <= DEPTH_RANGE[1]
+
+
+def test_normals_are_unit_and_face_the_camera(scenes):
+    for index, scene in enumerate(scenes):
+        np.testing.assert_allclose(np.linalg.norm(scene["normals"], axis=-1), 1, atol=1e-5)
+        rays = np.moveaxis(compose(3, index).camera.rays(SIZE), 0, -1)
+        assert (-(scene["normals"] * rays).sum(-1) > 0).all()
+
+
+def test_back_projected_neighbours_lie_in_the_plane_of_their_normal(scenes):
+    checked = 0
+    for index, scene in enumerate(scenes[:10]):
+        points = np.moveaxis(compose(3, index).camera.rays(SIZE) * scene["depth"], 0, -1)
+        flat = np.isin(scene["semseg"], (Thing.WALL, Thing.FLOOR, Thing.CEILING)) & (scene["edges"] == 0)
+        for pair in (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]):
+            both = flat[pair[0]] & flat[pair[1]]
+            step = points[pair[1]] - points[pair[0]]
+            step /= np.linalg.norm(step, axis=-1, keepdims=True)
+            slope = (step * scene["normals"][pair[0]]).sum(-1)[both]
+            assert np.abs(slope).max() < 1e-3
+            checked += both.sum()
+    assert checked > 10_000
+
+
+def test_floors_look_up_and_ceilings_down(scenes):
+    for scene in scenes:
+        assert (scene["normals"][scene["semseg"] == Thing.FLOOR][:, 1] > 0.8).all()
+        assert (scene["normals"][scene["semseg"] == Thing.CEILING][:, 1] < -0.8).all()
+
+
+def test_every_class_is_common(scenes):
+    images = np.array([[(scene["semseg"] == thing).any() for thing in Thing] for scene in scenes]).mean(0)
+    pixels = np.bincount(np.concatenate([scene["semseg"].ravel() for scene in scenes]), minlength=13) / COUNT
+    assert (images > 0.2).all()
+    assert (pixels / np.prod(SIZE) > 0.005).all()
+
+
+def test_three_in_four_images_hold_people_large_enough_to_see(scenes):
+    held = [scene for scene in scenes if (scene["human_parts"] != 255).any()]
+    assert 0.6 < len(held) / COUNT < 0.9
+    assert np.median([(scene["human_parts"] > 0).mean() for scene in held]) > 0.04
+    parts = np.bincount(np.concatenate([scene["human_parts"].ravel() for scene in held]))
+    assert len(parts) == 7
+    assert (parts / parts.sum() > 0.003).all()
+
+
+def test_an_image_without_people_has_no_label_for_their_parts(scenes):
+    for scene in scenes:
+        assert (scene["human_parts"] == 255).all() or (
+            scene["human_parts"].max() < 7 and (scene["human_parts"] > 0).any()
+        )
+
+
+def test_people_are_salient_objects(scenes):
+    for scene in scenes:
+        people = (scene["human_parts"] > 0) & (scene["human_parts"] != 255)
+        assert (scene["saliency"][people] == 1).all()
+        assert (scene["semseg"][people] == Thing.OBJECTS).all()
+
+
+def test_something_salient_is_always_in_view(scenes):
+    assert all(0.002 < scene["saliency"].mean() < 0.6 for scene in scenes)
+
+
+def test_edges_are_borders_between_instances(scenes):
+    for scene in scenes:
+        edge, label = scene["edges"] == 1, scene["semseg"]
+        assert edge[:, :-1][label[:, :-1] != label[:, 1:]].all()
+        assert edge[:-1][label[:-1] != label[1:]].all()
+        assert 0.02 < edge.mean() < 0.3
+
+
+def test_a_scene_is_a_function_of_its_key():
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again = render(1, 2, (24, 32)), render(1, 2, (24, 32))
+    assert all((first[name] == again[name]).all() for name in first)
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+    for other in (render(2, 2, (24, 32)), render(1, 3, (24, 32)), render(1, 2, (24, 32), stream=1)):
+        assert (first["depth"] != other["depth"]).any()
+
+
+def test_geometry_does_not_depend_on_the_size():
+    # A size three times as large has every third pixel's centre where the small image has its own.
+    small, large = render(1, 4, (20, 30)), render(1, 4, (60, 90))
+    for name in ("semseg", "depth", "normals", "saliency", "human_parts"):
+        np.testing.assert_array_equal(small[name], large[name][1::3, 1::3])
+
+
+def test_furniture_stays_in_the_room():
+    for index in range(10):
+        solids = compose(2, index).solids
+        room = [solid for solid in solids if solid.shape == "plane"]
+        centres = np.array([solid.centre for solid in room])
+        for solid in solids:
+            if solid.shape != "plane":
+                low, high = bounds([solid])
+                assert (low >= centres.min(0) - 1e-6).all()
+                assert (high <= centres.max(0) + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["bed", "sofa", "chair", "table", "cabinet", "bookcase", "sideboard", "lamp", "books"])
+def test_furniture_stands_on_the_floor(name):
+    for seed in range(10):
+        piece = getattr(furniture, name)(np.random.default_rng(seed))
+        assert bounds(piece)[0][1] == pytest.approx(0, abs=1e-9)
+        assert piece[0].instance == 0
+
+
+@pytest.mark.parametrize("seated", [False, True])
+def test_people_have_all_parts_and_stand_on_the_floor(seated):
+    for seed in range(10):
+        piece = person(np.random.default_rng(seed), seated)
+        body = [solid for solid in piece if solid.instance == 0]
+        assert {solid.part for solid in body} == set(Part) - {Part.NONE}
+        low, high = bounds(body)
+        assert low[1] == pytest.approx(0)
+        assert 0.9 < high[1] < 2.5
+        assert body[0].part == Part.HEAD
+        assert {solid.label for solid in piece if solid.instance == 1} == ({Thing.CHAIR} if seated else set())
+
+
+def test_colour_does_not_give_the_class_away(scenes):
+    """Mean colours of two classes differ by less than the colours within either of them."""
+    colours = {
+        thing: np.array([s["image"][s["semseg"] == thing].mean(0) for s in scenes if (s["semseg"] == thing).sum() > 20])
+        for thing in (Thing.WALL, Thing.FLOOR, Thing.OBJECTS, Thing.BED, Thing.SOFA, Thing.FURNITURE)
+    }
+    means = np.array([values.mean(0) for values in colours.values()])
+    spread = min(values.std(0).mean() for values in colours.values())
+    assert (means.max(0) - means.min(0) < 2 * spread).all()
+
+
+def test_people_are_known_of_without_rendering(scenes):
+    seen = [bool(np.isin(scene["human_parts"], range(1, 7)).any()) for scene in scenes]
+    assert [has_people(3, index) for index in range(COUNT)] == seen
+    assert 0.7 < np.mean(seen) < 0.97

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+
+from htt_lightning.data import PartialLabels, Source
+from htt_lightning.data.batch import Draw, collate
+from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
+from htt_lightning.io.arrays import resized
+from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
+
+TASKS = [SemSeg(classes=("a", "b", "c")), Depth(), Normals(), Edges()]
+LABELS = {"7": ("semseg", "depth"), "12": ("normals",)}
+
+
+class Noise(Source):
+    """Random maps; notes what is read."""
+
+    ids = ("1", "7", "12")
+
+    def __init__(self):
+        self.read = []
+
+    def image(self, index):
+        return np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+    def label(self, index, task):
+        self.read.append((self.ids[index], task))
+        rng = np.random.default_rng([index, len(task)])
+        if task == "depth":
+            return rng.uniform(1, 5, (20, 30)).astype(np.float32)
+        if task == "normals":
+            return np.tile(np.float32([0, 0, 1]), (20, 30, 1))
+        return rng.integers(0, 2, (20, 30)).astype(np.uint8)
+
+
+def dataset(transform=None, size=None, seed=0):
+    return PartialLabels(Noise(), TASKS, LABELS, transform or EvalTransform(TASKS, None), size, seed)
+
+
+def test_hidden_labels_are_never_read():
+    data = dataset()
+    samples = [data[0], data[1]]
+    assert data.source.read == [("7", "semseg"), ("7", "depth"), ("12", "normals")]
+    assert [s["id"] for s in samples] == ["7", "12"]
+
+
+def test_maps_of_unlabelled_tasks_are_entirely_missing():
+    sample = dataset()[0]
+    assert (sample["edges"] == 255).all()
+    assert sample["normals"].isnan().all()
+    assert {task: bool(given) for task, given in sample["labeled"].items()} == {
+        "semseg": True, "depth": True, "normals": False, "edges": False,
+    }  # fmt: skip
+
+
+def test_a_batch_has_the_shapes_and_types_of_the_contract():
+    batch = collate([dataset()[0], dataset()[1]])
+    shapes = {"image": (2, 3, 20, 30), "semseg": (2, 20, 30), "edges": (2, 20, 30), "valid": (2, 20, 30)}
+    shapes |= {"depth": (2, 1, 20, 30), "normals": (2, 3, 20, 30)}
+    types = {"image": torch.float32, "depth": torch.float32, "normals": torch.float32, "valid": torch.bool}
+    for key, shape in shapes.items():
+        assert batch[key].shape == shape
+        assert batch[key].dtype == types.get(key, torch.int64)
+    assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
+    assert batch["labeled"]["semseg"].tolist() == [True, False]
+    assert batch["id"] == ["7", "12"]
+
+
+def test_a_repeat_counts_as_unlabelled():
+    data = dataset()
+    sample = data[Draw(0, repeat=True)]
+    assert not any(sample["labeled"].values())
+    assert sample["depth"].isnan().all()
+    assert data.source.read == []
+
+
+def test_augmentation_depends_on_seed_epoch_and_id_alone():
+    def draw(epoch, seed=0, position=0):
+        return dataset(TrainTransform(TASKS, Augment(), (16, 16)), seed=seed)[Draw(position, epoch)]["image"]
+
+    torch.manual_seed(1)
+    first = draw(0)
+    np.random.default_rng(5).random()
+    torch.manual_seed(2)
+    assert torch.equal(first, draw(0))
+    assert not torch.equal(first, draw(1))
+    assert not torch.equal(first, draw(0, seed=1))
+    assert not torch.equal(first, draw(0, position=1))
+
+
+def test_augmentation_does_not_depend_on_which_labels_are_hidden():
+    transform = TrainTransform(TASKS, Augment(), (16, 16))
+    some = PartialLabels(Noise(), TASKS, {"7": ("depth",)}, transform)[Draw(0, 3)]
+    more = PartialLabels(Noise(), TASKS, {"7": ("depth", "normals", "edges")}, transform)[Draw(0, 3)]
+    assert torch.equal(some["image"], more["image"])
+    assert torch.equal(some["depth"].nan_to_num(0), more["depth"].nan_to_num(0))
+
+
+def test_resizing_on_reading_keeps_label_values():
+    sample = dataset(size=(10, 15))[0]
+    assert sample["image"].shape == (3, 10, 15)
+    assert set(sample["semseg"].unique().tolist()) <= {0, 1}
+    assert torch.isin(sample["depth"], dataset()[0]["depth"]).all()
+
+
+@pytest.mark.parametrize("size", [(4, 10), (20, 6), (33, 70)])
+def test_resizing_on_reading_matches_the_centres_of_image_and_maps(size):
+    columns = np.tile(np.arange(30, dtype=np.float32), (20, 1))
+    smooth, sharp = resized(np.dstack([columns] * 3), size, True)[..., 0], resized(columns, size, False)
+    assert smooth.shape == sharp.shape == size
+    assert np.abs(smooth - sharp).max() <= 0.5
+    assert abs((smooth - sharp).mean()) < 0.1  # matching corners instead would shift by half a pixel and more

@@ -1,0 +1,138 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from htt_lightning.metrics.boundary_matching import count_boundaries
+from htt_lightning.thinning import thin
+
+THRESHOLDS = (np.arange(1, 20) / 20).astype(np.float32)
+RADII = st.sampled_from([0, 0.9, 1, 1.27, 1.5, 2, 2.3, 50])
+
+
+def pairs_within(predicted, truth, radius):
+    """For each predicted pixel the true pixels within the radius, by comparing all pairs."""
+    p, t = np.argwhere(predicted), np.argwhere(truth)
+    return np.hypot(*(p[:, None] - t[None]).transpose(2, 0, 1)) <= radius
+
+
+def largest_matching(reachable):
+    """Textbook augmenting paths, recursive."""
+    owner = {}
+
+    def augment(p, seen):
+        for t in np.flatnonzero(reachable[p]):
+            if t not in seen:
+                seen.add(t)
+                if t not in owner or augment(owner[t], seen):
+                    owner[t] = p
+                    return True
+        return False
+
+    return sum(augment(p, set()) for p in range(len(reachable)))
+
+
+def exhaustive_matching(reachable):
+    """Largest matching by trying everything."""
+
+    def best(p, taken):
+        if p == len(reachable):
+            return 0
+        free = (t for t in np.flatnonzero(reachable[p]) if t not in taken)
+        return max([best(p + 1, taken), *(1 + best(p + 1, taken | {t}) for t in free)])
+
+    return best(0, frozenset())
+
+
+@st.composite
+def maps(draw, max_side=7):
+    shape = draw(st.tuples(st.integers(1, max_side), st.integers(1, max_side)))
+    levels = st.sampled_from([0, 0.04, 0.05, 0.3, 0.5, 0.7, 0.95, 1])
+    probability = draw(hnp.arrays(np.float32, shape, elements=levels))
+    truth, valid = (draw(hnp.arrays(bool, shape)) for _ in range(2))
+    return probability, truth, valid | draw(st.booleans())
+
+
+@settings(deadline=None)
+@given(maps(), RADII)
+def test_counts_equal_textbook_matching_at_every_threshold(case, radius):
+    probability, truth, valid = case
+    counts = count_boundaries(probability, truth, valid, THRESHOLDS, radius)
+    for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
+        binary = (probability >= threshold) & valid
+        assert predicted == binary.sum()
+        assert matched == largest_matching(pairs_within(binary, truth & valid, radius))
+    assert counts.true == (truth & valid).sum()
+
+
+@settings(deadline=None)
+@given(hnp.arrays(bool, (2, 2, 3)), RADII)
+def test_matching_is_the_largest_of_all_matchings(maps, radius):
+    predicted, truth = maps
+    counts = count_boundaries(predicted.astype(np.float32), truth, np.ones_like(truth), THRESHOLDS[:1], radius)
+    assert counts.matched == exhaustive_matching(pairs_within(predicted, truth, radius))
+
+
+@pytest.mark.parametrize("radius", [1.27, 3.2])
+@pytest.mark.parametrize("seed", range(3))
+def test_matching_agrees_with_scipy_on_larger_maps(seed, radius):
+    rng = np.random.default_rng(seed)
+    probability = rng.random((24, 32), np.float32)
+    truth = rng.random((24, 32)) < (0.1, 0.3, 0.6)[seed]
+    counts = count_boundaries(probability, truth, np.ones_like(truth), THRESHOLDS, radius)
+    for threshold, matched in zip(THRESHOLDS, counts.matched, strict=True):
+        graph = csr_array(pairs_within(probability >= threshold, truth, radius))
+        assert matched == (maximum_bipartite_matching(graph, perm_type="column") >= 0).sum()
+
+
+def test_a_pixel_is_matched_only_once():
+    truth = np.zeros((1, 5), bool)
+    truth[0, 2] = True
+    probability = np.ones((1, 5), np.float32)
+    counts = count_boundaries(probability, truth, np.ones_like(truth), THRESHOLDS, 2)
+    np.testing.assert_array_equal(counts.matched, 1)
+    np.testing.assert_array_equal(counts.predicted, 5)
+
+
+def test_an_early_match_moves_aside_for_a_later_one():
+    # The second pixel reaches only the true pixel that the first one, which is nearer, took.
+    truth = np.array([[True, False, False, True]])
+    probability = np.array([[0.0, 0.9, 0.2, 0.0]], np.float32)
+    counts = count_boundaries(probability, truth, np.ones_like(truth), np.float32([0.1, 0.5]), 2)
+    np.testing.assert_array_equal(counts.matched, [2, 1])
+
+
+@pytest.mark.parametrize("value", [0, 0.5, 1, np.nan])
+@pytest.mark.parametrize("truth", [False, True])
+def test_constant_maps_are_counted(value, truth):
+    probability = np.full((3, 4), value, np.float32)
+    counts = count_boundaries(probability, np.full((3, 4), truth), np.full((3, 4), True), THRESHOLDS, 1)
+    np.testing.assert_array_equal(counts.predicted, 12 * (np.nan_to_num(value) >= THRESHOLDS))
+    np.testing.assert_array_equal(counts.matched, counts.predicted * truth)
+    assert counts.true == 12 * truth
+
+
+@settings(deadline=None)
+@given(maps(), RADII)
+def test_thinned_counts_are_those_of_the_thinned_prediction_at_every_threshold(case, radius):
+    probability, truth, valid = case
+    counts = count_boundaries(probability, truth, valid, THRESHOLDS, radius, thin=True)
+    for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
+        binary = thin((probability >= threshold) & valid)
+        assert predicted == binary.sum()
+        assert matched == largest_matching(pairs_within(binary, truth & valid, radius))
+    assert counts.true == (truth & valid).sum()
+
+
+def test_a_validation_set_of_small_maps_takes_seconds():
+    rng = np.random.default_rng(0)
+    truth = rng.random((60, 64, 96)) < 0.08
+    start = time.process_time()
+    for image, noise in zip(truth, rng.random((60, 64, 96), np.float32), strict=True):
+        count_boundaries(noise, image, np.ones_like(image), THRESHOLDS, 0.011 * np.hypot(64, 96))
+    assert time.process_time() - start < 6

@@ -1,0 +1,157 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from htt_lightning.data.input_size import LIMIT, SizePolicy, View
+from htt_lightning.errors import HTTError
+from htt_lightning.models.sliding_window import predict_maps, window_starts
+from htt_lightning.output import Output
+from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
+from tests.flow import Height
+
+TASKS = [SemSeg(classes=("a", "b", "c")), Saliency(), Normals(bins=6), Edges(), Depth(bins=5), Height()]
+
+
+class Local(torch.nn.Module):
+    """A network of stride 4 that looks at nothing but a cell's own pixels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = {task.name: torch.randn(task.num_tokens, 3, 4, 4) for task in TASKS}
+        self.sizes = []
+
+    def forward(self, image):
+        self.sizes.append(tuple(image.shape[-2:]))
+        padded = F.pad(image, (0, -image.shape[-1] % 32, 0, -image.shape[-2] % 32))
+        rows, columns = -(-image.shape[-2] // 4), -(-image.shape[-1] // 4)
+        outputs = {}
+        for name, weight in self.weights.items():
+            logits = F.conv2d(padded - 0.5, weight, stride=4)[..., :rows, :columns]
+            outputs[name] = Output(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
+        return outputs
+
+
+def whole(size):
+    return View(size, size, (0, 0))
+
+
+@pytest.mark.parametrize("size", [(150, 97), (64, 200), (65, 65), (300, 40)])
+def test_windows_of_a_network_that_looks_no_further_give_what_the_whole_gives(size):
+    network, image = Local(), torch.rand(2, 3, *size)
+    at_once = predict_maps(network, TASKS, image, whole(size))
+    network.sizes.clear()
+    blended = predict_maps(network, TASKS, image, whole(size), tile=64)
+    assert len(network.sizes) > 1
+    assert all(height <= 64 and width <= 64 for height, width in network.sizes)
+    for task in TASKS:
+        ours, theirs = blended[task.name], at_once[task.name]
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        if task.name == "semseg":  # rounding decides between classes that are as likely
+            assert (ours == theirs).float().mean() > 0.999
+        else:
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_window_as_large_as_the_image_is_no_window():
+    network, image = Local(), torch.rand(1, 3, 60, 64)
+    one, other = (predict_maps(network, TASKS, image, whole((60, 64)), tile) for tile in (None, 64))
+    assert all(torch.equal(one[task.name], other[task.name]) for task in TASKS)
+
+
+def disagreeing(image):
+    """Depth whose logits depend on where a window begins: 0 in the first, then the others."""
+    cells = image.shape[-2] // 4, image.shape[-1] // 4
+    logits = torch.full((1, 5, *cells), -20.0)
+    logits[:, int(image[0, 0, 0, 0])] = 20
+    return {"depth": Output(logits, logits[:, :0], logits[:, :1])}
+
+
+def test_windows_that_disagree_are_blended_without_a_seam():
+    image = torch.zeros(1, 3, 64, 96)
+    image[..., 32:] = 4  # the second window, which begins there, sees the farthest bin
+    task = Depth(bins=5, near=1.0, far=9.0)
+    line = predict_maps(disagreeing, [task], image, whole((64, 96)), tile=64)["depth"][0, 0, 30]
+    torch.testing.assert_close(line[:30], torch.full((30,), 1.0))
+    torch.testing.assert_close(line[68:], torch.full((28,), 9.0))
+    steps = line.diff()
+    assert (steps >= -1e-5).all()
+    assert steps.max() < 0.5  # of 8 metres between the two
+
+
+def test_blended_normals_have_length_one():
+    values = predict_maps(Local(), TASKS, torch.rand(1, 3, 100, 150), whole((100, 150)), tile=64)["normals"]
+    torch.testing.assert_close(values.norm(dim=1), torch.ones(1, 100, 150))
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 96, 97, 500])
+def test_windows_lie_on_the_grid_and_cover_everything(length):
+    starts = window_starts(length, 64)
+    assert starts == sorted(set(starts))
+    assert all(start % 32 == 0 for start in starts)
+    assert starts[-1] < length <= starts[-1] + 64
+    assert all(after - before < 64 for before, after in pairwise(starts))
+
+
+def test_maps_return_at_the_own_size_of_an_image_that_was_resized_and_padded():
+    policy = SizePolicy(image_size=(32, 48))
+    seen, view = policy(np.zeros((200, 75, 3), np.uint8), "it")
+    assert view == View((200, 75), seen.shape[:2], (0, 0))
+    assert abs(seen.shape[0] * seen.shape[1] - 32 * 48) < 64
+    assert abs(seen.shape[0] / seen.shape[1] - 200 / 75) < 0.1
+    image = torch.rand(1, 3, *seen.shape[:2])
+    maps = predict_maps(Local(), TASKS, image, view)
+    assert all(values.shape[-2:] == (200, 75) for values in maps.values())
+
+
+def test_enlarging_matches_pixel_centres():
+    ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
+
+    def depths(image):
+        logits = torch.stack([1 - image[:, 0, ::4, ::4], image[:, 0, ::4, ::4]], 1).log()
+        return {"depth": Output(logits, logits[:, :0], logits[:, :1])}
+
+    task = Depth(bins=2, near=1.0, far=2.0)
+    own = predict_maps(depths, [task], ramp, whole((16, 16)))["depth"]
+    larger = predict_maps(depths, [task], ramp, View((32, 32), (16, 16), (0, 0)))["depth"]
+    centres = F.interpolate(own, size=(32, 32), mode="bilinear", align_corners=False)
+    assert (larger - centres)[..., 4:-4].abs().max() < 0.01
+
+
+def test_padding_is_cut_off_again():
+    policy = SizePolicy(least=(64, 64))
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 80, 3), dtype=np.uint8)
+    seen, view = policy(pixels, "it")
+    assert (seen.shape, view) == ((64, 80, 3), View((30, 80), (30, 80), (17, 0)))
+    image = torch.from_numpy(seen / 255).float().permute(2, 0, 1)[None]
+    maps, all_of_it = predict_maps(Local(), TASKS, image, view), predict_maps(Local(), TASKS, image, whole((64, 80)))
+    assert torch.equal(maps["depth"], all_of_it["depth"][..., 17:47, :])
+
+
+def test_what_the_checkpoint_says_gives_way_to_what_is_asked_for():
+    stored = {"image_size": [32, 48], "least": None}
+    assert SizePolicy.of(stored) == SizePolicy((32, 48))
+    assert SizePolicy.of(stored, "own", 64) == SizePolicy(tile=64)
+    assert SizePolicy.of(stored, (20, 30)) == SizePolicy((20, 30))
+    assert SizePolicy.of({"image_size": None, "least": [64, 64]}) == SizePolicy(least=(64, 64))
+    assert SizePolicy.of(None) == SizePolicy()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"tile": 100}, "multiple of 32"), ({"tile": 32}, "at least 64"), ({"size": "big"}, "size is 'big'"),
+     ({"size": (0, 5)}, "height and a width")],
+)  # fmt: skip
+def test_bad_settings_are_refused(arguments, message):
+    with pytest.raises(HTTError, match=message):
+        SizePolicy.of(None, **arguments)
+
+
+def test_an_image_too_large_to_be_seen_at_once_asks_for_a_window():
+    large = np.broadcast_to(np.zeros(3, np.uint8), (LIMIT // 1000 + 1, 1000, 3))
+    with pytest.raises(HTTError, match=r"big\.png has 1000x33555 pixels.*tile"):
+        SizePolicy()(large, "big.png")
