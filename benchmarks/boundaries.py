@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
-from htt_lightning.metrics.boundary_matching import count_boundaries
+from htt_lightning.metrics.boundary_matching import match_boundaries
 
 THRESHOLDS = (np.arange(1, 100) / 100).astype(np.float32)
 MAPS = 4
@@ -65,8 +65,8 @@ def main() -> None:
         for seed in range(MAPS):
             probability, truth = random_maps(seed, size)
             case = (probability, truth, np.ones_like(truth), THRESHOLDS, radius)
-            ours, counts = seconds(count_boundaries, *case)
-            thin, _ = seconds(count_boundaries, *case, True)
+            ours, counts = seconds(match_boundaries, *case)
+            thin, _ = seconds(match_boundaries, *case, True)
             rows.append([100 * truth.mean(), ours, thin])
             if size == (80, 120):
                 scipy, matched = seconds(one_by_one, probability, truth, radius)

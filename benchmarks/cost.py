@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from htt_lightning import CityscapesDataModule, HTTModule, NYUDDataModule, PASCALContextDataModule
 from htt_lightning.data import PartialLabelDataModule
-from htt_lightning.discovery.loss import Discovery, Terms
+from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.tasks import Task
 
 RECIPES: dict[str, tuple[type[PartialLabelDataModule], tuple[int, int]]] = {
@@ -48,9 +48,9 @@ def step(tasks: Sequence[Task], batch: dict[str, Any]) -> None:
     """A training step of the second stage."""
     module = HTTModule(tasks)
     module.epochs_per_stage = 1
-    terms = Terms(feature_labeled=1, feature_unlabeled=1)
+    terms = DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1)
     teacher = HTTModule(tasks).net
-    module.discovery = Discovery([teacher], tasks, module.loss_weights, terms, torch.device("cpu"))
+    module.discovery = TeacherEnsemble([teacher], tasks, module.loss_weights, terms, torch.device("cpu"))
     optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index]
     module.train()
     module.training_step(batch, 0).backward()

@@ -3,7 +3,7 @@
 Trains one linear layer per task on the red, green, blue, row and column of each pixel, with the library's own losses
 and metrics, and compares what it gains over the best constant with what a trained network gains:
 
-    python benchmarks/hardness.py runs/version_0/results.json
+    python benchmarks/hardness.py runs/version_0/val_metrics.json
 """
 
 import json
@@ -15,24 +15,24 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from htt_lightning import HTTModule, Output, SyntheticDataModule
+from htt_lightning import HTTModule, SyntheticDataModule, TaskOutput
 from htt_lightning.callbacks.results_table import constant_scores
 
 
 class PixelLinear(nn.Module):
-    """Logits that are a linear function of a pixel's colour and place: ``b 3 h w`` to one ``Output`` per task."""
+    """Logits that are a linear function of a pixel's colour and place: ``b 3 h w`` to one ``TaskOutput`` per task."""
 
     def __init__(self, num_tokens: dict[str, int]) -> None:
         super().__init__()
         self.classify = nn.ModuleDict({task: nn.Conv2d(5, k, 1) for task, k in num_tokens.items()})
 
-    def forward(self, image: Tensor) -> dict[str, Output]:
+    def forward(self, image: Tensor) -> dict[str, TaskOutput]:
         """Predict every task at full resolution."""
         b, _, h, w = image.shape
         rows = torch.linspace(-1, 1, h, device=image.device).view(1, 1, h, 1).expand(b, 1, h, w)
         columns = torch.linspace(-1, 1, w, device=image.device).view(1, 1, 1, w).expand(b, 1, h, w)
         x = torch.cat([2 * image - 1, rows, columns], dim=1)
-        return {task: Output(layer(x), x, torch.ones_like(rows)) for task, layer in self.classify.items()}
+        return {task: TaskOutput(layer(x), x, torch.ones_like(rows)) for task, layer in self.classify.items()}
 
 
 def main(path: str) -> None:
@@ -48,7 +48,7 @@ def main(path: str) -> None:
     constants = constant_scores(data, data.tasks)
     print(f"{'metric':24}{'constant':>10}{'linear':>10}{'network':>10}{'linear gain / network gain':>30}")
     for task in data.tasks:
-        key = f"val/{task.name}/{task.headline}"
+        key = f"val/{task.name}/{task.primary_metric}"
         constant, linear = constants[task.name], float(trainer.callback_metrics[key])
         network = reached[task.name]["value"]
         share = (linear - constant) / (network - constant)

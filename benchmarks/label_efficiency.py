@@ -187,7 +187,7 @@ class Study:
         """Train a run to its end, unless it has been, once its teacher's job is done."""
         if teacher:
             teacher.result()
-        if (self.folder(run) / "results.json").exists():
+        if (self.folder(run) / "val_metrics.json").exists():
             return
         if run.method.offline and run.teacher:
             mask = ["--data.labels", run.labels, "--seed_everything", str(run.seed)]
@@ -211,7 +211,7 @@ class Study:
         """One row per finished run and metric."""
         rows: list[Row] = []
         for run in runs:
-            path = self.folder(run) / "results.json"
+            path = self.folder(run) / "val_metrics.json"
             for metric, figures in json.loads(path.read_text()).items() if path.exists() else ():
                 task = metric.split("/")[1]
                 row = {"labels": run.labels, "method": run.method.name, "seed": run.seed, "task": task}

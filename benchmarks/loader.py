@@ -26,8 +26,8 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from htt_lightning import NYUDDataModule, PASCALContextDataModule
-from htt_lightning.data.batch import Draw, collate, to_sample
-from htt_lightning.data.dataset import PartialLabels
+from htt_lightning.data.batch import SampleIndex, collate, to_sample
+from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.datasets.pascal_context import FLAT, PARTS
 from htt_lightning.data.datasets.synthetic import write_nyud
 from htt_lightning.data.synthetic_scenes import render
@@ -170,12 +170,12 @@ def seconds(work: Callable[[int], object], count: int) -> float:
     return time.process_time() - start
 
 
-def stages(data: PartialLabels, count: int, samples: int) -> dict[str, float]:
+def stages(data: PartialLabelDataset, count: int, samples: int) -> dict[str, float]:
     """Where our time goes, in CPU milliseconds per sample."""
     rng, spent = np.random.default_rng(0), dict[str, float]()
-    kinds = {"Photometric": "colour"}
+    kinds = {"PhotoMetricDistortion": "colour"}
     compose = data.transform.compose  # type: ignore[attr-defined]
-    gathered = [data[Draw(0)]] * 4
+    gathered = [data[SampleIndex(0)]] * 4
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         start = time.process_time()
@@ -223,7 +223,7 @@ def main() -> None:
         rng = np.random.default_rng(0)
         ratios, ours, plain = [], [], []
         for turn in range(given.rounds + 1):
-            mine = seconds(lambda i, epoch=turn: data[Draw(i % images, epoch * 1000 + i)], given.samples)  # type: ignore[misc]
+            mine = seconds(lambda i, epoch=turn: data[SampleIndex(i % images, epoch * 1000 + i)], given.samples)  # type: ignore[misc]
             other = seconds(lambda i: plain_sample(read(root, i % images), size, rng), given.samples)
             if turn:  # the first round warms files and libraries up
                 ours.append(given.samples / mine)

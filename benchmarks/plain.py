@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from htt_lightning import HTTNet
-from htt_lightning.output import Output, Rows
+from htt_lightning.output import BatchIndices, TaskOutput
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 
 TASKS = (
@@ -27,7 +27,7 @@ TASKS = (
 class PlainHTTNet(HTTNet):
     """``HTTNet`` with global and fine-grained tokens over a pyramid of maps, transcribed."""
 
-    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
+    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
         """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size; always of all images."""
         net: Any = self
         glob = net.global_tokens
@@ -50,7 +50,7 @@ class PlainHTTNet(HTTNet):
         return outputs
 
 
-def plain_head(head: Any, x: Tensor, token: Tensor) -> Output:
+def plain_head(head: Any, x: Tensor, token: Tensor) -> TaskOutput:
     """Steps 1 to 5 of method.md 2.
 
     Args:
@@ -81,7 +81,7 @@ def plain_head(head: Any, x: Tensor, token: Tensor) -> Output:
     scores = F.softplus((reduced[:, None] * fine[..., None, None]).sum(2))
     logits = head.refine(head.classify(feature) * scores)
     confidence = (feature * own[..., None, None]).sum(1, keepdim=True).sigmoid()
-    return Output(logits, feature, confidence)
+    return TaskOutput(logits, feature, confidence)
 
 
 def full_size(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -92,15 +92,15 @@ def full_size(x: Tensor, size: Sequence[int]) -> Tensor:
 def decoded(task: Task, logits: Tensor, size: Sequence[int]) -> Tensor:
     """Depth or normals of one image, ``1 c h w``: the expectation over bins, then resized (method.md, Shapes)."""
     assert isinstance(task, Depth | Normals)
-    centres = task.centres(logits)
+    bin_centers = task.bin_centers(logits)
     probability = logits.softmax(1)
     if isinstance(task, Depth):
-        return full_size((probability * centres[:, None, None]).sum(1, keepdim=True), size)
-    vectors = (probability[:, :, None] * centres[..., None, None]).sum(1)
+        return full_size((probability * bin_centers[:, None, None]).sum(1, keepdim=True), size)
+    vectors = (probability[:, :, None] * bin_centers[..., None, None]).sum(1)
     return F.normalize(full_size(F.normalize(vectors, dim=1), size), dim=1)
 
 
-def given_loss(task: Task, output: Output, target: Tensor) -> Tensor:
+def given_loss(task: Task, output: TaskOutput, target: Tensor) -> Tensor:
     """Loss of one image on its label (method.md 3); the target has no batch axis."""
     size = target.shape[-2:]
     logits = full_size(output.logits, size)
@@ -108,16 +108,16 @@ def given_loss(task: Task, output: Output, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target[None], ignore_index=255)
     assert isinstance(task, Depth | Normals)
     valid, truth = target.isfinite().all(0), target.nan_to_num(0)
-    centres = task.centres(logits)
+    bin_centers = task.bin_centers(logits)
     if isinstance(task, Depth):
-        bins = (truth - centres[:, None, None]).abs().argmin(0)
+        bins = (truth - bin_centers[:, None, None]).abs().argmin(0)
     else:
-        bins = (truth[None] * centres[..., None, None]).sum(1).argmax(0)
+        bins = (truth[None] * bin_centers[..., None, None]).sum(1).argmax(0)
     error = (decoded(task, output.logits, size)[0] - truth).abs().sum(0)[valid].mean()
     return error + 0.1 * F.cross_entropy(logits, bins[None], reduction="none")[0][valid].mean()
 
 
-def found_loss(task: Task, output: Output, teacher: Output, size: Sequence[int]) -> Tensor:
+def found_loss(task: Task, output: TaskOutput, teacher: TaskOutput, size: Sequence[int]) -> Tensor:
     """Loss of one image on the labels that a teacher discovers (method.md 4)."""
     if isinstance(task, SemSeg):
         confidence, label = full_size(teacher.logits, size).softmax(1).max(1)
@@ -130,9 +130,9 @@ def found_loss(task: Task, output: Output, teacher: Output, size: Sequence[int])
 
 def plain_loss(
     tasks: Sequence[Task],
-    outputs: Mapping[str, Output],
+    outputs: Mapping[str, TaskOutput],
     batch: Mapping[str, Any],
-    taught: Mapping[str, Output] | None = None,
+    taught: Mapping[str, TaskOutput] | None = None,
 ) -> Tensor:
     """The loss of a step, image by image and task by task, on images without padding (method.md 3 and 4).
 
@@ -146,12 +146,12 @@ def plain_loss(
     total = torch.zeros((), dtype=batch["image"].dtype)
     for index in range(images):
         for task in tasks:
-            mine = Output(*(x[index : index + 1] for x in outputs[task.name]))
+            mine = TaskOutput(*(x[index : index + 1] for x in outputs[task.name]))
             labeled = bool(batch["labeled"][task.name][index])
             if labeled:
                 total = total + task.weight * given_loss(task, mine, batch[task.name][index])
             if taught:
-                teacher = Output(*(x[index : index + 1] for x in taught[task.name]))
+                teacher = TaskOutput(*(x[index : index + 1] for x in taught[task.name]))
                 distance = (mine.feature - teacher.feature) ** 2
                 total = total + (distance if labeled else teacher.confidence * distance).mean()
                 if not labeled:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from htt_lightning import HTTModule
-from htt_lightning.discovery.loss import Discovery, Precision, Terms
+from htt_lightning.discovery.loss import DiscoveryLossWeights, Precision, TeacherEnsemble
 from htt_lightning.io.files import atomic_path
 
 Work = Callable[[], object]
@@ -81,13 +81,15 @@ class Fast:
             known = (
                 TASKS,
                 self.module.loss_weights,
-                Terms(feature_labeled=features, feature_unlabeled=features),
+                DiscoveryLossWeights(feature_labeled=features, feature_unlabeled=features),
                 torch.device("cpu"),
             )
-            self.module.discovery = Discovery([HTTModule(TASKS, backbone=backbone).net], *known, precision=precision)
+            self.module.discovery = TeacherEnsemble(
+                [HTTModule(TASKS, backbone=backbone).net], *known, precision=precision
+            )
             if labels == "stored":
                 self.batch["discovered"] = self.module.discovery.found(batch)
-                self.module.discovery = Discovery([], *known)
+                self.module.discovery = TeacherEnsemble([], *known)
         configured: Any = self.module.configure_optimizers()
         self.optimizer: torch.optim.Optimizer = configured["optimizer"]
 

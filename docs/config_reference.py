@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 import htt_lightning
 from htt_lightning import PartialLabelDataModule, Task, tasks
 from htt_lightning.cli import main
-from htt_lightning.data import Augment, MapFiles
+from htt_lightning.data import AugmentConfig, LabelFiles
 
 GROUPS = ("model", "discovery", "guard", "panel", "discovery_panel", "results", "checkpoint", "trainer")
 """Groups of options that every command has, beside ``data``."""
@@ -116,7 +116,7 @@ def reference() -> str:
         f"### {name}\n\n{first_sentence(parser.description)}\n\n{options(parser)}" for name, parser in commands.items()
     ]
     parts += ["### predictions\n\nOf `predict`.\n", options(commands["predict"], "predictions"), DATA]
-    parts += [settings(kind) for kind in (*classes(PartialLabelDataModule), Augment, MapFiles)]
+    parts += [settings(kind) for kind in (*classes(PartialLabelDataModule), AugmentConfig, LabelFiles)]
     parts += [TASKS, *(settings(kind) for kind in classes(Task))]
     parts += [f"## {group}\n\n{options(commands['fit'], group)}" for group in GROUPS]
     return "\n".join(parts)

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from htt_lightning.callbacks import LabelDiscovery, NumericalGuard
+from htt_lightning.callbacks import LabelDiscovery, NonFiniteLossGuard
 from htt_lightning.data import (
     CityscapesDataModule,
     FolderDataModule,
@@ -14,11 +14,11 @@ from htt_lightning.data import (
     PASCALContextDataModule,
     SyntheticDataModule,
 )
-from htt_lightning.discovery.loss import Discovery, Terms, discover_task
+from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble, discovery_loss
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule
-from htt_lightning.output import Output
+from htt_lightning.output import TaskOutput
 from htt_lightning.predictor import HTTPredictor
 from htt_lightning.tasks import Task
 
@@ -26,7 +26,7 @@ __version__ = version("htt-lightning")
 
 __all__ = [
     "CityscapesDataModule",
-    "Discovery",
+    "DiscoveryLossWeights",
     "FolderDataModule",
     "HTTError",
     "HTTModule",
@@ -38,12 +38,12 @@ __all__ = [
     "MultiTaskNet",
     "NYUD40DataModule",
     "NYUDDataModule",
-    "NumericalGuard",
-    "Output",
+    "NonFiniteLossGuard",
     "PASCALContextDataModule",
     "PartialLabelDataModule",
     "SyntheticDataModule",
     "Task",
-    "Terms",
-    "discover_task",
+    "TaskOutput",
+    "TeacherEnsemble",
+    "discovery_loss",
 ]

@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from htt_lightning.output import Output, stride_of, to_pixels
+from htt_lightning.output import TaskOutput, feature_stride, upsample_to_image
 
 SUPERVISED, PREDICTION, FEATURE = "supervised", "discovered prediction", "feature"
 """Kinds of terms."""
 
-BIN_WEIGHT = 0.1
+BIN_LOSS_WEIGHT = 0.1
 """Weight of the bin classification that goes with the L1 loss of a regression task (method.md 3)."""
 
-SHARPNESS = 5.0
+CONFIDENCE_INV_TEMPERATURE = 5.0
 """Factor on bin logits whose largest probability is the confidence in a discovered value (method.md 4)."""
 
 
@@ -40,7 +40,7 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def contract(equation: str, *operands: Tensor) -> Tensor:
+def einsum_no_autocast(equation: str, *operands: Tensor) -> Tensor:
     """``torch.einsum`` in the operands' own type: autocast would go back to half precision."""
     with torch.autocast(operands[0].device.type, enabled=False):
         return torch.einsum(equation, *operands)
@@ -125,16 +125,16 @@ def l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return masked_mean((pred - truth).abs().sum(1), valid)
 
 
-def stand_out(output: Output, size: tuple[int, int], sharpness: float) -> Tensor:
+def bin_confidence(output: TaskOutput, size: tuple[int, int], sharpness: float) -> Tensor:
     """How far one bin stands out from the others: ``b h w`` in [0, 1] (method.md 4).
 
     Resized bins lie side by side in memory; told so, softmax takes a third of the time on a CPU.
     """
-    sharp = to_pixels(sharpness * upcast(output.logits), size)
+    sharp = upsample_to_image(sharpness * upcast(output.logits), size)
     return rearrange(sharp, "b k h w -> b h w k").softmax(-1).amax(-1)
 
 
-def feature_distance(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
+def feature_mse(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared difference of features, weighted per cell if there are weights (method.md 4).
 
     Args:
@@ -148,11 +148,11 @@ def feature_distance(student: Tensor, teacher: Tensor, valid: Tensor, weight: Te
     """
     squares = (upcast(student) - upcast(teacher)).square().mean(1)
     weighted = squares if weight is None else upcast(weight)[:, 0] * squares
-    return masked_mean(weighted, whole_cells(valid, (student.shape[-2], student.shape[-1])))
+    return masked_mean(weighted, fully_valid_cells(valid, (student.shape[-2], student.shape[-1])))
 
 
-def whole_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
+def fully_valid_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
     """Cells of a feature map that hold no invalid pixel of their image: bool ``b h/s w/s`` of ``b h w``."""
-    stride = stride_of(size, (valid.shape[-2], valid.shape[-1]))
+    stride = feature_stride(size, (valid.shape[-2], valid.shape[-1]))
     invalid = F.max_pool2d((~valid)[:, None].float(), stride, ceil_mode=True)
     return invalid[:, 0] == 0

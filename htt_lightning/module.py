@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
-from htt_lightning.data.batch import Batch, labeled_rows
-from htt_lightning.discovery.loss import Discovery
+from htt_lightning.data.batch import Batch, labeled_indices
+from htt_lightning.discovery.loss import TeacherEnsemble
 from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.io.checkpoints import write_whole
 from htt_lightning.io.files import refuse_lost
 from htt_lightning.losses import SUPERVISED, Term
 from htt_lightning.metrics import MeanLoss
-from htt_lightning.models import DenseNetwork, HTTNet, MultiTaskNet
+from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
-from htt_lightning.models.sliding_window import predict_maps
+from htt_lightning.models.sliding_window import predict_at_original_size
 from htt_lightning.optimizer import adam
-from htt_lightning.output import Output
+from htt_lightning.output import TaskOutput
 from htt_lightning.seeding import derived_seed, run_seed
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.compared import refuse_other_tasks
+from htt_lightning.tasks.compared import check_same_tasks
 from htt_lightning.tasks.metric_spec import delta_m
 
 M = TypeVar("M", bound=nn.Module)
@@ -113,15 +113,15 @@ class HTTModule(L.LightningModule):
         self.test_metrics = _registered({task.name: task.test_metrics() for task in self.tasks})
         self._has_weights = pretrained is False
         self.input: dict[str, Any] = {}
-        self.discovery: Discovery | None = None
+        self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
-        self.terms_of_batch: list[Term] = []  # what the loss of the last training batch was made of
+        self.last_loss_terms: list[Term] = []  # what the loss of the last training batch was made of
         self.generators: list[Tensor] = []  # states of the CPU's and the GPU's as that step began
 
     def build_network(self) -> nn.Module:
         """A network as the hyperparameters say, with new random weights that are not pretrained.
 
-        A subclass may return any module that keeps the contract of ``Output``.
+        A subclass may return any module that keeps the contract of ``TaskOutput``.
         """
         network = self.hparams["network"]
         keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "checkpointing"]
@@ -130,7 +130,7 @@ class HTTModule(L.LightningModule):
         net = NETWORKS[network](counts, **{key: self.hparams[key] for key in keys})
         return net.to(memory_format=torch.channels_last)  # what convolutions are fastest in
 
-    def begin_anew(self, seed: int) -> None:
+    def reset_parameters(self, seed: int) -> None:
         """Give the network the weights of a new one, pretrained ones included.
 
         The parameters stay the same objects, which optimisers and distributed training hold on to.
@@ -151,9 +151,9 @@ class HTTModule(L.LightningModule):
                 raise HTTError(f"model.{key} names {name!r}, but the tasks are {', '.join(names)}.{hint}")
         return dict(values or {})
 
-    def forward(self, image: Tensor) -> dict[str, Output]:
+    def forward(self, image: Tensor) -> dict[str, TaskOutput]:
         """RGB in [0, 1], ``b 3 h w``, to one output per task."""
-        outputs: dict[str, Output] = self.net(image)
+        outputs: dict[str, TaskOutput] = self.net(image)
         return outputs
 
     def on_fit_start(self) -> None:
@@ -164,7 +164,7 @@ class HTTModule(L.LightningModule):
     def _fetch_weights(self) -> None:
         if self.hparams["pretrained"] is not False:
             source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
-            cast(DenseNetwork, self.net).backbone.load_state_dict(source.state_dict())
+            cast(DensePredictionNetwork, self.net).backbone.load_state_dict(source.state_dict())
         self._has_weights = True
 
     def setup(self, stage: str) -> None:
@@ -186,7 +186,7 @@ class HTTModule(L.LightningModule):
                 "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "
                 "resume with last.ckpt."
             )
-        refuse_other_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
+        check_same_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As PyTorch's, but weights of another network raise an ``HTTError``."""
@@ -215,7 +215,7 @@ class HTTModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, and the means over an epoch of what it is made of."""
         (total, discovered), images = self.loss(batch), len(batch["image"])
-        for task, kind, losses, _ in self.terms_of_batch:
+        for task, kind, losses, _ in self.last_loss_terms:
             if kind == SUPERVISED:
                 self._log_loss(f"train/{task}/loss", losses.sum(), batch["labeled"][task].sum(), images)
         if discovered is not None:
@@ -229,17 +229,17 @@ class HTTModule(L.LightningModule):
         Args:
             batch: A training batch.
         """
-        outputs, rows = self(batch["image"]), batch.get("rows") or labeled_rows(batch)
+        outputs, rows = self(batch["image"]), batch.get("rows") or labeled_indices(batch)
         factor = self._factor(batch["labeled"])
-        total, discovered, self.terms_of_batch = torch.zeros((), device=self.device), None, []
+        total, discovered, self.last_loss_terms = torch.zeros((), device=self.device), None, []
         for task in self.tasks:
             name = task.name
             losses = self._labeled_losses(task, outputs[name], batch[name], rows[name])
-            self.terms_of_batch.append(Term(name, SUPERVISED, losses.detach(), rows[name]))
+            self.last_loss_terms.append(Term(name, SUPERVISED, losses.detach(), rows[name]))
             total = total + self.loss_weights[name] * (losses * factor[rows[name]]).sum()
         if self.discovery is not None:
             discovered = self.discovery.loss(batch, outputs)
-            self.terms_of_batch += self.discovery.terms_of_batch
+            self.last_loss_terms += self.discovery.last_loss_terms
             total = total + (discovered * factor).sum()
         return total / len(factor), None if discovered is None else discovered.detach()
 
@@ -252,12 +252,12 @@ class HTTModule(L.LightningModule):
             marks.shape[1:], float(tasks if self.hparams["balance"] == "tasks" else 1), device=marks.device
         )
 
-    def _labeled_losses(self, task: Task, output: Output, target: Tensor, rows: Tensor) -> Tensor:
+    def _labeled_losses(self, task: Task, output: TaskOutput, target: Tensor, rows: Tensor) -> Tensor:
         """Loss of each labelled image, ``len(rows)``; the others are not even enlarged to pixels.
 
         Where no image is labelled, the head stays in the graph with zero gradient: distributed training waits for it.
         """
-        chosen = Output(*(x[rows] for x in output))
+        chosen = TaskOutput(*(x[rows] for x in output))
         return task.loss(chosen, target[rows]) if len(rows) else chosen.logits.flatten(1).sum(1)
 
     def _log_loss(self, key: str, loss: Tensor, count: Tensor | int, images: int, **options: Any) -> None:
@@ -276,7 +276,10 @@ class HTTModule(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Decoded maps by task at the size of the images, and ``id``; at their own size where they have a ``view``."""
         if "view" in batch:
-            return {"id": batch["id"], **predict_maps(self, self.tasks, batch["image"], batch["view"], batch["tile"])}
+            return {
+                "id": batch["id"],
+                **predict_at_original_size(self, self.tasks, batch["image"], batch["view"], batch["tile"]),
+            }
         return {"id": batch["id"], **self.decode(batch["image"])}
 
     def decode(self, image: Tensor) -> dict[str, Tensor]:
@@ -309,8 +312,8 @@ class HTTModule(L.LightningModule):
             values |= {f"{task}/{figure}": float(value) for figure, value in metric.compute().items()}
             metric.reset()
         if self.single_task:
-            headlines = {task.name: values[f"{task.name}/{task.headline}"] for task in self.tasks}
-            kinds = {task.name: task.figure(task.headline) for task in self.tasks}
+            headlines = {task.name: values[f"{task.name}/{task.primary_metric}"] for task in self.tasks}
+            kinds = {task.name: task.figure(task.primary_metric) for task in self.tasks}
             values["delta_m"] = delta_m(kinds, headlines, self.single_task)
         # Every metric has synchronised itself, so all ranks hold the same values.
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})

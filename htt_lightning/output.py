@@ -10,11 +10,11 @@ from torch import Tensor
 from htt_lightning.errors import HTTError
 
 
-class Output(NamedTuple):
+class TaskOutput(NamedTuple):
     """One task's raw output, at feature resolution (stride ``s``: 4, or 16 with a single-scale backbone).
 
     This is all that the rest of the library asks of a network: a module that takes RGB in [0, 1], ``b 3 h w``, and
-    returns a dict with an ``Output`` per task may be trained, taught and a teacher. Its stride is a power of two, one
+    returns a dict with an ``TaskOutput`` per task may be trained, taught and a teacher. Its stride is a power of two, one
     for all tasks, and sizes are rounded up: ``ceil(h/s) ceil(w/s)``.
 
     Attributes:
@@ -28,7 +28,7 @@ class Output(NamedTuple):
     confidence: Tensor
 
 
-Rows = Sequence[Tensor | None]
+BatchIndices = Sequence[Tensor | None]
 """For each task, positions of the images in a batch that it is asked about; None for all."""
 
 
@@ -47,7 +47,7 @@ def asked(rows: Tensor | None) -> bool:
     return rows is None or len(rows) > 0
 
 
-def to_pixels(values: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample_to_image(values: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a map from feature resolution to its image.
 
     A network rounds an odd image up to whole cells of its stride, so the map is enlarged by that stride and cut, never
@@ -61,7 +61,7 @@ def to_pixels(values: Tensor, size: tuple[int, int]) -> Tensor:
         ``b c h w``, bilinear with half-pixel centres (method.md 1).
     """
     (rows, columns), (height, width) = values.shape[-2:], size
-    stride = stride_of((rows, columns), size)
+    stride = feature_stride((rows, columns), size)
     return resize(values, (rows * stride, columns * stride))[..., :height, :width]
 
 
@@ -77,7 +77,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 
-def stride_of(cells: tuple[int, int], size: tuple[int, int]) -> int:
+def feature_stride(cells: tuple[int, int], size: tuple[int, int]) -> int:
     """Stride of a feature map over its image: a power of two.
 
     Args:

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from htt_lightning.data.batch import planes
-from htt_lightning.data.input_size import Size, SizePolicy
+from htt_lightning.data.input_size import InputResizer, Size
 from htt_lightning.errors import HTTError
 from htt_lightning.io.images import photograph, read_photograph
-from htt_lightning.models.sliding_window import predict_maps
+from htt_lightning.models.sliding_window import predict_at_original_size
 from htt_lightning.module import HTTModule
 from htt_lightning.training.loading import load_module
 
@@ -42,7 +42,7 @@ class HTTPredictor:
     def __init__(self, module: HTTModule, size: Size = "trained", tile: int | None = None) -> None:
         self.module = module.eval()
         self.tasks = {task.name: task for task in module.tasks}
-        self.policy = SizePolicy.of(module.input, size, tile)
+        self.policy = InputResizer.of(module.input, size, tile)
 
     @classmethod
     def from_checkpoint(
@@ -83,7 +83,7 @@ class HTTPredictor:
         seen, view = self.policy(pixels, name)
         batch = planes(seen)[None].to(self.module.device)
         batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
-        maps = predict_maps(self.module, self.module.tasks, batch, view, self.policy.tile)
+        maps = predict_at_original_size(self.module, self.module.tasks, batch, view, self.policy.tile)
         return {task: values[0].cpu() for task, values in maps.items()}
 
 

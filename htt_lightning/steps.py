@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from htt_lightning.data.batch import Batch
-from htt_lightning.discovery.loss import Discovery, Terms
+from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.errors import HTTError
 from htt_lightning.io.files import atomic_path, read_checkpoint
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.pseudo_label import Discovered
-from htt_lightning.training.loading import rebuilt
+from htt_lightning.tasks.pseudo_label import PseudoLabel
+from htt_lightning.training.loading import module_from_state
 
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
@@ -28,7 +28,7 @@ class Replay(NamedTuple):
 
     Attributes:
         loss: The loss, from which ``backward`` goes on.
-        module: The module in the state before the step; ``terms_of_batch`` are the parts of the loss.
+        module: The module in the state before the step; ``last_loss_terms`` are the parts of the loss.
         optimizer: The optimiser in the state before the step.
         batch: The batch.
     """
@@ -89,7 +89,7 @@ def keep_step(
 
 
 def replay(path: str | Path, device: str | torch.device = "cpu") -> Replay:
-    """Do a step again that ``NumericalGuard`` has kept; neither its data nor its config is needed.
+    """Do a step again that ``NonFiniteLossGuard`` has kept; neither its data nor its config is needed.
 
     On the same kind of device with the same versions the loss is that of the run, bit for bit. With several processes
     it is that of one of them, whose synchronised BatchNorm then lacks the other images.
@@ -114,7 +114,7 @@ def replay(path: str | Path, device: str | torch.device = "cpu") -> Replay:
     optimizer: Optimizer = module.configure_optimizers()["optimizer"]
     optimizer.load_state_dict(step["optimizer"])
     batch = move_data_to_device(step["batch"], device)
-    batch["discovered"] = {task: Discovered(*found) for task, found in batch["discovered"].items()}
+    batch["discovered"] = {task: PseudoLabel(*found) for task, found in batch["discovered"].items()}
     dtype, devices = AUTOCAST.get(step["precision"]), [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False):
         module.generators = step["generators"]
@@ -127,18 +127,18 @@ def replay(path: str | Path, device: str | torch.device = "cpu") -> Replay:
 
 def _module(hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor]) -> HTTModule:
     # Copies, as the file is still where these are.
-    return rebuilt(hyperparameters, {key: value.clone() for key, value in weights.items()}, HTTModule)
+    return module_from_state(hyperparameters, {key: value.clone() for key, value in weights.items()}, HTTModule)
 
 
-def _discovery(settings: Mapping[str, Any] | None, module: HTTModule, device: torch.device) -> Discovery | None:
+def _discovery(settings: Mapping[str, Any] | None, module: HTTModule, device: torch.device) -> TeacherEnsemble | None:
     if settings is None:
         return None
     teachers = [_module(x["hyper_parameters"], x["state_dict"]).net.to(device) for x in settings["teachers"]]
-    discovery = Discovery(
+    discovery = TeacherEnsemble(
         teachers,
         [Task.from_config(task) for task in settings["tasks"]],
         settings["loss_weights"],
-        Terms(**settings["terms"]),
+        DiscoveryLossWeights(**settings["terms"]),
         device,
         settings["targets"],
         settings["precision"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from htt_lightning import NumericalGuard
+from htt_lightning import NonFiniteLossGuard
 from tests.callbacks.test_nonfinite_guard import Poison, few, state
 from tests.tiny import tiny_module, tiny_trainer
 
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     for policy in ("skip", "raise"):
         torch.manual_seed(0)
         data, poison = few(batch_size=2), OnTheSecond(1)
-        callbacks = [poison, NumericalGuard(policy)]
+        callbacks = [poison, NonFiniteLossGuard(policy)]
         trainer = tiny_trainer(folder / policy, devices=2, strategy="ddp", callbacks=callbacks, limit_val_batches=0)
         module = tiny_module(data)
         trainer.fit(module, data)

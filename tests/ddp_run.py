@@ -10,7 +10,7 @@ from torch import nn
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.callbacks.results_table import ResultsTable
-from htt_lightning.discovery.loss import Targets
+from htt_lightning.discovery.loss import TargetType
 from tests.tiny import BACKBONE, tiny_data, tiny_trainer
 
 GLOBAL_BATCH = 4
@@ -40,7 +40,7 @@ class Recorder(HTTModule):
         self.steps[-1]["gradients"] = {name: p.grad.clone() for name, p in self.named_parameters()}
 
 
-def main(folder: Path, devices: int, targets: Targets) -> None:
+def main(folder: Path, devices: int, targets: TargetType) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     # Two kinds of masks, and of balancing images by their labels, in no more runs than there are.
@@ -61,4 +61,4 @@ def main(folder: Path, devices: int, targets: Targets) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), int(sys.argv[2]), cast(Targets, sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), cast(TargetType, sys.argv[3]))

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from htt_lightning.data.datasets.synthetic import SyntheticDataModule, SyntheticScenes
 from htt_lightning.losses import l1
 from htt_lightning.metrics import DepthErrors
-from htt_lightning.output import Output, to_pixels
+from htt_lightning.output import TaskOutput, upsample_to_image
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.colormap import heat
 
@@ -24,7 +24,7 @@ class Height(Task):
     reach: float = 4.0
 
     channels: ClassVar[int | None] = 1
-    headline: ClassVar[str] = "abs_err"
+    primary_metric: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "m"
 
@@ -32,11 +32,11 @@ class Height(Task):
     def num_tokens(self) -> int:
         return 1
 
-    def loss(self, output: Output, target: torch.Tensor) -> torch.Tensor:
+    def loss(self, output: TaskOutput, target: torch.Tensor) -> torch.Tensor:
         return l1(self.decode(output, target.shape[-2:]), target, target.isfinite()[:, 0])
 
-    def decode(self, output: Output, size: tuple[int, int]) -> torch.Tensor:
-        return to_pixels(2 * self.reach * output.logits.float().sigmoid(), size)
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> torch.Tensor:
+        return upsample_to_image(2 * self.reach * output.logits.float().sigmoid(), size)
 
     def metrics(self) -> Metric:
         return DepthErrors()
@@ -62,8 +62,8 @@ class HeightScenes(SyntheticScenes):
 class HeightDataModule(SyntheticDataModule):
     """Seven tasks."""
 
-    def available_tasks(self) -> list[Task]:
-        return [*super().available_tasks(), Height()]
+    def dataset_tasks(self) -> list[Task]:
+        return [*super().dataset_tasks(), Height()]
 
     def source(self, split: Any) -> HeightScenes:
         return HeightScenes(split, self.counts[split], self.image_size, self.scenes_seed, self.cache)

@@ -210,8 +210,8 @@ def outcome(folder: Path) -> dict[str, object]:
 
     newest = max(folder.glob("runs/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     stored = torch.load(newest, weights_only=True)
-    (results,) = {path.read_text() for path in folder.glob("runs/*/results.json")}
-    (labels,) = {path.read_text() for path in folder.glob("runs/*/labels.json")}
+    (results,) = {path.read_text() for path in folder.glob("runs/*/val_metrics.json")}
+    (labels,) = {path.read_text() for path in folder.glob("runs/*/label_mask.json")}
     learned = {key: stored[key] for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")}
     discovery = stored["callbacks"]["LabelDiscovery"]
     return {**learned, "discovery": discovery, "results": json.loads(results), "labels": labels}

@@ -35,7 +35,7 @@ def run(seed, workers=0, validate=1.0):
     folder = run_directory().rename(Path(f"seed{seed}_workers{workers}_{validate}"))
     weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     with (folder / "metrics.csv").open(newline="") as file:
-        return weights, list(csv.DictReader(file)), (folder / "labels.json").read_bytes()
+        return weights, list(csv.DictReader(file)), (folder / "label_mask.json").read_bytes()
 
 
 def test_a_seed_gives_one_run_whatever_loads_its_images_and_however_often_it_is_validated():

@@ -32,7 +32,7 @@ def records(request, tmp_path_factory):
         assert done.returncode == 0, done.stderr
     read = [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
     for devices, record in enumerate(read, start=1):
-        record["results"] = json.loads((folder / f"run{devices}" / "results.json").read_text())
+        record["results"] = json.loads((folder / f"run{devices}" / "val_metrics.json").read_text())
     return read
 
 

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from jsonargparse import capture_parser
 
-from htt_lightning.cli.main import ALONE, HTTCLI, main, names_data
+from htt_lightning.cli.main import ALONE, HTTCLI, main, specifies_dataset
 from tests.conftest import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -71,7 +71,9 @@ def test_there_are_pages_with_commands_and_recipes():
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
 def test_a_command_is_one_that_the_program_takes(words, parser, monkeypatch):
     monkeypatch.chdir(ROOT / "configs")  # packaged configs by their names
-    given = words if names_data(words) or words[0] in ALONE else [words[0], "--data=SyntheticDataModule", *words[1:]]
+    given = (
+        words if specifies_dataset(words) or words[0] in ALONE else [words[0], "--data=SyntheticDataModule", *words[1:]]
+    )
     parser.parse_args(given)
 
 

@@ -59,6 +59,6 @@ def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_was_evaluated_befor
 
 def test_delta_m_counts_lower_is_better_the_right_way_round():
     tasks = [SemSeg(classes=("a", "b")), Depth()]
-    kinds = {task.name: task.figure(task.headline) for task in tasks}
+    kinds = {task.name: task.figure(task.primary_metric) for task in tasks}
     single = {"semseg": 40.0, "depth": 0.5}
     assert delta_m(kinds, {"semseg": 44.0, "depth": 0.4}, single) == pytest.approx(100 * (0.1 + 0.2) / 2)

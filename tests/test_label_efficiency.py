@@ -92,7 +92,7 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(study, tm
     one.train(run)
     assert ran[-1][-2:] == ["--ckpt_path", str(one.last(run))]
     metrics = {"val/depth/abs_err": {"value": 0.7}}
-    (one.folder(run) / "results.json").write_text(json.dumps(metrics))
+    (one.folder(run) / "val_metrics.json").write_text(json.dumps(metrics))
     one.train(run)
     assert len(ran) == 2
     assert [row["value"] for row in one.results([run])] == [0.7]

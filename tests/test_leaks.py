@@ -26,7 +26,7 @@ def ruin(root, out, given=False):
     """A copy of the tree whose hidden labels, or else those that are given, are others that are as plausible."""
     shutil.copytree(root, out)
     data = rooms(root)
-    labels = data.labels_of("train", data.source("train"))
+    labels = data.labels_per_image("train", data.source("train"))
     changed = [(name, task) for name, kept in labels.items() for task in KINDS if (task in kept) == given]
     assert len(changed) > 5
     assert len({task for _, task in changed}) == 3
@@ -50,7 +50,7 @@ def outcome(root, folder, workers=0):
         "figures": {key: float(value) for key, value in trainer.callback_metrics.items()},
         "chosen": best.best_model_path.removeprefix(str(folder)),
         "best": weights(type(module).load_from_checkpoint(best.best_model_path)),
-        "files": {name: (folder / name).read_bytes() for name in ("labels.json", "results.json")},
+        "files": {name: (folder / name).read_bytes() for name in ("label_mask.json", "val_metrics.json")},
     }
 
 

@@ -96,7 +96,7 @@ def test_weights_and_biases_gets_all_pictures_offline_and_resumes_the_same_run()
         assert any(np.array_equal(logged, picture) for logged in sent(first, key)), key
 
     checkpoint = run / "checkpoints" / "last.ckpt"
-    fit(*words, f"--ckpt_path={checkpoint}", data__labels=run / "labels.json", trainer__max_epochs=2)
+    fit(*words, f"--ckpt_path={checkpoint}", data__labels=run / "label_mask.json", trainer__max_epochs=2)
     wandb.finish()
     assert [path.name for path in run.parent.iterdir()] == ["abc123"]
     assert sorted(path.name for path in (run / "panels").iterdir()) == [f"epoch_{k:03d}.png" for k in range(3)]
@@ -114,7 +114,7 @@ def test_the_other_loggers_get_what_they_can_hold(words):
     (run,) = Path("runs").iterdir()
     assert run.name == "version_0"
     assert all(picture.ndim == 3 for picture in drawn(run, 1).values())
-    assert (run / "results.json").is_file()
+    assert (run / "val_metrics.json").is_file()
     if words:
         tags = EventAccumulator(str(run)).Reload().Tags()
         assert set(tags["images"]) == set(PICTURES)

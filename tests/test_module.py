@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import HTTModule
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
-from htt_lightning.data.transforms import Augment
+from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import labeled_sum
 from htt_lightning.tasks import Depth
@@ -45,7 +45,7 @@ def test_the_loss_is_the_balanced_mean_over_images_of_their_labelled_terms(balan
     module = tiny_module(data, dropout=0.0, loss_weights={"depth": 0.25}, **chosen)
     batch = batch_of(data)
     module.log = lambda *args, **kwargs: None
-    module.discovery = Mock(loss=lambda *_: torch.arange(4.0), terms_of_batch=[])
+    module.discovery = Mock(loss=lambda *_: torch.arange(4.0), last_loss_terms=[])
     with torch.no_grad():
         ours = module.training_step(batch, 0)
         outputs = module(batch["image"])
@@ -76,7 +76,7 @@ def ruined_scenes(monkeypatch, data):
 
     def ruin(self, index, task):
         label = read(self, index, task)
-        given = task in data.labels_of("train", data.source("train")).get(str(index), ())
+        given = task in data.labels_per_image("train", data.source("train")).get(str(index), ())
         return label if given or self._key[1] else np.roll(label, 7, axis=0)
 
     read = SyntheticScenes.label
@@ -309,9 +309,9 @@ def test_the_mask_is_saved_beside_the_run_and_can_be_given_back(tmp_path, caplog
     caplog.set_level(logging.INFO)
     data = tiny_data()
     fitted(tmp_path, data)
-    saved = json.loads((tmp_path / "labels.json").read_text())
+    saved = json.loads((tmp_path / "label_mask.json").read_text())
     assert saved["tasks"] == [task.name for task in data.tasks]
-    again = tiny_data(labels=str(tmp_path / "labels.json"), seed=7)
+    again = tiny_data(labels=str(tmp_path / "label_mask.json"), seed=7)
     again.setup("fit")
     assert again.mask.fingerprint == data.mask.fingerprint
 
@@ -321,7 +321,7 @@ def test_eight_images_are_learned_by_every_task(seed):
     """Every task's loss falls below 20 % of its start within 200 steps."""
     torch.manual_seed(seed)
     # Crops of large images, and borders of three pixels: logits at a quarter of the size cannot draw a line of one.
-    crop = Augment(scale=(1, 1), crop=(64, 96), flip=0, colour=0)
+    crop = AugmentConfig(scale=(1, 1), crop=(64, 96), flip=0, colour=0)
     data = tiny_data(
         train_images=8, image_size=(192, 288), batch_size=8, labels="full", augment=crop, scenes_seed=seed
     )  # fmt: skip

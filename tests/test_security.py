@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from htt_lightning.cli.main import main, names_data
+from htt_lightning.cli.main import main, specifies_dataset
 from htt_lightning.data.datasets.nyud40 import NYUD40
 from htt_lightning.data.datasets.pascal_context import PASCALContext
-from htt_lightning.data.pseudo_labels import CompletedDataset
+from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import HTTError
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.tasks import Task
@@ -102,7 +102,7 @@ def test_a_pickle_is_not_run_whatever_file_it_is_in(tmp_path):
 
 def test_a_config_runs_nothing(tmp_path):
     (tmp_path / "bomb.yaml").write_text("data: !!python/object/apply:os.mkdir [executed]\n")
-    assert not names_data(["fit", "--config", "bomb.yaml"])
+    assert not specifies_dataset(["fit", "--config", "bomb.yaml"])
     with pytest.raises(SystemExit):
         main(["fit", "--config", "bomb.yaml"])
     assert not (tmp_path / MARKER).exists()
@@ -143,7 +143,7 @@ def test_no_pattern_leads_out_of_the_root(tmp_path, pattern):
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/../../../x"])
 def test_no_id_leads_out_of_a_completed_dataset(tmp_path, name):
     with pytest.raises(HTTError, match="leads out of"):
-        CompletedDataset(tmp_path / "completed").path(name)
+        PseudoLabelStore(tmp_path / "completed").path(name)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "a\\b", "ä"])

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from htt_lightning import HTTModule
-from htt_lightning.discovery.loss import Discovery, Terms, discover_task
-from htt_lightning.output import Output
+from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble, discovery_loss
+from htt_lightning.output import TaskOutput
 from tests.conftest import ROOT
 from tests.tiny import BACKBONE, tiny_data
 
 SIZE = (64, 96)
-PUBLISHED = Terms(feature_labeled=1, feature_unlabeled=1)
+PUBLISHED = DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain
     module.train()
     if stage == 2:
         device = torch.device("cpu")
-        module.discovery = Discovery([teacher], plain.TASKS, module.loss_weights, PUBLISHED, device)
+        module.discovery = TeacherEnsemble([teacher], plain.TASKS, module.loss_weights, PUBLISHED, device)
     loss = module.training_step(batch, 0)
     with torch.no_grad():
         taught = mirror_teacher(batch["image"]) if stage == 2 else None
@@ -118,7 +118,7 @@ def test_network_losses_and_discovery_compile_in_one_piece():
 
     def discovered(outputs, labeled, valid):
         return [
-            discover_task(task, outputs[task.name], outputs[task.name], labeled, valid, 1.0, PUBLISHED).loss
+            discovery_loss(task, outputs[task.name], outputs[task.name], labeled, valid, 1.0, PUBLISHED).loss
             for task in tasks
         ]
 
@@ -129,7 +129,7 @@ def test_network_losses_and_discovery_compile_in_one_piece():
         expected = module.net(images)
     outputs = compiled(module.net)(images)
     for task in tasks:
-        torch.testing.assert_close(Output(*(x.detach() for x in outputs[task.name])), expected[task.name])
+        torch.testing.assert_close(TaskOutput(*(x.detach() for x in outputs[task.name])), expected[task.name])
     torch.testing.assert_close(compiled(losses)(expected), losses(expected))
     marks = torch.tensor([True, False]), torch.ones(2, *SIZE, dtype=torch.bool)
     torch.testing.assert_close(compiled(discovered)(expected, *marks), discovered(expected, *marks))
@@ -144,7 +144,7 @@ def test_losses_and_gradients_are_finite_in_half_precision(dtype, brightness):
     torch.manual_seed(0)
     module = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16)
     teacher = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16).net
-    discovery = Discovery([teacher], data.tasks, module.loss_weights, PUBLISHED, torch.device("cpu"))
+    discovery = TeacherEnsemble([teacher], data.tasks, module.loss_weights, PUBLISHED, torch.device("cpu"))
     with torch.autocast("cpu", dtype):
         outputs = module(batch["image"] * brightness)
         losses = [task.loss(outputs[task.name], batch[task.name]) for task in data.tasks]

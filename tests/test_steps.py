@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback
 
 from htt_lightning import LabelDiscovery
 from htt_lightning.callbacks.nonfinite_guard import teachers_of
-from htt_lightning.discovery.loss import Terms
+from htt_lightning.discovery.loss import DiscoveryLossWeights
 from htt_lightning.errors import HTTError
 from htt_lightning.steps import keep_step, replay
 from tests.test_module import assert_same, weights
@@ -32,13 +32,16 @@ class Keeper(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if self.wanted(trainer, batch_idx):
             self.loss, self.weights = outputs["loss"], weights(pl_module)
-            self.terms, self.batch = pl_module.terms_of_batch, batch
+            self.terms, self.batch = pl_module.last_loss_terms, batch
 
 
 @pytest.mark.parametrize(
     ("discovery", "precision"),
     [
-        ({"targets": "averaged", "terms": Terms(1, 1, 1), "ramp": 2, "thresholds": {"depth": 0.1}}, "bf16-mixed"),
+        (
+            {"targets": "averaged", "terms": DiscoveryLossWeights(1, 1, 1), "ramp": 2, "thresholds": {"depth": 0.1}},
+            "bf16-mixed",
+        ),
         ({"teacher_precision": "bf16", "betas": {"depth": 0.5}}, "64-true"),
     ],
 )
@@ -55,7 +58,7 @@ def test_a_step_done_again_is_the_step(discovery, precision, tmp_path):
     assert again.batch["id"] == keeper.batch["id"]
     kinds = {term.kind for term in keeper.terms}
     assert len(kinds) == 3
-    for ours, theirs in zip(again.module.terms_of_batch, keeper.terms, strict=True):
+    for ours, theirs in zip(again.module.last_loss_terms, keeper.terms, strict=True):
         assert ours[:2] == theirs[:2]
         assert torch.equal(ours.loss, theirs.loss)
     again.loss.backward()

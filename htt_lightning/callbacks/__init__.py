@@ -2,7 +2,7 @@
 
 from htt_lightning.callbacks.discovery_panel import DiscoveryPanel
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
-from htt_lightning.callbacks.nonfinite_guard import NumericalGuard
+from htt_lightning.callbacks.nonfinite_guard import NonFiniteLossGuard
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.callbacks.prediction_writer import PredictionWriter
 from htt_lightning.callbacks.results_table import ResultsTable
@@ -11,7 +11,7 @@ from htt_lightning.callbacks.run_record import RunRecord
 __all__ = [
     "DiscoveryPanel",
     "LabelDiscovery",
-    "NumericalGuard",
+    "NonFiniteLossGuard",
     "PredictionPanel",
     "PredictionWriter",
     "ResultsTable",

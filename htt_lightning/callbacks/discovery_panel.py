@@ -11,26 +11,26 @@ from torch import Tensor
 
 from htt_lightning.callbacks.drawing import (
     TITLE,
-    EpochPictures,
+    EpochImageLogger,
     first_images,
     font,
-    hatched,
+    placeholder,
     publish,
     stack,
-    titled,
     to_picture,
+    with_title,
 )
 from htt_lightning.data.batch import Batch
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks import IGNORE, Discovered, Task
+from htt_lightning.tasks import IGNORE_INDEX, PseudoLabel, Task
 from htt_lightning.tasks.colormap import heat
 
 CELL = 26
 """Pixels of a cell of the affinity map."""
 
 
-class DiscoveryPanel(EpochPictures):
+class DiscoveryPanel(EpochImageLogger):
     """Draws labels, discovered labels and confidences at the end of validation, as PNG and into the logger.
 
     Training images show the labels they keep and what is discovered in place of the others; validation images show the
@@ -83,7 +83,7 @@ class DiscoveryPanel(EpochPictures):
                 publish(trainer, self._folder / "discovery" / name, "discovery", stack(drawn))
 
 
-def draw_discovered(batch: Batch, found: Mapping[str, Discovered], tasks: Sequence[Task]) -> list[np.ndarray]:
+def draw_discovered(batch: Batch, found: Mapping[str, PseudoLabel], tasks: Sequence[Task]) -> list[np.ndarray]:
     """Three rows per image: the labels it has, what is discovered, and the confidence.
 
     Args:
@@ -99,20 +99,24 @@ def draw_discovered(batch: Batch, found: Mapping[str, Discovered], tasks: Sequen
     for task in shown:
         label, confidence = (values.cpu() for values in found[task.name])
         kept = task.kept(confidence) & batch["valid"]
-        cut = torch.where(kept if label.ndim == 3 else kept[:, None], label, IGNORE if label.ndim == 3 else torch.nan)
+        cut = torch.where(
+            kept if label.ndim == 3 else kept[:, None], label, IGNORE_INDEX if label.ndim == 3 else torch.nan
+        )
         rows = [task.colour(batch[task.name]), task.colour(cut), heat(confidence)]
         pictures[task.name] = np.stack([to_picture(row) for row in rows])
     drawn = []
     for k, name in enumerate(batch["id"]):
         image = pictures["image"][k]
-        blank = titled(hatched(image, ""), "")
-        rows_of_cells = [[titled(image, f"image {name}")], [blank], [blank]]
+        blank = with_title(placeholder(image, ""), "")
+        rows_of_cells = [[with_title(image, f"image {name}")], [blank], [blank]]
         for task in shown:
             label, discovered, confidence = pictures[task.name][:, k]
             given = bool(batch["labeled"][task.name][k])
-            rows_of_cells[0].append(titled(label if given else hatched(label, "no label"), f"{task.name}: label"))
-            rows_of_cells[1].append(titled(discovered, f"{task.name}: discovered"))
-            rows_of_cells[2].append(titled(confidence, f"{task.name}: confidence"))
+            rows_of_cells[0].append(
+                with_title(label if given else placeholder(label, "no label"), f"{task.name}: label")
+            )
+            rows_of_cells[1].append(with_title(discovered, f"{task.name}: discovered"))
+            rows_of_cells[2].append(with_title(confidence, f"{task.name}: confidence"))
         if shown:
             drawn.append(np.concatenate([np.concatenate(row, 1) for row in rows_of_cells]))
     return drawn

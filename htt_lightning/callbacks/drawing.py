@@ -15,7 +15,7 @@ from torch import Tensor
 
 from htt_lightning.data.batch import Batch
 from htt_lightning.io.files import atomic_path, run_directory
-from htt_lightning.tasks import Discovered
+from htt_lightning.tasks import PseudoLabel
 
 MARGIN, TITLE = 6, 18
 """Pixels between the cells of a panel, and the height of its titles."""
@@ -24,7 +24,7 @@ WIDTH = 144
 """Smaller images are enlarged to at least this many pixels, which the longest title needs."""
 
 
-class EpochPictures(Callback):
+class EpochImageLogger(Callback):
     """A callback that draws the first images of training and validation at the end of some epochs.
 
     Args:
@@ -101,7 +101,7 @@ def first_images(batch: Batch, count: int) -> Batch:
     cut["labeled"] = {task: labeled[:count].cpu() for task, labeled in batch["labeled"].items()}
     if "discovered" in batch:
         found = batch["discovered"].items()
-        cut["discovered"] = {task: Discovered(*(values[:count].cpu() for values in pair)) for task, pair in found}
+        cut["discovered"] = {task: PseudoLabel(*(values[:count].cpu() for values in pair)) for task, pair in found}
     cut["id"] = batch["id"][:count]
     return cut
 
@@ -113,7 +113,7 @@ def to_picture(values: Tensor) -> np.ndarray:
     return rearrange(pixels.cpu(), "b c h w -> b h w c").numpy().repeat(zoom, 1).repeat(zoom, 2)
 
 
-def hatched(picture: np.ndarray, text: str) -> np.ndarray:
+def placeholder(picture: np.ndarray, text: str) -> np.ndarray:
     """A cell without content."""
     height, width = picture.shape[:2]
     cell = Image.new("RGB", (width, height), (235, 235, 235))
@@ -125,7 +125,7 @@ def hatched(picture: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(cell)
 
 
-def titled(picture: np.ndarray, title: str) -> np.ndarray:
+def with_title(picture: np.ndarray, title: str) -> np.ndarray:
     """A picture with its title above and a margin around."""
     height, width = picture.shape[:2]
     cell = Image.new("RGB", (width + MARGIN, height + TITLE + MARGIN), "white")

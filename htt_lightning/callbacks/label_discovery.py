@@ -9,15 +9,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from htt_lightning.data.batch import Batch
-from htt_lightning.discovery.ema import agree, copy_of, follow, read_teacher
-from htt_lightning.discovery.loss import Discovery, Precision, Targets, Terms
+from htt_lightning.discovery.ema import agree, clone_module, read_teacher, update_ema
+from htt_lightning.discovery.loss import DiscoveryLossWeights, Precision, TargetType, TeacherEnsemble
 from htt_lightning.errors import HTTError
 from htt_lightning.io.files import run_directory
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.module import HTTModule
 from htt_lightning.seeding import derived_seed
 from htt_lightning.tasks import Task
-from htt_lightning.training.loading import rebuilt
+from htt_lightning.training.loading import module_from_state
 
 EMA, PREVIOUS = "ema", "previous"
 
@@ -64,9 +64,9 @@ class LabelDiscovery(Callback):
         student: Literal["fresh", "inherited"] = "fresh",
         ema_decay: float = 0.999,
         ramp: int = 0,
-        targets: Targets = "hard",
+        targets: TargetType = "hard",
         teacher_precision: Precision = "run",
-        terms: Terms = Terms(),  # noqa: B008  # frozen
+        terms: DiscoveryLossWeights = DiscoveryLossWeights(),  # noqa: B008  # frozen
         thresholds: dict[str, float] | None = None,
         betas: dict[str, float] | None = None,
         balances: dict[str, float] | None = None,
@@ -89,8 +89,8 @@ class LabelDiscovery(Callback):
             raise HTTError(f"discovery.ema_decay must be in [0, 1), not {ema_decay}.")
         if ramp < 0:
             raise HTTError(f"discovery.ramp must be a number of epochs, 0 or more, not {ramp}.")
-        if targets not in get_args(Targets):
-            raise HTTError(f"discovery.targets is {targets!r}; it must be one of {', '.join(get_args(Targets))}.")
+        if targets not in get_args(TargetType):
+            raise HTTError(f"discovery.targets is {targets!r}; it must be one of {', '.join(get_args(TargetType))}.")
         if teacher_precision not in get_args(Precision):
             raise HTTError(f"discovery.teacher_precision is {teacher_precision!r}; it must be run or bf16.")
         for task, threshold in (thresholds or {}).items():
@@ -166,7 +166,7 @@ class LabelDiscovery(Callback):
             raise HTTError(f"The checkpoint's discovery.teacher is {stored['kind']}, not {self._kind}.")
         self.stage, self.begun = stored["stage"], stored["begun"]
         for teacher in stored["teachers"]:
-            self._pool.append(rebuilt(teacher["hyper_parameters"], teacher["state_dict"], type(pl_module)))
+            self._pool.append(module_from_state(teacher["hyper_parameters"], teacher["state_dict"], type(pl_module)))
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         self._extend(trainer, max(self.begun + (self._epochs or 0), done))
 
@@ -195,7 +195,7 @@ class LabelDiscovery(Callback):
         """Begin with a teacher, or in the middle of a run: everything is restored by now."""
         if isinstance(pl_module, HTTModule):
             if self.teacher == EMA and not self._pool:
-                self._pool = [copy_of(pl_module)]
+                self._pool = [clone_module(pl_module)]
             self._moved = trainer.global_step
             self._teach(trainer, pl_module)
             self._cross(trainer, pl_module)
@@ -213,12 +213,12 @@ class LabelDiscovery(Callback):
         if not over or self.stage + 1 >= self.stages:
             return
         self._keep(trainer)
-        learned = copy_of(module)
+        learned = clone_module(module)
         agree(trainer, learned.net)
         self._pool = [*self._pool, learned] if self.stage < self.teachers else [learned]
         self.stage, self.begun = self.stage + 1, trainer.current_epoch
         if self.student == "fresh" or self.stage < self.teachers:
-            module.begin_anew(derived_seed(self.stage, 1))
+            module.reset_parameters(derived_seed(self.stage, 1))
         trainer.strategy.setup_optimizers(trainer)
         self._extend(trainer, self.begun + (self._epochs or 0))
         self._teach(trainer, module)
@@ -234,7 +234,7 @@ class LabelDiscovery(Callback):
         if pool or stored is not None:
             dtype, device = next(module.net.parameters()).dtype, module.device
             nets, weights = [teacher.net.to(device, dtype) for teacher in pool], module.loss_weights
-            module.discovery = Discovery(
+            module.discovery = TeacherEnsemble(
                 nets, self.rules(module), weights, self.terms, device, self.targets, self.precision
             )
             self._measured = False
@@ -245,7 +245,7 @@ class LabelDiscovery(Callback):
         """Move the average after every step."""
         step, moved = trainer.global_step, trainer.global_step > self._moved
         if self.teacher == EMA and moved and self._pool and isinstance(pl_module, HTTModule):
-            follow(self._pool[0].net, pl_module.net, min(self.ema_decay, (1 + step) / (10 + step)))
+            update_ema(self._pool[0].net, pl_module.net, min(self.ema_decay, (1 + step) / (10 + step)))
         self._moved = step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -20,13 +20,13 @@ from htt_lightning.module import HTTModule
 from htt_lightning.steps import keep_step
 
 Policy = Literal["raise", "skip", "off"]
-"""What to do about a loss that is not finite; see ``NumericalGuard``."""
+"""What to do about a loss that is not finite; see ``NonFiniteLossGuard``."""
 
 SHOWN = 4
 """So many images are named for each term."""
 
 
-class NumericalGuard(Callback):
+class NonFiniteLossGuard(Callback):
     """Watches the training loss. Where it is not finite, the task, the term and the images are named.
 
     What the step depends on is written to ``replay/step_N.pt`` in the run directory, where N steps come before it;
@@ -116,7 +116,7 @@ class NumericalGuard(Callback):
 
     def _tell(self, trainer: L.Trainer, module: HTTModule) -> list[str]:
         """What is wrong in this process, and where its step is kept."""
-        lines = list(findings(module.terms_of_batch, self._batch))
+        lines = list(findings(module.last_loss_terms, self._batch))
         if self._folder and self._kept < self.replays:
             rank = f"_rank{trainer.global_rank}" if trainer.world_size > 1 else ""
             path = self._folder / "replay" / f"step_{trainer.global_step}{rank}.pt"

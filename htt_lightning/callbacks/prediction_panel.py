@@ -9,13 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import EpochPictures, first_images, hatched, publish, stack, titled, to_picture
+from htt_lightning.callbacks.drawing import (
+    EpochImageLogger,
+    first_images,
+    placeholder,
+    publish,
+    stack,
+    to_picture,
+    with_title,
+)
 from htt_lightning.data.batch import Batch
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 
 
-class PredictionPanel(EpochPictures):
+class PredictionPanel(EpochImageLogger):
     """Draws image, labels and predictions of every task at the end of validation, as PNG and into the logger.
 
     Labels that an image does not have are hatched. The picture lies in ``panels/`` of the run directory.
@@ -77,11 +85,14 @@ def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task])
         columns[task.name] = to_picture(torch.cat(both))
     for k in range(count):
         picture = columns["image"][k]
-        labels, predictions = [titled(picture, f"image {batch['id'][k]}")], [titled(hatched(picture, ""), "")]
+        labels, predictions = (
+            [with_title(picture, f"image {batch['id'][k]}")],
+            [with_title(placeholder(picture, ""), "")],
+        )
         for task in tasks:
             label = columns[task.name][k]
             given = bool(batch["labeled"][task.name][k])
-            labels.append(titled(label if given else hatched(label, "no label"), f"{task.name}: label"))
-            predictions.append(titled(columns[task.name][count + k], f"{task.name}: prediction"))
+            labels.append(with_title(label if given else placeholder(label, "no label"), f"{task.name}: label"))
+            predictions.append(with_title(columns[task.name][count + k], f"{task.name}: prediction"))
         rows.append(np.concatenate([np.concatenate(labels, 1), np.concatenate(predictions, 1)], 0))
     return rows

@@ -16,11 +16,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import titled, to_picture
+from htt_lightning.callbacks.drawing import to_picture, with_title
 from htt_lightning.data.batch import Batch
-from htt_lightning.data.input_size import View
+from htt_lightning.data.input_size import ImageView
 from htt_lightning.errors import HTTError, several
-from htt_lightning.io.files import atomic_path, refuse_existing, run_directory
+from htt_lightning.io.files import atomic_path, check_output_dir, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 
@@ -82,7 +82,7 @@ class PredictionWriter(BasePredictionWriter):
         run = run_directory(trainer)
         folder = self._folder = run and (Path(self.folder) if self.folder else run / "predictions")
         if stage == "predict" and folder:
-            refuse_existing(folder, self.overwrite)
+            check_output_dir(folder, self.overwrite)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep nothing in memory: what is on disk need not be returned."""
@@ -149,7 +149,7 @@ class PredictionWriter(BasePredictionWriter):
                 _save(stem.with_name(f"{stem.name}_{task.name}_view.png"), pictures[task.name])
         if image is not None:
             cells = {f"image {stem.name}": rearrange(_bytes(image), "1 c h w -> h w c").numpy(), **pictures}
-            drawn = [titled(cell, title) for title, cell in zip(cells, _cells(list(cells.values())), strict=True)]
+            drawn = [with_title(cell, title) for title, cell in zip(cells, _cells(list(cells.values())), strict=True)]
             _save(stem.with_name(f"{stem.name}_panel.png"), np.concatenate(drawn, 1))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -177,7 +177,7 @@ class PredictionWriter(BasePredictionWriter):
 
 def inside(batch: Batch) -> Tensor:
     """The images of a batch without the padding that ``view`` tells of, ``b 3 h w``."""
-    view: View | None = batch.get("view")
+    view: ImageView | None = batch.get("view")
     if view is None:
         images: Tensor = batch["image"]
         return images

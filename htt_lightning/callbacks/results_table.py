@@ -20,14 +20,14 @@ from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.io.files import RESULTS, atomic_path, run_directory
 from htt_lightning.io.progress import track
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks import Figure, Task
+from htt_lightning.tasks import MetricSpec, Task
 
 
 class ResultsTable(Callback):
     """Prints and writes results into the run directory.
 
-    Each task's headline figure when training ends (``results.json``); all figures after ``test``, laid out as in papers
-    (``test_results.json``, ``test_results.md``).
+    Each task's headline figure when training ends (``val_metrics.json``); all figures after ``test``, laid out as in papers
+    (``test_metrics.json``, ``test_results.md``).
 
     Args:
         constant: Also fit a constant prediction per task to the training labels and score it on the validation images.
@@ -52,7 +52,7 @@ class ResultsTable(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the headline figures."""
         if isinstance(pl_module, HTTModule) and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            keys = [f"val/{task.name}/{task.headline}" for task in pl_module.tasks]
+            keys = [f"val/{task.name}/{task.primary_metric}" for task in pl_module.tasks]
             metrics = trainer.callback_metrics
             self._values = {key: float(metrics[key]) for key in keys if key in metrics}
 
@@ -68,11 +68,11 @@ class ResultsTable(Callback):
         )
         rows: dict[str, dict[str, Any]] = {}
         for task in pl_module.tasks:
-            key = f"val/{task.name}/{task.headline}"
+            key = f"val/{task.name}/{task.primary_metric}"
             if key in self._values:
                 value, constant = self._values[key], constants.get(task.name, math.nan)
                 gain = task.gain(value, constant)
-                rows[key] = {"value": value, **task.figure(task.headline)._asdict()}
+                rows[key] = {"value": value, **task.figure(task.primary_metric)._asdict()}
                 rows[key] |= {"constant": constant, "gain_percent": gain}
         if not rows:
             return
@@ -100,9 +100,9 @@ class ResultsTable(Callback):
         for key, value in trainer.callback_metrics.items():
             split, *task, name = key.split("/")
             if split == "test" and (task[0] in tasks if task else name == "delta_m"):
-                kind = tasks[task[0]].figure(name) if task else Figure()
-                headline = not task or name == tasks[task[0]].headline
-                rows[key] = {"value": float(value), **kind._asdict(), "headline": headline}
+                kind = tasks[task[0]].figure(name) if task else MetricSpec()
+                primary_metric = not task or name == tasks[task[0]].primary_metric
+                rows[key] = {"value": float(value), **kind._asdict(), "headline": primary_metric}
                 columns.setdefault(" ".join(task), {})[kind.head(name)] = kind.text(float(value))
         if not rows:
             return
@@ -170,4 +170,6 @@ def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str
             target = sample[name][None]
             value = constants[name].view(1, -1, 1, 1) if target.ndim == 4 else constants[name]
             metric.update(value.expand_as(target), target)
-    return {task.name: float(metrics[task.name].compute()[task.headline]) for task in tasks if task.name in metrics}
+    return {
+        task.name: float(metrics[task.name].compute()[task.primary_metric]) for task in tasks if task.name in metrics
+    }

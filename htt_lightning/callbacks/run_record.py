@@ -17,15 +17,15 @@ from lightning.pytorch.callbacks import Callback
 
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
 from htt_lightning.commands.info import versions
-from htt_lightning.data.dataset import PartialLabels
-from htt_lightning.io.files import RECORD, atomic_path, run_directory
+from htt_lightning.data.dataset import PartialLabelDataset
+from htt_lightning.io.files import RUN_RECORD, atomic_path, run_directory
 
 PATIENCE = 10
 """Seconds that git may take."""
 
 
 class RunRecord(Callback):
-    """Writes ``record.yaml`` into the directory of a training run or a test, beside its config, mask and results.
+    """Writes ``run_record.yaml`` into the directory of a training run or a test, beside its config, mask and results.
 
     It holds the command, the versions of packages, the device, the commit that the current folder is on, how many files
     differ from it, a fingerprint of the images (their names, and the pixels of three) and of the label mask, and when
@@ -48,7 +48,9 @@ class RunRecord(Callback):
             "versions": versions(),
             "device": device(trainer),
             "git": git_state(),
-            "data": {name: fingerprint(split) for name, split in splits.items() if isinstance(split, PartialLabels)},
+            "data": {
+                name: fingerprint(split) for name, split in splits.items() if isinstance(split, PartialLabelDataset)
+            },
             "labels": data.mask.fingerprint if stage == "fit" and getattr(data, "mask", None) else None,
             "began": now(),
             "stages": {},
@@ -80,7 +82,7 @@ class RunRecord(Callback):
         self._record = {}
 
     def _write(self, folder: Path) -> None:
-        with atomic_path(folder / RECORD) as partial:
+        with atomic_path(folder / RUN_RECORD) as partial:
             partial.write_text(yaml.safe_dump(self._record, sort_keys=False, width=1000), encoding="utf-8")
 
 
@@ -98,7 +100,7 @@ def device(trainer: L.Trainer) -> str:
     return f"{count} on {name}"
 
 
-def fingerprint(split: PartialLabels) -> dict[str, Any]:
+def fingerprint(split: PartialLabelDataset) -> dict[str, Any]:
     """How many images a split has, SHA-256 over their names, and over the pixels of three."""
     names = hashlib.sha256(json.dumps(split.source.ids).encode()).hexdigest()
     return {"images": len(split), "names": names, "pixels": split.source.digest()}

@@ -8,7 +8,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from htt_lightning.io.files import CONFIG, TRAINING, atomic_path, run_directory
+from htt_lightning.io.files import CONFIG, TRAIN_CONFIG, atomic_path, run_directory
 from htt_lightning.training.results import training_of
 
 
@@ -16,7 +16,7 @@ class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run directory, whatever the logger; Lightning's may hit a user's own file.
 
     Every checkpoint carries it, too, with how its labels were drawn: a test leaves both beside its figures
-    (``training.yaml``), as its own config says little of how the network was trained.
+    (``train_config.yaml``), as its own config says little of how the network was trained.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -32,7 +32,7 @@ class SaveConfig(SaveConfigCallback):
             partial.write_text(self._text, encoding="utf-8")
         given = self.config.get("ckpt_path")
         if stage == "test" and given and Path(given).is_file():  # Lightning also knows words such as "last"
-            with atomic_path(self._folder / TRAINING) as partial:
+            with atomic_path(self._folder / TRAIN_CONFIG) as partial:
                 partial.write_text(yaml.safe_dump(training_of(given), sort_keys=False), encoding="utf-8")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -20,15 +20,15 @@ import htt_lightning.tasks  # noqa: F401  # so that a config may write class_pat
 from htt_lightning.callbacks import (
     DiscoveryPanel,
     LabelDiscovery,
-    NumericalGuard,
+    NonFiniteLossGuard,
     PredictionPanel,
     PredictionWriter,
     ResultsTable,
     RunRecord,
 )
 from htt_lightning.callbacks.save_config import SaveConfig
-from htt_lightning.cli.parser import HintingParser
-from htt_lightning.cli.user_errors import mendable, named, refuse_bare, refuse_null
+from htt_lightning.cli.parser import SuggestingParser
+from htt_lightning.cli.user_errors import check_no_null, check_option_groups, find_user_error, named
 from htt_lightning.commands.export import export
 from htt_lightning.commands.info import info
 from htt_lightning.commands.report import report
@@ -37,7 +37,7 @@ from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.io.checkpoints import AUTO, LAST
 from htt_lightning.io.files import read_hyperparameters
 from htt_lightning.module import HTTModule
-from htt_lightning.training.signals import status_of
+from htt_lightning.training.signals import exit_status
 from htt_lightning.training.trainer import HTTTrainer
 
 ALONE: dict[str, Callable[..., None]] = {"export": export, "report": report, "info": info}
@@ -49,7 +49,7 @@ GIVEN: dict[str, dict[str, Any]] = {
 """Their arguments that come without the name of an option."""
 CALLBACKS: dict[str, type[L.Callback]] = {
     "discovery": LabelDiscovery,
-    "guard": NumericalGuard,
+    "guard": NonFiniteLossGuard,
     "checkpoint": ModelCheckpoint,
     "panel": PredictionPanel,
     "discovery_panel": DiscoveryPanel,
@@ -163,11 +163,11 @@ class HTTCLI(LightningCLI):
             super().parse_arguments(parser, args)
         if (command := self.config.get("subcommand")) and command not in ALONE:
             given, groups = self.config[command], set(self._parser(command).groups or ()) - {command, "data"}
-            refuse_bare(given, groups)
+            check_option_groups(given, groups)
             for key, kind in ({"model": HTTModule} | CALLBACKS).items():
-                refuse_null(kind, given.get(key), key)
+                check_no_null(kind, given.get(key), key)
             if isinstance(data := given.get("data"), Namespace):
-                refuse_null(resolve_name(data.class_path), data.get("init_args"), "data")
+                check_no_null(resolve_name(data.class_path), data.get("init_args"), "data")
 
 
 def described_tasks(data: Namespace) -> Iterator[Namespace]:
@@ -202,7 +202,7 @@ def config_folders() -> tuple[Path, Path]:
     return package / "configs", package.parent / "configs"
 
 
-def existing_config(name: str) -> str:
+def resolve_config(name: str) -> str:
     """A config's path, see ``packaged_config``.
 
     Raises:
@@ -217,7 +217,7 @@ def existing_config(name: str) -> str:
     return path
 
 
-def names_data(words: Sequence[str]) -> bool:
+def specifies_dataset(words: Sequence[str]) -> bool:
     """Whether words of the command line, or a config among them, say which dataset to use.
 
     The embedded scenes are what is used otherwise. They cannot simply be the parser's default, as it would carry
@@ -239,7 +239,7 @@ def names_data(words: Sequence[str]) -> bool:
     return False
 
 
-def spelled_out(words: Sequence[str]) -> list[str]:
+def normalize_args(words: Sequence[str]) -> list[str]:
     """Words of the command line with what may be left out: where a config lies, ``true``, and the embedded scenes.
 
     Raises:
@@ -251,9 +251,9 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     full: list[str] = []
     for place, word in enumerate(words):
         if word.startswith("--config="):
-            word = "--config=" + existing_config(word.removeprefix("--config="))
+            word = "--config=" + resolve_config(word.removeprefix("--config="))
         elif place and words[place - 1] in ("--config", "-c"):
-            word = existing_config(word)
+            word = resolve_config(word)
         elif word == "--overwrite" and "".join(words[place + 1 : place + 2]).lower() not in ("true", "false"):
             word = "--overwrite=true"
         full.append(word)
@@ -262,7 +262,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
 
 def needs_data(words: Sequence[str]) -> bool:
     """Whether a command of ours or Lightning's works on a dataset, and none is named."""
-    return bool(words) and words[0] in HTTCLI.subcommands() and words[0] not in ALONE and not names_data(words)
+    return bool(words) and words[0] in HTTCLI.subcommands() and words[0] not in ALONE and not specifies_dataset(words)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -272,7 +272,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Words of the command line; ``sys.argv`` by default.
     """
     try:
-        words = spelled_out(sys.argv[1:] if args is None else [str(word) for word in args])
+        words = normalize_args(sys.argv[1:] if args is None else [str(word) for word in args])
         if args is None:
             sys.argv[1:] = words  # processes that DDP starts get the same words
         HTTCLI(
@@ -281,7 +281,7 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # one way to set the learning rate: model.lr
             trainer_class=HTTTrainer,
-            parser_class=HintingParser,
+            parser_class=SuggestingParser,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             trainer_defaults={
@@ -292,11 +292,11 @@ def main(args: Sequence[str] | None = None) -> None:
             args=None if args is None else words,
         )
     except (SystemExit, KeyboardInterrupt) as error:
-        if (status := status_of(error)) is None:
+        if (status := exit_status(error)) is None:
             raise
         sys.exit(status)
     except Exception as error:
-        culprit = mendable(error)
+        culprit = find_user_error(error)
         if culprit is None:
             raise
         # A loader process wraps the message in its traceback; the last line that names the error begins the message.

@@ -19,7 +19,7 @@ ALIKE = 0.75
 """How alike a name has to be to one that the parser's message holds."""
 
 
-class HintingParser(LightningArgumentParser):
+class SuggestingParser(LightningArgumentParser):
     """A parser that ends its message with what is nearest to a name that it does not know."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from htt_lightning.errors import HTTError
 
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 """Of system errors, those that whoever runs a command can mend."""
 
 
@@ -21,12 +21,12 @@ def named(option: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-        if mendable(error):
+        if find_user_error(error):
             raise
         raise HTTError(f"{option}: {error}") from error
 
 
-def refuse_bare(options: Namespace, groups: Iterable[str]) -> None:
+def check_option_groups(options: Namespace, groups: Iterable[str]) -> None:
     """Raise an ``HTTError`` for a group of options that is a single value, which the parser lets pass.
 
     Args:
@@ -38,7 +38,7 @@ def refuse_bare(options: Namespace, groups: Iterable[str]) -> None:
             raise HTTError(f"{group} is {json.dumps(value)}; give it options, {group}: {{...}}, or leave it out.")
 
 
-def refuse_null(kind: type[Any], options: Namespace | None, group: str) -> None:
+def check_no_null(kind: type[Any], options: Namespace | None, group: str) -> None:
     """Raise an ``HTTError`` for an option that is null and may not be: the parser lets null pass for any of a class.
 
     Args:
@@ -55,7 +55,7 @@ def refuse_null(kind: type[Any], options: Namespace | None, group: str) -> None:
             raise HTTError(f"{group}.{key} cannot be null: leave it out for its default.")
 
 
-def mendable(error: BaseException | None) -> HTTError | None:
+def find_user_error(error: BaseException | None) -> HTTError | None:
     """The error of ours that an exception comes from: the parser wraps those of the classes it builds.
 
     Weights & Biases' own, as when nobody is logged in or its server cannot be reached, become one that says what to do;
@@ -64,7 +64,7 @@ def mendable(error: BaseException | None) -> HTTError | None:
     while error:
         if isinstance(error, HTTError):
             return error
-        if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+        if isinstance(error, OSError) and error.filename and error.errno in USER_ERRNOS:
             return HTTError(
                 f"{error.filename}: {error.strerror}; choose another place, or make room or permission there."
             )

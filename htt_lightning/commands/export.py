@@ -164,13 +164,13 @@ def describe(model: Decoder) -> dict[str, Any]:
 def _described(task: Task, decoded: Tensor) -> dict[str, Any]:
     """Axes, type, range, unit, class names and settings of a task's output."""
     names, index = list(task.class_names), not decoded.is_floating_point()
-    values = (0, len(names) - 1) if index else task.decoded_range
+    values = (0, len(names) - 1) if index else task.output_range
     return {
         "task": type(task).__name__,
         "axes": "b h w" if decoded.ndim == 3 else f"b {decoded.shape[1]} h w",
         "type": str(decoded.dtype).removeprefix("torch."),
         "range": None if values is None else list(values),
-        "unit": task.decoded_unit,
+        "unit": task.output_unit,
         "classes": names,
         "settings": task.meaning,
     }

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from htt_lightning.data.datamodule import MASK_FILE
+from htt_lightning.data.datamodule import LABEL_MASK
 from htt_lightning.errors import HTTError, several
-from htt_lightning.io.files import CONFIG, RECORD, TRAINING, read_checkpoint
+from htt_lightning.io.files import CONFIG, RUN_RECORD, TRAIN_CONFIG, read_checkpoint
 from htt_lightning.training.results import Split, flat, found_results, read_values, read_yaml, settings_of, tasks_of
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "jsonargparse", "numpy", "albumentations", "wandb")
@@ -106,7 +106,7 @@ def described_run(folder: Path, faults: list[HTTError]) -> Iterator[tuple[str, s
     except HTTError as error:
         faults.append(error)
     try:
-        record = read_yaml(folder / RECORD, folder) if (folder / RECORD).is_file() else {}
+        record = read_yaml(folder / RUN_RECORD, folder) if (folder / RUN_RECORD).is_file() else {}
         yield from ((key, str(value)) for key, value in flat(record).items() if value is not None)
     except HTTError as error:
         faults.append(error)
@@ -120,7 +120,7 @@ def described_run(folder: Path, faults: list[HTTError]) -> Iterator[tuple[str, s
         where = f", in stage {stage + 1}" if stage is not None else ""
         size = path.stat().st_size / 2**20
         yield path.name, f"{stored['global_step']} steps, epoch {stored['epoch']}{where}, {size:.0f} MiB"
-    for name in (MASK_FILE, TRAINING, "metrics.csv"):
+    for name in (LABEL_MASK, TRAIN_CONFIG, "metrics.csv"):
         if (folder / name).is_file():
             yield name, f"{(folder / name).stat().st_size / 1024:.0f} KiB"
     for name in ("panels", "discovery", "affinity", "predictions"):

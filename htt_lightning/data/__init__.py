@@ -1,31 +1,32 @@
 """Datasets with labels for only some tasks on each image, and their datamodules; a new dataset is a file here."""
 
 from htt_lightning.data.datamodule import PartialLabelDataModule
-from htt_lightning.data.dataset import PartialLabels, Source
+from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset
 from htt_lightning.data.datasets.cityscapes import Cityscapes, CityscapesDataModule
 from htt_lightning.data.datasets.folder import Folder, FolderDataModule
 from htt_lightning.data.datasets.image_folder import ImageFolder
-from htt_lightning.data.datasets.label_files import MapFiles
+from htt_lightning.data.datasets.label_files import LabelFiles
 from htt_lightning.data.datasets.mixed import Mixed, MixedDataModule
 from htt_lightning.data.datasets.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.datasets.nyud40 import NYUD40, NYUD40DataModule
 from htt_lightning.data.datasets.pascal_context import PASCALContext, PASCALContextDataModule
 from htt_lightning.data.datasets.synthetic import SyntheticDataModule, SyntheticScenes
 from htt_lightning.data.masks.files import read_mask
-from htt_lightning.data.masks.label_mask import LabelMask, draw_mask
-from htt_lightning.data.transforms import Augment
+from htt_lightning.data.masks.label_mask import LabelMask, sample_mask
+from htt_lightning.data.transforms import AugmentConfig
 
 __all__ = [
     "NYUD",
     "NYUD40",
-    "Augment",
+    "AugmentConfig",
     "Cityscapes",
     "CityscapesDataModule",
+    "DenseDataset",
     "Folder",
     "FolderDataModule",
     "ImageFolder",
+    "LabelFiles",
     "LabelMask",
-    "MapFiles",
     "Mixed",
     "MixedDataModule",
     "NYUD40DataModule",
@@ -33,10 +34,9 @@ __all__ = [
     "PASCALContext",
     "PASCALContextDataModule",
     "PartialLabelDataModule",
-    "PartialLabels",
-    "Source",
+    "PartialLabelDataset",
     "SyntheticDataModule",
     "SyntheticScenes",
-    "draw_mask",
     "read_mask",
+    "sample_mask",
 ]

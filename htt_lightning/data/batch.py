@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htt_lightning.tasks import Discovered, Task
+from htt_lightning.tasks import PseudoLabel, Task
 
 Arrays = dict[str, np.ndarray]
 """One image as read: ``image`` (uint8, or float32 in [0, 1]; ``h w 3`` RGB) and one map per task it is labelled for."""
@@ -16,8 +16,8 @@ Arrays = dict[str, np.ndarray]
 Batch = dict[str, Any]
 """A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch).
 
-On its way to the device a datamodule adds ``rows`` and ``lacking``, see ``labeled_rows`` and ``lacking_rows``. With a
-completed dataset also ``discovered``: a ``Discovered`` by task, of which images count that are not labelled.
+On its way to the device a datamodule adds ``rows`` and ``lacking``, see ``labeled_indices`` and ``unlabeled_indices``. With a
+completed dataset also ``discovered``: a ``PseudoLabel`` by task, of which images count that are not labelled.
 """
 
 
@@ -29,7 +29,7 @@ class Map(Protocol):
         """Key of the map."""
 
     @property
-    def balances_crops(self) -> bool:
+    def guides_crop(self) -> bool:
         """Whether it steers the choice of crops."""
 
     def flip(self, array: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ class Map(Protocol):
         """Last word on it."""
 
 
-class Draw(NamedTuple):
+class SampleIndex(NamedTuple):
     """One item of a sampler. The epoch rides along, so that augmentation never depends on the worker that does it.
 
     Attributes:
@@ -111,17 +111,17 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
     if "discovered" in first:
         pairs = {task: [s["discovered"][task] for s in samples] for task in first["discovered"]}
         batch["discovered"] = {
-            task: Discovered(*map(torch.stack, zip(*pair, strict=True))) for task, pair in pairs.items()
+            task: PseudoLabel(*map(torch.stack, zip(*pair, strict=True))) for task, pair in pairs.items()
         }
     batch["id"] = [s["id"] for s in samples]
     return batch
 
 
-def labeled_rows(batch: Batch) -> dict[str, Tensor]:
+def labeled_indices(batch: Batch) -> dict[str, Tensor]:
     """Positions of the labelled images in a batch, by task."""
     return {task: labeled.nonzero()[:, 0] for task, labeled in batch["labeled"].items()}
 
 
-def lacking_rows(batch: Batch) -> dict[str, Tensor]:
+def unlabeled_indices(batch: Batch) -> dict[str, Tensor]:
     """Positions of the images in a batch that lack the label, by task."""
     return {task: (~labeled).nonzero()[:, 0] for task, labeled in batch["labeled"].items()}

@@ -7,7 +7,7 @@ from htt_lightning.tasks import Task
 from htt_lightning.tasks.given import inheriting
 
 
-def choose_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] | None) -> list[Task]:
+def select_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] | None) -> list[Task]:
     """The tasks of a run.
 
     Args:

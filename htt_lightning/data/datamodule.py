@@ -17,23 +17,23 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from htt_lightning.data.batch import Batch, collate, labeled_rows, lacking_rows
-from htt_lightning.data.choosing import choose_tasks, scored
-from htt_lightning.data.dataset import PartialLabels, Source, overlap
+from htt_lightning.data.batch import Batch, collate, labeled_indices, unlabeled_indices
+from htt_lightning.data.choosing import scored, select_tasks
+from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, overlap
 from htt_lightning.data.masks.files import check_labels, read_mask
-from htt_lightning.data.masks.label_mask import LabelMask, draw_mask, is_protocol, natural_order, unable_message
-from htt_lightning.data.pseudo_labels import CompletedDataset, moving
-from htt_lightning.data.samplers import EpochSampler, EvalSampler
-from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
+from htt_lightning.data.masks.label_mask import LabelMask, is_protocol, natural_sort, sample_mask, unable_message
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, moving
+from htt_lightning.data.samplers import PaddedEvalSampler, SeededDistributedSampler
+from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError, several, sound, tolerated
 from htt_lightning.io.files import run_directory
 from htt_lightning.tasks import Task
-from htt_lightning.training.signals import leave_signals_to_main
+from htt_lightning.training.signals import ignore_signals_in_worker
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val"]
-MASK_FILE = "labels.json"
+LABEL_MASK = "label_mask.json"
 """Name of the label mask beside a run."""
 
 
@@ -64,7 +64,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         tasks: str | list[str | Task] | None = None,
         batch_size: int = 6,
         image_size: tuple[int, int] | None = None,
-        augment: Augment | None = Augment(),  # noqa: B008  # frozen
+        augment: AugmentConfig | None = AugmentConfig(),  # noqa: B008  # frozen
         num_workers: int = 2,
         seed: int | None = None,
         discovered: str | None = None,
@@ -77,18 +77,18 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         check_labels(labels)
         self.labels, self.batch_size, self.num_workers, self.augment = labels, batch_size, num_workers, augment
         self.image_size = (image_size[0], image_size[1]) if image_size else None
-        self.canonical = tuple(task.name for task in self.available_tasks())
-        self.tasks = choose_tasks(self.available_tasks(), tasks)
+        self.canonical = tuple(task.name for task in self.dataset_tasks())
+        self.tasks = select_tasks(self.dataset_tasks(), tasks)
         self.seed = seed
-        self.completed = CompletedDataset(Path(discovered)) if discovered else None
+        self.completed = PseudoLabelStore(Path(discovered)) if discovered else None
         self.mask: LabelMask | None = None
 
     @abstractmethod
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """The dataset's tasks with its settings, in the canonical order of published masks."""
 
     @abstractmethod
-    def source(self, split: Split) -> Source:
+    def source(self, split: Split) -> DenseDataset:
         """A split as it lies on disk.
 
         Args:
@@ -103,17 +103,17 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """The module's seed, else that of ``seed_everything``, else 0."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def draw_labels(self, source: Source) -> LabelMask:
+    def label_mask(self, source: DenseDataset) -> LabelMask:
         """The label mask over all canonical tasks, whatever tasks the run lists (contracts.md, Label masks).
 
         Args:
             source: The training split.
         """
-        mask, ids = self.mask, natural_order(source.ids)
+        mask, ids = self.mask, natural_sort(source.ids)
         if is_protocol(self.labels):
             if mask is None or mask.ids != ids or mask.seed not in (None, self.run_seed):
                 available = np.stack([source.available(task) for task in self.canonical], 1)
-                mask = draw_mask(self.labels, source.ids, self.canonical, self.run_seed, available)
+                mask = sample_mask(self.labels, source.ids, self.canonical, self.run_seed, available)
         elif mask is None or mask.ids != ids:
             mask = read_mask(self.labels, source.ids, self.canonical)
             for task, names in self.unable(mask, source).items():
@@ -121,7 +121,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.mask = mask
         return mask
 
-    def unable(self, mask: LabelMask, source: Source) -> dict[str, list[str]]:
+    def unable(self, mask: LabelMask, source: DenseDataset) -> dict[str, list[str]]:
         """Ids of the images that a mask gives a label which they cannot have, by task of the run.
 
         Args:
@@ -138,7 +138,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """How many training images keep which label, in one line; only once the mask is known."""
         return self.mask.description if self.mask else ""
 
-    def labels_of(self, split: Split, source: Source) -> dict[str, tuple[str, ...]]:
+    def labels_per_image(self, split: Split, source: DenseDataset) -> dict[str, tuple[str, ...]]:
         """Names of the tasks each image of a split keeps its label of; validation images keep all they have.
 
         Args:
@@ -150,11 +150,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         # What is at fault may have left images without a label, and for them no mask can be drawn.
         if split == "train" and (sound() or source.availability(self.canonical).any(1).all()):
             with tolerated():
-                mask = self.draw_labels(source).select(names)
+                mask = self.label_mask(source).select(names)
                 ids, labeled = list(mask.ids), mask.labeled
         return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
-    def dataset(self, split: Split, fitting: bool = False) -> PartialLabels:
+    def dataset(self, split: Split, fitting: bool = False) -> PartialLabelDataset:
         """A split as training or evaluation reads it.
 
         Args:
@@ -164,26 +164,30 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         source = self.source(split)
         if not source.ids:
             raise HTTError(f"The {split} split of {type(self).__name__} has no images.")
-        labels = self.labels_of(split, source)
+        labels = self.labels_per_image(split, source)
         if split == "val":
             labels = scored(labels, self.tasks) if fitting else labels
-            return PartialLabels(source, self.tasks, labels, EvalTransform(self.tasks, self._canvas), self.image_size)
+            return PartialLabelDataset(
+                source, self.tasks, labels, EvalTransform(self.tasks, self._canvas), self.image_size
+            )
         maps = moving(self.tasks) if self.completed else self.tasks
         transform = TrainTransform(maps, self.augment, self.image_size)
-        return PartialLabels(source, self.tasks, labels, transform, self.image_size, self.run_seed, self.completed)
+        return PartialLabelDataset(
+            source, self.tasks, labels, transform, self.image_size, self.run_seed, self.completed
+        )
 
-    def unaugmented(self, ids: Iterable[str] | None = None) -> PartialLabels:
+    def train_images_for_eval(self, ids: Iterable[str] | None = None) -> PartialLabelDataset:
         """Training images as evaluation reads them, with the labels they keep.
 
         Args:
             ids: Which images; all of them by default.
         """
         source = self.source("train")
-        labels = self.labels_of("train", source)
+        labels = self.labels_per_image("train", source)
         chosen = labels if ids is None else {name: labels[name] for name in ids}
-        return PartialLabels(source, self.tasks, chosen, EvalTransform(self.tasks, self._canvas), self.image_size)
+        return PartialLabelDataset(source, self.tasks, chosen, EvalTransform(self.tasks, self._canvas), self.image_size)
 
-    def needs_one_size(self, split: Split) -> bool:
+    def requires_uniform_size(self, split: Split) -> bool:
         """Whether images must have one size as stored: training on whole images needs that.
 
         Args:
@@ -199,7 +203,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     @property
     def input_size(self) -> dict[str, Any]:
-        """What a checkpoint says of the size of images in evaluation; see ``sizes.SizePolicy``."""
+        """What a checkpoint says of the size of images in evaluation; see ``sizes.InputResizer``."""
         least = None if self.image_size else self._canvas
         return {"image_size": self.image_size and list(self.image_size), "least": least and list(least)}
 
@@ -214,10 +218,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """Check the files the run will use, once per machine."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
         splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
-        sources: dict[Split, Source] = {}
+        sources: dict[Split, DenseDataset] = {}
         for split in splits:
             source = sources[split] = self.source(split)
-            labels = self.labels_of(split, source)
+            labels = self.labels_per_image(split, source)
             source.check(labels)
             if harm := source.damaged(labels):  # some cameras write files that are damaged only by the letter
                 logger.warning("%s", several(list(harm.values())))
@@ -235,10 +239,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"{len(self.train)} labelled training images do not fill one batch of {self.batch_size} on each of "
                     f"{self._world} processes; lower data.batch_size."
                 )
-            mask, folder = self.draw_labels(self.train.source), run_directory(self.trainer) if self.trainer else None
+            mask, folder = self.label_mask(self.train.source), run_directory(self.trainer) if self.trainer else None
             rank_zero_info(self.label_summary)
             if self.trainer and folder and self.trainer.is_global_zero:
-                mask.save(folder / MASK_FILE)
+                mask.save(folder / LABEL_MASK)
         self.val = self.dataset("val", fitting=stage == "fit")
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,12 +254,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         if self.mask and state_dict["labels"] not in (None, self.mask.fingerprint):
             raise HTTError(
                 f"The checkpoint was trained with other labels than data.labels={self.labels!r} with seed "
-                f"{self.run_seed} gives; point data.labels at the {MASK_FILE} beside that run."
+                f"{self.run_seed} gives; point data.labels at the {LABEL_MASK} beside that run."
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of labelled images, reshuffled every epoch; an incomplete last batch is dropped."""
-        sampler = EpochSampler(len(self.train), self.run_seed, self._rank, self._world)
+        sampler = SeededDistributedSampler(len(self.train), self.run_seed, self._rank, self._world)
         if self.trainer:  # when a run goes on, Lightning sets it only after loader processes have begun to read ahead
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
@@ -263,8 +267,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation images in order."""
-        sampler = EvalSampler(len(self.val), self._rank, self._world)
-        return self.loader(self.val, self.evaluation_batch(self.val), sampler=sampler)
+        sampler = PaddedEvalSampler(len(self.val), self._rank, self._world)
+        return self.loader(self.val, self.eval_batch_size(self.val), sampler=sampler)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The benchmarks have no test split of their own: the validation images (protocol.md 2.2)."""
@@ -272,9 +276,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The validation images; Lightning shares them among processes without repeats."""
-        return self.loader(self.val, self.evaluation_batch(self.val), sampler=SequentialSampler(self.val))
+        return self.loader(self.val, self.eval_batch_size(self.val), sampler=SequentialSampler(self.val))
 
-    def evaluation_batch(self, images: PartialLabels) -> int:
+    def eval_batch_size(self, images: PartialLabelDataset) -> int:
         """How many images to evaluate together: one where sizes differ, as none may be padded for another's sake.
 
         Args:
@@ -287,7 +291,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             sizes = set(pool.map(images.stored_size, range(len(images))))
         return 1 if len({(max(h, least[0]), max(w, least[1])) for h, w in sizes}) > 1 else self.batch_size
 
-    def loader(self, dataset: PartialLabels, batch_size: int | None = None, **arguments: Any) -> DataLoader[Batch]:
+    def loader(
+        self, dataset: PartialLabelDataset, batch_size: int | None = None, **arguments: Any
+    ) -> DataLoader[Batch]:
         """A loader with the module's workers.
 
         Args:
@@ -309,7 +315,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Note which images are labelled while the host knows: asking a device would wait for it."""
-        return {**batch, "rows": labeled_rows(batch), "lacking": lacking_rows(batch)}
+        return {**batch, "rows": labeled_indices(batch), "lacking": unlabeled_indices(batch)}
 
     @property
     def _rank(self) -> int:
@@ -325,10 +331,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         Args:
             task: The task.
         """
-        plain = PartialLabels(
+        plain = PartialLabelDataset(
             self.train.source,
             [task],
-            self.labels_of("train", self.train.source),
+            self.labels_per_image("train", self.train.source),
             EvalTransform([task], None),
             self.image_size,
         )
@@ -340,4 +346,4 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 def begin_worker(_: int) -> None:
     """Loader processes are parallel already; OpenCV's threads inside each would only compete."""
     cv2.setNumThreads(0)
-    leave_signals_to_main()
+    ignore_signals_in_worker()

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from htt_lightning.data.batch import Arrays, Batch, Draw, to_sample
-from htt_lightning.data.pseudo_labels import CompletedDataset, to_discovered
+from htt_lightning.data.batch import Arrays, Batch, SampleIndex, to_sample
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, to_discovered
 from htt_lightning.errors import HTTError, several
 from htt_lightning.io.arrays import resized
 from htt_lightning.io.jpeg import damage, is_jpeg
@@ -25,7 +25,7 @@ Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
 """Turns an image's arrays and its own source of randomness into arrays and the map of valid pixels."""
 
 
-class Source(ABC):
+class DenseDataset(ABC):
     """One split of a dataset as it lies on disk: images and maps by index, nothing hidden, nothing augmented.
 
     Attributes:
@@ -97,7 +97,7 @@ class Source(ABC):
             pixels.update(self.image(index).tobytes())
         return pixels.hexdigest()
 
-    def origin(self, index: int) -> "Source":
+    def origin(self, index: int) -> "DenseDataset":
         """The dataset that an image comes from: this one, unless it is a mixture.
 
         Args:
@@ -141,7 +141,7 @@ class Source(ABC):
         return
 
 
-def overlap(train: Source, val: Source) -> str:
+def overlap(train: DenseDataset, val: DenseDataset) -> str:
     """A sentence about training images that are validation images as well; empty if there are none.
 
     Their files are the same, links included, or are copies of one name. Names alone tell nothing: cameras and archives
@@ -219,7 +219,7 @@ def check_each(names: Collection[str], look: Callable[[str], None], tree: str = 
         raise several(faults, tree=tree)
 
 
-class PartialLabels(Dataset[Batch]):
+class PartialLabelDataset(Dataset[Batch]):
     """A split whose images carry labels for only some tasks. Labels that are hidden are never even read.
 
     Args:
@@ -237,13 +237,13 @@ class PartialLabels(Dataset[Batch]):
 
     def __init__(
         self,
-        source: Source,
+        source: DenseDataset,
         tasks: Sequence[Task],
         labels: Mapping[str, Sequence[str]],
         transform: Transform,
         size: tuple[int, int] | None = None,
         seed: int = 0,
-        completed: CompletedDataset | None = None,
+        completed: PseudoLabelStore | None = None,
     ) -> None:
         self.completed = completed
         self.source, self.tasks, self.transform, self.size, self.seed = source, tuple(tasks), transform, size, seed
@@ -270,8 +270,8 @@ class PartialLabels(Dataset[Batch]):
         """
         return [task for task in self.tasks if task.name not in self.items[position][1]]
 
-    def __getitem__(self, key: int | Draw) -> Batch:
-        draw = key if isinstance(key, Draw) else Draw(key)
+    def __getitem__(self, key: int | SampleIndex) -> Batch:
+        draw = key if isinstance(key, SampleIndex) else SampleIndex(key)
         name, (index, labeled) = self.ids[draw.position], self.items[draw.position]
         arrays = {"image": self.source.image(index)}
         for task in self.tasks:
@@ -287,6 +287,6 @@ class PartialLabels(Dataset[Batch]):
         sample = to_sample(arrays, valid, self.tasks, name)
         if self.completed:
             height, width = valid.shape
-            tasks = [task for task in self.tasks if task.discovers]
+            tasks = [task for task in self.tasks if task.supports_pseudo_labels]
             sample["discovered"] = {task.name: to_discovered(arrays, task, (height, width)) for task in tasks}
         return sample

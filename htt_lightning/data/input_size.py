@@ -13,13 +13,13 @@ from htt_lightning.io.arrays import resized
 from htt_lightning.models.network import STRIDE
 
 Size = Literal["trained", "own"] | tuple[int, int]
-"""At what size the network sees images; see ``SizePolicy.of``."""
+"""At what size the network sees images; see ``InputResizer.of``."""
 
 LIMIT = 2**25
 """Pixels that the network is given at once; beyond, an image needs a sliding window."""
 
 
-class View(NamedTuple):
+class ImageView(NamedTuple):
     """Where an image lies in what the network sees of it.
 
     Attributes:
@@ -34,7 +34,7 @@ class View(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SizePolicy:
+class InputResizer:
     """What becomes of an image before the network sees it; widths and heights keep their proportion.
 
     Args:
@@ -76,7 +76,7 @@ class SizePolicy:
         image_size, least = (_stored_size(stored or {}, key) for key in ("image_size", "least"))
         return cls(image_size, least, tile)
 
-    def __call__(self, image: np.ndarray, name: str) -> tuple[np.ndarray, View]:
+    def __call__(self, image: np.ndarray, name: str) -> tuple[np.ndarray, ImageView]:
         """Resize and pad one image.
 
         Args:
@@ -103,7 +103,7 @@ class SizePolicy:
             image = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_AREA)
         seen, valid = finish({"image": resized(image, inner, smooth=True)}, (), self.least)
         corner = int(valid.any(1).argmax()), int(valid.any(0).argmax())
-        return seen["image"], View(size, inner, corner)
+        return seen["image"], ImageView(size, inner, corner)
 
     def slides(self, size: Sequence[int]) -> bool:
         """Whether a window slides over what the network sees of an image, ``(h, w)``."""

@@ -16,8 +16,8 @@ import torch
 
 from htt_lightning.data.batch import Arrays, Map, to_target
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import atomic_path, leads_out
-from htt_lightning.tasks import Discovered, Task
+from htt_lightning.io.files import atomic_path, is_outside
+from htt_lightning.tasks import PseudoLabel, Task
 
 FORMAT = 1
 """Version of the manifest."""
@@ -26,7 +26,7 @@ CERTAIN = 255
 """Confidence 1 on disk."""
 
 
-class CompletedDataset:
+class PseudoLabelStore:
     """The discovered labels of a dataset's training images.
 
     Args:
@@ -48,7 +48,7 @@ class CompletedDataset:
             HTTError: Its id would lead out of the folder.
         """
         path = self.folder / "maps" / f"{name}.npz"
-        if leads_out(path, self.folder):
+        if is_outside(path, self.folder):
             raise HTTError(f"Image id {name!r} leads out of {self.folder}, to {path}.")
         return path
 
@@ -104,7 +104,7 @@ class CompletedDataset:
             HTTError: The archive is missing or damaged, lacks a task, or holds what was not discovered for it.
         """
         path, arrays = self.path(name), Arrays()
-        tasks = [task for task in tasks if task.discovers]
+        tasks = [task for task in tasks if task.supports_pseudo_labels]
         if not tasks:
             return arrays
         try:
@@ -132,7 +132,7 @@ class CompletedDataset:
         if differ:
             raise HTTError(f"{self.folder} was written for another dataset: its {', '.join(differ)} differ.")
         for name, given in labels.items():
-            lacking = [task.name for task in tasks if task.name not in given and task.discovers]
+            lacking = [task.name for task in tasks if task.name not in given and task.supports_pseudo_labels]
             for task in lacking:
                 if manifest["images"].get(name, {}).get(task) != "discovered":
                     raise HTTError(f"{self.folder} has no discovered {task} of image {name!r}; see data.labels.")
@@ -159,7 +159,7 @@ class DiscoveredMap:
         task: Its task.
     """
 
-    balances_crops = False
+    guides_crop = False
 
     def __init__(self, task: Task) -> None:
         self.task, self.name = task, f"{task.name}.discovered"
@@ -177,7 +177,7 @@ class ConfidenceMap:
         task: Its task.
     """
 
-    balances_crops = False
+    guides_crop = False
 
     def __init__(self, task: Task) -> None:
         self.name = f"{task.name}.confidence"
@@ -204,7 +204,7 @@ def moving(tasks: Sequence[Task]) -> list[Map]:
     return [*tasks, *(DiscoveredMap(task) for task in tasks), *(ConfidenceMap(task) for task in tasks)]
 
 
-def to_discovered(arrays: Arrays, task: Task, size: tuple[int, int]) -> Discovered:
+def to_discovered(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLabel:
     """A transformed discovered map as tensors; where there is none, or padding, any label with confidence 0.
 
     Args:
@@ -217,7 +217,7 @@ def to_discovered(arrays: Arrays, task: Task, size: tuple[int, int]) -> Discover
     """
     label = arrays.get(DiscoveredMap(task).name, task.missing(*size))
     confidence = arrays.get(ConfidenceMap(task).name)
-    return Discovered(
+    return PseudoLabel(
         to_target(label, task).nan_to_num(0),
         torch.zeros(size) if confidence is None else torch.from_numpy(np.ascontiguousarray(confidence)),
     )

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
-from htt_lightning.data.batch import Batch, Draw
+from htt_lightning.data.batch import Batch, SampleIndex
 
 
-class EpochSampler(DistributedSampler[Draw]):
+class SeededDistributedSampler(DistributedSampler[SampleIndex]):
     """A permutation per epoch from (seed, epoch) alone; ranks take turns, so that R ranks see what one process sees.
 
     Lightning sets the epoch, and leaves the sampler in place because it is a ``DistributedSampler``.
@@ -27,13 +27,13 @@ class EpochSampler(DistributedSampler[Draw]):
     def __len__(self) -> int:
         return self.size // self.num_replicas
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         share = order[self.rank :: self.num_replicas][: len(self)]
-        return iter([Draw(int(index), self.epoch) for index in share])
+        return iter([SampleIndex(int(index), self.epoch) for index in share])
 
 
-class EvalSampler(DistributedSampler[Draw]):
+class PaddedEvalSampler(DistributedSampler[SampleIndex]):
     """Every image once, in order. Ranks get equally many: the last ones repeat images marked as repeats.
 
     Args:
@@ -46,9 +46,9 @@ class EvalSampler(DistributedSampler[Draw]):
         super().__init__(_Length(size), num_replicas=world, rank=rank, shuffle=False)
         self.size = size
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         places = range(self.rank, len(self) * self.num_replicas, self.num_replicas)
-        return iter([Draw(place % self.size, repeat=place >= self.size) for place in places])
+        return iter([SampleIndex(place % self.size, repeat=place >= self.size) for place in places])
 
 
 class _Length(Dataset[Batch]):

@@ -25,17 +25,17 @@ import albumentations
 from htt_lightning.data.batch import Arrays, Map
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import nearest
-from htt_lightning.tasks.base import IGNORE
+from htt_lightning.tasks.base import IGNORE_INDEX
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 """RGB in [0, 1] of padding: what the network's normalisation turns into zero (protocol.md 3.2, steps 5 and 6)."""
 
 
 @dataclass(frozen=True)
-class Augment:
+class AugmentConfig:
     """Numbers of the training augmentation: by default that of ATRC (protocol.md 3.2).
 
-    That of MTAN is ``Augment(scale_choices=(1, 1.2, 1.5), crop_tries=1, flip=0, colour=0)``, here with nearest
+    That of MTAN is ``AugmentConfig(scale_choices=(1, 1.2, 1.5), crop_tries=1, flip=0, colour=0)``, here with nearest
     neighbours for normals: interpolated ones are shorter than 1 and bleed across holes.
 
     Args:
@@ -84,22 +84,22 @@ class TrainTransform:
     images larger than ``size`` keep theirs. One object serves one thread at a time; it can be pickled.
 
     Args:
-        tasks: The run's tasks; other maps are dropped. The first one with ``balances_crops`` that an image is labelled
+        tasks: The run's tasks; other maps are dropped. The first one with ``guides_crop`` that an image is labelled
             for steers the choice of its crop: a hidden label has no influence (protocol.md 6.16).
         augment: What to draw; None augments nothing.
         size: Image size ``(h, w)`` of the run; None for the images' own.
     """
 
-    def __init__(self, tasks: Sequence[Map], augment: Augment | None, size: tuple[int, int] | None) -> None:
+    def __init__(self, tasks: Sequence[Map], augment: AugmentConfig | None, size: tuple[int, int] | None) -> None:
         self.tasks = tuple(tasks)
         self.size = (augment.crop if augment else None) or size
         self.augments = augment is not None
         steps: list[Any] = []
         if augment:
             steps = [
-                ScaleCrop(self.tasks, augment, self.size),
+                RandomScaleCrop(self.tasks, augment, self.size),
                 Flip(self.tasks, augment.flip),
-                Photometric(augment.colour),
+                PhotoMetricDistortion(augment.colour),
             ]
         self.compose = albumentations.Compose(steps)
 
@@ -209,7 +209,7 @@ class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # alb
         """Transform one task's map as ``apply`` does the image."""
 
 
-class ScaleCrop(JointTransform):
+class RandomScaleCrop(JointTransform):
     """Random scaling and random crop (protocol.md 3.2, steps 1 and 2), in one so that maps are read only where needed.
 
     Args:
@@ -218,11 +218,11 @@ class ScaleCrop(JointTransform):
         size: Largest size ``(h, w)`` of the result; None for the image's size before scaling.
     """
 
-    def __init__(self, tasks: Sequence[Map], augment: Augment, size: tuple[int, int] | None) -> None:
+    def __init__(self, tasks: Sequence[Map], augment: AugmentConfig, size: tuple[int, int] | None) -> None:
         super().__init__(tasks)
         self.augment = augment
         self.size = size
-        self.judges = [task.name for task in self.tasks if task.balances_crops]
+        self.judges = [task.name for task in self.tasks if task.guides_crop]
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the factor and the crop: the ``scaled`` size, ``rows`` and ``columns`` of it to keep, ``known`` maps."""
@@ -245,7 +245,7 @@ class ScaleCrop(JointTransform):
 
     def balanced(self, labels: np.ndarray) -> bool:
         """Whether a crop ``h w`` of class indices has two classes or more and none of them dominates."""
-        counts = cv2.calcHist([labels], [0], None, [IGNORE + 1], [0, IGNORE + 1])[:IGNORE]
+        counts = cv2.calcHist([labels], [0], None, [IGNORE_INDEX + 1], [0, IGNORE_INDEX + 1])[:IGNORE_INDEX]
         return bool((counts > 0).sum() > 1 and counts.max() < self.augment.max_class_share * counts.sum())
 
     def apply(self, img: np.ndarray, scaled: list[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
@@ -274,7 +274,7 @@ class Flip(JointTransform):
         return task.flip(array)
 
 
-class Photometric(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
+class PhotoMetricDistortion(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
     """Brightness, contrast, saturation and hue of a uint8 RGB image (protocol.md 3.2, step 4).
 
     Saturation and hue share one conversion to HSV and back.

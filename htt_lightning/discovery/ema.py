@@ -5,16 +5,16 @@ import torch
 from torch import nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.models import DenseNetwork
+from htt_lightning.models import DensePredictionNetwork
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks.compared import refuse_other_tasks
-from htt_lightning.training.loading import load_module, rebuilt
+from htt_lightning.tasks.compared import check_same_tasks
+from htt_lightning.training.loading import load_module, module_from_state
 
 
-def copy_of(module: HTTModule) -> HTTModule:
+def clone_module(module: HTTModule) -> HTTModule:
     """Another module of the same hyperparameters and with the weights of the network."""
     weights = {key: value.clone() for key, value in module.net.state_dict().items()}
-    return rebuilt(module.hparams, weights, type(module))
+    return module_from_state(module.hparams, weights, type(module))
 
 
 def agree(trainer: L.Trainer, net: nn.Module) -> None:
@@ -25,7 +25,7 @@ def agree(trainer: L.Trainer, net: nn.Module) -> None:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the floating-point state of ``average`` towards ``network`` by ``1 - decay``; counters are copied."""
     pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
     floating = [(old, new) for old, new in pairs if old.is_floating_point()]
@@ -42,13 +42,13 @@ def read_teacher(path: str, student: HTTModule) -> HTTModule:
         HTTError: It is missing or damaged, or has other tasks, classes or widths, or no tokens.
     """
     teacher = load_module(path, "discovery.teacher", type(student))
-    refuse_other_tasks(student.tasks, teacher.hparams["tasks"], f"The teacher {path}")
+    check_same_tasks(student.tasks, teacher.hparams["tasks"], f"The teacher {path}")
     width, ours = teacher.hparams["token_dim"], student.hparams["token_dim"]
     if width != ours:
         raise HTTError(f"The teacher {path} has token_dim {width}, the student {ours}; they must be equal.")
     if student.hparams["network"] == "htt" and teacher.hparams["network"] != "htt":
         raise HTTError(f"The teacher {path} has no tokens; train one with model.network htt.")
-    strides = {net.backbone.strides[0] for net in (teacher.net, student.net) if isinstance(net, DenseNetwork)}
+    strides = {net.backbone.strides[0] for net in (teacher.net, student.net) if isinstance(net, DensePredictionNetwork)}
     if len(strides) > 1:
         raise HTTError(f"The teacher {path} has features of another stride: choose backbones of one kind.")
     return teacher

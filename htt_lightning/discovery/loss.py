@@ -9,25 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from htt_lightning.data.batch import Batch, lacking_rows
+from htt_lightning.data.batch import Batch, unlabeled_indices
 from htt_lightning.losses import (
     FEATURE,
     PREDICTION,
     Term,
-    feature_distance,
+    feature_mse,
+    fully_valid_cells,
     labeled_sum,
     masked_mean,
     upcast,
-    whole_cells,
 )
 from htt_lightning.metrics import MeanLoss
-from htt_lightning.models.network import DenseNetwork
-from htt_lightning.output import Output, asked, picked, spread, stride_of
-from htt_lightning.tasks import Discovered, Task
+from htt_lightning.models.network import DensePredictionNetwork
+from htt_lightning.output import TaskOutput, asked, feature_stride, picked, spread
+from htt_lightning.tasks import PseudoLabel, Task
 
 
 @dataclass(frozen=True)
-class Terms:
+class DiscoveryLossWeights:
     """Weights of the terms of label discovery; 0 switches a term off.
 
     In the published recipe all three are 1. The feature terms are off by default, as they have not paid off where the
@@ -49,10 +49,10 @@ class Terms:
         Args:
             task: The task.
         """
-        return task.discovers and bool(self.prediction and task.beta)
+        return task.supports_pseudo_labels and bool(self.prediction and task.beta)
 
 
-Targets = Literal["hard", "soft", "averaged"]
+TargetType = Literal["hard", "soft", "averaged"]
 """What a student learns from at prediction level; see ``LabelDiscovery``."""
 
 Precision = Literal["run", "bf16"]
@@ -63,7 +63,7 @@ SHIFT = 2
 scales differ, and their mean is better than either."""
 
 
-class TaskDiscovery(NamedTuple):
+class DiscoveryLoss(NamedTuple):
     """What label discovery adds for one task and batch.
 
     Attributes:
@@ -84,17 +84,17 @@ class TaskDiscovery(NamedTuple):
         return self.feature + self.prediction
 
 
-def discover_task(
+def discovery_loss(
     task: Task,
-    student: Output,
-    teacher: Output | None,
+    student: TaskOutput,
+    teacher: TaskOutput | None,
     labeled: Tensor,
     valid: Tensor,
     weight: float,
-    terms: Terms,
-    found: Discovered | None = None,
-    belief: Tensor | None = None,
-) -> TaskDiscovery:
+    terms: DiscoveryLossWeights,
+    found: PseudoLabel | None = None,
+    soft_target: Tensor | None = None,
+) -> DiscoveryLoss:
     """The terms of label discovery of one task (method.md 4), vectorised over the batch.
 
     Args:
@@ -106,7 +106,7 @@ def discover_task(
         weight: The task's loss weight lambda.
         terms: Weights of the terms.
         found: Labels discovered before; by default they are the teacher's.
-        belief: Soft labels ``b c h/s w/s`` to learn from instead; they count everywhere, whatever the threshold.
+        soft_target: Soft labels ``b c h/s w/s`` to learn from instead; they count everywhere, whatever the threshold.
 
     Returns:
         Loss, coverage and confidence per image.
@@ -116,32 +116,32 @@ def discover_task(
         trust = torch.where(
             labeled[:, None, None, None], terms.feature_labeled, terms.feature_unlabeled * upcast(teacher.confidence)
         )
-        feature = feature + feature_distance(student.feature, teacher.feature, valid, trust)
+        feature = feature + feature_mse(student.feature, teacher.feature, valid, trust)
     if not terms.teach(task):
-        return TaskDiscovery(feature, nothing, nothing, nothing)
-    if belief is not None:  # of cells, not of pixels
-        valid = whole_cells(valid, (belief.shape[-2], belief.shape[-1]))
-        belief = task.settle_belief(belief, valid)
+        return DiscoveryLoss(feature, nothing, nothing, nothing)
+    if soft_target is not None:  # of cells, not of pixels
+        valid = fully_valid_cells(valid, (soft_target.shape[-2], soft_target.shape[-1]))
+        soft_target = task.finalize_soft_target(soft_target, valid)
     if teacher and found is None:
         found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
     if found is None:
-        return TaskDiscovery(feature, nothing, nothing, nothing)
-    if belief is None:
-        kept, on_labels = task.kept(found.confidence), task.discovered_loss(student, found, valid)
+        return DiscoveryLoss(feature, nothing, nothing, nothing)
+    if soft_target is None:
+        kept, on_labels = task.kept(found.confidence), task.pseudo_label_loss(student, found, valid)
     else:
-        kept, on_labels = valid, masked_mean(task.imitation_loss(student, belief), valid)
+        kept, on_labels = valid, masked_mean(task.distillation_loss(student, soft_target), valid)
     prediction = terms.prediction * weight * task.beta * torch.where(labeled, 0, on_labels)
-    return TaskDiscovery(feature, prediction, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
+    return DiscoveryLoss(feature, prediction, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
 
 
-class Discovery:
+class TeacherEnsemble:
     """Frozen teachers, or labels that they have written into the batches, and the running account of what is kept.
 
     It is no module: teachers belong neither to the student's weights nor to its checkpoints. Of several, every view of
     an image asks one, drawn at random: they cost no more than a single one, and the student learns their mean.
 
     Args:
-        teachers: Modules that keep the contract of ``Output``; they are put into evaluation mode and frozen. None where
+        teachers: Modules that keep the contract of ``TaskOutput``; they are put into evaluation mode and frozen. None where
             batches carry ``discovered`` labels: then there are no features to learn from.
         tasks: The tasks to discover labels of.
         loss_weights: Weights lambda by task.
@@ -153,7 +153,7 @@ class Discovery:
 
     Attributes:
         scale: What the loss is multiplied by; it may change from epoch to epoch.
-        terms_of_batch: What the loss of the last batch was made of, before ``scale``.
+        last_loss_terms: What the loss of the last batch was made of, before ``scale``.
     """
 
     def __init__(
@@ -161,24 +161,26 @@ class Discovery:
         teachers: Sequence[nn.Module],
         tasks: Sequence[Task],
         loss_weights: Mapping[str, float],
-        terms: Terms,
+        terms: DiscoveryLossWeights,
         device: torch.device,
-        targets: Targets = "hard",
+        targets: TargetType = "hard",
         precision: Precision = "run",
     ) -> None:
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
         self.targets, self.teacher_precision, self.scale = targets, precision, 1.0
-        self.terms_of_batch: list[Term] = []
-        names = [f"{task.name}/{key}" for task in tasks if task.discovers for key in ("coverage", "confidence")]
+        self.last_loss_terms: list[Term] = []
+        names = [
+            f"{task.name}/{key}" for task in tasks if task.supports_pseudo_labels for key in ("coverage", "confidence")
+        ]
         self.account = {name: MeanLoss().to(device) for name in names}
 
-    def loss(self, batch: Batch, outputs: Mapping[str, Output]) -> Tensor:
+    def loss(self, batch: Batch, outputs: Mapping[str, TaskOutput]) -> Tensor:
         """What label discovery adds to the loss of each image: a sum over tasks.
 
         Args:
             batch: The training batch: ``image``, ``labeled`` and ``valid``, and ``discovered`` labels if it has some.
-            outputs: The student's outputs on it, of any module that keeps the contract of ``Output``.
+            outputs: The student's outputs on it, of any module that keeps the contract of ``TaskOutput``.
 
         Returns:
             One value per image, ``b``.
@@ -188,22 +190,24 @@ class Discovery:
         one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
         taught = self._taught(batch["image"], one, rows)
         unknown = {name: output for name, output in taught.items() if name not in found}
-        beliefs = self._beliefs(batch["image"], unknown, other, rows)
-        total, self.terms_of_batch = torch.zeros(len(valid), device=valid.device), []
+        soft_targets = self._beliefs(batch["image"], unknown, other, rows)
+        total, self.last_loss_terms = torch.zeros(len(valid), device=valid.device), []
         for task in self.tasks:
             name, row = task.name, rows[task.name] if rows else None
             if not asked(row):
                 continue
-            labeled, student = picked(batch["labeled"][name], row), Output(*(picked(x, row) for x in outputs[name]))
-            known = Discovered(*(picked(x, row) for x in found[name])) if name in found else None
-            weight, seen, belief = self.loss_weights[name], picked(valid, row), beliefs.get(name)
-            added = discover_task(task, student, taught.get(name), labeled, seen, weight, self.terms, known, belief)
+            labeled, student = picked(batch["labeled"][name], row), TaskOutput(*(picked(x, row) for x in outputs[name]))
+            known = PseudoLabel(*(picked(x, row) for x in found[name])) if name in found else None
+            weight, seen, soft_target = self.loss_weights[name], picked(valid, row), soft_targets.get(name)
+            added = discovery_loss(
+                task, student, taught.get(name), labeled, seen, weight, self.terms, known, soft_target
+            )
             total = total + spread(added.loss, row, len(valid))
-            self.terms_of_batch += [
+            self.last_loss_terms += [
                 Term(name, FEATURE, added.feature.detach(), row),
                 Term(name, PREDICTION, added.prediction.detach(), row),
             ]
-            for key in ("coverage", "confidence") if task.discovers else ():
+            for key in ("coverage", "confidence") if task.supports_pseudo_labels else ():
                 figure = getattr(added, key).detach()
                 self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
         return self.scale * total
@@ -212,39 +216,39 @@ class Discovery:
         """By task, the images that have something to learn: those without its label; None where all have."""
         if self.teachers and self.terms.feature_labeled:
             return None
-        rows: dict[str, Tensor] = batch.get("lacking") or lacking_rows(batch)
+        rows: dict[str, Tensor] = batch.get("lacking") or unlabeled_indices(batch)
         return rows
 
     @torch.no_grad()
-    def _taught(self, image: Tensor, index: int = 0, rows: Mapping[str, Tensor] | None = None) -> dict[str, Output]:
+    def _taught(self, image: Tensor, index: int = 0, rows: Mapping[str, Tensor] | None = None) -> dict[str, TaskOutput]:
         """A teacher's outputs, if there is one; for each task those of the images at ``rows``, if any."""
         if not self.teachers:
             return {}
         teacher, half = self.teachers[index], self.teacher_precision == "bf16"
-        taught: dict[str, Output]
+        taught: dict[str, TaskOutput]
         with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
             if rows is None:
                 taught = teacher(image)
-            elif isinstance(teacher, DenseNetwork):
+            elif isinstance(teacher, DensePredictionNetwork):
                 taught = teacher(image, rows)
             else:
                 seen = teacher(image)
-                taught = {name: Output(*(picked(x, row) for x in seen[name])) for name, row in rows.items()}
+                taught = {name: TaskOutput(*(picked(x, row) for x in seen[name])) for name, row in rows.items()}
         return taught
 
-    def _mean(self, image: Tensor) -> dict[str, Output]:
+    def _mean(self, image: Tensor) -> dict[str, TaskOutput]:
         """The mean of all teachers' outputs."""
         each = [self._taught(image, index) for index in range(len(self.teachers))]
         if len(each) < 2:
             return each[0] if each else {}
         outputs = {name: zip(*(taught[name] for taught in each), strict=True) for name in each[0]}
-        return {name: Output(*(torch.stack(x).mean(0) for x in parts)) for name, parts in outputs.items()}
+        return {name: TaskOutput(*(torch.stack(x).mean(0) for x in parts)) for name, parts in outputs.items()}
 
     @torch.no_grad()
     def _beliefs(
         self,
         image: Tensor,
-        taught: Mapping[str, Output],
+        taught: Mapping[str, TaskOutput],
         other: int = 0,
         lacking: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
@@ -252,20 +256,22 @@ class Discovery:
         tasks = [task for task in self.tasks if self.terms.teach(task) and task.name in taught]
         if self.targets == "hard" or not tasks:
             return {}
-        beliefs = {task.name: task.belief(taught[task.name]) for task in tasks}
+        soft_targets = {task.name: task.soft_target(taught[task.name]) for task in tasks}
         if self.targets == "averaged":
             rows, columns = taught[tasks[0].name].logits.shape[-2:]
-            stride = stride_of((rows, columns), (image.shape[-2], image.shape[-1]))
+            stride = feature_stride((rows, columns), (image.shape[-2], image.shape[-1]))
             most = min(SHIFT, rows - 1, columns - 1)
             down, right = torch.randint(-most, most + 1, (2,)).tolist()
             seen = self._taught(mirrored(image, stride, down, right), other, lacking)
             inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
             for task in tasks:
-                second = shifted(task.mirror(task.belief(seen[task.name])), -down, right)
-                beliefs[task.name] = torch.where(inside, (beliefs[task.name] + second) / 2, beliefs[task.name])
-        return beliefs
+                second = shifted(task.mirror(task.soft_target(seen[task.name])), -down, right)
+                soft_targets[task.name] = torch.where(
+                    inside, (soft_targets[task.name] + second) / 2, soft_targets[task.name]
+                )
+        return soft_targets
 
-    def found(self, batch: Batch) -> dict[str, Discovered]:
+    def found(self, batch: Batch) -> dict[str, PseudoLabel]:
         """The labels discovered on a batch, by task; those that it carries, or else the teachers'.
 
         Args:
@@ -301,7 +307,7 @@ class Discovery:
                 label, confidence = found[task.name]
                 target, labeled = batch[task.name], batch["labeled"][task.name]
                 kept = task.present(target) & task.kept(confidence) & labeled[:, None, None]
-                counts[task.name] = (kept & task.agrees(label, target)).sum(), kept.sum()
+                counts[task.name] = (kept & task.is_correct(label, target)).sum(), kept.sum()
         return counts
 
 

@@ -21,7 +21,7 @@ AUTO, LAST = "auto", "last"
 """What may stand for a checkpoint that is to be found: any of the run's, or one that is called so."""
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints beside their place and renames them; by then they are on the disk.
 
     Lightning writes into the system's temporary folder, and moving a file from there to another file system is copying:
@@ -47,10 +47,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
 def write_whole(trainer: L.Trainer) -> None:
     """Have a trainer write its checkpoints whole, unless it has a way of its own to write them."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
-def requeued() -> bool:
+def is_requeued() -> bool:
     """Whether SLURM has started this job before."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
 
-CONFIG, TRAINING = "config.yaml", "training.yaml"
+CONFIG, TRAIN_CONFIG = "config.yaml", "train_config.yaml"
 """Names of what a run was told to do, and of how the network was trained that a test has scored."""
-RECORD = "record.yaml"
+RUN_RECORD = "run_record.yaml"
 """Name of where a run has come from: versions, commit, fingerprint of the data, and when its stages began."""
-RESULTS = {"val": "results.json", "test": "test_results.json"}
+RESULTS = {"val": "val_metrics.json", "test": "test_metrics.json"}
 """Names of the figures that ``fit`` and ``test`` leave in the folder of a run, by split."""
 
 
@@ -39,7 +39,7 @@ def run_directory(trainer: Any) -> Path | None:
     return None if trainer.fast_dev_run else folder
 
 
-def refuse_existing(folder: Path, overwrite: bool) -> None:
+def check_output_dir(folder: Path, overwrite: bool) -> None:
     """Refuse to write into a folder that holds something already (contracts.md, Commands).
 
     Args:
@@ -89,7 +89,7 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
-def leads_out(path: Path, root: Path) -> bool:
+def is_outside(path: Path, root: Path) -> bool:
     """Whether a path that a file names is not inside a folder, links followed; such a file may come from anyone."""
     try:
         return not path.resolve().is_relative_to(root.resolve())
@@ -97,13 +97,13 @@ def leads_out(path: Path, root: Path) -> bool:
         return True
 
 
-def clear_partial(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Delete what killed processes have left half written in a folder and below; nobody may be writing there."""
     for path in folder.rglob(f".*{PARTIAL}"):
         path.unlink(missing_ok=True)
 
 
-def refuse_changed(file: str | Path | IO[bytes]) -> None:
+def verify_zip_checksums(file: str | Path | IO[bytes]) -> None:
     """Compare the checksums in a file of ``torch.save``, as torch itself never does; older forms have none.
 
     Raises:
@@ -115,7 +115,7 @@ def refuse_changed(file: str | Path | IO[bytes]) -> None:
                 raise BadZipFile(f"its record {record} has changed since it was written")
 
 
-def read_weights(file: str | Path | IO[bytes], **options: Any) -> Any:
+def safe_torch_load(file: str | Path | IO[bytes], **options: Any) -> Any:
     """What a file of ``torch.save`` holds, as far as it is weights and plain values; nothing in it is executed.
 
     Args:
@@ -125,7 +125,7 @@ def read_weights(file: str | Path | IO[bytes], **options: Any) -> Any:
     Raises:
         Exception: It is missing, damaged or of another kind, which shows in many ways.
     """
-    refuse_changed(file)
+    verify_zip_checksums(file)
     if not isinstance(file, str | Path):
         file.seek(0)
     try:
@@ -134,7 +134,7 @@ def read_weights(file: str | Path | IO[bytes], **options: Any) -> Any:
         raise ValueError("it holds more than weights and plain values, which is never run, or is broken") from error
 
 
-def refuse_infinite(state: Mapping[str, Tensor]) -> None:
+def check_finite(state: Mapping[str, Tensor]) -> None:
     """Raise a ``ValueError`` that names a weight which is not finite, or no real number."""
     for name, weight in state.items():
         if weight.is_complex() or not weight.isfinite().all():
@@ -161,7 +161,7 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise HTTError(f"{argument}: there is no checkpoint {path}.")
     try:
-        checkpoint: dict[str, Any] = read_weights(path, mmap=True)
+        checkpoint: dict[str, Any] = safe_torch_load(path, mmap=True)
         tasks = checkpoint["hyper_parameters"]["tasks"]
         for task in (Task.from_config(described) for described in tasks):
             if not task.name.isidentifier() or task.num_tokens < 1:
@@ -169,7 +169,7 @@ def read_checkpoint(path: str | Path, argument: str) -> dict[str, Any]:
         if not tasks or not all(described["init_args"]["name"] for described in tasks):
             raise KeyError("tasks")
         refuse_lost(checkpoint["hyper_parameters"])
-        refuse_infinite(checkpoint["state_dict"])
+        check_finite(checkpoint["state_dict"])
     except HTTError as error:
         raise HTTError(f"{argument}: {path}: {error}") from error
     except Exception as error:  # a damaged archive fails in many ways

@@ -30,7 +30,7 @@ TAIL = 1024
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes of grey pictures with more than 8 bits."""
 
-GREY = 2 / 255
+GRAY = 2 / 255
 """Vectors shorter than this are coded by the greys 127 and 128."""
 
 
@@ -38,7 +38,7 @@ COMPONENTS = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1
 """Of a vector, by the colour that codes it."""
 
 
-class Form(Enum):
+class ImageFormat(Enum):
     """What a picture must be, as container and mode. PNG files have 8 bits per channel, or a palette.
 
     Greys of fewer bits are no indices: Pillow scales them. Of 16 bits Pillow silently drops half. ``ANY`` is whatever
@@ -51,7 +51,7 @@ class Form(Enum):
     ANY = ()
 
 
-def size_of(path: Path, form: Form = Form.PHOTOGRAPH) -> tuple[int, int]:
+def size_of(path: Path, form: ImageFormat = ImageFormat.PHOTOGRAPH) -> tuple[int, int]:
     """Size ``(h, w)`` of a picture, of which only both ends are read.
 
     Raises:
@@ -61,7 +61,7 @@ def size_of(path: Path, form: Form = Form.PHOTOGRAPH) -> tuple[int, int]:
         return image.height, image.width
 
 
-def read_rgb(path: Path, form: Form = Form.PHOTOGRAPH) -> np.ndarray:
+def read_rgb(path: Path, form: ImageFormat = ImageFormat.PHOTOGRAPH) -> np.ndarray:
     """Colours of a picture, uint8 RGB ``h w 3``: grey ones and palettes are converted, transparency is dropped.
 
     Raises:
@@ -81,7 +81,7 @@ def read_photograph(path: Path) -> np.ndarray:
     Raises:
         HTTError: As ``size_of``, or as ``photograph``.
     """
-    with opened(path, Form.ANY) as image:
+    with opened(path, ImageFormat.ANY) as image:
         return photograph(image, str(path))
 
 
@@ -113,7 +113,7 @@ def photograph(image: Image.Image, name: str) -> np.ndarray:
     return np.array((upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB"))
 
 
-def read_grey(path: Path) -> np.ndarray:
+def read_gray(path: Path) -> np.ndarray:
     """Values of a picture with one channel, uint8 or uint16 ``h w``: greys, or palette indices as they are stored.
 
     A picture of one bit holds 0 and 1.
@@ -121,7 +121,7 @@ def read_grey(path: Path) -> np.ndarray:
     Raises:
         HTTError: The file is missing or damaged, no picture, or has colours or values that 16 bits do not hold.
     """
-    with opened(path, Form.ANY) as image:
+    with opened(path, ImageFormat.ANY) as image:
         if image.mode not in ("1", "L", "P", *DEEP):
             raise HTTError(f"{path} is {image.mode}; it must be grey, of at most 16 bits, or have a palette")
         values = np.array(image)
@@ -138,11 +138,11 @@ def read_index(path: Path) -> np.ndarray:
     Raises:
         HTTError: As ``size_of``.
     """
-    with opened(path, Form.INDEX) as image:
+    with opened(path, ImageFormat.INDEX) as image:
         return np.array(image)
 
 
-def read_directions(path: Path, size: tuple[int, int], absent: NDArray[np.bool_] | None = None) -> np.ndarray:
+def read_normals(path: Path, size: tuple[int, int], absent: NDArray[np.bool_] | None = None) -> np.ndarray:
     """Unit vectors from a picture that codes them as ``2 * colour / 255 - 1`` (protocol.md 1.3, 1.5).
 
     They are normalised once, here (protocol.md 6.33). The zero vector has no exact code; what is as short as the greys
@@ -159,15 +159,15 @@ def read_directions(path: Path, size: tuple[int, int], absent: NDArray[np.bool_]
     Raises:
         HTTError: As ``size_of``.
     """
-    with opened(path, Form.DIRECTIONS) as image:
+    with opened(path, ImageFormat.DIRECTIONS) as image:
         vectors: np.ndarray = cv2.LUT(np.asarray(image), COMPONENTS)
     length = lengths(vectors)
-    missing = length < GREY
+    missing = length < GRAY
     if vectors.shape[:2] != size:
         missing = resized(missing, size, smooth=False)
         vectors = cv2.resize(vectors, size[::-1], interpolation=cv2.INTER_CUBIC)
         length = lengths(vectors)
-        missing |= length < GREY
+        missing |= length < GRAY
     if absent is not None:
         missing |= absent
     np.copyto(length, np.nan, where=missing)
@@ -193,7 +193,7 @@ def refuse_changed_png(parts: memoryview) -> None:
 
 
 @contextmanager
-def opened(path: Path, form: Form, whole: bool = True) -> Iterator[Image.Image]:
+def opened(path: Path, form: ImageFormat, whole: bool = True) -> Iterator[Image.Image]:
     """A picture whose header and end have been looked at; what fails inside the block is blamed on the file.
 
     Args:
@@ -212,7 +212,7 @@ def opened(path: Path, form: Form, whole: bool = True) -> Iterator[Image.Image]:
                 content = head + stored.read()  # read once, for the checksums and for Pillow
                 refuse_changed_png(memoryview(content)[len(SIGNATURE) :])
                 file = BytesIO(content)
-            if form is Form.ANY:
+            if form is ImageFormat.ANY:
                 file.seek(0)
                 with Image.open(file) as image:
                     yield image
@@ -234,5 +234,5 @@ def opened(path: Path, form: Form, whole: bool = True) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise HTTError(f"{path} is missing; copy or unpack it again", missing=path) from None
     except Exception as error:  # damaged pictures fail in many ways
-        kind = "picture" if form is Form.ANY else "JPEG or PNG picture"
+        kind = "picture" if form is ImageFormat.ANY else "JPEG or PNG picture"
         raise HTTError(f"{path} is truncated or no {kind} ({error}); copy or unpack it again") from error

@@ -6,11 +6,19 @@ scalars. Its states are sums, so pieces of a data set and processes simply add u
 NaN.
 """
 
-from htt_lightning.metrics.boundary import BoundaryF
-from htt_lightning.metrics.classes import ClassScores
+from htt_lightning.metrics.boundary import BoundaryFMeasure
+from htt_lightning.metrics.classes import SegmentationScores
 from htt_lightning.metrics.depth import DepthErrors
-from htt_lightning.metrics.max_f import MaxF
+from htt_lightning.metrics.max_f import MaxFMeasure
 from htt_lightning.metrics.normals import NormalErrors
-from htt_lightning.metrics.pooled import MeanLoss, Pooled
+from htt_lightning.metrics.pooled import MeanLoss, SumStateMetric
 
-__all__ = ["BoundaryF", "ClassScores", "DepthErrors", "MaxF", "MeanLoss", "NormalErrors", "Pooled"]
+__all__ = [
+    "BoundaryFMeasure",
+    "DepthErrors",
+    "MaxFMeasure",
+    "MeanLoss",
+    "NormalErrors",
+    "SegmentationScores",
+    "SumStateMetric",
+]

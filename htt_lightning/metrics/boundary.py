@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from htt_lightning.metrics.boundary_matching import count_boundaries
-from htt_lightning.metrics.pooled import Pooled, f_measure
+from htt_lightning.metrics.boundary_matching import match_boundaries
+from htt_lightning.metrics.pooled import SumStateMetric, f_measure
 
 
-class BoundaryF(Pooled):
+class BoundaryFMeasure(SumStateMetric):
     """Boundary F-measure in percent, at one threshold for all images and at each image's own: odsF, oisF.
 
     Predicted and true boundary pixels are matched one to one (protocol.md 5). A pair lies no further apart than
@@ -44,10 +44,10 @@ class BoundaryF(Pooled):
         self.thresholds = tuple(k / (thresholds + 1) for k in range(1, thresholds + 1))
         self.tolerance = tolerance
         self.thin = thin
-        self.add_sum("matched", thresholds)
-        self.add_sum("predicted", thresholds)
+        self.add_sum_state("matched", thresholds)
+        self.add_sum_state("predicted", thresholds)
         for name in ("best_matched", "best_predicted", "true", "pixels"):
-            self.add_sum(name)
+            self.add_sum_state(name)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Count a batch, image by image on the CPU.
@@ -59,8 +59,8 @@ class BoundaryF(Pooled):
         thresholds = np.array(self.thresholds, np.float32)
         for probability, label in zip(pred.detach().float().cpu().numpy(), target.cpu().numpy(), strict=True):
             valid = (label == 0) | (label == 1)
-            radius = self.tolerance * math.hypot(extent(valid.any(1)), extent(valid.any(0)))
-            counts = count_boundaries(probability, label == 1, valid, thresholds, radius, self.thin)
+            radius = self.tolerance * math.hypot(valid_extent(valid.any(1)), valid_extent(valid.any(0)))
+            counts = match_boundaries(probability, label == 1, valid, thresholds, radius, self.thin)
             matched = torch.from_numpy(counts.matched).to(self.matched.device)
             predicted = torch.from_numpy(counts.predicted).to(self.predicted.device)
             true = torch.tensor(counts.true, device=self.true.device)
@@ -78,7 +78,7 @@ class BoundaryF(Pooled):
         return {name: torch.where(self.pixels > 0, f, torch.nan) for name, f in (("ods_f", ods), ("ois_f", ois))}
 
 
-def extent(seen: NDArray[np.bool_]) -> int:
+def valid_extent(seen: NDArray[np.bool_]) -> int:
     """How far it is from the first to the last True, both included."""
     places = np.flatnonzero(seen)
     return int(places[-1] - places[0] + 1) if places.size else 0

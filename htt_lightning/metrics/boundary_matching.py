@@ -31,7 +31,7 @@ class BoundaryCounts(NamedTuple):
     true: int
 
 
-def count_boundaries(
+def match_boundaries(
     probability: NDArray[np.floating],
     truth: NDArray[np.bool_],
     valid: NDArray[np.bool_],
@@ -59,7 +59,7 @@ def count_boundaries(
     if thin:
         lines = (thinned(valid & (probability >= threshold)) for threshold in thresholds)
         one = np.ones(1, np.float32)
-        each = [count_boundaries(line.astype(np.float32), truth, valid, one, radius) for line in lines]
+        each = [match_boundaries(line.astype(np.float32), truth, valid, one, radius) for line in lines]
         matched, predicted = (np.concatenate([counts[k] for counts in each]) for k in (0, 1))
         return BoundaryCounts(matched, predicted, each[0].true)
     truth = truth & valid

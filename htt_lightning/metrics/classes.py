@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from htt_lightning.metrics.pooled import PERCENT, Pooled, percent
+from htt_lightning.metrics.pooled import PERCENT, SumStateMetric, percent
 
 
-class ClassScores(Pooled):
+class SegmentationScores(SumStateMetric):
     """Mean intersection over union and pixel accuracy in percent, from one confusion matrix (protocol.md 5).
 
     Labels outside ``[0, num_classes)`` are missing. A class is absent when it is in neither label nor prediction.
@@ -25,7 +25,7 @@ class ClassScores(Pooled):
         super().__init__()
         self.num_classes = num_classes
         self.absent = absent
-        self.add_sum("confusion", num_classes, num_classes)
+        self.add_sum_state("confusion", num_classes, num_classes)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Count a batch.

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from htt_lightning.metrics.pooled import Pooled, percent
+from htt_lightning.metrics.pooled import SumStateMetric, percent
 
 
-class DepthErrors(Pooled):
+class DepthErrors(SumStateMetric):
     """Errors of depth, or of any positive field (protocol.md 5).
 
     A pixel is valid where the target is finite and positive; predictions are clamped to at least 1e-9.
@@ -18,9 +18,9 @@ class DepthErrors(Pooled):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_sum("sums", 4, dtype=torch.float64)
-        self.add_sum("within", 3)
-        self.add_sum("counted")
+        self.add_sum_state("sums", 4, dtype=torch.float64)
+        self.add_sum_state("within", 3)
+        self.add_sum_state("counted")
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Count a batch.

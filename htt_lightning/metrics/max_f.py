@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from htt_lightning.metrics.pooled import Pooled, f_measure
+from htt_lightning.metrics.pooled import SumStateMetric, f_measure
 
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 """0.05, 0.10, ..., 0.95 (protocol.md 5)."""
 
 
-class MaxF(Pooled):
+class MaxFMeasure(SumStateMetric):
     """Maximum over thresholds of the F-measure of pooled counts in percent: maxF of saliency (protocol.md 5).
 
     Published figures have been computed with another sigmoid on top of the probability, which leaves four thresholds
@@ -38,10 +38,10 @@ class MaxF(Pooled):
         self.thresholds = tuple(thresholds)
         self.beta2 = beta2
         # A row for the probability, one for its sigmoid.
-        self.add_sum("matched", 2, len(self.thresholds))
-        self.add_sum("predicted", 2, len(self.thresholds))
-        self.add_sum("true")
-        self.add_sum("pixels")
+        self.add_sum_state("matched", 2, len(self.thresholds))
+        self.add_sum_state("predicted", 2, len(self.thresholds))
+        self.add_sum_state("true")
+        self.add_sum_state("pixels")
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Count a batch.

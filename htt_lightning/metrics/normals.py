@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from htt_lightning.metrics.pooled import Pooled, percent
+from htt_lightning.metrics.pooled import SumStateMetric, percent
 
 STEP = 0.01
 """Degrees from one angle to the next among which the median is looked for."""
@@ -13,7 +13,7 @@ LIMITS = {"within_11": 11.25, "within_22": 22.5, "within_30": 30.0}
 """Degrees."""
 
 
-class NormalErrors(Pooled):
+class NormalErrors(SumStateMetric):
     """Angles between normals in degrees, pooled over all pixels (protocol.md 5).
 
     Both vectors are normalised. A pixel is valid where the target is finite and not the zero vector; a predicted zero
@@ -27,9 +27,9 @@ class NormalErrors(Pooled):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_sum("sums", 2, dtype=torch.float64)
-        self.add_sum("within", len(LIMITS))
-        self.add_sum("histogram", round(180 / STEP) + 1)
+        self.add_sum_state("sums", 2, dtype=torch.float64)
+        self.add_sum_state("within", len(LIMITS))
+        self.add_sum_state("histogram", round(180 / STEP) + 1)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Count a batch.

@@ -7,7 +7,7 @@ from torchmetrics import Metric
 PERCENT = 100.0
 
 
-class Pooled(Metric):
+class SumStateMetric(Metric):
     """A metric whose states are sums, over pixels or images."""
 
     is_differentiable = False
@@ -18,7 +18,7 @@ class Pooled(Metric):
         """Always True: a data set without labels is a proper one, whose figure is NaN rather than a warning."""
         return True
 
-    def add_sum(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
+    def add_sum_state(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
         """Add a state of zeros.
 
         Args:
@@ -29,7 +29,7 @@ class Pooled(Metric):
         self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
 
 
-class MeanLoss(Pooled):
+class MeanLoss(SumStateMetric):
     """Mean loss per labelled image, over however many batches and processes."""
 
     higher_is_better = False
@@ -38,8 +38,8 @@ class MeanLoss(Pooled):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_sum("total", dtype=torch.float64)
-        self.add_sum("counted")
+        self.add_sum_state("total", dtype=torch.float64)
+        self.add_sum_state("counted")
 
     def update(self, loss: Tensor, count: Tensor | int) -> None:
         """Count a batch.

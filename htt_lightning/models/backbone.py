@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.io.files import refuse_changed
+from htt_lightning.io.files import verify_zip_checksums
 
 PYRAMID = (4, 8, 16, 32)
 """Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""
@@ -83,7 +83,7 @@ def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
         arguments["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
         if isinstance(pretrained, str):
-            refuse_changed(pretrained)
+            verify_zip_checksums(pretrained)
         model = timm.create_model(name, pretrained=bool(pretrained), features_only=True, **arguments)
         if isinstance(pretrained, str):
             with torch.random.fork_rng(devices=[]):

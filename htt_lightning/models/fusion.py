@@ -11,7 +11,7 @@ from htt_lightning.models.layers import atrous, seen, shifts
 from htt_lightning.output import resize
 
 
-class Fused(NamedTuple):
+class LazyFusedMap(NamedTuple):
     """A sum of resized 1x1 projections, as yet not computed.
 
     Attributes:
@@ -126,9 +126,9 @@ class Fusion(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(sum(channels), out, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Fused:
+    def forward(self, maps: Sequence[Tensor]) -> LazyFusedMap:
         """``[b c_s h_s w_s]`` to what can become ``b out h_0 w_0``."""
-        return Fused(list(maps), self.conv.weight.flatten(1), cast(Tensor, self.conv.bias))
+        return LazyFusedMap(list(maps), self.conv.weight.flatten(1), cast(Tensor, self.conv.bias))
 
 
 def _resizing(x: Tensor, axis: int, to: int) -> Tensor:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from htt_lightning.models.fusion import Fused
+from htt_lightning.models.fusion import LazyFusedMap
 from htt_lightning.models.layers import Reduce, conv_bn_relu, light, xavier
-from htt_lightning.output import Output, resize
+from htt_lightning.output import TaskOutput, resize
 
 
 class ASPP(nn.Module):
@@ -20,7 +20,7 @@ class ASPP(nn.Module):
     of the pooled image, which is the same everywhere, is computed once per image instead of once per pixel.
 
     Attributes:
-        composed: Whether fused features are never made where ``Fused.conv`` is cheaper.
+        composed: Whether fused features are never made where ``LazyFusedMap.conv`` is cheaper.
 
     Args:
         inputs: Channels of the features.
@@ -39,16 +39,16 @@ class ASPP(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.composed = True
 
-    def forward(self, x: Tensor | Fused) -> Tensor:
+    def forward(self, x: Tensor | LazyFusedMap) -> Tensor:
         """``b c h w -> b d h w``."""
         weight = cast(nn.Conv2d, self.project[0]).weight
         *own, last = weight.chunk(len(self.branches) + 1, dim=1)
         convs = [cast(nn.Conv2d, branch[0]) for branch in cast(Sequence[nn.Sequential], self.branches)]
         weights, dilations = [conv.weight for conv in convs], [conv.dilation[0] for conv in convs]
-        if isinstance(x, Fused) and self.composed and x.pays(weights, dilations):
+        if isinstance(x, LazyFusedMap) and self.composed and x.pays(weights, dilations):
             mean, seen = x.mean(), (x.conv(w, dilation) for w, dilation in zip(weights, dilations, strict=True))
         else:
-            dense = x.dense() if isinstance(x, Fused) else x
+            dense = x.dense() if isinstance(x, LazyFusedMap) else x
             mean, seen = dense.mean((2, 3), keepdim=True), (conv(dense) for conv in convs)
         out = F.conv2d(self.pool(mean), last)
         for branch, part, features in zip(self.branches, own, seen, strict=True):
@@ -58,7 +58,7 @@ class ASPP(nn.Module):
         return light(lambda x: self.dropout(self.project[1:](x)), self.project, out)
 
 
-class TokenAttention(nn.Module):
+class TaskTokenAttention(nn.Module):
     """A task's features and its token attend to each other (step 2).
 
     Args:
@@ -96,7 +96,7 @@ class TokenAttention(nn.Module):
         return self.refine(x + resize(context, x.shape[-2:])), self.token_out(attended[:, -1])
 
 
-class FineTokens(nn.Module):
+class FineGrainedTokens(nn.Module):
     """One token per class or bin from an image's task token (step 3).
 
     Args:
@@ -147,14 +147,14 @@ class HTTHead(nn.Module):
         super().__init__()
         self.aspp = ASPP(inputs, dim, dropout, dilations)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
-        self.attention = TokenAttention(dim)
-        self.fine_tokens = FineTokens(dim, count) if fine else None
+        self.attention = TaskTokenAttention(dim)
+        self.fine_tokens = FineGrainedTokens(dim, count) if fine else None
         self.reduce = Reduce(dim, reduction) if fine else None
         self.classify = nn.Conv2d(dim, count, 1)
         self.refine = nn.Conv2d(count, count, 3, padding=1)
         self.apply(xavier)
 
-    def forward(self, x: Tensor | Fused, token: Tensor) -> Output:
+    def forward(self, x: Tensor | LazyFusedMap, token: Tensor) -> TaskOutput:
         """Features ``b c h w`` and the task's token ``d`` to the task's output."""
         feature, own = self.attention(self.conv(self.aspp(x)), token)
         logits = self.classify(feature)
@@ -163,10 +163,10 @@ class HTTHead(nn.Module):
             logits = logits * self.reduce.enlarge(scores, feature.shape[-2:])
         logits = self.refine(logits)
         confidence = torch.einsum("b d h w, b d -> b h w", feature, own).sigmoid()
-        return Output(logits, feature, rearrange(confidence, "b h w -> b 1 h w"))
+        return TaskOutput(logits, feature, rearrange(confidence, "b h w -> b 1 h w"))
 
 
-class PlainHead(nn.Module):
+class BaselineHead(nn.Module):
     """The baseline's head: ASPP, one 3x3 convolution, 1x1 logits; no tokens.
 
     Args:
@@ -186,7 +186,7 @@ class PlainHead(nn.Module):
         self.classify = nn.Conv2d(dim, count, 1)
         self.apply(xavier)
 
-    def forward(self, x: Fused) -> Output:
+    def forward(self, x: LazyFusedMap) -> TaskOutput:
         """Features ``b c h w`` to the task's output, with a confidence of one."""
         feature = self.conv(self.aspp(x))
-        return Output(self.classify(feature), feature, torch.ones_like(feature[:, :1]))
+        return TaskOutput(self.classify(feature), feature, torch.ones_like(feature[:, :1]))

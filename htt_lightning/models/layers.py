@@ -30,12 +30,12 @@ class BatchNorm(nn.BatchNorm2d):
 def conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1, bias: bool = False) -> nn.Sequential:
     """Convolution of unchanged size, BatchNorm and ReLU: ``b inputs h w -> b outputs h w``."""
     padding = dilation * (kernel // 2)
-    kind = AtrousConv if dilation > 1 and not bias else nn.Conv2d
+    kind = DilatedConv2d if dilation > 1 and not bias else nn.Conv2d
     convolution = kind(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=bias)
     return nn.Sequential(convolution, BatchNorm(outputs), nn.ReLU(inplace=True))
 
 
-class AtrousConv(nn.Conv2d):
+class DilatedConv2d(nn.Conv2d):
     """Dilated convolution of unchanged size without bias, whose gradient leaves out what only sees padding.
 
     Where the dilation is a good part of the map, many taps look beyond its border. On a CPU, PyTorch skips those in the

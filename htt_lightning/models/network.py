@@ -1,4 +1,4 @@
-"""The networks: image in, one ``Output`` per task out. Plain modules, usable without Lightning."""
+"""The networks: image in, one ``TaskOutput`` per task out. Plain modules, usable without Lightning."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -12,14 +12,14 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import refuse_infinite
+from htt_lightning.io.files import check_finite
 from htt_lightning.models.backbone import Backbone
-from htt_lightning.models.fusion import Fused, Fusion
-from htt_lightning.models.heads import HTTHead, PlainHead
+from htt_lightning.models.fusion import Fusion, LazyFusedMap
+from htt_lightning.models.heads import BaselineHead, HTTHead
 from htt_lightning.models.layers import recomputed, xavier
-from htt_lightning.models.released import read_released
-from htt_lightning.models.tokens import GlobalTokens, SeparateTokens, SingleScaleTokens
-from htt_lightning.output import Output, Rows, asked, picked
+from htt_lightning.models.released import load_released
+from htt_lightning.models.tokens import IndependentTaskTokens, MultiScaleTaskTokens, SingleScaleTaskTokens
+from htt_lightning.output import BatchIndices, TaskOutput, asked, picked
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def refuse_unusable(token_dim: Any, dropout: Any, dilations: Any, reduction: Any
         raise HTTError(f"model.dropout must be in [0, 1], not {dropout!r}.")
 
 
-class DenseNetwork(nn.Module, ABC):
+class DensePredictionNetwork(nn.Module, ABC):
     """What all networks share: normalise, pad to the stride, run the backbone, cut the padding off again.
 
     Args:
@@ -84,7 +84,7 @@ class DenseNetwork(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     @abstractmethod
-    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
+    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
         """Backbone maps to outputs.
 
         Args:
@@ -95,7 +95,7 @@ class DenseNetwork(nn.Module, ABC):
             Outputs by task name, of the finest map's size; a task that is asked about no image is left out.
         """
 
-    def run(self, module: nn.Module, *inputs: Tensor | Fused) -> Output:
+    def run(self, module: nn.Module, *inputs: Tensor | LazyFusedMap) -> TaskOutput:
         """A head's output, computed once more in the backward pass if so wanted.
 
         Args:
@@ -103,10 +103,10 @@ class DenseNetwork(nn.Module, ABC):
             *inputs: What it takes.
         """
         again = self.checkpointing and self.training and torch.is_grad_enabled()
-        output: Output = recomputed(module, module, *inputs) if again else module(*inputs)
+        output: TaskOutput = recomputed(module, module, *inputs) if again else module(*inputs)
         return output
 
-    def forward(self, image: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, Output]:
+    def forward(self, image: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, TaskOutput]:
         """Predict every task.
 
         Args:
@@ -130,11 +130,11 @@ class DenseNetwork(nn.Module, ABC):
         stride = self.backbone.strides[0]
         grid = [(length + stride - 1) // stride for length in (height, width)]
         outputs = self.decode(self.backbone(padded), [None if rows is None else rows[task] for task in self.tasks])
-        return {task: Output(*(x[..., : grid[0], : grid[1]] for x in output)) for task, output in outputs.items()}
+        return {task: TaskOutput(*(x[..., : grid[0], : grid[1]] for x in output)) for task, output in outputs.items()}
 
 
 class HTTNet(
-    DenseNetwork,
+    DensePredictionNetwork,
     PyTorchModelHubMixin,
     # The config is JSON with sorted keys, but the order of tasks is that of the tokens: as pairs it is kept.
     coders={dict: (lambda values: [list(pair) for pair in values.items()], dict)},
@@ -157,7 +157,7 @@ class HTTNet(
         reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores.
         global_tokens: Whether tasks are gated and mixed by tokens at every scale; false for ablation.
         fine_tokens: Whether logits are weighted by the scores of a token per class or bin; false for ablation.
-        **kwargs: See ``DenseNetwork``.
+        **kwargs: See ``DensePredictionNetwork``.
     """
 
     def __init__(
@@ -178,11 +178,11 @@ class HTTNet(
         count = len(num_tokens)
         self.global_tokens: nn.Module
         if not global_tokens:
-            self.global_tokens = SeparateTokens(channels, count, token_dim)
+            self.global_tokens = IndependentTaskTokens(channels, count, token_dim)
         elif len(set(self.backbone.strides)) == 1:
-            self.global_tokens = SingleScaleTokens(channels, count, token_dim, reduction)
+            self.global_tokens = SingleScaleTaskTokens(channels, count, token_dim, reduction)
         else:
-            self.global_tokens = GlobalTokens(channels, count, token_dim, reduction)
+            self.global_tokens = MultiScaleTaskTokens(channels, count, token_dim, reduction)
         self.heads = nn.ModuleDict(
             {
                 task: HTTHead(channels[-1], token_dim, k, dropout, dilations, reduction, fine_tokens)
@@ -204,7 +204,7 @@ class HTTNet(
         """
         try:
             net: HTTNet = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
-            refuse_infinite(net.state_dict())
+            check_finite(net.state_dict())
             net.eval()  # as the hub's newer releases do
             return net
         except Exception as error:  # files of other kinds, the hub and its cache fail in many ways
@@ -221,7 +221,7 @@ class HTTNet(
         return net
 
     @classmethod
-    def from_released(
+    def from_official_checkpoint(
         cls, checkpoint: str | Path, backbone: str | nn.Module = "resnet18", tokens: Tensor | None = None, **kwargs: Any
     ) -> "HTTNet":
         """The network of a checkpoint of the public release.
@@ -241,7 +241,7 @@ class HTTNet(
         Raises:
             HTTError: The file is no such checkpoint, or one of another backbone, or the tokens have another shape.
         """
-        state, num_tokens, token_dim = read_released(checkpoint)
+        state, num_tokens, token_dim = load_released(checkpoint)
         net = cls(num_tokens, token_dim=token_dim, backbone=backbone, **kwargs)
         key = "global_tokens.tokens"
         if tokens is None and key not in state:
@@ -267,16 +267,16 @@ class HTTNet(
     def affinity(self) -> Tensor | None:
         """Cross-task affinity ``s t t`` at every scale, rows sum to one (method.md 1.4); None without global tokens."""
         tokens = self.global_tokens
-        return tokens.affinity() if isinstance(tokens, GlobalTokens | SingleScaleTokens) else None
+        return tokens.affinity() if isinstance(tokens, MultiScaleTaskTokens | SingleScaleTaskTokens) else None
 
-    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
+    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
         """Tokens first, then one head per task."""
         features, tokens = self.global_tokens(maps, rows)
         inputs = zip(self.tasks, features, tokens, rows, strict=True)
         return {task: self.run(self.heads[task], x, token) for task, x, token, row in inputs if asked(row)}
 
 
-class MultiTaskNet(DenseNetwork):
+class MultiTaskNet(DensePredictionNetwork):
     """The multi-task baseline: a shared backbone, and per task the fusion and ASPP of ``HTTNet``, but no tokens.
 
     With one task it is the single-task baseline.
@@ -286,7 +286,7 @@ class MultiTaskNet(DenseNetwork):
         token_dim: Width of the heads.
         dropout: Rate in ASPP.
         dilations: In ASPP, in pixels of the finest map; the published ones suit images of 288x384 and more.
-        **kwargs: See ``DenseNetwork``.
+        **kwargs: See ``DensePredictionNetwork``.
     """
 
     def __init__(
@@ -302,10 +302,10 @@ class MultiTaskNet(DenseNetwork):
         channels: list[int] = self.backbone.channels
         self.fuse = nn.ModuleDict({task: Fusion(channels, channels[-1]) for task in num_tokens}).apply(xavier)
         self.heads = nn.ModuleDict(
-            {task: PlainHead(channels[-1], token_dim, k, dropout, dilations) for task, k in num_tokens.items()}
+            {task: BaselineHead(channels[-1], token_dim, k, dropout, dilations) for task, k in num_tokens.items()}
         )
 
-    def decode(self, maps: Sequence[Tensor], rows: Rows) -> dict[str, Output]:
+    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
         """Fuse and predict, task by task."""
         return {
             task: self.run(self.heads[task], self.fuse[task]([picked(x, row) for x in maps]))

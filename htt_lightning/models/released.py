@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import read_weights, refuse_infinite
-from htt_lightning.tasks.base import RELEASED_NAMES
+from htt_lightning.io.files import check_finite, safe_torch_load
+from htt_lightning.tasks.base import RELEASE_ALIASES
 
 _HEAD = {
     "aspp.convs.4.1": "aspp.pool.0",
@@ -39,7 +39,7 @@ _PROMPT = {
 }
 
 
-class Released(NamedTuple):
+class ReleasedWeights(NamedTuple):
     """A released checkpoint in our terms.
 
     Attributes:
@@ -53,7 +53,7 @@ class Released(NamedTuple):
     token_dim: int
 
 
-def our_name(name: str) -> str:
+def convert_key(name: str) -> str:
     """The name in ``HTTNet`` of a tensor of a released state dict.
 
     Raises:
@@ -66,7 +66,7 @@ def our_name(name: str) -> str:
         return f"backbone.model.{rest}"
     if first == "decoders":
         task, rest = rest.split(".", 1)
-        return f"heads.{RELEASED_NAMES.get(task, task)}.{_renamed(rest, _HEAD)}"
+        return f"heads.{RELEASE_ALIASES.get(task, task)}.{_renamed(rest, _HEAD)}"
     if first == "multi_scale_task_prompter":
         kind, rest = rest.split(".", 1)
         if kind == "multi_scale_task_prompter":
@@ -94,20 +94,20 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
     raise KeyError(name)
 
 
-def read_released(path: str | Path) -> Released:
+def load_released(path: str | Path) -> ReleasedWeights:
     """Read a checkpoint of the public release: weights under ``model``, names with or without ``module.``.
 
     Raises:
         HTTError: The file cannot be read without running code from it, or holds something else.
     """
     try:
-        content = read_weights(path)
+        content = safe_torch_load(path)
         stored = {name.removeprefix("module."): value for name, value in content.get("model", content).items()}
-        state = {our_name(name): value for name, value in stored.items()}
+        state = {convert_key(name): value for name, value in stored.items()}
         classify = {name.split(".")[1]: x for name, x in state.items() if name.endswith(".classify.weight")}
         num_tokens = {task: weight.shape[0] for task, weight in classify.items()}
         dim = next(iter(classify.values())).shape[1]
-        refuse_infinite(state)
+        check_finite(state)
     except Exception as error:  # files of other kinds fail in many ways
         raise HTTError(
             f"{path} is no checkpoint of the public release of HiTTs ({type(error).__name__}: {error}); "
@@ -115,4 +115,4 @@ def read_released(path: str | Path) -> Released:
         ) from error
     if "global_tokens.tokens" in state:
         state["global_tokens.tokens"] = state["global_tokens.tokens"].flatten(1)
-    return Released(state, num_tokens, dim)
+    return ReleasedWeights(state, num_tokens, dim)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from htt_lightning.data.input_size import View
+from htt_lightning.data.input_size import ImageView
 from htt_lightning.losses import upcast
 from htt_lightning.models.network import STRIDE
-from htt_lightning.output import Output, stride_of
+from htt_lightning.output import TaskOutput, feature_stride
 from htt_lightning.tasks import Task
 
-Network = Callable[[Tensor], Mapping[str, Output]]
+Network = Callable[[Tensor], Mapping[str, TaskOutput]]
 
 OVERLAP = 4
 """Neighbouring windows share at least the fourth part of their width."""
@@ -23,8 +23,8 @@ TINY = 1e-30
 """Least probability, whose logarithm is finite."""
 
 
-def predict_maps(
-    network: Network, tasks: Sequence[Task], image: Tensor, view: View, tile: int | None = None
+def predict_at_original_size(
+    network: Network, tasks: Sequence[Task], image: Tensor, view: ImageView, tile: int | None = None
 ) -> dict[str, Tensor]:
     """Decoded maps at the own size of the images.
 
@@ -55,7 +55,7 @@ def predict_maps(
     return {task.name: _decode(task, means[task.name], seen, view) for task in tasks}
 
 
-def _mean(task: Task, output: Output) -> Tensor:
+def _mean(task: Task, output: TaskOutput) -> Tensor:
     """What can be averaged: probabilities or logits ``b k h/s w/s``."""
     logits = upcast(output.logits)
     return logits.softmax(1) if task.distribution else logits
@@ -73,7 +73,7 @@ def _slide(network: Network, tasks: Sequence[Task], image: Tensor, tile: int) ->
             for task in tasks:
                 mean = _mean(task, outputs[task.name])
                 batch, channels, rows, columns = mean.shape
-                stride = stride_of((rows, columns), (window.shape[-2], window.shape[-1]))
+                stride = feature_stride((rows, columns), (window.shape[-2], window.shape[-1]))
                 if task.name not in sums:
                     cells = -(-height // stride), -(-width // stride)
                     sums[task.name] = mean.new_zeros(batch, channels, *cells)
@@ -98,10 +98,10 @@ def _ramp(cells: int, like: Tensor) -> Tensor:
     return torch.minimum(place + 1, cells - place) / cells
 
 
-def _decode(task: Task, mean: Tensor, seen: tuple[int, int], view: View) -> Tensor:
+def _decode(task: Task, mean: Tensor, seen: tuple[int, int], view: ImageView) -> Tensor:
     """Decode means ``b k rows columns`` of what the network has seen at the image's own size, some rows at a time."""
     cells = mean.shape[-2], mean.shape[-1]
-    stride = stride_of(cells, seen)
+    stride = feature_stride(cells, seen)
     if view.inner == view.size:
         maps = torch.cat([_strip(task, mean, first, stride, seen) for first in range(0, cells[0], ROWS // stride)], -2)
         (top, left), (height, width) = view.corner, view.size
@@ -124,13 +124,13 @@ def _strip(task: Task, mean: Tensor, first: int, stride: int, seen: tuple[int, i
     return maps[..., first * stride - start : min(last * stride, seen[0]) - start, :]
 
 
-def _output(task: Task, mean: Tensor) -> Output:
+def _output(task: Task, mean: Tensor) -> TaskOutput:
     """An output whose logits have this mean, the opposite of ``_mean``; tasks decode logits alone."""
     logits = mean.clamp(min=TINY).log() if task.distribution else mean
-    return Output(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
+    return TaskOutput(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
 
 
-def _places(axis: int, cells: int, stride: int, view: View, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _places(axis: int, cells: int, stride: int, view: ImageView, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For every pixel along an axis the cells on both sides of its centre, and the share of the second one."""
     centre = (torch.arange(view.size[axis], device=like.device, dtype=torch.float64) + 0.5) * view.inner[axis]
     place = ((centre / view.size[axis] + view.corner[axis]) / stride - 0.5).clamp(0, cells - 1)

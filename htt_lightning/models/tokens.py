@@ -7,12 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from htt_lightning.models.fusion import Fused, Fusion
+from htt_lightning.models.fusion import Fusion, LazyFusedMap
 from htt_lightning.models.layers import Reduce, conv_bn_relu, xavier
-from htt_lightning.output import Rows, picked
+from htt_lightning.output import BatchIndices, picked
 
 
-class ScalePrompt(nn.Module):
+class TaskPromptBlock(nn.Module):
     """Steps 2 to 6 at one scale: gate the features by each token, share between tasks, refine.
 
     Args:
@@ -40,7 +40,7 @@ class ScalePrompt(nn.Module):
         scores: Tensor = self.query(tokens) @ self.key(tokens).T
         return torch.softmax(scores / tokens.shape[1] ** 0.5, dim=1)
 
-    def forward(self, x: Tensor, tokens: Tensor, rows: Rows) -> tuple[list[Tensor], Tensor]:
+    def forward(self, x: Tensor, tokens: Tensor, rows: BatchIndices) -> tuple[list[Tensor], Tensor]:
         """Task features and updated tokens.
 
         Mixing the T task features ``x * gate_u`` by the affinity is mixing the T one-channel gates, as ``x`` is common
@@ -62,7 +62,7 @@ class ScalePrompt(nn.Module):
         return features, affinity @ tokens
 
 
-class GlobalTokens(nn.Module):
+class MultiScaleTaskTokens(nn.Module):
     """Trained task tokens over a pyramid of feature maps, fused to one map and one token per task.
 
     The public release keeps its tokens outside the parameters, so they never train; here they do (method.md 6).
@@ -71,7 +71,7 @@ class GlobalTokens(nn.Module):
         channels: Channels of the maps, finest first.
         tasks: Number of tasks.
         dim: Token width D.
-        reduction: See ``ScalePrompt``.
+        reduction: See ``TaskPromptBlock``.
     """
 
     def __init__(self, channels: Sequence[int], tasks: int, dim: int, reduction: int = 1) -> None:
@@ -79,12 +79,12 @@ class GlobalTokens(nn.Module):
         last = channels[-1]
         self.tokens = nn.Parameter(torch.randn(tasks, last))
         self.project = _linears(tasks, [(last, c) for c in channels])
-        self.scales = nn.ModuleList(ScalePrompt(c, tasks, reduction) for c in channels)
+        self.scales = nn.ModuleList(TaskPromptBlock(c, tasks, reduction) for c in channels)
         self.fuse = nn.ModuleList(Fusion(channels, last) for _ in range(tasks))
         self.restore = _linears(tasks, [(c, dim) for c in channels])
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor], rows: Rows) -> tuple[list[Fused], Tensor]:
+    def forward(self, maps: Sequence[Tensor], rows: BatchIndices) -> tuple[list[LazyFusedMap], Tensor]:
         """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, of its images, and tokens ``t d``."""
         scales = zip(maps, self._scale_tokens(), self.scales, strict=True)
         prompted = [scale(x, tokens, rows) for x, tokens, scale in scales]
@@ -95,21 +95,21 @@ class GlobalTokens(nn.Module):
     def affinity(self) -> Tensor:
         """Cross-task affinity at every scale, ``s t t``."""
         pairs = zip(self.scales, self._scale_tokens(), strict=True)
-        return torch.stack([cast(ScalePrompt, scale).affinity(tokens) for scale, tokens in pairs])
+        return torch.stack([cast(TaskPromptBlock, scale).affinity(tokens) for scale, tokens in pairs])
 
     def _scale_tokens(self) -> list[Tensor]:
         """The tokens at each scale, ``[t c_s]``."""
         return [_own(layers, self.tokens) for layers in self.project]
 
 
-class SingleScaleTokens(nn.Module):
+class SingleScaleTaskTokens(nn.Module):
     """Trained task tokens over maps of one stride, as a plain vision transformer gives (method.md 1, last paragraph).
 
     Args:
         channels: Channels of the maps.
         tasks: Number of tasks.
         dim: Token width D.
-        reduction: See ``ScalePrompt``.
+        reduction: See ``TaskPromptBlock``.
     """
 
     def __init__(self, channels: Sequence[int], tasks: int, dim: int, reduction: int = 1) -> None:
@@ -117,11 +117,11 @@ class SingleScaleTokens(nn.Module):
         last = channels[-1]
         self.tokens = nn.Parameter(torch.randn(tasks, last))
         self.fuse = Fusion(channels, last)
-        self.scale = ScalePrompt(last, tasks, reduction)
+        self.scale = TaskPromptBlock(last, tasks, reduction)
         self.restore = nn.ModuleList(nn.Linear(last, dim) for _ in range(tasks))
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor], rows: Rows) -> tuple[list[Tensor], Tensor]:
+    def forward(self, maps: Sequence[Tensor], rows: BatchIndices) -> tuple[list[Tensor], Tensor]:
         """``[b c h w]`` to one ``b c_last h w`` per task, of its images, and tokens ``t d``."""
         features, tokens = self.scale(self.fuse(maps).dense(), self.tokens, rows)
         return features, _own(self.restore, tokens)
@@ -131,7 +131,7 @@ class SingleScaleTokens(nn.Module):
         return rearrange(self.scale.affinity(self.tokens), "t u -> 1 t u")
 
 
-class SeparateTokens(nn.Module):
+class IndependentTaskTokens(nn.Module):
     """For ablation: a token and a fusion of its own per task, without gates and without sharing between tasks.
 
     Args:
@@ -146,7 +146,7 @@ class SeparateTokens(nn.Module):
         self.fuse = nn.ModuleList(Fusion(channels, channels[-1]) for _ in range(tasks))
         self.apply(xavier)
 
-    def forward(self, maps: Sequence[Tensor], rows: Rows) -> tuple[list[Fused], Tensor]:
+    def forward(self, maps: Sequence[Tensor], rows: BatchIndices) -> tuple[list[LazyFusedMap], Tensor]:
         """``[b c_s h_s w_s]`` to one ``b c_last h_0 w_0`` per task, of its images, and tokens ``t d``."""
         fused = [fuse([picked(x, row) for x in maps]) for fuse, row in zip(self.fuse, rows, strict=True)]
         return fused, self.tokens

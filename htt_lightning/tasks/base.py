@@ -13,22 +13,22 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.errors import HTTError
-from htt_lightning.output import Output
+from htt_lightning.output import TaskOutput
 from htt_lightning.tasks.given import Given
-from htt_lightning.tasks.label_statistics import Spread, Tally
-from htt_lightning.tasks.metric_spec import Figure
-from htt_lightning.tasks.pseudo_label import Discovering
+from htt_lightning.tasks.label_statistics import LabelStatistics, RunningRange
+from htt_lightning.tasks.metric_spec import MetricSpec
+from htt_lightning.tasks.pseudo_label import PseudoLabelMixin
 from htt_lightning.tasks.serialization import Stored
 
-IGNORE = 255
+IGNORE_INDEX = 255
 """The missing value of index maps (contracts.md, Batch)."""
 
-RELEASED_NAMES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
+RELEASE_ALIASES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge": "edges"})
 """Tasks that published masks and checkpoints call otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Given, Stored, Discovering, ABC):
+class Task(Given, Stored, PseudoLabelMixin, ABC):
     """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
@@ -53,22 +53,22 @@ class Task(Given, Stored, Discovering, ABC):
     beta: float = 1.0
     val_images: int | None = None
 
-    training_only: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta")
+    training_fields: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta")
     """Fields that say how it is trained; they may differ between a checkpoint and a run that goes on with it."""
-    measuring: ClassVar[tuple[str, ...]] = ("val_images",)
+    metric_fields: ClassVar[tuple[str, ...]] = ("val_images",)
     """Fields that say how it is measured; so may these."""
     channels: ClassVar[int | None] = None
     distribution: ClassVar[bool] = False
     """Whether ``decode`` needs no more of the logits than their softmax: then probabilities are what is averaged."""
-    headline: ClassVar[str]
+    primary_metric: ClassVar[str]
     """The figure of ``metrics()`` that papers report and that enters Delta_m."""
     higher_is_better: ClassVar[bool]
     """Direction of the headline metric."""
     unit: ClassVar[str]
     """Unit of the headline metric."""
-    other_figures: ClassVar[Mapping[str, Figure]] = {}
+    metric_specs: ClassVar[Mapping[str, MetricSpec]] = {}
     """Those that differ from the headline in unit or direction, by name."""
-    balances_crops: ClassVar[bool] = False
+    guides_crop: ClassVar[bool] = False
     """Whether a training crop is drawn again when one class of this map fills most of it (protocol.md 3.2, step 2)."""
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Task(Given, Stored, Discovering, ABC):
     def meaning(self) -> dict[str, Any]:
         """The part of the settings that outputs and labels depend on."""
         settings: dict[str, Any] = self.to_config()["init_args"]
-        return {key: value for key, value in settings.items() if key not in self.training_only + self.measuring}
+        return {key: value for key, value in settings.items() if key not in self.training_fields + self.metric_fields}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "Task":
@@ -123,13 +123,13 @@ class Task(Given, Stored, Discovering, ABC):
         """What the values of an index map mean, from 0 on; nothing for a field."""
         return tuple(map(str, range(max(2, self.num_tokens)))) if self.channels is None else ()
 
-    def figure(self, name: str) -> Figure:
+    def figure(self, name: str) -> MetricSpec:
         """Unit and direction of a figure of ``metrics()``.
 
         Args:
             name: The figure's.
         """
-        return self.other_figures.get(name, Figure(self.unit, self.higher_is_better))
+        return self.metric_specs.get(name, MetricSpec(self.unit, self.higher_is_better))
 
     def gain(self, value: float, reference: float) -> float:
         """Relative improvement of the headline metric in percent; positive is better.
@@ -138,7 +138,7 @@ class Task(Given, Stored, Discovering, ABC):
             value: The headline metric.
             reference: The same of another network.
         """
-        return self.figure(self.headline).gain(value, reference)
+        return self.figure(self.primary_metric).gain(value, reference)
 
     @property
     @abstractmethod
@@ -146,7 +146,7 @@ class Task(Given, Stored, Discovering, ABC):
         """K: classes, or bins of a regression task; the number of logit channels (method.md, Shapes)."""
 
     @abstractmethod
-    def loss(self, output: Output, target: Tensor) -> Tensor:
+    def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """Supervised loss, without the task's weight (method.md 3).
 
         Args:
@@ -158,7 +158,7 @@ class Task(Given, Stored, Discovering, ABC):
         """
 
     @abstractmethod
-    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """The map a user wants.
 
         Args:
@@ -175,7 +175,7 @@ class Task(Given, Stored, Discovering, ABC):
         Args:
             target: Label, missing pixels marked.
         """
-        return target != IGNORE if self.channels is None else target.isfinite().all(1)
+        return target != IGNORE_INDEX if self.channels is None else target.isfinite().all(1)
 
     @abstractmethod
     def metrics(self) -> Metric | MetricCollection:
@@ -235,7 +235,7 @@ class Task(Given, Stored, Discovering, ABC):
         """
         return array
 
-    def tally(self, array: np.ndarray, lengths: np.ndarray | None = None) -> Tally:
+    def tally(self, array: np.ndarray, lengths: np.ndarray | None = None) -> LabelStatistics:
         """What a numpy map holds, to be added up over a dataset.
 
         Args:
@@ -251,24 +251,24 @@ class Task(Given, Stored, Discovering, ABC):
             words = "integer h w" if index else f"float h w {self.channels}" if self.channels != 1 else "float h w"
             raise HTTError(f"A map of {self.name} is {array.dtype} {shape}; it must be {words}.")
         array = self.settle(array)
-        present = array != IGNORE if index else np.isfinite(array.reshape(*shape[:2], -1)).all(-1)
+        present = array != IGNORE_INDEX if index else np.isfinite(array.reshape(*shape[:2], -1)).all(-1)
         values, names = array[present], self.class_names
         if index and values.size and not (values.min() >= 0 and values.max() < len(names)):
             raise HTTError(
                 f"A map of {self.name} holds {values.min()} to {values.max()}; classes are 0 to {len(names) - 1}, "
-                f"and {IGNORE} where missing."
+                f"and {IGNORE_INDEX} where missing."
             )
         counts = np.bincount(values, minlength=len(names)).tolist() if index else []
         measured = self.measure(values if lengths is None else values * lengths[present][:, None])
-        return Tally(
+        return LabelStatistics(
             maps=1,
             empty=int(not len(values)),
             pixels=present.size,
             valid=len(values),
-            values=Spread.of(values),
+            values=RunningRange.of(values),
             classes=dict(zip(names, counts, strict=True)),
             shares={key: int(found.sum()) for key, found in measured.items() if found.dtype == np.bool_},
-            spreads={key: Spread.of(found) for key, found in measured.items() if found.dtype != np.bool_},
+            spreads={key: RunningRange.of(found) for key, found in measured.items() if found.dtype != np.bool_},
         )
 
     def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -282,7 +282,7 @@ class Task(Given, Stored, Discovering, ABC):
         """
         return {}
 
-    def doubts(self, tally: Tally) -> list[str]:
+    def doubts(self, tally: LabelStatistics) -> list[str]:
         """What may be wrong with labels that can be read; each is a sentence.
 
         Args:
@@ -301,6 +301,6 @@ class Task(Given, Stored, Discovering, ABC):
             width: Likewise.
         """
         if self.channels is None:
-            return np.full((height, width), IGNORE, np.uint8)
+            return np.full((height, width), IGNORE_INDEX, np.uint8)
         shape = (height, width) if self.channels == 1 else (height, width, self.channels)
         return np.full(shape, np.nan, np.float32)

@@ -7,14 +7,22 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from htt_lightning.losses import BIN_WEIGHT, SHARPNESS, cross_entropy, l1, masked_mean, stand_out, upcast
-from htt_lightning.output import Output, to_pixels
+from htt_lightning.losses import (
+    BIN_LOSS_WEIGHT,
+    CONFIDENCE_INV_TEMPERATURE,
+    bin_confidence,
+    cross_entropy,
+    l1,
+    masked_mean,
+    upcast,
+)
+from htt_lightning.output import TaskOutput, upsample_to_image
 from htt_lightning.tasks.base import Task
-from htt_lightning.tasks.pseudo_label import Discovered
+from htt_lightning.tasks.pseudo_label import PseudoLabel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Binned(Task):
+class BinnedRegression(Task):
     """A field that is decoded as an expectation over bins (method.md, Shapes).
 
     Args:
@@ -24,12 +32,12 @@ class Binned(Task):
     """
 
     bins: int
-    bin_weight: float = BIN_WEIGHT
+    bin_weight: float = BIN_LOSS_WEIGHT
     threshold: float = 0.85
-    sharpness: float = SHARPNESS
+    sharpness: float = CONFIDENCE_INV_TEMPERATURE
 
     distribution: ClassVar[bool] = True
-    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "sharpness")
+    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "sharpness")
 
     @property
     def num_tokens(self) -> int:
@@ -37,7 +45,7 @@ class Binned(Task):
         return self.bins
 
     @abstractmethod
-    def centres(self, like: Tensor) -> Tensor:
+    def bin_centers(self, like: Tensor) -> Tensor:
         """Bin centres, made where they are used: no buffer to lose, no copy from the host.
 
         Args:
@@ -48,7 +56,7 @@ class Binned(Task):
         """
 
     @abstractmethod
-    def expectation(self, output: Output) -> Tensor:
+    def expected_value(self, output: TaskOutput) -> Tensor:
         """Decoded value at feature resolution.
 
         Args:
@@ -69,19 +77,19 @@ class Binned(Task):
             int64 ``b h w``; any value where the target is missing.
         """
 
-    def loss(self, output: Output, target: Tensor) -> Tensor:
+    def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """L1 summed over components and cross entropy to the nearest bin; target ``b c h w``, NaN missing."""
         size, valid = (target.shape[-2], target.shape[-1]), self.present(target)
         regression = l1(self.decode(output, size), target, valid)
-        logits = to_pixels(upcast(output.logits), size)
+        logits = upsample_to_image(upcast(output.logits), size)
         classification = masked_mean(cross_entropy(logits, self.nearest_bin(target), valid), valid)
         return regression + self.bin_weight * classification
 
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
         """The decoded value itself; it is trusted where one bin stands out."""
-        return Discovered(self.decode(output, size), stand_out(output, size, self.sharpness))
+        return PseudoLabel(self.decode(output, size), bin_confidence(output, size, self.sharpness))
 
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+    def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """L1 of the kept pixels times their confidence, mean over all valid ones and the components.
 
         A given label's loss is the sum over components (protocol.md 6.22); the published weights belong to these two.
@@ -89,12 +97,12 @@ class Binned(Task):
         error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs().mean(1)
         return masked_mean(found.confidence * self.kept(found.confidence) * error, valid)
 
-    def belief(self, output: Output) -> Tensor:
+    def soft_target(self, output: TaskOutput) -> Tensor:
         """The decoded value, ``b c h/s w/s``."""
-        return self.expectation(output)
+        return self.expected_value(output)
 
-    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+    def distillation_loss(self, output: TaskOutput, soft_target: Tensor) -> Tensor:
         """As on a given label: L1 summed over components and cross entropy to the nearest bin."""
-        error = (self.expectation(output) - belief).abs().sum(1)
-        classification = F.cross_entropy(upcast(output.logits), self.nearest_bin(belief), reduction="none")
+        error = (self.expected_value(output) - soft_target).abs().sum(1)
+        classification = F.cross_entropy(upcast(output.logits), self.nearest_bin(soft_target), reduction="none")
         return error + self.bin_weight * classification

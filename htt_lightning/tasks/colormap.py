@@ -9,12 +9,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-GREY = 128
+GRAY = 128
 """Grey level of missing pixels."""
 
 
 @cache
-def class_colours(count: int) -> Tensor:
+def class_palette(count: int) -> Tensor:
     """A palette ``k 3``, uint8: class 0 dark, the others apart in hue by the golden ratio."""
     hues = [(k * 0.618034) % 1 for k in range(count)]
     shades = [colorsys.hsv_to_rgb(hue, 0.55 + 0.35 * (k % 2), 0.95 - 0.25 * (k % 3)) for k, hue in enumerate(hues)]
@@ -33,7 +33,7 @@ def paint(palette: Tensor, index: Tensor) -> Tensor:
     """
     valid = (index >= 0) & (index < len(palette))
     picture = palette[index.long().masked_fill(~valid, 0)]
-    return rearrange(picture.masked_fill(~valid[..., None], GREY), "b h w c -> b c h w")
+    return rearrange(picture.masked_fill(~valid[..., None], GRAY), "b h w c -> b c h w")
 
 
 def heat(values: Tensor) -> Tensor:

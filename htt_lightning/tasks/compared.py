@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from htt_lightning.tasks.base import Task
 
 
-def refuse_other_tasks(tasks: "Sequence[Task]", trained: Sequence[Mapping[str, Any]], what: str) -> None:
+def check_same_tasks(tasks: "Sequence[Task]", trained: Sequence[Mapping[str, Any]], what: str) -> None:
     """Raise an ``HTTError`` unless something was trained on tasks whose outputs mean what ours do.
 
     Args:

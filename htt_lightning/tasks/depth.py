@@ -10,20 +10,20 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import contract, upcast
+from htt_lightning.losses import einsum_no_autocast, upcast
 from htt_lightning.metrics import DepthErrors
-from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.binned_regression import Binned
+from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.tasks.binned_regression import BinnedRegression
 from htt_lightning.tasks.colormap import heat
-from htt_lightning.tasks.label_statistics import Tally
-from htt_lightning.tasks.metric_spec import Figure
+from htt_lightning.tasks.label_statistics import LabelStatistics
+from htt_lightning.tasks.metric_spec import MetricSpec
 
 MILLIMETRES = 1000
 """In a metre."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depth(Binned):
+class Depth(BinnedRegression):
     """Distance along the optical axis, as the expectation over log-spaced bins (method.md, Shapes).
 
     A prediction is a convex combination of the bin centres, hence always within ``[near, far]``. The defaults are
@@ -33,7 +33,7 @@ class Depth(Binned):
         bins: Number of bins.
         near: Smallest bin centre, in the unit of the labels.
         far: Largest bin centre.
-        **kwargs: See ``Binned``.
+        **kwargs: See ``BinnedRegression``.
     """
 
     name: str = "depth"
@@ -42,13 +42,13 @@ class Depth(Binned):
     far: float = 10.0
 
     channels: ClassVar[int | None] = 1
-    headline: ClassVar[str] = "abs_err"
+    primary_metric: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "m"
-    decoded_unit: ClassVar[str] = "m"
-    other_figures: ClassVar[Mapping[str, Figure]] = {
-        **dict.fromkeys(("rel_err", "log_rmse"), Figure("", higher_is_better=False)),
-        **dict.fromkeys(("delta1", "delta2", "delta3"), Figure()),
+    output_unit: ClassVar[str] = "m"
+    metric_specs: ClassVar[Mapping[str, MetricSpec]] = {
+        **dict.fromkeys(("rel_err", "log_rmse"), MetricSpec("", higher_is_better=False)),
+        **dict.fromkeys(("delta1", "delta2", "delta3"), MetricSpec()),
     }
 
     def __post_init__(self) -> None:
@@ -57,30 +57,32 @@ class Depth(Binned):
             raise HTTError(f"Depth needs bins >= 2 and 0 < near < far, not {self.bins}, {self.near}, {self.far}.")
 
     @property
-    def decoded_range(self) -> tuple[float, float]:
+    def output_range(self) -> tuple[float, float]:
         """The bin centres at both ends."""
         return self.near, self.far
 
-    def centres(self, like: Tensor) -> Tensor:
+    def bin_centers(self, like: Tensor) -> Tensor:
         """Bin centres ``k``, log-spaced."""
         exponent = torch.arange(self.bins, device=like.device, dtype=like.dtype) / (self.bins - 1)
         return self.near * (self.far / self.near) ** exponent
 
-    def expectation(self, output: Output) -> Tensor:
+    def expected_value(self, output: TaskOutput) -> Tensor:
         """Depth at feature resolution, ``b 1 h/s w/s``."""
         logits = upcast(output.logits)
-        return contract("b k h w, k -> b h w", logits.softmax(1), self.centres(logits))[:, None]
+        return einsum_no_autocast("b k h w, k -> b h w", logits.softmax(1), self.bin_centers(logits))[:, None]
 
     def nearest_bin(self, target: Tensor) -> Tensor:
         """Index ``b h w`` of the nearest centre in linear distance; any value where the depth is missing."""
-        centres = self.centres(target)
-        return torch.bucketize(target[:, 0].nan_to_num(self.near).contiguous(), (centres[1:] + centres[:-1]) / 2)
+        bin_centers = self.bin_centers(target)
+        return torch.bucketize(
+            target[:, 0].nan_to_num(self.near).contiguous(), (bin_centers[1:] + bin_centers[:-1]) / 2
+        )
 
-    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Depth ``b 1 h w`` in the unit of the labels (metres)."""
-        return to_pixels(self.expectation(output), size)
+        return upsample_to_image(self.expected_value(output), size)
 
-    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+    def is_correct(self, label: Tensor, target: Tensor) -> Tensor:
         """Within a quarter of each other: the usual delta < 1.25."""
         return (torch.maximum(label / target, target / label) < 1.25)[:, 0]
 
@@ -100,7 +102,7 @@ class Depth(Binned):
         """Which depths no prediction can reach (protocol.md 6.30)."""
         return {"outside_bins": (values < self.near) | (values > self.far)}
 
-    def doubts(self, tally: Tally) -> list[str]:
+    def doubts(self, tally: LabelStatistics) -> list[str]:
         """Bins that most of the depth lies outside of."""
         outside = tally.percent(tally.shares.get("outside_bins", 0)) or 0
         text = f"{outside:.1f} % lie outside the bins, {self.near:g} to {self.far:g} {self.unit}; set near and far."
@@ -138,9 +140,9 @@ class InverseDepth(Depth):
     far: float = 0.4922
     zoomed: Literal["multiplied", "divided"] = "multiplied"
 
-    training_only: ClassVar[tuple[str, ...]] = (*Depth.training_only, "zoomed")
+    training_fields: ClassVar[tuple[str, ...]] = (*Depth.training_fields, "zoomed")
     unit: ClassVar[str] = ""
-    decoded_unit: ClassVar[str] = ""
+    output_unit: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

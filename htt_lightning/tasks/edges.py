@@ -11,11 +11,11 @@ from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import balanced_bce, upcast
-from htt_lightning.metrics import BoundaryF
-from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Task
+from htt_lightning.metrics import BoundaryFMeasure
+from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.tasks.base import IGNORE_INDEX, Task
 from htt_lightning.tasks.colormap import heat
-from htt_lightning.tasks.pseudo_label import Discovered
+from htt_lightning.tasks.pseudo_label import PseudoLabel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,16 @@ class Edges(Task):
     certain: float = 0.99
     keep: Literal["confident", "released"] = "confident"
 
-    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "certain", "keep")
-    measuring: ClassVar[tuple[str, ...]] = (*Task.measuring, "tolerance", "thresholds", "test_thresholds", "thin")
+    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "certain", "keep")
+    metric_fields: ClassVar[tuple[str, ...]] = (
+        *Task.metric_fields,
+        "tolerance",
+        "thresholds",
+        "test_thresholds",
+        "thin",
+    )
 
-    headline: ClassVar[str] = "ods_f"
+    primary_metric: ClassVar[str] = "ods_f"
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
 
@@ -70,52 +76,52 @@ class Edges(Task):
         return "no edge", "edge"
 
     @property
-    def decoded_range(self) -> tuple[float, float]:
+    def output_range(self) -> tuple[float, float]:
         """A probability."""
         return 0.0, 1.0
 
-    def loss(self, output: Output, target: Tensor) -> Tensor:
+    def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """Balanced binary cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
-        logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
+        logits = upsample_to_image(upcast(output.logits), (target.shape[-2], target.shape[-1]))
         return balanced_bce(logits[:, 0], target, self.present(target), self.positive)
 
-    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Probability of an edge, float ``b h w`` in [0, 1]."""
-        return to_pixels(upcast(output.logits), size)[:, 0].sigmoid()
+        return upsample_to_image(upcast(output.logits), size)[:, 0].sigmoid()
 
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
         """An edge where the probability exceeds ``certain``; confidence ``2 |p - 0.5|``."""
         probability = self.decode(output, size)
-        return Discovered((probability > self.certain).long(), 2 * (probability - 0.5).abs())
+        return PseudoLabel((probability > self.certain).long(), 2 * (probability - 0.5).abs())
 
     def kept(self, confidence: Tensor) -> Tensor:
         """Above the threshold, or below it as in the public release."""
         return confidence > self.threshold if self.keep == "confident" else confidence < self.threshold
 
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+    def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Balanced binary cross entropy, mean over the kept pixels."""
-        logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))[:, 0]
+        logits = upsample_to_image(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))[:, 0]
         return balanced_bce(logits, found.label, valid & self.kept(found.confidence), self.positive)
 
-    def belief(self, output: Output) -> Tensor:
+    def soft_target(self, output: TaskOutput) -> Tensor:
         """Probability of an edge, ``b 1 h/s w/s``."""
         return upcast(output.logits).sigmoid()
 
-    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+    def distillation_loss(self, output: TaskOutput, soft_target: Tensor) -> Tensor:
         """Binary cross entropy without class weights: the teacher's probability has come from balanced ones."""
-        return F.binary_cross_entropy_with_logits(upcast(output.logits), belief, reduction="none")[:, 0]
+        return F.binary_cross_entropy_with_logits(upcast(output.logits), soft_target, reduction="none")[:, 0]
 
     def metrics(self) -> Metric:
         """F measures in percent: one threshold for the data set, one per image."""
-        return BoundaryF(self.tolerance, self.thresholds, self.thin)
+        return BoundaryFMeasure(self.tolerance, self.thresholds, self.thin)
 
     def test_metrics(self) -> Metric:
         """The same from ``test_thresholds``."""
-        return BoundaryF(self.tolerance, self.test_thresholds, self.thin)
+        return BoundaryFMeasure(self.tolerance, self.test_thresholds, self.thin)
 
     def colour(self, values: Tensor) -> Tensor:
         """A heat map of the probability."""
-        return heat(values.float().masked_fill(values == IGNORE, torch.nan))
+        return heat(values.float().masked_fill(values == IGNORE_INDEX, torch.nan))
 
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
         """An edge everywhere: an edge nowhere scores zero."""

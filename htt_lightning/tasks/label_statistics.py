@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Spread:
+class RunningRange:
     """How many values there are, their sum and how far they reach; the spread of two sets is the sum of theirs.
 
     Attributes:
@@ -25,14 +25,14 @@ class Spread:
     high: float = -math.inf
 
     @staticmethod
-    def of(values: np.ndarray) -> "Spread":
+    def of(values: np.ndarray) -> "RunningRange":
         """The spread of an array of finite numbers, of any shape."""
         if not values.size:
-            return Spread()
-        return Spread(values.size, float(values.sum(dtype=np.float64)), float(values.min()), float(values.max()))
+            return RunningRange()
+        return RunningRange(values.size, float(values.sum(dtype=np.float64)), float(values.min()), float(values.max()))
 
-    def __add__(self, other: "Spread") -> "Spread":
-        return Spread(
+    def __add__(self, other: "RunningRange") -> "RunningRange":
+        return RunningRange(
             self.count + other.count,
             self.total + other.total,
             min(self.low, other.low),
@@ -51,7 +51,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Tally:
+class LabelStatistics:
     """What maps of one task hold; the tally of two sets of maps is the sum of theirs.
 
     Attributes:
@@ -73,14 +73,14 @@ class Tally:
     stretched: int = 0
     pixels: int = 0
     valid: int = 0
-    values: Spread = Spread()
+    values: RunningRange = RunningRange()
     classes: Mapping[str, int] = field(default_factory=dict)
     shares: Mapping[str, int] = field(default_factory=dict)
-    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    spreads: Mapping[str, RunningRange] = field(default_factory=dict)
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "LabelStatistics") -> "LabelStatistics":
         spreads = {**self.spreads, **other.spreads}
-        return Tally(
+        return LabelStatistics(
             self.maps + other.maps,
             self.empty + other.empty,
             self.resized + other.resized,
@@ -90,10 +90,10 @@ class Tally:
             self.values + other.values,
             _added(self.classes, other.classes),
             _added(self.shares, other.shares),
-            {key: self.spreads.get(key, Spread()) + other.spreads.get(key, Spread()) for key in spreads},
+            {key: self.spreads.get(key, RunningRange()) + other.spreads.get(key, RunningRange()) for key in spreads},
         )
 
-    def without(self, shares: Collection[str]) -> "Tally":
+    def without(self, shares: Collection[str]) -> "LabelStatistics":
         """The tally as if nothing had been found in some of the shares."""
         return replace(self, shares={key: 0 if key in shares else count for key, count in self.shares.items()})
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Figure(NamedTuple):
+class MetricSpec(NamedTuple):
     """What kind of number a figure is.
 
     Attributes:
@@ -43,7 +43,7 @@ class Figure(NamedTuple):
         return "-" if math.isnan(value) else f"{value:.{2 if self.unit in ('%', 'deg') else 4}f}"
 
 
-def delta_m(kinds: Mapping[str, Figure], headlines: Mapping[str, float], single: Mapping[str, float]) -> float:
+def delta_m(kinds: Mapping[str, MetricSpec], headlines: Mapping[str, float], single: Mapping[str, float]) -> float:
     """Relative multi-task gain in percent (protocol.md 5).
 
     Args:

@@ -14,13 +14,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
-from htt_lightning.losses import contract, upcast
+from htt_lightning.losses import einsum_no_autocast, upcast
 from htt_lightning.metrics import NormalErrors
-from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.binned_regression import Binned
-from htt_lightning.tasks.colormap import GREY
-from htt_lightning.tasks.label_statistics import Spread, Tally
-from htt_lightning.tasks.metric_spec import Figure
+from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.tasks.binned_regression import BinnedRegression
+from htt_lightning.tasks.colormap import GRAY
+from htt_lightning.tasks.label_statistics import LabelStatistics, RunningRange
+from htt_lightning.tasks.metric_spec import MetricSpec
 
 UNIT_TOLERANCE = 0.02
 """How far the length of a normal may lie from 1: twice what eight bits per component round off."""
@@ -30,14 +30,14 @@ FAR_FROM_BINS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normals(Binned):
+class Normals(BinnedRegression):
     """Unit surface normals (x right, y up, z to the camera), as the expectation over directions (method.md, Shapes).
 
     Args:
         bins: Number of directions.
         directions: ``fibonacci`` spreads the bins evenly over the visible half-sphere (z > 0); ``published`` are the 40
             directions of the public release, uneven (protocol.md 6.29), for conformance and published weights.
-        **kwargs: See ``Binned``.
+        **kwargs: See ``BinnedRegression``.
     """
 
     name: str = "normals"
@@ -45,11 +45,13 @@ class Normals(Binned):
     directions: Literal["fibonacci", "published"] = "fibonacci"
 
     channels: ClassVar[int | None] = 3
-    headline: ClassVar[str] = "mean"
+    primary_metric: ClassVar[str] = "mean"
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "deg"
-    decoded_unit: ClassVar[str] = "unit vector: x right, y up, z to the camera"
-    other_figures: ClassVar[Mapping[str, Figure]] = dict.fromkeys(("within_11", "within_22", "within_30"), Figure())
+    output_unit: ClassVar[str] = "unit vector: x right, y up, z to the camera"
+    metric_specs: ClassVar[Mapping[str, MetricSpec]] = dict.fromkeys(
+        ("within_11", "within_22", "within_30"), MetricSpec()
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,39 +61,41 @@ class Normals(Binned):
             raise HTTError(f"Normals needs bins >= 2, not {self.bins}.")
 
     @property
-    def decoded_range(self) -> tuple[float, float]:
+    def output_range(self) -> tuple[float, float]:
         """Of each component."""
         return -1.0, 1.0
 
-    def centres(self, like: Tensor) -> Tensor:
+    def bin_centers(self, like: Tensor) -> Tensor:
         """Unit vectors ``k 3``."""
         if self.directions == "published":
             return F.normalize(torch.from_numpy(_published()).to(like, non_blocking=True), dim=1)
-        return fibonacci_half_sphere(self.bins, like)
+        return fibonacci_hemisphere(self.bins, like)
 
-    def expectation(self, output: Output) -> Tensor:
+    def expected_value(self, output: TaskOutput) -> Tensor:
         """Unit normals at feature resolution, ``b 3 h/s w/s``."""
         logits = upcast(output.logits)
-        return F.normalize(contract("b k h w, k c -> b c h w", logits.softmax(1), self.centres(logits)), dim=1)
+        return F.normalize(
+            einsum_no_autocast("b k h w, k c -> b c h w", logits.softmax(1), self.bin_centers(logits)), dim=1
+        )
 
     def nearest_bin(self, target: Tensor) -> Tensor:
         """Index ``b h w`` of the direction with the largest dot product; any value where the normal is missing."""
-        return contract("b c h w, k c -> b k h w", target.nan_to_num(0), self.centres(target)).argmax(1)
+        return einsum_no_autocast("b c h w, k c -> b k h w", target.nan_to_num(0), self.bin_centers(target)).argmax(1)
 
-    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Unit normals ``b 3 h w``."""
-        return F.normalize(to_pixels(self.expectation(output), size), dim=1)
+        return F.normalize(upsample_to_image(self.expected_value(output), size), dim=1)
 
-    def mirror(self, belief: Tensor) -> Tensor:
+    def mirror(self, soft_target: Tensor) -> Tensor:
         """Mirroring changes the sign of x."""
-        flipped = belief.flip(-1)
+        flipped = soft_target.flip(-1)
         return torch.cat([-flipped[:, :1], flipped[:, 1:]], dim=1)
 
-    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
+    def finalize_soft_target(self, soft_target: Tensor, valid: Tensor) -> Tensor:
         """Length 1, as a given label has; a mean of unit vectors has not."""
-        return F.normalize(belief, dim=1)
+        return F.normalize(soft_target, dim=1)
 
-    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+    def is_correct(self, label: Tensor, target: Tensor) -> Tensor:
         """Within 30 degrees of each other, the widest of the usual angles."""
         return (label * target).sum(1) > math.cos(math.radians(30))
 
@@ -103,7 +107,7 @@ class Normals(Binned):
         """Components as red, green and blue."""
         missing = ~values.isfinite().all(1, keepdim=True)
         picture = ((values.nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round()
-        return picture.masked_fill(missing, GREY).to(torch.uint8)
+        return picture.masked_fill(missing, GRAY).to(torch.uint8)
 
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
         """The direction of least mean angle: Weiszfeld's median on the sphere, of vectors rounded to 1/32."""
@@ -126,16 +130,16 @@ class Normals(Binned):
     def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Which vectors are not of unit length, and the angle from each to the nearest bin (protocol.md 6.29)."""
         target = torch.from_numpy(values.astype(np.float32).T.copy())[None, ..., None]
-        nearest = self.centres(target)[self.nearest_bin(target)[0, :, 0]].double().numpy()
+        nearest = self.bin_centers(target)[self.nearest_bin(target)[0, :, 0]].double().numpy()
         vectors = values.astype(np.float64)
         length: np.ndarray = np.linalg.norm(vectors, axis=1)
         cosine = (vectors * nearest).sum(1) / np.maximum(length, 1e-12) / np.linalg.norm(nearest, axis=1)
         angle: np.ndarray = np.degrees(np.arccos(cosine.clip(-1, 1)))
         return {"not_unit": np.abs(length - 1) > UNIT_TOLERANCE, "degrees_to_bins": angle}
 
-    def doubts(self, tally: Tally) -> list[str]:
+    def doubts(self, tally: LabelStatistics) -> list[str]:
         """Vectors that are not of unit length, or far from the visible half-sphere."""
-        doubts, angle = super().doubts(tally), tally.spreads.get("degrees_to_bins", Spread()).mean or 0
+        doubts, angle = super().doubts(tally), tally.spreads.get("degrees_to_bins", RunningRange()).mean or 0
         if long := tally.shares.get("not_unit", 0):
             text = "vectors are not of unit length as they are stored; the datasets of this library normalise them"
             doubts.append(f"{long} of {tally.valid} {text}.")
@@ -146,7 +150,7 @@ class Normals(Binned):
         return doubts
 
     def pixels(self, values: np.ndarray) -> np.ndarray:
-        """Components as colours, uint8 ``h w 3``: a quarter of a degree in the direction, see ``read_directions``."""
+        """Components as colours, uint8 ``h w 3``: a quarter of a degree in the direction, see ``read_normals``."""
         return np.rint((values.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
     @property
@@ -173,7 +177,7 @@ class Normals(Binned):
         return flipped
 
 
-def fibonacci_half_sphere(count: int, like: Tensor) -> Tensor:
+def fibonacci_hemisphere(count: int, like: Tensor) -> Tensor:
     """Evenly spread unit vectors with z > 0: equal steps in z, golden-angle steps around it.
 
     Args:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from htt_lightning.losses import upcast
-from htt_lightning.output import Output, to_pixels
+from htt_lightning.output import TaskOutput, upsample_to_image
 
 
-class Discovered(NamedTuple):
+class PseudoLabel(NamedTuple):
     """A task's labels as a teacher sees them (method.md 4).
 
     Attributes:
@@ -21,24 +21,24 @@ class Discovered(NamedTuple):
     confidence: Tensor
 
 
-def likeliest(output: Output, size: tuple[int, int]) -> Discovered:
+def argmax_with_confidence(output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
     """The likeliest channel of each pixel at ``size = (h, w)``, and its probability."""
-    confidence, label = to_pixels(upcast(output.logits), size).softmax(1).max(1)
-    return Discovered(label, confidence)
+    confidence, label = upsample_to_image(upcast(output.logits), size).softmax(1).max(1)
+    return PseudoLabel(label, confidence)
 
 
-class Discovering:
+class PseudoLabelMixin:
     """How labels of a task are discovered: hard ones per pixel, or beliefs per cell; by default none."""
 
     threshold: float
     channels: ClassVar[int | None] = None
 
     @property
-    def discovers(self) -> bool:
+    def supports_pseudo_labels(self) -> bool:
         """Whether labels of the task can be discovered; otherwise it is taught by features alone."""
-        return type(self).discover is not Discovering.discover
+        return type(self).discover is not PseudoLabelMixin.discover
 
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered | None:
+    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel | None:
         """The labels that a teacher's output amounts to (method.md 4).
 
         Args:
@@ -61,7 +61,7 @@ class Discovering:
         """
         return confidence > self.threshold
 
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+    def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Loss on discovered labels, without the weights lambda and beta (method.md 4).
 
         Args:
@@ -74,7 +74,7 @@ class Discovering:
         """
         raise NotImplementedError(f"{type(self).__name__} discovers labels but has no loss on them.")
 
-    def belief(self, output: Output) -> Tensor:
+    def soft_target(self, output: TaskOutput) -> Tensor:
         """What a teacher's output says about each cell, in a form that can be averaged over views of an image.
 
         Args:
@@ -85,39 +85,39 @@ class Discovering:
         """
         return upcast(output.logits).softmax(1)
 
-    def mirror(self, belief: Tensor) -> Tensor:
+    def mirror(self, soft_target: Tensor) -> Tensor:
         """A belief about the mirrored image as one about the image.
 
         Args:
-            belief: ``b c h/s w/s``.
+            soft_target: ``b c h/s w/s``.
 
         Returns:
             ``b c h/s w/s``.
         """
-        return belief.flip(-1)
+        return soft_target.flip(-1)
 
-    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
+    def finalize_soft_target(self, soft_target: Tensor, valid: Tensor) -> Tensor:
         """Last word on a belief once views of an image have been averaged.
 
         Args:
-            belief: ``b c h/s w/s``.
+            soft_target: ``b c h/s w/s``.
             valid: bool ``b h/s w/s``, False on padding.
         """
-        return belief
+        return soft_target
 
-    def imitation_loss(self, output: Output, belief: Tensor) -> Tensor:
+    def distillation_loss(self, output: TaskOutput, soft_target: Tensor) -> Tensor:
         """Loss on a belief, a soft label, without the weights lambda and beta.
 
         Args:
             output: The student's output at feature resolution.
-            belief: The teacher's, settled, ``b c h/s w/s``.
+            soft_target: The teacher's, settled, ``b c h/s w/s``.
 
         Returns:
             ``b h/s w/s``; by default the Kullback-Leibler divergence in nats.
         """
-        return (torch.xlogy(belief, belief) - belief * upcast(output.logits).log_softmax(1)).sum(1)
+        return (torch.xlogy(soft_target, soft_target) - soft_target * upcast(output.logits).log_softmax(1)).sum(1)
 
-    def agrees(self, label: Tensor, target: Tensor) -> Tensor:
+    def is_correct(self, label: Tensor, target: Tensor) -> Tensor:
         """Where a discovered label is right.
 
         Args:

@@ -9,11 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
-from htt_lightning.metrics import MaxF
-from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Task
+from htt_lightning.metrics import MaxFMeasure
+from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.tasks.base import IGNORE_INDEX, Task
 from htt_lightning.tasks.colormap import heat
-from htt_lightning.tasks.pseudo_label import Discovered, likeliest
+from htt_lightning.tasks.pseudo_label import PseudoLabel, argmax_with_confidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Saliency(Task):
     threshold: float = 0.7
 
     distribution: ClassVar[bool] = True
-    headline: ClassVar[str] = "max_f"
+    primary_metric: ClassVar[str] = "max_f"
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
 
@@ -39,11 +39,11 @@ class Saliency(Task):
         return "background", "salient"
 
     @property
-    def decoded_range(self) -> tuple[float, float]:
+    def output_range(self) -> tuple[float, float]:
         """A probability."""
         return 0.0, 1.0
 
-    def loss(self, output: Output, target: Tensor) -> Tensor:
+    def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """Cross entropy weighted by the image's own label frequencies, mean over valid pixels (method.md 3).
 
         Salient pixels weigh the share of background among the valid pixels, and the other way round.
@@ -51,31 +51,31 @@ class Saliency(Task):
         valid = self.present(target)
         return self._balanced(output, target, valid, valid)
 
-    def _balanced(self, output: Output, target: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
-        logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
+    def _balanced(self, output: TaskOutput, target: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
+        logits = upsample_to_image(upcast(output.logits), (target.shape[-2], target.shape[-1]))
         background = masked_mean((target == 0).to(logits.dtype), valid)[:, None, None]
         weight = torch.where(target == 1, background, 1 - background)
         return masked_mean(weight * cross_entropy(logits, target, kept), valid)
 
-    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Probability of being salient, float ``b h w`` in [0, 1]."""
-        return to_pixels(upcast(output.logits), size).softmax(1)[:, 1]
+        return upsample_to_image(upcast(output.logits), size).softmax(1)[:, 1]
 
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
         """The likelier channel and its probability; the public release truncates a probability (protocol.md 6.7)."""
-        return likeliest(output, size)
+        return argmax_with_confidence(output, size)
 
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+    def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Class-balanced cross entropy of the kept pixels, mean over all valid ones."""
         return self._balanced(output, found.label, valid, valid & self.kept(found.confidence))
 
     def metrics(self) -> Metric:
         """Maximum F measure in percent, and what published code makes of it."""
-        return MaxF()
+        return MaxFMeasure()
 
     def colour(self, values: Tensor) -> Tensor:
         """A heat map of the probability."""
-        return heat(values.float().masked_fill(values == IGNORE, torch.nan))
+        return heat(values.float().masked_fill(values == IGNORE_INDEX, torch.nan))
 
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
         """Everything salient: with no recall below any threshold, any other constant scores the same or zero."""

@@ -10,15 +10,15 @@ from torchmetrics import Metric
 
 from htt_lightning.errors import HTTError
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
-from htt_lightning.metrics import ClassScores
-from htt_lightning.output import Output, to_pixels
-from htt_lightning.tasks.base import IGNORE, Task
-from htt_lightning.tasks.colormap import class_colours, paint
-from htt_lightning.tasks.pseudo_label import Discovered, likeliest
+from htt_lightning.metrics import SegmentationScores
+from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.tasks.base import IGNORE_INDEX, Task
+from htt_lightning.tasks.colormap import class_palette, paint
+from htt_lightning.tasks.pseudo_label import PseudoLabel, argmax_with_confidence
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification(Task):
+class PixelClassification(Task):
     """A class per pixel: cross entropy over valid pixels, argmax, mean IoU of the dataset's confusion matrix.
 
     Args:
@@ -33,11 +33,11 @@ class Classification(Task):
     absent: Literal["skip", "zero"] = "skip"
     balance: float = 0.5
 
-    training_only: ClassVar[tuple[str, ...]] = (*Task.training_only, "balance")
+    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "balance")
 
-    measuring: ClassVar[tuple[str, ...]] = (*Task.measuring, "absent")
+    metric_fields: ClassVar[tuple[str, ...]] = (*Task.metric_fields, "absent")
     distribution: ClassVar[bool] = True
-    headline: ClassVar[str] = "miou"
+    primary_metric: ClassVar[str] = "miou"
     higher_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = "%"
 
@@ -57,50 +57,50 @@ class Classification(Task):
             raise HTTError(f"The task {self.name} has no classes; list their names in its setting classes.")
         return self.classes
 
-    def loss(self, output: Output, target: Tensor) -> Tensor:
+    def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """Cross entropy, mean over valid pixels; target int64 ``b h w``, 255 missing."""
-        logits = to_pixels(upcast(output.logits), (target.shape[-2], target.shape[-1]))
+        logits = upsample_to_image(upcast(output.logits), (target.shape[-2], target.shape[-1]))
         valid = self.present(target)
         return masked_mean(cross_entropy(logits, target, valid), valid)
 
-    def decode(self, output: Output, size: tuple[int, int]) -> Tensor:
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Class index int64 ``b h w``: argmax of the resized logits."""
-        return to_pixels(upcast(output.logits), size).argmax(1)
+        return upsample_to_image(upcast(output.logits), size).argmax(1)
 
-    def discover(self, output: Output, size: tuple[int, int]) -> Discovered:
+    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
         """The likeliest class and its probability."""
-        return likeliest(output, size)
+        return argmax_with_confidence(output, size)
 
-    def discovered_loss(self, output: Output, found: Discovered, valid: Tensor) -> Tensor:
+    def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Cross entropy of the kept pixels, mean over all valid ones."""
-        logits = to_pixels(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))
+        logits = upsample_to_image(upcast(output.logits), (valid.shape[-2], valid.shape[-1]))
         return masked_mean(cross_entropy(logits, found.label, valid & self.kept(found.confidence)), valid)
 
-    def settle_belief(self, belief: Tensor, valid: Tensor) -> Tensor:
+    def finalize_soft_target(self, soft_target: Tensor, valid: Tensor) -> Tensor:
         """Rare classes raised, by the image's own shares: no image depends on others of its batch."""
-        inside = valid[:, None].to(belief.dtype)
-        share = (belief * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True).clamp(min=1)
-        raised = belief / share.clamp(min=1e-6) ** self.balance
+        inside = valid[:, None].to(soft_target.dtype)
+        share = (soft_target * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True).clamp(min=1)
+        raised = soft_target / share.clamp(min=1e-6) ** self.balance
         return raised / raised.sum(1, keepdim=True)
 
     def metrics(self) -> Metric:
         """Mean IoU and pixel accuracy in percent."""
-        return ClassScores(self.num_tokens, absent=self.absent)
+        return SegmentationScores(self.num_tokens, absent=self.absent)
 
     def colour(self, values: Tensor) -> Tensor:
         """One fixed colour per class."""
-        return paint(class_colours(self.num_tokens).to(values.device), values)
+        return paint(class_palette(self.num_tokens).to(values.device), values)
 
     def constant(self, targets: Iterable[Tensor]) -> Tensor:
         """The most frequent class."""
-        counts = sum((torch.bincount(t[t != IGNORE].flatten(), minlength=self.num_tokens) for t in targets), 0)
+        counts = sum((torch.bincount(t[t != IGNORE_INDEX].flatten(), minlength=self.num_tokens) for t in targets), 0)
         return torch.as_tensor(counts).argmax()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemSeg(Classification):
+class SemSeg(PixelClassification):
     """Semantic segmentation: what is where."""
 
     name: str = "semseg"
 
-    balances_crops: ClassVar[bool] = True
+    guides_crop: ClassVar[bool] = True

@@ -12,11 +12,11 @@ class Stored:
     """What a map of a task looks like in few bytes, and as the picture of its numbers."""
 
     channels: ClassVar[int | None] = None
-    decoded_unit: ClassVar[str] = ""
+    output_unit: ClassVar[str] = ""
     """Unit of the values of ``decode``."""
 
     @property
-    def decoded_range(self) -> tuple[float, float] | None:
+    def output_range(self) -> tuple[float, float] | None:
         """Smallest and largest value of a decoded field or probability; None for classes, or where nothing is known."""
         return None
 

@@ -35,7 +35,9 @@ def load_module(
         raise HTTError(f"{argument}: the weights of {path} do not fit the network it describes: {cause}") from error
 
 
-def rebuilt(hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor], kind: type[HTTModule]) -> HTTModule:
+def module_from_state(
+    hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor], kind: type[HTTModule]
+) -> HTTModule:
     """A module whose network takes the very tensors given, so that one in double precision stays so.
 
     Args:

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from htt_lightning.data.datamodule import MASK_FILE
+from htt_lightning.data.datamodule import LABEL_MASK
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import CONFIG, RESULTS, TRAINING, read_checkpoint
-from htt_lightning.tasks.metric_spec import Figure
+from htt_lightning.io.files import CONFIG, RESULTS, TRAIN_CONFIG, read_checkpoint
+from htt_lightning.tasks.metric_spec import MetricSpec
 
 Split = Literal["val", "test"]
 """Whose figures: those of the last validation of ``fit``, or of ``test``."""
@@ -41,12 +41,12 @@ class Value(NamedTuple):
     Attributes:
         value: NaN where it does not exist.
         kind: Its unit and direction.
-        headline: Whether it is its task's headline.
+        primary_metric: Whether it is its task's headline.
     """
 
     value: float
-    kind: Figure
-    headline: bool
+    kind: MetricSpec
+    primary_metric: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def read_run(path: Path, split: Split) -> Run:
     names, drawn, further = tasks_of(values), read_drawn(path.parent), dict[str, str]()
     if split == "test":
         scored = settings_of(options, names)
-        training = read_yaml(beside, path) if (beside := path.with_name(TRAINING)).is_file() else {}
+        training = read_yaml(beside, path) if (beside := path.with_name(TRAIN_CONFIG)).is_file() else {}
         options = flat(training.get("config") or {"checkpoint": options.get("ckpt_path")})
         drawn = training.get("labels")
         trained = settings_of(options, names)
@@ -162,7 +162,7 @@ def read_values(path: Path) -> dict[str, Value]:
     rows, values = read_json(path), dict[str, Value]()
     try:
         for key, row in rows.items():
-            value, kind = row["value"], Figure(str(row["unit"]), bool(row["higher_is_better"]))
+            value, kind = row["value"], MetricSpec(str(row["unit"]), bool(row["higher_is_better"]))
             number = math.nan if value is None else float(value)
             values[key.partition("/")[2]] = Value(number, kind, bool(row.get("headline", True)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -174,7 +174,7 @@ def read_values(path: Path) -> dict[str, Value]:
 
 def read_drawn(folder: Path) -> dict[str, Any] | None:
     """How the label mask of a run was drawn: protocol, seed and origin; None if it has left none."""
-    mask = read_json(folder / MASK_FILE) if (folder / MASK_FILE).is_file() else None
+    mask = read_json(folder / LABEL_MASK) if (folder / LABEL_MASK).is_file() else None
     return mask and {key: mask.get(key) for key in ("protocol", "seed", "origin")}
 
 

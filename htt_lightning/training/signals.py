@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
-def leave_signals_to_main() -> None:
+def ignore_signals_in_worker() -> None:
     """Ignore, in a loader's process, what a terminal or a scheduler sends to all processes of a run.
 
     The main process ends its loaders itself. They would die first, which is an error to it, or have inherited its own
@@ -19,7 +19,7 @@ def leave_signals_to_main() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def agree_on_sigterm(trainer: Any) -> None:
+def sync_sigterm_across_ranks(trainer: Any) -> None:
     """Let all processes of a training run answer SIGTERM together, between two steps, whichever of them it came to.
 
     Lightning's own answer talks to the other processes while the signal is handled, out of turn with their gradients,
@@ -56,7 +56,7 @@ def agree_on_sigterm(trainer: Any) -> None:
     loop._broadcast_sigterm_tensor = agree  # which Lightning calls before every step of several processes
 
 
-def status_of(error: BaseException) -> int | None:
+def exit_status(error: BaseException) -> int | None:
     """The exit status of a program that a signal has ended, 128 and its number as in shells; None if none has.
 
     Args:

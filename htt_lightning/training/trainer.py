@@ -25,13 +25,13 @@ from htt_lightning.commands.info import info
 from htt_lightning.commands.report import report
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datamodule import PartialLabelDataModule
-from htt_lightning.data.pseudo_labels import CompletedDataset, fingerprint_of
-from htt_lightning.data.samplers import EvalSampler
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, fingerprint_of
+from htt_lightning.data.samplers import PaddedEvalSampler
 from htt_lightning.errors import HTTError
-from htt_lightning.io.checkpoints import AUTO, LAST, newest_checkpoint, requeued
-from htt_lightning.io.files import clear_partial, read_checkpoint
+from htt_lightning.io.checkpoints import AUTO, LAST, is_requeued, newest_checkpoint
+from htt_lightning.io.files import read_checkpoint, remove_partial_files
 from htt_lightning.module import HTTModule
-from htt_lightning.training.signals import agree_on_sigterm
+from htt_lightning.training.signals import sync_sigterm_across_ranks
 
 
 class HTTTrainer(L.Trainer):
@@ -41,7 +41,7 @@ class HTTTrainer(L.Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        agree_on_sigterm(self)
+        sync_sigterm_across_ranks(self)
 
     def fit(
         self,
@@ -64,7 +64,7 @@ class HTTTrainer(L.Trainer):
                 from the start. A job that SLURM has requeued does as with ``auto``.
             weights_only: As in ``torch.load``.
         """
-        if ckpt_path is None and requeued():
+        if ckpt_path is None and is_requeued():
             ckpt_path = AUTO
         if ckpt_path in (AUTO, LAST):
             ckpt_path = newest_checkpoint(self, model, str(ckpt_path))
@@ -107,7 +107,7 @@ class HTTTrainer(L.Trainer):
         ]
         thresholds = {task.name: task.threshold for task in next(iter(rules), model.tasks)}
         made_by = {"name": Path(ckpt_path).name, "sha256": fingerprint_of(Path(ckpt_path)), "thresholds": thresholds}
-        discoverer = _Discoverer(model, datamodule, CompletedDataset(Path(out)), made_by, overwrite)
+        discoverer = _Discoverer(model, datamodule, PseudoLabelStore(Path(out)), made_by, overwrite)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # everything is there
             self.predict(discoverer, return_predictions=False)
@@ -125,7 +125,7 @@ class HTTTrainer(L.Trainer):
 
         Args:
             datamodule: The dataset and its label mask.
-            out: Folder for ``check.json``, ``labels.json`` (the label mask) and ``contact_sheet.png``; by default the
+            out: Folder for ``check.json``, ``label_mask.json`` (the label mask) and ``contact_sheet.png``; by default the
                 figures are only printed.
             overwrite: Whether files that are there may be replaced.
             images: Number of images on the contact sheet.
@@ -143,7 +143,7 @@ class _Discoverer(L.LightningModule):
         self,
         model: HTTModule,
         datamodule: PartialLabelDataModule,
-        completed: CompletedDataset,
+        completed: PseudoLabelStore,
         made_by: dict[str, Any],
         overwrite: bool,
     ) -> None:
@@ -151,8 +151,8 @@ class _Discoverer(L.LightningModule):
         self.model, self.datamodule, self.completed = model, datamodule, completed
         self.made_by, self.overwrite = made_by, overwrite
         self.absent: set[str] = set()
-        self.given = datamodule.labels_of("train", datamodule.source("train"))
-        able = [task for task in model.tasks if task.discovers]
+        self.given = datamodule.labels_per_image("train", datamodule.source("train"))
+        able = [task for task in model.tasks if task.supports_pseudo_labels]
         self.lacking = {name: [t for t in able if t.name not in given] for name, given in self.given.items()}
 
     def manifest(self) -> dict[str, Any]:
@@ -172,12 +172,14 @@ class _Discoverer(L.LightningModule):
         self.absent = self.trainer.strategy.broadcast(self.absent)
         if not self.absent:
             return []
-        batch = self.datamodule.evaluation_batch(self.datamodule.unaugmented(lacking))
+        batch = self.datamodule.eval_batch_size(self.datamodule.train_images_for_eval(lacking))
         # Batches as an uninterrupted command has them: in others, sums are rounded otherwise.
         size = batch * self.trainer.world_size
         groups = [lacking[start : start + size] for start in range(0, len(lacking), size)]
-        images = self.datamodule.unaugmented(chain(*(group for group in groups if not self.absent.isdisjoint(group))))
-        sampler = EvalSampler(len(images), self.trainer.global_rank, self.trainer.world_size)
+        images = self.datamodule.train_images_for_eval(
+            chain(*(group for group in groups if not self.absent.isdisjoint(group)))
+        )
+        sampler = PaddedEvalSampler(len(images), self.trainer.global_rank, self.trainer.world_size)
         return self.datamodule.loader(images, batch, sampler=sampler)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
@@ -204,7 +206,7 @@ class _Discoverer(L.LightningModule):
         return ids
 
 
-def begin(completed: CompletedDataset, manifest: dict[str, Any], overwrite: bool) -> None:
+def begin(completed: PseudoLabelStore, manifest: dict[str, Any], overwrite: bool) -> None:
     """Go on with a folder that holds the same; refuse one that does not, or delete what it holds.
 
     Args:
@@ -218,7 +220,7 @@ def begin(completed: CompletedDataset, manifest: dict[str, Any], overwrite: bool
     folder = completed.folder
     if folder.is_file():
         raise HTTError(f"--out {folder} is a file; name a folder.")
-    clear_partial(folder)
+    remove_partial_files(folder)
     if folder.is_dir() and any(folder.iterdir()):
         if not completed.manifest_path.is_file():
             raise HTTError(f"{folder} is not empty and no completed dataset; choose another --out.")

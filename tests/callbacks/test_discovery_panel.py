@@ -7,8 +7,8 @@ from htt_lightning import LabelDiscovery
 from htt_lightning.callbacks import DiscoveryPanel
 from htt_lightning.callbacks.discovery_panel import draw_affinity, draw_discovered
 from htt_lightning.callbacks.drawing import MARGIN, TITLE
-from htt_lightning.data.pseudo_labels import CompletedDataset
-from htt_lightning.tasks import Discovered
+from htt_lightning.data.pseudo_labels import PseudoLabelStore
+from htt_lightning.tasks import PseudoLabel
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 CELL = (32 * 3 + TITLE + MARGIN, 48 * 3 + MARGIN)
@@ -53,7 +53,7 @@ def test_labels_that_are_not_there_are_hatched_and_pixels_that_are_not_kept_are_
     depth = next(task for task in data.tasks if task.name == "depth")
     confidence = torch.zeros(4, 32, 48)
     confidence[:, :16] = 1
-    found = {"depth": Discovered(torch.full((4, 1, 32, 48), 3.0), confidence)}
+    found = {"depth": PseudoLabel(torch.full((4, 1, 32, 48), 3.0), confidence)}
     batch["valid"][:] = True
     batch["labeled"]["depth"] = torch.tensor([True, False, True, False])
     drawn = [cells(picture) for picture in draw_discovered(batch, found, [depth])]
@@ -82,8 +82,8 @@ def test_an_affinity_has_a_cell_for_every_pair_and_scale(scales):
 
 def test_labels_that_come_with_the_images_are_drawn_as_well(tmp_path):
     data = tiny_data(train_images=4)
-    source, completed = data.source("train"), CompletedDataset(tmp_path / "completed")
-    labels = data.labels_of("train", source)
+    source, completed = data.source("train"), PseudoLabelStore(tmp_path / "completed")
+    labels = data.labels_per_image("train", source)
     for k, name in enumerate(source.ids):
         lacking = [task for task in data.tasks if task.name not in labels[name]]
         certain = np.ones((32, 48), np.float32)

@@ -23,7 +23,7 @@ def test_the_moving_average_resumes_bitwise_and_needs_one_stage(tmp_path):
 
 def test_the_average_moves_once_per_step_however_many_batches_it_takes(tmp_path, monkeypatch):
     moves = []
-    monkeypatch.setattr("htt_lightning.callbacks.label_discovery.follow", lambda *args: moves.append(args))
+    monkeypatch.setattr("htt_lightning.callbacks.label_discovery.update_ema", lambda *args: moves.append(args))
     _, trainer = fitted(tmp_path, LabelDiscovery(teacher="ema"), data=few(batch_size=2), accumulate_grad_batches=2)
     assert len(moves) == trainer.global_step > 0
 

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.discovery.loss import Discovery, Terms
+from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.errors import HTTError
 from tests.test_module import assert_same, ruined_scenes, weights
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -204,8 +204,8 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"teachers": 0}, "discovery.teachers is 0; it must be at least 1"),
         ({"teachers": 2}, "a stage each before that of the student: discovery.stages is 2"),
         ({"teachers": 2, "stages": 3, "teacher": "ema"}, "more only with discovery.teacher previous"),
-        ({"teachers": 2, "stages": 3, "terms": Terms(1, 1, 1)}, "Features of several teachers"),
-        ({"teacher": ["a.ckpt", "b.ckpt"], "terms": Terms(1, 1, 1)}, "Features of several teachers"),
+        ({"teachers": 2, "stages": 3, "terms": DiscoveryLossWeights(1, 1, 1)}, "Features of several teachers"),
+        ({"teacher": ["a.ckpt", "b.ckpt"], "terms": DiscoveryLossWeights(1, 1, 1)}, "Features of several teachers"),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
         ({"ramp": -1}, "ramp must be a number of epochs"),
         ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, averaged"),
@@ -245,7 +245,7 @@ def test_a_teacher_without_tokens_is_refused(tmp_path):
 
 
 def test_terms_can_be_switched_off(tmp_path):
-    nothing = Terms(prediction=0, feature_labeled=0, feature_unlabeled=0)
+    nothing = DiscoveryLossWeights(prediction=0, feature_labeled=0, feature_unlabeled=0)
     discovery = LabelDiscovery(student="inherited", terms=nothing)
     _, trainer = fitted(tmp_path, discovery, max_epochs=1)
     assert trainer.callback_metrics["train/discovery/loss"] == 0
@@ -267,8 +267,8 @@ def test_the_precision_of_a_frozen_teacher_is_measured_once(teacher, times, tmp_
         seen.append(batch["id"])
         return precision(self, batch)
 
-    seen, precision = [], Discovery.precision
-    monkeypatch.setattr(Discovery, "precision", counted)
+    seen, precision = [], TeacherEnsemble.precision
+    monkeypatch.setattr(TeacherEnsemble, "precision", counted)
     fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=3)
     assert len(seen) == times
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from htt_lightning import LabelDiscovery, NumericalGuard
-from htt_lightning.discovery.loss import Terms
+from htt_lightning import LabelDiscovery, NonFiniteLossGuard
+from htt_lightning.discovery.loss import DiscoveryLossWeights
 from htt_lightning.errors import HTTError
 from htt_lightning.steps import replay
 from tests.test_module import assert_same, weights
@@ -55,7 +55,7 @@ def fitted(folder, *callbacks, data=None, seed=0, **trainer):
 def test_nothing_changes_where_every_loss_is_finite(tmp_path):
     one, other = (tmp_path / name for name in ("plain", "guarded"))
     plain, theirs = fitted(one, LabelDiscovery(targets="averaged"))
-    module, ours = fitted(other, LabelDiscovery(targets="averaged"), NumericalGuard("skip"))
+    module, ours = fitted(other, LabelDiscovery(targets="averaged"), NonFiniteLossGuard("skip"))
     assert_same(weights(plain), weights(module))
     figures = dict(ours.callback_metrics)
     assert figures.pop("train/skipped") == 0
@@ -68,7 +68,7 @@ def test_nothing_changes_where_every_loss_is_finite(tmp_path):
 def test_the_task_the_term_the_image_and_the_step_are_named_and_the_step_is_kept(tmp_path):
     poison = Poison(1)
     with pytest.raises(HTTError) as caught:
-        fitted(tmp_path, poison, NumericalGuard())
+        fitted(tmp_path, poison, NonFiniteLossGuard())
     path = tmp_path / "replay" / "step_1.pt"
     assert str(caught.value).splitlines() == [
         "The loss of step 1 (epoch 0) is not finite:",
@@ -99,9 +99,9 @@ class Deaf(Callback):
 
 
 def test_terms_of_label_discovery_are_named_and_done_again_with_their_teacher(tmp_path):
-    deaf, discovery = Deaf(), LabelDiscovery(targets="soft", terms=Terms(1, 1, 1))
+    deaf, discovery = Deaf(), LabelDiscovery(targets="soft", terms=DiscoveryLossWeights(1, 1, 1))
     with pytest.raises(HTTError) as caught:
-        fitted(tmp_path, discovery, deaf, NumericalGuard())
+        fitted(tmp_path, discovery, deaf, NonFiniteLossGuard())
     message = str(caught.value)
     assert message.startswith("The loss of step 3 (epoch 1) is not finite:\n")
     lacking = [name for name, given in zip(deaf.ids, deaf.given, strict=True) if not given]
@@ -112,7 +112,7 @@ def test_terms_of_label_discovery_are_named_and_done_again_with_their_teacher(tm
     ]
     assert 0 < len(lacking) < 4
     again = replay(tmp_path / "replay" / "step_3.pt")
-    wrong = [term for term in again.module.terms_of_batch if not term.loss.isfinite().all()]
+    wrong = [term for term in again.module.last_loss_terms if not term.loss.isfinite().all()]
     assert [(term.task, term.kind) for term in wrong] == [row[:2] for row in found]
     assert wrong[1].loss.isfinite().tolist() == deaf.given
 
@@ -120,7 +120,7 @@ def test_terms_of_label_discovery_are_named_and_done_again_with_their_teacher(tm
 def test_a_step_is_left_out_counted_and_told_of(tmp_path):
     poison = Poison(1, 5)
     with pytest.warns(UserWarning, match="is not finite") as warned:
-        _, trainer = fitted(tmp_path, poison, NumericalGuard("skip"), max_epochs=2, gradient_clip_val=1.0)
+        _, trainer = fitted(tmp_path, poison, NonFiniteLossGuard("skip"), max_epochs=2, gradient_clip_val=1.0)
     told = [text for text in (str(warning.message) for warning in warned) if text.startswith("The loss of")]
     assert [text.splitlines()[0] for text in told] == [
         "The loss of step 1 (epoch 0) is not finite:", "The loss of step 5 (epoch 1) is not finite:"
@@ -140,7 +140,7 @@ def test_a_step_is_left_out_counted_and_told_of(tmp_path):
 
 def test_without_the_guard_such_a_loss_goes_unnoticed(tmp_path):
     poison = Poison(1)
-    _, trainer = fitted(tmp_path, poison, NumericalGuard("off"))
+    _, trainer = fitted(tmp_path, poison, NonFiniteLossGuard("off"))
     assert trainer.callback_metrics["train/loss"].isinf()
     assert not all(torch.equal(poison.before[0][key], poison.after[0][key]) for key in poison.before[0])
 
@@ -148,7 +148,7 @@ def test_without_the_guard_such_a_loss_goes_unnoticed(tmp_path):
 def test_all_batches_whose_gradients_are_added_up_are_left_out(tmp_path):
     poison, data = Poison(2), few(train_images=22)
     with pytest.warns(UserWarning, match="is not finite"):
-        module, _ = fitted(tmp_path, poison, NumericalGuard("skip"), data=data, accumulate_grad_batches=2)
+        module, _ = fitted(tmp_path, poison, NonFiniteLossGuard("skip"), data=data, accumulate_grad_batches=2)
     parameters = dict(module.net.named_parameters())
     assert_same({key: poison.before[0][key] for key in parameters}, parameters)
 
@@ -163,7 +163,7 @@ class Overflow(Callback):
 
 def test_weights_that_are_not_finite_end_the_run_as_no_step_mends_them(tmp_path):
     with pytest.raises(HTTError, match=r"step 1 .*\n(.*\n)*The weights are not finite to begin with") as caught:
-        fitted(tmp_path, Overflow(), NumericalGuard("skip"))
+        fitted(tmp_path, Overflow(), NonFiniteLossGuard("skip"))
     assert "leaves such steps out" not in str(caught.value)
 
 
@@ -175,7 +175,7 @@ def test_a_broken_image_is_named_as_such(tmp_path):
 
     broken = Broken()
     with pytest.raises(HTTError) as caught:
-        fitted(tmp_path, broken, NumericalGuard(replays=0))
+        fitted(tmp_path, broken, NonFiniteLossGuard(replays=0))
     assert f"  not the loss alone, but the pixels of image '{broken.image}'\n" in str(caught.value)
     assert "kept as" not in str(caught.value)
     assert not (tmp_path / "replay").exists()
@@ -185,19 +185,19 @@ def test_a_sum_that_overflows_is_told_from_its_terms(tmp_path):
     data = few()
     module = tiny_module(data, loss_weights={"depth": 1e39})
     with pytest.raises(HTTError, match="every term is finite, but not their sum; the images are '"):
-        tiny_trainer(tmp_path, callbacks=[NumericalGuard()]).fit(module, data)
+        tiny_trainer(tmp_path, callbacks=[NonFiniteLossGuard()]).fit(module, data)
 
 
 def test_where_a_step_cannot_be_kept_the_finding_is_told_all_the_same(tmp_path):
     (tmp_path / "replay").write_text("in the way")
     with pytest.raises(HTTError, match=r"depth, supervised: image .*\n  not kept: Cannot write .*step_0\.pt"):
-        fitted(tmp_path, Poison(0), NumericalGuard())
+        fitted(tmp_path, Poison(0), NonFiniteLossGuard())
 
 
 def test_a_trial_run_keeps_no_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HTTError, match="is not finite"):
-        fitted(tmp_path, Poison(0), NumericalGuard(), fast_dev_run=1)
+        fitted(tmp_path, Poison(0), NonFiniteLossGuard(), fast_dev_run=1)
     assert not [*tmp_path.rglob("*.pt")]
 
 
@@ -210,4 +210,4 @@ def test_a_trial_run_keeps_no_step(tmp_path, monkeypatch):
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(HTTError, match=message):
-        NumericalGuard(**arguments)
+        NonFiniteLossGuard(**arguments)

@@ -57,10 +57,10 @@ def test_a_panel_of_the_last_epoch_lies_in_the_run_directory(tmp_path):
 
 def test_validation_images_show_all_labels_and_training_images_the_one_they_keep(tmp_path):
     data, batch, maps = training_batch()
-    hatched = without_labels(data, batch, maps)
+    placeholder = without_labels(data, batch, maps)
     panel = fit(tmp_path, PredictionPanel(images=2, train_images=3), data)
     labels = cells(np.asarray(Image.open(panel.path)))[::2]
-    hidden = [sum(np.array_equal(row[k], hatched[k]) for k in range(1, 7)) for row in labels]
+    hidden = [sum(np.array_equal(row[k], placeholder[k]) for k in range(1, 7)) for row in labels]
     assert hidden == [0, 0, 5, 5, 5]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from htt_lightning.callbacks import PredictionWriter
 from htt_lightning.callbacks.prediction_writer import write_map
 from htt_lightning.errors import HTTError
-from htt_lightning.io.images import read_directions, read_grey, read_index
+from htt_lightning.io.images import read_gray, read_index, read_normals
 from htt_lightning.tasks import Depth, InverseDepth, SemSeg
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -60,10 +60,10 @@ def test_pictures_hold_classes_millimetres_and_directions_that_the_library_reads
     for k, name in enumerate(batch["id"]):
         stem = f"{tmp_path}/predictions/{name}_"
         np.testing.assert_array_equal(read_index(Path(f"{stem}semseg.png")), maps["semseg"][k])
-        depth = read_grey(Path(f"{stem}depth.png"))
+        depth = read_gray(Path(f"{stem}depth.png"))
         assert depth.dtype == np.uint16
         assert np.abs(depth / 1000 - maps["depth"][k, 0]).max() < 0.00051
-        directions = read_directions(Path(f"{stem}normals.png"), (32, 48))
+        directions = read_normals(Path(f"{stem}normals.png"), (32, 48))
         cosine = (directions * maps["normals"][k].transpose(1, 2, 0)).sum(-1).clip(-1, 1)
         assert np.degrees(np.arccos(cosine)).max() < 0.5
     legend = json.loads((tmp_path / "predictions" / "maps.json").read_text())

@@ -49,7 +49,7 @@ def test_a_run_writes_its_metrics_under_the_contract_keys(tmp_path):
     losses = {"train/loss", *(f"train/{key.split('/')[1]}/loss" for key in HEADLINES)}
     assert {"epoch", "step"} | set(HEADLINES) | losses <= set(rows[0])
     assert len([row for row in rows if row["val/depth/abs_err"]]) == 2
-    results = json.loads((tmp_path / "version_0" / "results.json").read_text())
+    results = json.loads((tmp_path / "version_0" / "val_metrics.json").read_text())
     last = [float(row["val/depth/abs_err"]) for row in rows if row["val/depth/abs_err"]][-1]
     assert results["val/depth/abs_err"]["value"] == pytest.approx(last)
 
@@ -58,14 +58,14 @@ def test_the_table_and_the_paths_are_the_last_lines(tmp_path, capsys):
     fit(tmp_path, ResultsTable(), PredictionPanel(), enable_progress_bar=True)
     lines = capsys.readouterr().out.rstrip().splitlines()
     assert lines[-1] == str(tmp_path / "panels" / "epoch_000.png")
-    assert lines[-2] == str(tmp_path / "results.json")
+    assert lines[-2] == str(tmp_path / "val_metrics.json")
     assert "val/depth/abs_err" in lines[-4]
 
 
 def test_results_hold_value_unit_constant_and_gain_of_every_task(tmp_path):
     data = tiny_data()
     trainer = fit(tmp_path, ResultsTable(), data=data)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "val_metrics.json").read_text())
     assert {key: row["unit"] for key, row in results.items()} == HEADLINES
     for task, (key, row) in zip(data.tasks, results.items(), strict=True):
         assert list(row) == ["value", "unit", "higher_is_better", "constant", "gain_percent"]
@@ -81,10 +81,10 @@ def test_the_table_shows_every_figure_and_ends_with_paths_that_exist(tmp_path, c
     panel = PredictionPanel()
     fit(folder, panel, ResultsTable())
     lines = capsys.readouterr().out.rstrip().splitlines()
-    assert [Path(line) for line in lines[-2:]] == [folder / "results.json", panel.path]
+    assert [Path(line) for line in lines[-2:]] == [folder / "val_metrics.json", panel.path]
     assert all(Path(line).is_file() for line in lines[-2:])
     printed = "\n".join(lines)
-    for key, row in json.loads((folder / "results.json").read_text()).items():
+    for key, row in json.loads((folder / "val_metrics.json").read_text()).items():
         (line,) = (line for line in lines if key in line)
         numbers = [f"{row['value']:.3f} {row['unit']}", f"{row['constant']:.3f} {row['unit']}"]
         assert re.findall(r"[-+]?[\d.]+ \S+", line) == [*numbers, f"{row['gain_percent']:+.1f} %"]
@@ -93,12 +93,12 @@ def test_the_table_shows_every_figure_and_ends_with_paths_that_exist(tmp_path, c
 
 def test_without_a_panel_the_table_ends_with_the_results(tmp_path, capsys):
     fit(tmp_path, PredictionPanel(images=0), ResultsTable())
-    assert capsys.readouterr().out.rstrip().splitlines()[-1] == str(tmp_path / "results.json")
+    assert capsys.readouterr().out.rstrip().splitlines()[-1] == str(tmp_path / "val_metrics.json")
 
 
 def test_without_constants_they_are_null_and_shown_as_a_dash(tmp_path, capsys):
     fit(tmp_path, ResultsTable(constant=False))
-    rows = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    rows = json.loads((tmp_path / "val_metrics.json").read_text(), parse_constant=pytest.fail)
     assert all(row["constant"] is None and row["gain_percent"] is None for row in rows.values())
     assert "nan" not in capsys.readouterr().out
 
@@ -112,7 +112,7 @@ def test_a_trial_run_prints_and_writes_no_results(tmp_path, capsys, monkeypatch)
 
 def test_training_without_validation_leaves_no_empty_table(tmp_path, capsys):
     fit(tmp_path, ResultsTable(), limit_val_batches=0)
-    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "val_metrics.json").exists()
     assert "constant" not in capsys.readouterr().out
 
 
@@ -130,7 +130,7 @@ def test_testing_writes_every_figure_with_its_unit_and_direction(tmp_path):
     data = tiny_data()
     module = tiny_module(data, single_task={task.name: 10.0 for task in data.tasks})
     trainer = evaluate(tmp_path, module, data)
-    rows = json.loads((tmp_path / "test_results.json").read_text())
+    rows = json.loads((tmp_path / "test_metrics.json").read_text())
     figures = {f"test/{t.name}/{name}": t.figure(name) for t in data.tasks for name in t.metrics().compute()}
     assert list(rows) == [*figures, "test/delta_m"]
     for key, row in rows.items():
@@ -139,7 +139,7 @@ def test_testing_writes_every_figure_with_its_unit_and_direction(tmp_path):
     for key, figure in figures.items():
         assert (rows[key]["unit"], rows[key]["higher_is_better"]) == figure
     assert rows["test/delta_m"] | {"value": None} == DELTA_M
-    headlines = [f"test/{task.name}/{task.headline}" for task in data.tasks]
+    headlines = [f"test/{task.name}/{task.primary_metric}" for task in data.tasks]
     assert [key for key, row in rows.items() if row["headline"]] == [*headlines, "test/delta_m"]
 
 
@@ -147,7 +147,7 @@ def test_the_table_of_a_test_has_one_row_with_arrows(tmp_path):
     data = tiny_data(tasks=["semseg", "depth"])
     module = tiny_module(data, single_task={"semseg": 40.0, "depth": 0.5})
     evaluate(tmp_path, module, data)
-    rows = json.loads((tmp_path / "test_results.json").read_text())
+    rows = json.loads((tmp_path / "test_metrics.json").read_text())
     heads, rule, cells = (tmp_path / "test_results.md").read_text().splitlines()
     assert heads == (
         "| semseg miou % ↑ | semseg pixel_acc % ↑ | depth abs_err m ↓ | depth rel_err ↓ | depth rmse m ↓ "
@@ -174,7 +174,7 @@ def test_the_printed_table_shows_every_figure_in_full_and_ends_with_the_paths(tm
         assert re.search(rf"┃ +{name} ┃", printed)
         assert re.search(rf"┃ +{kind} ┃", printed)
         assert re.search(rf"│ +{re.escape(cell)} │", printed), cell
-    paths = [str(tmp_path / name) for name in ("test_results.json", "test_results.md")]
+    paths = [str(tmp_path / name) for name in ("test_metrics.json", "test_results.md")]
     assert printed.rstrip().splitlines()[-2:] == paths
     assert (len([line for line in printed.splitlines() if "┡" in line]) == 1) == (width == "400")
 
@@ -188,7 +188,7 @@ def test_a_figure_without_a_single_label_is_null_and_a_dash(tmp_path):
     data = tiny_data(tasks=["semseg", "depth"])
     data.source = lambda split: Unlabelled(split, data.counts[split], data.image_size, data.scenes_seed, data.cache)
     evaluate(tmp_path, data=data)
-    rows = json.loads((tmp_path / "test_results.json").read_text(), parse_constant=pytest.fail)
+    rows = json.loads((tmp_path / "test_metrics.json").read_text(), parse_constant=pytest.fail)
     assert rows["test/depth/abs_err"]["value"] is rows["test/depth/delta1"]["value"] is None
     assert rows["test/semseg/miou"]["value"] > 0
     assert (tmp_path / "test_results.md").read_text().splitlines()[-1].count("| - ") == 7
@@ -203,7 +203,7 @@ def test_what_others_log_is_not_in_the_table(tmp_path):
     data = tiny_data(tasks="saliency", labels="full")
     trainer = evaluate(tmp_path, Chatty(data.tasks, backbone=BACKBONE, token_dim=8), data)
     assert trainer.callback_metrics["test/loss"] == 1
-    rows = json.loads((tmp_path / "test_results.json").read_text())
+    rows = json.loads((tmp_path / "test_metrics.json").read_text())
     assert list(rows) == ["test/saliency/max_f", "test/saliency/max_f_legacy"]
 
 
@@ -218,7 +218,7 @@ def test_constants_agree_with_plain_formulas():
     data = set_up()
     scores = constant_scores(data, data.tasks)
     train, val = data.train.source, data.val.source
-    keep = data.labels_of("train", train)
+    keep = data.labels_per_image("train", train)
 
     def fitted(task):
         return np.stack(maps(train, task, [name for name in train.ids if task in keep[name]]))
@@ -259,7 +259,7 @@ def test_constants_never_read_a_hidden_label(monkeypatch):
         return label(self, index, task)
 
     data, read = set_up(), set()
-    keep, label = data.labels_of("train", data.train.source), SyntheticScenes.label
+    keep, label = data.labels_per_image("train", data.train.source), SyntheticScenes.label
     monkeypatch.setattr(SyntheticScenes, "label", guarded)
     constant_scores(data, data.tasks)
     assert {(0, "depth"), (1, "depth"), (0, "semseg"), (1, "semseg")} <= read
@@ -267,7 +267,7 @@ def test_constants_never_read_a_hidden_label(monkeypatch):
 
 def test_a_task_without_a_single_training_label_has_no_constant():
     data = set_up(train_images=4)  # fewer images than tasks
-    kept = {name for names in data.labels_of("train", data.train.source).values() for name in names}
+    kept = {name for names in data.labels_per_image("train", data.train.source).values() for name in names}
     assert len(kept) == 4
     scores = constant_scores(data, data.tasks)
     assert set(scores) == kept

@@ -8,7 +8,7 @@ import yaml
 from htt_lightning.callbacks import LabelDiscovery, RunRecord
 from htt_lightning.callbacks.run_record import git_state
 from htt_lightning.commands.info import info
-from htt_lightning.io.files import RECORD
+from htt_lightning.io.files import RUN_RECORD
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -18,7 +18,7 @@ def trained(folder, images=8, **options):
     trainer = tiny_trainer(folder, callbacks=callbacks, limit_val_batches=0, **options)
     module = tiny_module(data)
     trainer.fit(module, data)
-    return trainer, module, data, yaml.safe_load((folder / RECORD).read_text())
+    return trainer, module, data, yaml.safe_load((folder / RUN_RECORD).read_text())
 
 
 def test_a_run_says_where_it_has_come_from_and_when_its_stages_began(tmp_path, capsys):
@@ -54,13 +54,13 @@ def test_a_run_that_fails_says_by_what(tmp_path):
     data = tiny_data(tasks=["depth"], labels="full")
     with pytest.raises(ZeroDivisionError):
         tiny_trainer(tmp_path, callbacks=[Failing()]).fit(tiny_module(data), data)
-    assert yaml.safe_load((tmp_path / RECORD).read_text())["ended"].endswith("by ZeroDivisionError")
+    assert yaml.safe_load((tmp_path / RUN_RECORD).read_text())["ended"].endswith("by ZeroDivisionError")
 
 
 def test_a_test_has_a_record_and_a_trial_run_none(tmp_path):
     _, module, data, _ = trained(tmp_path / "run")
     tiny_trainer(tmp_path / "test", callbacks=[RunRecord()]).test(module, data, verbose=False)
-    assert yaml.safe_load((tmp_path / "test" / RECORD).read_text())["data"].keys() == {"val"}
+    assert yaml.safe_load((tmp_path / "test" / RUN_RECORD).read_text())["data"].keys() == {"val"}
     tiny_trainer(tmp_path / "trial", callbacks=[RunRecord()], fast_dev_run=True).fit(module, data)
     assert not (tmp_path / "trial").exists()
 

@@ -30,11 +30,11 @@ def test_a_checkpoint_carries_its_config_and_a_test_leaves_it_beside_its_figures
     again = tiny_trainer(tmp_path / "test", callbacks=[saving("--ckpt_path", path)])
     again.test(module, data, ckpt_path=path, verbose=False)
     assert yaml.safe_load((tmp_path / "test" / "config.yaml").read_text())["seed_everything"] == 0
-    training = yaml.safe_load((tmp_path / "test" / "training.yaml").read_text())
+    training = yaml.safe_load((tmp_path / "test" / "train_config.yaml").read_text())
     assert training["config"]["seed_everything"] == 7
     assert (training["steps"], training["checkpoint"]) == (trainer.global_step, path)
     assert training["labels"] == noted["labels"]
-    assert not (tmp_path / "run" / "training.yaml").exists()
+    assert not (tmp_path / "run" / "train_config.yaml").exists()
 
 
 def test_without_a_datamodule_labels_are_unknown():

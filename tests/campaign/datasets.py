@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from htt_lightning.data import NYUD, NYUD40, Cityscapes, PASCALContext, draw_mask, read_mask
-from htt_lightning.data.dataset import Source
+from htt_lightning.data import NYUD, NYUD40, Cityscapes, PASCALContext, read_mask, sample_mask
+from htt_lightning.data.dataset import DenseDataset
 from tests.campaign.damage import ANY, OTHER, VALID
 from tests.campaign.formats import ARRAYS, MATLAB, PICTURES, TEXTS, checkpoint, nested, text, write_json
 from tests.campaign.reader import COUNTED, OPEN, Reader, Target, Values
@@ -17,10 +17,10 @@ from tests.data.datasets import folder_tree, pascal_tree, test_cityscapes, test_
 
 TASKS = ("semseg", "depth", "normals")
 IDS = tuple(map(str, range(6)))
-DRAWN = draw_mask("random-label", IDS, TASKS, 0)
+DRAWN = sample_mask("random-label", IDS, TASKS, 0)
 
 
-def everything(source: Source, tasks: Sequence[str]) -> Values:
+def everything(source: DenseDataset, tasks: Sequence[str]) -> Values:
     """All images and labels of a split, after a look at them as before training."""
     source.check({name: [t for t in tasks if source.available(t)[k]] for k, name in enumerate(source.ids)})
     found: dict[str, Any] = {"ids": source.ids}
@@ -37,7 +37,7 @@ def kept(root: Path, name: str, tasks: Sequence[str] = TASKS) -> Values:
 
 
 def _json_mask(root: Path) -> None:
-    DRAWN.save(root / "labels.json")
+    DRAWN.save(root / "label_mask.json")
 
 
 def _tensor_mask(root: Path) -> None:
@@ -74,8 +74,8 @@ _STORED = {
                for name, row in zip(DRAWN.ids, DRAWN.labeled.tolist(), strict=True)},
 }  # fmt: skip
 MASKS = [
-    Reader("label mask .json", _json_mask, partial(kept, name="labels.json"),
-           [Target("labels.json", [*ANY, *nested(_STORED, write_json), *TEXTS], OPEN)]),
+    Reader("label mask .json", _json_mask, partial(kept, name="label_mask.json"),
+           [Target("label_mask.json", [*ANY, *nested(_STORED, write_json), *TEXTS], OPEN)]),
     Reader("label mask .pth", _tensor_mask, partial(kept, name="labels.pth"),
            [Target("labels.pth", [*ANY, *TENSORS])]),
     Reader("label mask table", _table_mask, partial(kept, name="table.pth"), [Target("table.pth", ANY)]),

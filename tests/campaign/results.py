@@ -15,10 +15,10 @@ from PIL import Image
 from htt_lightning import HTTModule, HTTNet, HTTPredictor, ImageFolder, NYUDDataModule
 from htt_lightning.commands.export import export
 from htt_lightning.data.datasets.nyud import CLASSES
-from htt_lightning.data.pseudo_labels import CompletedDataset
+from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.discovery.ema import read_teacher
 from htt_lightning.errors import several
-from htt_lightning.tasks import IGNORE, SemSeg, Task
+from htt_lightning.tasks import IGNORE_INDEX, SemSeg, Task
 from htt_lightning.training.trainer import HTTTrainer
 from tests.campaign.commands import command
 from tests.campaign.damage import ANY, OTHER, VALID, Damage, put
@@ -48,8 +48,8 @@ def _invented(task: Task, rng: np.random.Generator) -> np.ndarray:
 def make_completed(root: Path) -> None:
     """A dataset and the labels that it lacks."""
     test_nyud.write_tree(root / "NYUDv2")
-    data, completed, rng = data_of(root), CompletedDataset(root / "completed"), np.random.default_rng(0)
-    labels = data.labels_of("train", data.source("train"))
+    data, completed, rng = data_of(root), PseudoLabelStore(root / "completed"), np.random.default_rng(0)
+    labels = data.labels_per_image("train", data.source("train"))
     images = {}
     for name, given in labels.items():
         lacking = [task for task in data.tasks if task.name not in given]
@@ -101,7 +101,7 @@ ARCHIVES = [
     archived("NaN", OTHER, _each(lambda array: np.full(array.shape, np.nan))),
     archived("1e30 everywhere", OTHER, _each(lambda array: np.full(array.shape, 1e30))),
     archived("-5 everywhere", OTHER, _each(lambda array: np.full(array.shape, -5.0))),
-    archived("a class too many", OTHER, _each(lambda array: np.full_like(array, IGNORE - 1, shape=array.shape)
+    archived("a class too many", OTHER, _each(lambda array: np.full_like(array, IGNORE_INDEX - 1, shape=array.shape)
                                               if array.dtype == np.uint8 else array.astype(np.float64))),
     archived("a task lost", OTHER, lambda arrays: arrays.pop(next(iter(arrays)))),
     archived("no confidence", OTHER, lambda arrays: arrays.pop(next(key for key in arrays if "conf" in key))),
@@ -210,9 +210,9 @@ def make_released(root: Path) -> None:
     released_file(root / "released.pth", HTTNet(NUM_TOKENS, **TINY), with_tokens=True)
 
 
-def read_released(root: Path) -> Values:
+def load_released(root: Path) -> Values:
     """Its weights."""
-    return HTTNet.from_released(root / "released.pth", backbone=BACKBONE).state_dict()
+    return HTTNet.from_official_checkpoint(root / "released.pth", backbone=BACKBONE).state_dict()
 
 
 def make_pretrained(root: Path) -> None:
@@ -279,7 +279,7 @@ RESULTS = [
         Target("photos/one.png", [*ANY, *PICTURES], optional=True),
         Target("photos/two.jpg", [*ANY, *PICTURES], OPEN, optional=True),
     ]),
-    Reader("from_released", make_released, read_released, [Target("released.pth", [*ANY, *WEIGHTS])]),
+    Reader("from_released", make_released, load_released, [Target("released.pth", [*ANY, *WEIGHTS])]),
     Reader("from_pretrained", make_pretrained, read_pretrained, [
         Target("net/config.json", [*ANY, *HUB_CONFIG], OPEN),
         Target("net/model.safetensors", ANY, COUNTED),

@@ -10,7 +10,7 @@ import wandb
 import yaml
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.cli.main import main, names_data, packaged_config
+from htt_lightning.cli.main import main, packaged_config, specifies_dataset
 from htt_lightning.data.datasets.synthetic import write_nyud
 from tests.conftest import ROOT
 
@@ -59,11 +59,11 @@ def test_synthetic_config_fits_validates_tests_and_predicts(capsys):
     htt("fit", "--config", "synthetic.yaml", over=SCENES)
     printed = capsys.readouterr().out
     run = run_directory()
-    for name in ("config.yaml", "labels.json", "results.json", "metrics.csv", "panels/epoch_000.png"):
+    for name in ("config.yaml", "label_mask.json", "val_metrics.json", "metrics.csv", "panels/epoch_000.png"):
         assert (run / name).is_file(), name
-        assert name in ("config.yaml", "labels.json", "metrics.csv") or str(run / name) in printed
+        assert name in ("config.yaml", "label_mask.json", "metrics.csv") or str(run / name) in printed
     checkpoint = run / "checkpoints" / "last.ckpt"
-    results = json.loads((run / "results.json").read_text())
+    results = json.loads((run / "val_metrics.json").read_text())
     assert len(results) == 6
     for command in ("validate", "test", "predict"):
         htt(command, "--config", "synthetic.yaml", "--ckpt_path", str(checkpoint), over=SCENES)
@@ -147,7 +147,7 @@ def test_a_seventh_task_trains_from_a_config(tmp_path):
     }
     Path("mine.yaml").write_text(yaml.safe_dump(config))
     htt("fit", "--config", "mine.yaml", over=SCENES | {"--data.labels": "full"})
-    results = json.loads((run_directory() / "results.json").read_text())
+    results = json.loads((run_directory() / "val_metrics.json").read_text())
     assert set(results) == {"val/depth/abs_err", "val/height/abs_err"}
     loaded = HTTModule.load_from_checkpoint(run_directory() / "checkpoints" / "last.ckpt")
     assert loaded.tasks[1].reach == 5.0
@@ -258,7 +258,7 @@ def test_a_users_own_config_is_left_alone(stranger):
     assert Path("config.yaml").read_text() == own
     (written,) = Path("runs/lightning_logs").glob("*/config.yaml")
     assert yaml.safe_load(written.read_text())["model"]["lr"] == 1e-3
-    assert (written.parent / "results.json").is_file()
+    assert (written.parent / "val_metrics.json").is_file()
 
 
 def test_predictions_go_where_asked_and_are_replaced_only_on_demand(capsys):
@@ -324,7 +324,7 @@ def test_the_scenes_are_used_where_no_other_data_is_named(words, named):
     Path("short.yaml").write_text("data: NYUDDataModule")
     Path("without.yaml").write_text("data: {init_args: {batch_size: 2}}")
     Path("empty.yaml").write_text("")
-    assert names_data(words) is named
+    assert specifies_dataset(words) is named
 
 
 def test_a_config_in_the_working_directory_wins_over_the_packaged_one():

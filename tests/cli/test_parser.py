@@ -8,8 +8,8 @@ import torch
 from jsonargparse import capture_parser
 from torch import nn
 
-from htt_lightning.cli.main import main, spelled_out
-from htt_lightning.cli.user_errors import mendable
+from htt_lightning.cli.main import main, normalize_args
+from htt_lightning.cli.user_errors import find_user_error
 from htt_lightning.errors import HTTError
 
 
@@ -56,31 +56,31 @@ def test_commands_and_configs_that_do_not_exist_come_with_what_is_nearest(tmp_pa
         (["fit", "--config=loggers/wandbb.yaml"], "loggers/wandb.yaml"),
     ):
         with pytest.raises(HTTError, match=f"Did you mean '{meant}'"):
-            spelled_out(words)
+            normalize_args(words)
     with pytest.raises(SystemExit, match=r"error: There is no command 'fitt', only fit, .*report, info\."):
         main(["fitt"])
 
 
 def test_what_may_be_left_out_is_filled_in():
-    assert spelled_out(["report", "runs", "--overwrite"]) == ["report", "runs", "--overwrite=true"]
-    assert spelled_out(["report", "--overwrite", "runs"]) == ["report", "--overwrite=true", "runs"]
-    assert spelled_out(["report", "--overwrite", "false", "runs"]) == ["report", "--overwrite", "false", "runs"]
-    assert spelled_out(["fit", "--model.lr", "1"]) == ["fit", "--data=SyntheticDataModule", "--model.lr", "1"]
-    assert spelled_out(["info"]) == ["info"]
-    assert spelled_out([]) == []
+    assert normalize_args(["report", "runs", "--overwrite"]) == ["report", "runs", "--overwrite=true"]
+    assert normalize_args(["report", "--overwrite", "runs"]) == ["report", "--overwrite=true", "runs"]
+    assert normalize_args(["report", "--overwrite", "false", "runs"]) == ["report", "--overwrite", "false", "runs"]
+    assert normalize_args(["fit", "--model.lr", "1"]) == ["fit", "--data=SyntheticDataModule", "--model.lr", "1"]
+    assert normalize_args(["info"]) == ["info"]
+    assert normalize_args([]) == []
 
 
 def test_a_place_that_the_system_does_not_let_a_run_use_is_one_message():
     wrapped = RuntimeError("a library's own words")
     wrapped.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/runs/version_0")
-    assert str(mendable(wrapped)).startswith("/runs/version_0: Permission denied; choose another place")
-    assert mendable(OSError(errno.EIO, "Input/output error", "/runs")) is None
-    assert mendable(RuntimeError("a fault of ours")) is None
+    assert str(find_user_error(wrapped)).startswith("/runs/version_0: Permission denied; choose another place")
+    assert find_user_error(OSError(errno.EIO, "Input/output error", "/runs")) is None
+    assert find_user_error(RuntimeError("a fault of ours")) is None
 
 
 def test_weights_of_another_version_are_one_message():
     with pytest.raises(RuntimeError) as error:
         nn.Linear(2, 2).load_state_dict({"other": torch.zeros(1)})
-    message = str(mendable(error.value))
+    message = str(find_user_error(error.value))
     assert message.startswith("The weights of the checkpoint do not fit the network it describes: Error(s)")
     assert '"weight", "bias"' in message

@@ -66,12 +66,12 @@ def test_a_run_is_described(capsys):
 
 def test_what_is_damaged_in_a_run_is_named_and_the_rest_is_shown(capsys):
     run = fitted_run(Path("runs/version_0"), {"semseg/miou": 1.0})
-    (run / "results.json").write_text("{")
+    (run / "val_metrics.json").write_text("{")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").write_bytes(b"x")
     with pytest.raises(HTTError) as error:
         info(str(run))
-    assert "results.json is truncated" in str(error.value)
+    assert "val_metrics.json is truncated" in str(error.value)
     assert "last.ckpt is damaged" in str(error.value)
     assert "model.network" in capsys.readouterr().out
 

@@ -4,12 +4,12 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from htt_lightning.data.transforms import Augment, TrainTransform
+from htt_lightning.data.transforms import AugmentConfig, TrainTransform
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 
 TASKS = (SemSeg(classes=("wall", "floor", "bed")), Depth(), Normals(), Edges())
-STILL = Augment(scale=(1, 1), flip=0, colour=0)
-GEOMETRY = Augment(colour=0)
+STILL = AugmentConfig(scale=(1, 1), flip=0, colour=0)
+GEOMETRY = AugmentConfig(colour=0)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=30, deadline=None)

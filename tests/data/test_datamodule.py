@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.data import NYUDDataModule
-from htt_lightning.data.choosing import choose_tasks, scored
+from htt_lightning.data.choosing import scored, select_tasks
 from htt_lightning.data.datasets.synthetic import write_nyud
 from htt_lightning.data.masks.published import PUBLISHED
 from htt_lightning.errors import HTTError
@@ -47,7 +47,7 @@ def test_one_label_is_the_default_and_validation_is_fully_labelled(tree):
 
 
 def test_the_mask_does_not_depend_on_the_tasks_a_run_lists(tree):
-    everything = nyud(tree).labels_of("train", nyud(tree).source("train"))
+    everything = nyud(tree).labels_per_image("train", nyud(tree).source("train"))
     for task in ("semseg", "depth", "normals"):
         single = nyud(tree, tasks=task)
         assert single.train.ids == [name for name, given in everything.items() if task in given]
@@ -72,7 +72,7 @@ def test_published_and_own_mask_files_are_read(tree, tmp_path, caplog):
     kept = np.eye(3, dtype=np.float32)[np.arange(9) % 3]
     torch.save({"labels_weights": torch.from_numpy(kept)}, tmp_path / "onelabel.pth")
     data = nyud(tree, labels=str(tmp_path / "onelabel.pth"))
-    assert data.labels_of("train", data.source("train"))["4"] == ("depth",)
+    assert data.labels_per_image("train", data.source("train"))["4"] == ("depth",)
     assert "no published label mask" in caplog.text
     data.mask.save(tmp_path / "mine.json")
     assert nyud(tree, labels=str(tmp_path / "mine.json")).mask.fingerprint == data.mask.fingerprint
@@ -95,7 +95,7 @@ def test_a_random_label_mask_keeps_its_threshold_however_often_a_run_is_resumed(
         trainer = tiny_trainer(tmp_path / run, max_epochs=len(taus) + 1, callbacks=[keep], enable_checkpointing=True,
                                limit_train_batches=1, limit_val_batches=1)  # fmt: skip
         trainer.fit(tiny_module(data), data, ckpt_path=checkpoint)
-        labels, checkpoint = str(tmp_path / run / "labels.json"), tmp_path / run / "kept" / "last.ckpt"
+        labels, checkpoint = str(tmp_path / run / "label_mask.json"), tmp_path / run / "kept" / "last.ckpt"
         stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["tasks"]
         taus.append(next(task["init_args"]["threshold"] for task in stored if task["init_args"]["name"] == "depth"))
         mask = json.loads(Path(labels).read_text())
@@ -106,8 +106,8 @@ def test_a_random_label_mask_keeps_its_threshold_however_often_a_run_is_resumed(
 
 def test_the_labels_of_a_run_are_told_as_it_begins(tree, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    nyud(tree, seed=4).mask.save(tmp_path / "labels.json")
-    nyud(tree, labels=str(tmp_path / "labels.json"))
+    nyud(tree, seed=4).mask.save(tmp_path / "label_mask.json")
+    nyud(tree, labels=str(tmp_path / "label_mask.json"))
     line = "Labels of 9 training images (one-label, seed 4): semseg 3, depth 3, normals 3"
     assert caplog.messages == [line, line]
 
@@ -178,7 +178,7 @@ def test_broken_files_are_found_before_training(tree, tmp_path):
 def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
     write_nyud(tmp_path, train=6, val=2, size=(24, 32))
     data = NYUDDataModule(root=str(tmp_path), num_workers=0, batch_size=2, seed=0)
-    for name, kept in data.labels_of("train", data.source("train")).items():
+    for name, kept in data.labels_per_image("train", data.source("train")).items():
         if "depth" not in kept:
             (tmp_path / "train" / "depth" / f"{name}.npy").write_bytes(b"")
     data.prepare_data()
@@ -189,7 +189,7 @@ def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
 def test_training_targets_are_the_labels_that_are_kept():
     data = tiny_data()
     data.setup("fit")
-    kept = [name for name, own in data.labels_of("train", data.train.source).items() if "depth" in own]
+    kept = [name for name, own in data.labels_per_image("train", data.train.source).items() if "depth" in own]
     targets = list(data.training_targets(data.tasks[-1]))
     assert len(targets) == len(kept)
     truth = data.train.source.label(int(kept[0]), "depth")
@@ -197,9 +197,9 @@ def test_training_targets_are_the_labels_that_are_kept():
 
 
 def test_tasks_are_chosen_by_name_or_replaced_by_ones_with_other_settings():
-    assert [task.name for task in choose_tasks(AVAILABLE, "normals, semseg")] == ["normals", "semseg"]
-    assert choose_tasks(AVAILABLE, ["semseg", Depth(bins=5)])[1].bins == 5
-    assert choose_tasks(AVAILABLE, None) == AVAILABLE
+    assert [task.name for task in select_tasks(AVAILABLE, "normals, semseg")] == ["normals", "semseg"]
+    assert select_tasks(AVAILABLE, ["semseg", Depth(bins=5)])[1].bins == 5
+    assert select_tasks(AVAILABLE, None) == AVAILABLE
 
 
 def test_setup_can_be_called_again_and_stage_by_stage(tree):

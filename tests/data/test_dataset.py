@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from htt_lightning.data import PartialLabels, Source
-from htt_lightning.data.batch import Draw, collate
-from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
+from htt_lightning.data import DenseDataset, PartialLabelDataset
+from htt_lightning.data.batch import SampleIndex, collate
+from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.io.arrays import resized
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 
@@ -12,7 +12,7 @@ TASKS = [SemSeg(classes=("a", "b", "c")), Depth(), Normals(), Edges()]
 LABELS = {"7": ("semseg", "depth"), "12": ("normals",)}
 
 
-class Noise(Source):
+class Noise(DenseDataset):
     """Random maps; notes what is read."""
 
     ids = ("1", "7", "12")
@@ -34,7 +34,7 @@ class Noise(Source):
 
 
 def dataset(transform=None, size=None, seed=0):
-    return PartialLabels(Noise(), TASKS, LABELS, transform or EvalTransform(TASKS, None), size, seed)
+    return PartialLabelDataset(Noise(), TASKS, LABELS, transform or EvalTransform(TASKS, None), size, seed)
 
 
 def test_hidden_labels_are_never_read():
@@ -68,7 +68,7 @@ def test_a_batch_has_the_shapes_and_types_of_the_contract():
 
 def test_a_repeat_counts_as_unlabelled():
     data = dataset()
-    sample = data[Draw(0, repeat=True)]
+    sample = data[SampleIndex(0, repeat=True)]
     assert not any(sample["labeled"].values())
     assert sample["depth"].isnan().all()
     assert data.source.read == []
@@ -76,7 +76,9 @@ def test_a_repeat_counts_as_unlabelled():
 
 def test_augmentation_depends_on_seed_epoch_and_id_alone():
     def draw(epoch, seed=0, position=0):
-        return dataset(TrainTransform(TASKS, Augment(), (16, 16)), seed=seed)[Draw(position, epoch)]["image"]
+        return dataset(TrainTransform(TASKS, AugmentConfig(), (16, 16)), seed=seed)[SampleIndex(position, epoch)][
+            "image"
+        ]
 
     torch.manual_seed(1)
     first = draw(0)
@@ -89,9 +91,9 @@ def test_augmentation_depends_on_seed_epoch_and_id_alone():
 
 
 def test_augmentation_does_not_depend_on_which_labels_are_hidden():
-    transform = TrainTransform(TASKS, Augment(), (16, 16))
-    some = PartialLabels(Noise(), TASKS, {"7": ("depth",)}, transform)[Draw(0, 3)]
-    more = PartialLabels(Noise(), TASKS, {"7": ("depth", "normals", "edges")}, transform)[Draw(0, 3)]
+    transform = TrainTransform(TASKS, AugmentConfig(), (16, 16))
+    some = PartialLabelDataset(Noise(), TASKS, {"7": ("depth",)}, transform)[SampleIndex(0, 3)]
+    more = PartialLabelDataset(Noise(), TASKS, {"7": ("depth", "normals", "edges")}, transform)[SampleIndex(0, 3)]
     assert torch.equal(some["image"], more["image"])
     assert torch.equal(some["depth"].nan_to_num(0), more["depth"].nan_to_num(0))
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htt_lightning.data.transforms import Photometric
+from htt_lightning.data.transforms import PhotoMetricDistortion
 
 
 def test_photometric_numbers_lie_in_their_ranges_and_fill_them():
-    colour = Photometric(1.0)
+    colour = PhotoMetricDistortion(1.0)
     colour.set_random_state(np.random.default_rng(0), random.Random(0))
     draws = [colour.get_params() for _ in range(2000)]
     for key, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
@@ -22,7 +22,7 @@ def test_photometric_numbers_lie_in_their_ranges_and_fill_them():
 
 
 def test_each_photometric_operation_has_its_own_chance():
-    colour = Photometric(0.5)
+    colour = PhotoMetricDistortion(0.5)
     colour.set_random_state(np.random.default_rng(0), random.Random(0))
     draws = [colour.get_params() for _ in range(2000)]
     neutral = {"brightness": 0, "contrast": 1, "saturation": 1, "hue": 0}
@@ -56,7 +56,7 @@ def reference(image, brightness, contrast, saturation, hue, contrast_first):
 def test_photometric_operations_follow_their_formulas(brightness, contrast, saturation, hue, contrast_first):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     numbers = (brightness, contrast, saturation, hue, contrast_first)
-    np.testing.assert_array_equal(Photometric(1.0).apply(image, *numbers), reference(image, *numbers))
+    np.testing.assert_array_equal(PhotoMetricDistortion(1.0).apply(image, *numbers), reference(image, *numbers))
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_photometric_operations_follow_their_formulas(brightness, contrast, satu
 )
 def test_grey_levels_are_clipped_and_truncated(numbers, level, expected):
     image = np.full((2, 2, 3), level, np.uint8)
-    assert (Photometric(1.0).apply(image, **numbers) == expected).all()
+    assert (PhotoMetricDistortion(1.0).apply(image, **numbers) == expected).all()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from htt_lightning.data import draw_mask
+from htt_lightning.data import sample_mask
 from htt_lightning.data.synthetic_scenes import render
-from htt_lightning.discovery.ema import copy_of
+from htt_lightning.discovery.ema import clone_module
 from tests.tiny import tiny_data, tiny_module
 
 
@@ -41,7 +41,7 @@ def epochs(workers, cache=None):
 
 def masks(_):
     ids, kinds = [str(k) for k in range(12)], ("one-label", "random-label")
-    return [{kind: torch.from_numpy(draw_mask(kind, ids, ("a", "b", "c"), 5).labeled) for kind in kinds}]
+    return [{kind: torch.from_numpy(sample_mask(kind, ids, ("a", "b", "c"), 5).labeled) for kind in kinds}]
 
 
 def scenes(_):
@@ -51,8 +51,8 @@ def scenes(_):
 def anew(_):
     """The weights of the next stage, and the copy that teaches it."""
     module = fresh()
-    module.begin_anew(5)
-    return [copy_of(module).net.state_dict()]
+    module.reset_parameters(5)
+    return [clone_module(module).net.state_dict()]
 
 
 def fresh():

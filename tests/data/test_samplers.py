@@ -1,13 +1,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htt_lightning.data.samplers import EpochSampler, EvalSampler
+from htt_lightning.data.samplers import PaddedEvalSampler, SeededDistributedSampler
 
 sizes, worlds, epochs = st.integers(1, 40), st.integers(1, 4), st.integers(0, 5)
 
 
 def epoch_of(size, epoch, rank=0, world=1, seed=0):
-    sampler = EpochSampler(size, seed, rank, world)
+    sampler = SeededDistributedSampler(size, seed, rank, world)
     sampler.set_epoch(epoch)
     draws = list(sampler)
     assert len(draws) == len(sampler)
@@ -40,7 +40,7 @@ def test_ranks_together_see_the_batches_of_one_process(size, world, epoch, batch
 
 @given(sizes, worlds)
 def test_evaluation_counts_every_image_exactly_once_in_equally_long_shares(size, world):
-    shares = [list(EvalSampler(size, rank, world)) for rank in range(world)]
+    shares = [list(PaddedEvalSampler(size, rank, world)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = [draw.position for share in shares for draw in share if not draw.repeat]
     assert sorted(counted) == list(range(size))

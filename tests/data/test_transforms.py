@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htt_lightning.data.transforms import Augment, EvalTransform, TrainTransform
+from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import nearest
 from htt_lightning.tasks import HumanParts, SemSeg
@@ -15,7 +15,7 @@ from tests.data.aligned import GEOMETRY, STILL, TASKS, assert_same, few, scene, 
 @given(sizes, seeds)
 def test_flipping_twice_changes_nothing(size, seed):
     arrays = scene(*size, seed)
-    flip = Augment(scale=(1, 1), flip=1, colour=0)
+    flip = AugmentConfig(scale=(1, 1), flip=1, colour=0)
     once, _ = train(arrays, flip)
     twice, valid = train(once, flip)
     assert_same(twice, arrays)
@@ -24,7 +24,7 @@ def test_flipping_twice_changes_nothing(size, seed):
 
 def test_a_flip_mirrors_everything_and_turns_x_of_the_normals_round():
     arrays = scene(holes=0)
-    flipped, _ = train(arrays, Augment(scale=(1, 1), flip=1, colour=0))
+    flipped, _ = train(arrays, AugmentConfig(scale=(1, 1), flip=1, colour=0))
     for key in ("image", "semseg", "edges", "depth"):
         np.testing.assert_array_equal(flipped[key], arrays[key][:, ::-1])
     np.testing.assert_array_equal(flipped["normals"], arrays["normals"][:, ::-1] * [-1, 1, 1])
@@ -45,20 +45,20 @@ def test_image_and_maps_stay_aligned_through_the_whole_chain(size, crop, seed):
 
 @pytest.mark.parametrize("factor", [0.5, 0.77, 1.0, 1.4, 2.0])
 def test_metric_depth_is_divided_by_the_factor_of_scaling(factor):
-    arrays, valid = train(scene(holes=0), Augment(scale=(factor, factor), colour=0), seed=3)
+    arrays, valid = train(scene(holes=0), AugmentConfig(scale=(factor, factor), colour=0), seed=3)
     expected = (1 + arrays["semseg"][valid].astype(float)) / factor
     np.testing.assert_allclose(arrays["depth"][valid], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("factor", "inner"), [(0.5, (18, 23)), (0.75, (27, 35)), (0.999, (35, 46))])
 def test_the_scaled_size_is_truncated(factor, inner):
-    _, valid = train(scene(36, 47), Augment(scale=(factor, factor), colour=0))
+    _, valid = train(scene(36, 47), AugmentConfig(scale=(factor, factor), colour=0))
     assert (valid.any(1).sum(), valid.any(0).sum()) == inner
 
 
 def test_factors_are_spread_evenly_over_their_range():
     arrays = {"image": scene(100, 10)["image"]}
-    transform = TrainTransform((), Augment(colour=0), (200, 10))
+    transform = TrainTransform((), AugmentConfig(colour=0), (200, 10))
     rng = np.random.default_rng(0)
     heights = np.array([transform(arrays, rng)[1].any(1).sum() for _ in range(600)])
     counts, _ = np.histogram(heights, bins=6, range=(50, 200))
@@ -68,7 +68,7 @@ def test_factors_are_spread_evenly_over_their_range():
 
 
 def test_factors_are_chosen_from_those_given_each_as_often():
-    transform = TrainTransform(TASKS, Augment(scale_choices=(1, 1.2, 1.5), flip=0, colour=0), None)
+    transform = TrainTransform(TASKS, AugmentConfig(scale_choices=(1, 1.2, 1.5), flip=0, colour=0), None)
     depth = np.ones((12, 16), np.float32)
     arrays = {"image": np.zeros((12, 16, 3), np.uint8), "depth": depth}
     factors = [1 / transform(arrays, np.random.default_rng(seed))[0]["depth"][0, 0] for seed in range(600)]
@@ -87,7 +87,7 @@ def test_a_scaled_plane_keeps_its_normal_and_divides_its_depth(factor, seed):
         "depth": depth.astype(np.float32),
         "normals": np.broadcast_to(normal, (height, width, 3)).copy(),
     }
-    scaled, valid = train(plane, Augment(scale=(factor, factor), flip=0, colour=0), seed=seed)
+    scaled, valid = train(plane, AugmentConfig(scale=(factor, factor), flip=0, colour=0), seed=seed)
     assert valid.all()
     np.testing.assert_array_equal(scaled["normals"], plane["normals"])
     slope = np.diff(scaled["depth"], axis=1)
@@ -109,7 +109,7 @@ def test_vectors_are_enlarged_as_their_components_are(scaled):
 
 def test_scaling_the_image_is_bilinear():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    scaled, _ = train({"image": image}, Augment(scale=(1.5, 1.5), flip=0, colour=0), (30, 45))
+    scaled, _ = train({"image": image}, AugmentConfig(scale=(1.5, 1.5), flip=0, colour=0), (30, 45))
     np.testing.assert_array_equal(scaled["image"], cv2.resize(image, (45, 30)))
 
 
@@ -138,7 +138,7 @@ def test_labels_take_no_new_values_and_normals_stay_unit(size, crop, seed):
 @few
 @given(sizes, sizes, st.booleans(), seeds)
 def test_training_images_all_have_the_size_of_the_crop(size, crop, own, seed):
-    augment = Augment(crop=crop) if own else Augment()
+    augment = AugmentConfig(crop=crop) if own else AugmentConfig()
     arrays, valid = train(scene(*size, seed), augment, (64, 64) if own else crop, seed)
     assert {array.shape[:2] for array in (*arrays.values(), valid)} == {crop}
     assert {key: array.dtype for key, array in arrays.items()} == {
@@ -153,7 +153,7 @@ def test_training_images_all_have_the_size_of_the_crop(size, crop, own, seed):
 
 @pytest.mark.parametrize("factor", [0.6, 1.9])
 def test_without_any_size_images_keep_their_own(factor):
-    arrays, valid = train(scene(17, 31), Augment(scale=(factor, factor)))
+    arrays, valid = train(scene(17, 31), AugmentConfig(scale=(factor, factor)))
     assert arrays["image"].shape[:2] == arrays["normals"].shape[:2] == valid.shape == (17, 31)
 
 
@@ -215,9 +215,9 @@ def test_training_rounds_float_images_to_uint8():
 @pytest.mark.parametrize("kept", [(), ("depth",), ("semseg", "normals")])
 def test_tasks_without_a_label_and_maps_without_a_task_do_not_appear(kept):
     before = {key: array for key, array in scene().items() if key in ("image", *kept)}
-    for after, _ in (train(before, Augment()), EvalTransform(TASKS, (50, 50))(before)):
+    for after, _ in (train(before, AugmentConfig()), EvalTransform(TASKS, (50, 50))(before)):
         assert set(after) == {"image", *kept}
-    after, _ = train(scene(), Augment(), tasks=TASKS[1:2])
+    after, _ = train(scene(), AugmentConfig(), tasks=TASKS[1:2])
     assert set(after) == {"image", "depth"}
 
 
@@ -234,7 +234,7 @@ def shares(semseg):
 
 
 def test_crops_are_drawn_again_until_no_class_dominates():
-    often = Augment(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
+    often = AugmentConfig(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
     for seed in range(20):
         share = shares(train(lopsided(), often, seed=seed)[0]["semseg"])
         assert len(share) > 1
@@ -243,7 +243,7 @@ def test_crops_are_drawn_again_until_no_class_dominates():
 
 def test_the_classes_that_an_image_is_labelled_for_choose_its_crop():
     rooms, objects = SemSeg(classes=("a", "b", "c")), SemSeg(name="objects", classes=("a", "b", "c"))
-    often = Augment(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
+    often = AugmentConfig(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
     arrays = lopsided()
     arrays["objects"] = arrays.pop("semseg")
     for seed in range(5):
@@ -253,7 +253,7 @@ def test_the_classes_that_an_image_is_labelled_for_choose_its_crop():
 def test_the_last_crop_is_kept_where_all_are_unbalanced():
     arrays = lopsided()
     arrays["semseg"][:] = 1
-    after, _ = train(arrays, Augment(crop=(20, 30)))
+    after, _ = train(arrays, AugmentConfig(crop=(20, 30)))
     assert (after["semseg"] == 1).any()
 
 
@@ -262,8 +262,8 @@ def test_hidden_semantic_labels_do_not_choose_the_crop():
     hidden = {key: arrays[key] for key in ("image", "depth")}
     steered = 0
     for seed in range(20):
-        once = Augment(scale=(1, 1), flip=0, colour=0, crop=(20, 30), crop_tries=1)
-        many = Augment(scale=(1, 1), flip=0, colour=0, crop=(20, 30))
+        once = AugmentConfig(scale=(1, 1), flip=0, colour=0, crop=(20, 30), crop_tries=1)
+        many = AugmentConfig(scale=(1, 1), flip=0, colour=0, crop=(20, 30))
         first, _ = train(arrays, once, seed=seed)
         np.testing.assert_array_equal(train(hidden, many, seed=seed)[0]["depth"], first["depth"])
         steered += not np.array_equal(train(arrays, many, seed=seed)[0]["depth"], first["depth"])
@@ -271,7 +271,7 @@ def test_hidden_semantic_labels_do_not_choose_the_crop():
 
 
 def test_offsets_reach_both_ends_of_the_image():
-    augment = Augment(scale=(1, 1), flip=0, colour=0, crop=(36, 46))
+    augment = AugmentConfig(scale=(1, 1), flip=0, colour=0, crop=(36, 46))
     firsts = {int(train(scene(), augment, seed=seed)[0]["image"][0, 0, 0]) // 5 for seed in range(40)}
     assert firsts == {0, 1, 2}
 
@@ -279,7 +279,7 @@ def test_offsets_reach_both_ends_of_the_image():
 def test_a_crop_without_people_has_no_human_parts():
     parts = HumanParts()
     arrays = {"image": np.zeros((10, 10, 3), np.uint8), "human_parts": np.zeros((10, 10), np.uint8)}
-    for transform in (lambda a: train(a, Augment(), tasks=(parts,)), EvalTransform((parts,), None)):
+    for transform in (lambda a: train(a, AugmentConfig(), tasks=(parts,)), EvalTransform((parts,), None)):
         arrays["human_parts"][:] = 0
         assert (transform(arrays)[0]["human_parts"] == 255).all()
         arrays["human_parts"][:] = 3
@@ -305,4 +305,4 @@ def test_a_crop_without_people_has_no_human_parts():
 )
 def test_augmentation_out_of_range_is_refused_by_name(wrong):
     with pytest.raises(HTTError, match=rf"augment\.{next(iter(wrong))} "):
-        Augment(**wrong)
+        AugmentConfig(**wrong)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.discovery.ema import copy_of, follow
-from htt_lightning.discovery.loss import Terms
+from htt_lightning.discovery.ema import clone_module, update_ema
+from htt_lightning.discovery.loss import DiscoveryLossWeights
 from tests.callbacks.test_label_discovery import few, fitted, state_of, stored
 from tests.discovery.test_loss import Strided
 from tests.test_module import assert_same, weights
@@ -13,8 +13,8 @@ from tests.tiny import tiny_module
 def test_the_average_follows_the_network():
     data = few()
     one, two = tiny_module(data), tiny_module(data)
-    average = copy_of(one).net
-    follow(average, two.net, 0.75)
+    average = clone_module(one).net
+    update_ema(average, two.net, 0.75)
     for key, value in average.state_dict().items():
         expected = 0.75 * one.net.state_dict()[key] + 0.25 * two.net.state_dict()[key]
         if value.is_floating_point():
@@ -43,7 +43,9 @@ def test_networks_trained_apart_teach_together(together, tmp_path):
     for network, teacher in zip(networks, state_of(last)["teachers"], strict=True):
         assert_same(network, teacher["state_dict"])
     assert any(not torch.equal(networks[0][key], value) for key, value in networks[1].items())
-    plain, _ = fitted(tmp_path, LabelDiscovery(stages=2, terms=Terms(0, 0, 0)))  # the second stage learns nothing else
+    plain, _ = fitted(
+        tmp_path, LabelDiscovery(stages=2, terms=DiscoveryLossWeights(0, 0, 0))
+    )  # the second stage learns nothing else
     assert_same(weights(plain), networks[1])
 
 
@@ -77,6 +79,6 @@ def test_another_network_goes_through_the_stages_and_teaches_from_a_file(tmp_pat
     assert trainer.current_epoch == 2
     path = tmp_path / "staged" / "checkpoints" / "stage_1.ckpt"
     learned = OtherModule.load_from_checkpoint(path, weights_only=True)
-    discovery = LabelDiscovery(teacher=str(path), student="inherited", terms=Terms(1, 1, 1))
+    discovery = LabelDiscovery(teacher=str(path), student="inherited", terms=DiscoveryLossWeights(1, 1, 1))
     fitted(tmp_path / "taught", discovery, module=OtherModule(data.tasks, token_dim=8, lr=1e-3))
     assert_same(weights(learned), state_of(stored(tmp_path / "taught", 0))["teachers"][0]["state_dict"])

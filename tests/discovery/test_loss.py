@@ -6,19 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from htt_lightning.discovery.loss import Discovery, Terms, discover_task, mirrored, shifted
-from htt_lightning.output import Output
+from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble, discovery_loss, mirrored, shifted
+from htt_lightning.output import TaskOutput
 from tests.tasks.samples import TASKS, random_logits
 from tests.tiny import tiny_data, tiny_module
 
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-PREDICTION = Terms(feature_labeled=0, feature_unlabeled=0)
+PREDICTION = DiscoveryLossWeights(feature_labeled=0, feature_unlabeled=0)
 
 
 def output(task, seed):
     logits = random_logits(task, h=3, w=4, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    return Output(logits, torch.randn(3, 5, 3, 4, generator=generator), torch.full((3, 1, 3, 4), 0.5))
+    return TaskOutput(logits, torch.randn(3, 5, 3, 4, generator=generator), torch.full((3, 1, 3, 4), 0.5))
 
 
 @each_task
@@ -28,13 +28,13 @@ def test_a_belief_teaches_unlabelled_images_alone_and_no_padding(task):
     labeled = torch.tensor([True, False, False])
     valid = torch.ones(3, 12, 16, dtype=torch.bool)
     valid[2, :, 9:] = False  # within the third column of cells
-    belief = task.belief(teacher)
+    soft_target = task.soft_target(teacher)
     never = replace(task, threshold=1.0)
-    added = discover_task(never, student, teacher, labeled, valid, 2.0, PREDICTION, belief=belief)
+    added = discovery_loss(never, student, teacher, labeled, valid, 2.0, PREDICTION, soft_target=soft_target)
     (gradient,) = torch.autograd.grad(added.loss.sum(), student.logits)
     whole = torch.ones(3, 3, 4, dtype=torch.bool)
     whole[2, :, 2:] = False
-    cells = task.imitation_loss(student, task.settle_belief(belief, whole))
+    cells = task.distillation_loss(student, task.finalize_soft_target(soft_target, whole))
     assert added.loss[0] == 0
     torch.testing.assert_close(added.loss[1], 2 * task.beta * cells[1].mean())
     torch.testing.assert_close(added.loss[2], 2 * task.beta * cells[2, :, :2].mean())
@@ -55,7 +55,7 @@ class Pointwise(nn.Module):
         outputs = {}
         for task in self.tasks:
             logits = cells * torch.linspace(-3, 3, task.num_tokens).view(1, -1, 1, 1)
-            outputs[task.name] = Output(logits, cells, torch.ones_like(cells))
+            outputs[task.name] = TaskOutput(logits, cells, torch.ones_like(cells))
         return outputs
 
 
@@ -70,12 +70,17 @@ class Strided(nn.Module):
     def forward(self, image):
         feature = self.shared(image)
         trust = torch.ones_like(feature[:, :1])
-        return {name: Output(logits(feature), feature, trust) for name, logits in self.logits.items()}
+        return {name: TaskOutput(logits(feature), feature, trust) for name, logits in self.logits.items()}
 
 
 @pytest.mark.parametrize(
     ("targets", "stride", "terms"),
-    [("hard", 8, Terms()), ("soft", 4, Terms()), ("averaged", 4, Terms()), ("hard", 4, Terms(1, 1, 1))],
+    [
+        ("hard", 8, DiscoveryLossWeights()),
+        ("soft", 4, DiscoveryLossWeights()),
+        ("averaged", 4, DiscoveryLossWeights()),
+        ("hard", 4, DiscoveryLossWeights(1, 1, 1)),
+    ],
 )
 def test_networks_of_different_kinds_teach_each_other(targets, stride, terms):
     data = tiny_data()
@@ -84,7 +89,7 @@ def test_networks_of_different_kinds_teach_each_other(targets, stride, terms):
     tasks = [replace(task, threshold=0.0, beta=1.0) for task in data.tasks]
     for student, teacher in ((Strided(tasks, stride), ours), (ours, Strided(tasks, stride))):
         device = torch.device("cpu")
-        taught = Discovery([teacher], tasks, dict.fromkeys(batch["labeled"], 1.0), terms, device, targets)
+        taught = TeacherEnsemble([teacher], tasks, dict.fromkeys(batch["labeled"], 1.0), terms, device, targets)
         student.requires_grad_(True)
         loss = taught.loss(batch, student(batch["image"]))
         assert loss.shape == (4,)
@@ -94,7 +99,9 @@ def test_networks_of_different_kinds_teach_each_other(targets, stride, terms):
         assert all(x.grad is None for x in teacher.parameters())
 
 
-@pytest.mark.parametrize("terms", [Terms(), Terms(1, 0, 1), Terms(1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "terms", [DiscoveryLossWeights(), DiscoveryLossWeights(1, 0, 1), DiscoveryLossWeights(1, 1, 1)], ids=str
+)
 def test_only_images_that_have_something_to_learn_are_looked_at(terms):
     """Which changes nothing in what they learn, nor in the account of it."""
     data = tiny_data()
@@ -103,11 +110,11 @@ def test_only_images_that_have_something_to_learn_are_looked_at(terms):
     batch["labeled"]["depth"][:] = True
     torch.manual_seed(0)
     student, teacher = (tiny_module(data).net.eval() for _ in range(2))
-    taught = Discovery([teacher], data.tasks, dict.fromkeys(batch["labeled"], 1.0), terms, torch.device("cpu"))
+    taught = TeacherEnsemble([teacher], data.tasks, dict.fromkeys(batch["labeled"], 1.0), terms, torch.device("cpu"))
     with torch.no_grad():
         outputs, seen = student(batch["image"]), teacher(batch["image"])
         expected = {
-            task.name: discover_task(
+            task.name: discovery_loss(
                 task, outputs[task.name], seen[task.name], batch["labeled"][task.name], batch["valid"], 1.0, terms
             )
             for task in data.tasks
@@ -126,7 +133,9 @@ def test_only_images_that_have_something_to_learn_are_looked_at(terms):
 
 
 def discovery(teacher, tasks, targets):
-    return Discovery([teacher] if teacher else [], tasks, {}, Terms(), torch.device("cpu"), targets)
+    return TeacherEnsemble(
+        [teacher] if teacher else [], tasks, {}, DiscoveryLossWeights(), torch.device("cpu"), targets
+    )
 
 
 @given(st.integers(9, 15), st.integers(9, 15), st.sampled_from([1, 2, 4]), st.integers(-2, 2), st.integers(-2, 2))
@@ -150,9 +159,11 @@ def test_beliefs_about_both_views_lie_upon_each_other(width):
     image[..., 12:] = image[..., 12:13]
     taught = averaged.teachers[0](image)
     for _ in range(10):
-        beliefs = averaged._beliefs(image, taught)
+        soft_targets = averaged._beliefs(image, taught)
         for task in tasks:
-            torch.testing.assert_close(beliefs[task.name], task.belief(taught[task.name]), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                soft_targets[task.name], task.soft_target(taught[task.name]), atol=1e-5, rtol=1e-5
+            )
 
 
 def test_averaged_beliefs_of_a_network_mirror_with_the_image(monkeypatch):
@@ -165,7 +176,7 @@ def test_averaged_beliefs_of_a_network_mirror_with_the_image(monkeypatch):
     other = averaged._beliefs(image.flip(-1), teacher(image.flip(-1)))
     for task in (task for task in data.tasks if task.beta):
         torch.testing.assert_close(task.mirror(other[task.name]), one[task.name])
-        assert not torch.equal(one[task.name], task.belief(teacher(image)[task.name]))
+        assert not torch.equal(one[task.name], task.soft_target(teacher(image)[task.name]))
 
 
 def test_the_second_view_depends_on_the_seed_alone():
@@ -189,14 +200,16 @@ def test_nothing_is_believed_that_nobody_learns():
     assert list(discovery(teacher, data.tasks, "soft")._beliefs(image, taught)) == learned
     assert discovery(None, data.tasks, "soft")._beliefs(image, {}) == {}
     assert discovery(teacher, data.tasks, "hard")._beliefs(image, taught) == {}
-    features = Discovery([teacher], data.tasks, {}, Terms(prediction=0), torch.device("cpu"), "averaged")
+    features = TeacherEnsemble(
+        [teacher], data.tasks, {}, DiscoveryLossWeights(prediction=0), torch.device("cpu"), "averaged"
+    )
     assert features._beliefs(image, taught) == {}
 
 
 def test_several_teachers_are_asked_in_turn_and_shown_as_their_mean():
     data = tiny_data()
     teachers, image = [tiny_module(data).net.eval() for _ in range(3)], torch.rand(2, 3, 32, 64)
-    several = Discovery(teachers, data.tasks, {}, Terms(), torch.device("cpu"), "averaged")
+    several = TeacherEnsemble(teachers, data.tasks, {}, DiscoveryLossWeights(), torch.device("cpu"), "averaged")
     logits = torch.stack([teacher(image)["depth"].logits for teacher in teachers])
     torch.testing.assert_close(several._mean(image)["depth"].logits, logits.mean(0))
     asked = []
@@ -221,10 +234,10 @@ def test_a_teacher_may_compute_in_bfloat16_while_the_run_does_not():
     arguments = (
         data.tasks,
         {task.name: 1.0 for task in data.tasks},
-        Terms(feature_labeled=1, feature_unlabeled=1),
+        DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1),
         torch.device("cpu"),
     )
-    whole, half = (Discovery([teacher], *arguments, precision=precision) for precision in ("run", "bf16"))
+    whole, half = (TeacherEnsemble([teacher], *arguments, precision=precision) for precision in ("run", "bf16"))
     outputs = teacher(batch["image"])
     losses = [discovery.loss(batch, outputs) for discovery in (whole, half)]
     assert losses[0].shape == (4,)

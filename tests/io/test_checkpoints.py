@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.checkpoints import LAST, WholeCheckpointIO, newest_checkpoint
+from htt_lightning.io.checkpoints import LAST, AtomicCheckpointIO, newest_checkpoint
 from htt_lightning.training.trainer import HTTTrainer
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -136,7 +136,7 @@ def test_every_trainer_writes_whole_checkpoints(make, tmp_path, monkeypatch):
         written.append(path)
 
     written = []
-    monkeypatch.setattr(WholeCheckpointIO, "save_checkpoint", save)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
     trainer = make(tmp_path, logger=False, callbacks=[ModelCheckpoint()], enable_checkpointing=True, max_epochs=1)
     trainer.fit(model(), tiny_data(**FEW))
     assert len(written) == 1
@@ -155,6 +155,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(error, raised, t
     path.write_text("old")
     monkeypatch.setattr(torch, "save", failing)
     with pytest.raises(HTTError, match=r"Cannot write .*last\.ckpt"):
-        WholeCheckpointIO().save_checkpoint({}, path)
+        AtomicCheckpointIO().save_checkpoint({}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     assert path.read_text() == "old"

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.images import Form, read_directions, read_index, read_rgb, size_of
+from htt_lightning.io.images import ImageFormat, read_index, read_normals, read_rgb, size_of
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
 INDICES = RNG.integers(0, 21, (6, 9), np.uint8)
-READERS = {"rgb": read_rgb, "index": read_index, "directions": lambda path: read_directions(path, (6, 9))}
-FORMS = {"rgb": Form.PHOTOGRAPH, "index": Form.INDEX, "directions": Form.DIRECTIONS}
+READERS = {"rgb": read_rgb, "index": read_index, "directions": lambda path: read_normals(path, (6, 9))}
+FORMS = {"rgb": ImageFormat.PHOTOGRAPH, "index": ImageFormat.INDEX, "directions": ImageFormat.DIRECTIONS}
 
 
 def saved(path, image, **options):
@@ -84,7 +84,7 @@ def test_what_is_read_may_be_changed(tmp_path):
 
 
 def test_directions_are_decoded_and_brought_to_unit_length(tmp_path):
-    read = read_directions(saved(tmp_path / "a.png", COLOURS), (6, 9))
+    read = read_normals(saved(tmp_path / "a.png", COLOURS), (6, 9))
     expected = 2 * COLOURS.astype(float) / 255 - 1
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
     assert read.dtype == np.float32
@@ -95,14 +95,14 @@ def test_greys_in_the_middle_have_no_direction(tmp_path):
     colours = COLOURS.copy()
     colours[0, :3] = [[127, 127, 127], [128, 128, 128], [127, 128, 127]]
     colours[0, 3] = [127, 128, 131]
-    read = read_directions(saved(tmp_path / "a.png", colours), (6, 9))
+    read = read_normals(saved(tmp_path / "a.png", colours), (6, 9))
     assert np.isnan(read[0, :3]).all()
     assert np.isfinite(read).sum() == read.size - 9
 
 
 def test_directions_of_another_size_are_interpolated_by_cubics_then_normalised(tmp_path):
     colours = cv2.GaussianBlur(RNG.integers(0, 256, (12, 16, 3), np.uint8), (0, 0), 2)
-    read = read_directions(saved(tmp_path / "a.png", colours), (24, 40))
+    read = read_normals(saved(tmp_path / "a.png", colours), (24, 40))
     expected = cv2.resize(2 * colours.astype(float) / 255 - 1, (40, 24), interpolation=cv2.INTER_CUBIC)
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(read, expected, atol=1e-3)
@@ -112,7 +112,7 @@ def test_directions_of_another_size_are_interpolated_by_cubics_then_normalised(t
 def test_missing_directions_stay_missing_and_do_not_spread_when_interpolated(tmp_path):
     colours = np.full((8, 8, 3), (128, 128, 255), np.uint8)
     colours[:, :4] = 127
-    read = read_directions(saved(tmp_path / "a.png", colours), (16, 24))
+    read = read_normals(saved(tmp_path / "a.png", colours), (16, 24))
     assert np.isnan(read[:, :12]).all()
     np.testing.assert_allclose(read[:, 12:], np.broadcast_to([0, 0, 1], (16, 12, 3)), atol=0.01)
 

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from htt_lightning.metrics.boundary_matching import count_boundaries
+from htt_lightning.metrics.boundary_matching import match_boundaries
 from htt_lightning.thinning import thin
 
 THRESHOLDS = (np.arange(1, 20) / 20).astype(np.float32)
@@ -62,7 +62,7 @@ def maps(draw, max_side=7):
 @given(maps(), RADII)
 def test_counts_equal_textbook_matching_at_every_threshold(case, radius):
     probability, truth, valid = case
-    counts = count_boundaries(probability, truth, valid, THRESHOLDS, radius)
+    counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius)
     for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
         binary = (probability >= threshold) & valid
         assert predicted == binary.sum()
@@ -74,7 +74,7 @@ def test_counts_equal_textbook_matching_at_every_threshold(case, radius):
 @given(hnp.arrays(bool, (2, 2, 3)), RADII)
 def test_matching_is_the_largest_of_all_matchings(maps, radius):
     predicted, truth = maps
-    counts = count_boundaries(predicted.astype(np.float32), truth, np.ones_like(truth), THRESHOLDS[:1], radius)
+    counts = match_boundaries(predicted.astype(np.float32), truth, np.ones_like(truth), THRESHOLDS[:1], radius)
     assert counts.matched == exhaustive_matching(pairs_within(predicted, truth, radius))
 
 
@@ -84,7 +84,7 @@ def test_matching_agrees_with_scipy_on_larger_maps(seed, radius):
     rng = np.random.default_rng(seed)
     probability = rng.random((24, 32), np.float32)
     truth = rng.random((24, 32)) < (0.1, 0.3, 0.6)[seed]
-    counts = count_boundaries(probability, truth, np.ones_like(truth), THRESHOLDS, radius)
+    counts = match_boundaries(probability, truth, np.ones_like(truth), THRESHOLDS, radius)
     for threshold, matched in zip(THRESHOLDS, counts.matched, strict=True):
         graph = csr_array(pairs_within(probability >= threshold, truth, radius))
         assert matched == (maximum_bipartite_matching(graph, perm_type="column") >= 0).sum()
@@ -94,7 +94,7 @@ def test_a_pixel_is_matched_only_once():
     truth = np.zeros((1, 5), bool)
     truth[0, 2] = True
     probability = np.ones((1, 5), np.float32)
-    counts = count_boundaries(probability, truth, np.ones_like(truth), THRESHOLDS, 2)
+    counts = match_boundaries(probability, truth, np.ones_like(truth), THRESHOLDS, 2)
     np.testing.assert_array_equal(counts.matched, 1)
     np.testing.assert_array_equal(counts.predicted, 5)
 
@@ -103,7 +103,7 @@ def test_an_early_match_moves_aside_for_a_later_one():
     # The second pixel reaches only the true pixel that the first one, which is nearer, took.
     truth = np.array([[True, False, False, True]])
     probability = np.array([[0.0, 0.9, 0.2, 0.0]], np.float32)
-    counts = count_boundaries(probability, truth, np.ones_like(truth), np.float32([0.1, 0.5]), 2)
+    counts = match_boundaries(probability, truth, np.ones_like(truth), np.float32([0.1, 0.5]), 2)
     np.testing.assert_array_equal(counts.matched, [2, 1])
 
 
@@ -111,7 +111,7 @@ def test_an_early_match_moves_aside_for_a_later_one():
 @pytest.mark.parametrize("truth", [False, True])
 def test_constant_maps_are_counted(value, truth):
     probability = np.full((3, 4), value, np.float32)
-    counts = count_boundaries(probability, np.full((3, 4), truth), np.full((3, 4), True), THRESHOLDS, 1)
+    counts = match_boundaries(probability, np.full((3, 4), truth), np.full((3, 4), True), THRESHOLDS, 1)
     np.testing.assert_array_equal(counts.predicted, 12 * (np.nan_to_num(value) >= THRESHOLDS))
     np.testing.assert_array_equal(counts.matched, counts.predicted * truth)
     assert counts.true == 12 * truth
@@ -121,7 +121,7 @@ def test_constant_maps_are_counted(value, truth):
 @given(maps(), RADII)
 def test_thinned_counts_are_those_of_the_thinned_prediction_at_every_threshold(case, radius):
     probability, truth, valid = case
-    counts = count_boundaries(probability, truth, valid, THRESHOLDS, radius, thin=True)
+    counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius, thin=True)
     for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
         binary = thin((probability >= threshold) & valid)
         assert predicted == binary.sum()
@@ -134,5 +134,5 @@ def test_a_validation_set_of_small_maps_takes_seconds():
     truth = rng.random((60, 64, 96)) < 0.08
     start = time.process_time()
     for image, noise in zip(truth, rng.random((60, 64, 96), np.float32), strict=True):
-        count_boundaries(noise, image, np.ones_like(image), THRESHOLDS, 0.011 * np.hypot(64, 96))
+        match_boundaries(noise, image, np.ones_like(image), THRESHOLDS, 0.011 * np.hypot(64, 96))
     assert time.process_time() - start < 6

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htt_lightning.metrics import BoundaryF, ClassScores, DepthErrors, MaxF, NormalErrors
+from htt_lightning.metrics import BoundaryFMeasure, DepthErrors, MaxFMeasure, NormalErrors, SegmentationScores
 from tests.metrics.plain import boundary_counts, boundary_f, depth_case, index_maps, normal_case
 from tests.metrics.test_pooled import SEEDS, values
 
@@ -26,13 +26,13 @@ def tilted(degrees):
 @given(seed=SEEDS)
 def test_a_perfect_prediction_has_the_best_figures(seed):
     classes, _ = index_maps(seed, 4)
-    scores = values(ClassScores(4), classes.where(classes != 255, 0), classes)
+    scores = values(SegmentationScores(4), classes.where(classes != 255, 0), classes)
     depth, normals = depth_case(seed)[1], normal_case(seed)[1]
     errors, angles = values(DepthErrors(), depth, depth), values(NormalErrors(), 3 * normals, normals)
     binary, _ = index_maps(seed, 2)
     binary[0, 0, 0] = 1
-    edges = values(BoundaryF(0.0), (binary == 1).float(), binary)
-    salient = values(MaxF(), (binary == 1).float(), binary)
+    edges = values(BoundaryFMeasure(0.0), (binary == 1).float(), binary)
+    salient = values(MaxFMeasure(), (binary == 1).float(), binary)
     for figures in scores, errors, angles, edges, salient:
         for name, figure in figures.items():
             share = name[:5] in ("delta", "withi") or figures in (scores, edges, salient)
@@ -42,19 +42,19 @@ def test_a_perfect_prediction_has_the_best_figures(seed):
 def test_absent_classes_are_skipped_or_count_as_zero():
     target = torch.tensor([[[0, 1, 255]]])
     pred = torch.tensor([[[0, 1, 2]]])
-    assert values(ClassScores(4), pred, target)["miou"] == 100
-    assert values(ClassScores(4, absent="zero"), pred, target)["miou"] == 50
+    assert values(SegmentationScores(4), pred, target)["miou"] == 100
+    assert values(SegmentationScores(4, absent="zero"), pred, target)["miou"] == 50
 
 
 def test_a_class_in_the_prediction_alone_is_not_absent():
-    figures = values(ClassScores(4), torch.tensor([[[0, 3]]]), torch.tensor([[[0, 0]]]))
+    figures = values(SegmentationScores(4), torch.tensor([[[0, 3]]]), torch.tensor([[[0, 0]]]))
     assert figures == {"miou": 25, "pixel_acc": 50}
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_a_predicted_class_that_does_not_exist_is_refused(wrong):
     with pytest.raises(ValueError, match=r"\[0, 4\)"):
-        ClassScores(4).update(torch.tensor([[[wrong]]]), torch.tensor([[[1]]]))
+        SegmentationScores(4).update(torch.tensor([[[wrong]]]), torch.tensor([[[1]]]))
 
 
 def test_depth_errors_of_two_pixels():
@@ -110,17 +110,17 @@ def test_shares_of_angles_are_of_those_below_a_limit():
     assert [figures[f"within_{limit}"] for limit in (11, 22, 30)] == [25, 50, 75]
 
 
-@pytest.mark.parametrize("metric", [MaxF, BoundaryF])
+@pytest.mark.parametrize("metric", [MaxFMeasure, BoundaryFMeasure])
 def test_nothing_true_or_nothing_predicted_is_zero(metric):
     empty, full = torch.zeros(1, 4, 5), torch.ones(1, 4, 5)
     for pred, target in ((empty, empty), (full, empty), (empty, full)):
-        headline, other = values(metric(), pred, target.long()).values()
-        assert headline == 0
+        primary_metric, other = values(metric(), pred, target.long()).values()
+        assert primary_metric == 0
         # The sigmoid of zero is a half: the legacy figure predicts everything below that threshold.
-        assert other == (100 if metric is MaxF and target.any() else 0)
+        assert other == (100 if metric is MaxFMeasure and target.any() else 0)
 
 
-@pytest.mark.parametrize("metric", [MaxF, BoundaryF])
+@pytest.mark.parametrize("metric", [MaxFMeasure, BoundaryFMeasure])
 def test_a_probability_equal_to_a_threshold_reaches_it(metric):
     target = torch.ones(1, 1, 1).long()
     for k in range(1, 20):
@@ -135,7 +135,7 @@ def test_the_legacy_figure_tells_pixels_apart_at_four_probabilities_only():
     target = torch.tensor([[[0, 1]]])
 
     def legacy(low, high):
-        return values(MaxF(), torch.tensor([[[low, high]]]), target)["max_f_legacy"].item()
+        return values(MaxFMeasure(), torch.tensor([[[low, high]]]), target)["max_f_legacy"].item()
 
     for below, above in pairwise(limits):
         assert legacy(below + 1e-3, above - 1e-3) < 100
@@ -147,24 +147,24 @@ def test_boundaries_are_matched_within_the_tolerance_of_the_diagonal():
     pred, target = torch.zeros(1, 30, 40), torch.zeros(1, 30, 40).long()
     pred[0, 10, 10] = 1
     target[0, 10, 15] = 1
-    assert values(BoundaryF(0.1001), pred, target) == {"ods_f": 100, "ois_f": 100}
-    assert values(BoundaryF(0.0999), pred, target) == {"ods_f": 0, "ois_f": 0}
+    assert values(BoundaryFMeasure(0.1001), pred, target) == {"ods_f": 100, "ois_f": 100}
+    assert values(BoundaryFMeasure(0.0999), pred, target) == {"ods_f": 0, "ois_f": 0}
 
 
 @pytest.mark.parametrize("distance", [4, 5, 6])
 def test_padding_does_not_widen_the_tolerance(distance):
     pred, target = torch.zeros(1, 30, 40), torch.zeros(1, 30, 40).long()
     pred[0, 10, 10] = target[0, 10, 10 + distance] = 1
-    alone = values(BoundaryF(0.11), pred, target)  # 5.5 pixels
+    alone = values(BoundaryFMeasure(0.11), pred, target)  # 5.5 pixels
     margins = (30, 20, 15, 25)
-    padded = values(BoundaryF(0.11), F.pad(pred, margins, value=0.9), F.pad(target, margins, value=255))
+    padded = values(BoundaryFMeasure(0.11), F.pad(pred, margins, value=0.9), F.pad(target, margins, value=255))
     assert padded == alone == dict.fromkeys(("ods_f", "ois_f"), 100.0 * (distance < 5.5))
 
 
 def test_missing_pixels_are_neither_predicted_nor_true():
     pred, target = torch.ones(1, 8, 8), torch.full((1, 8, 8), 255)
     target[0, 2] = 1
-    metric = BoundaryF()
+    metric = BoundaryFMeasure()
     assert values(metric, pred, target)["ods_f"] == 100
     assert (metric.true, metric.pixels) == (8, 8)
 
@@ -176,7 +176,7 @@ def test_every_image_has_a_threshold_of_its_own():
     pred = torch.zeros(2, 20, 20)
     pred[0, 5], pred[0, 15] = 0.9, 0.6
     pred[1, 5], pred[1, 15] = 0.4, 0.2
-    figures = values(BoundaryF(), pred, target)
+    figures = values(BoundaryFMeasure(), pred, target)
     assert figures["ois_f"] == 100
     counts = [
         boundary_counts(image >= 0.3, truth == 1, 0.3)
@@ -190,14 +190,14 @@ def test_an_image_without_boundaries_predicts_as_little_as_any_threshold_lets_it
     target[0, 5] = 1
     pred = torch.full((2, 20, 20), 0.5)
     pred[0] = target[0]
-    assert values(BoundaryF(), pred, target)["ois_f"] == 100
+    assert values(BoundaryFMeasure(), pred, target)["ois_f"] == 100
 
 
 @given(seed=SEEDS)
 @settings(deadline=None, max_examples=30)
 def test_one_image_has_the_threshold_of_its_data_set(seed):
     target, g = index_maps(seed, 2, b=1)
-    figures = values(BoundaryF(0.2), torch.rand(target.shape, generator=g), target)
+    figures = values(BoundaryFMeasure(0.2), torch.rand(target.shape, generator=g), target)
     assert figures["ois_f"].item() == pytest.approx(figures["ods_f"].item(), nan_ok=True)
 
 
@@ -205,15 +205,15 @@ def test_thick_predictions_are_wrong_unless_they_are_thinned():
     target, pred = torch.zeros(1, 40, 40).long(), torch.zeros(1, 40, 40)
     target[0, 20, 3:37] = 1
     pred[0, 18:23, 3:37] = 0.8
-    thick, thin = (values(BoundaryF(thin=flag), pred, target)["ods_f"] for flag in (False, True))
+    thick, thin = (values(BoundaryFMeasure(thin=flag), pred, target)["ods_f"] for flag in (False, True))
     assert thick < 40
     assert thin > 90
 
 
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="ascending"):
-        MaxF([0.5, 0.1])
+        MaxFMeasure([0.5, 0.1])
     with pytest.raises(ValueError, match="at least one"):
-        BoundaryF(thresholds=0)
+        BoundaryFMeasure(thresholds=0)
     with pytest.raises(ValueError, match="negative"):
-        BoundaryF(-0.1)
+        BoundaryFMeasure(-0.1)

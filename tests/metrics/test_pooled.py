@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from htt_lightning.metrics import BoundaryF, ClassScores, DepthErrors, MaxF, MeanLoss, NormalErrors
+from htt_lightning.metrics import BoundaryFMeasure, DepthErrors, MaxFMeasure, MeanLoss, NormalErrors, SegmentationScores
 from htt_lightning.thinning import thin
 from tests.metrics.plain import (
     boundary_figures,
@@ -24,14 +24,18 @@ from tests.metrics.plain import (
 
 SEEDS = st.integers(0, 2**32 - 1)
 CASES = {
-    "classes skip": (lambda: ClassScores(5), class_case, lambda p, t: class_figures(p, t, "skip")),
-    "classes zero": (lambda: ClassScores(5, absent="zero"), class_case, lambda p, t: class_figures(p, t, "zero")),
+    "classes skip": (lambda: SegmentationScores(5), class_case, lambda p, t: class_figures(p, t, "skip")),
+    "classes zero": (
+        lambda: SegmentationScores(5, absent="zero"),
+        class_case,
+        lambda p, t: class_figures(p, t, "zero"),
+    ),
     "depth": (DepthErrors, depth_case, depth_figures),
     "normals": (NormalErrors, normal_case, normal_figures),
-    "max f": (MaxF, probability_case, max_f_figures),
-    "boundary f": (lambda: BoundaryF(0.2), probability_case, lambda p, t: boundary_figures(p, t, 0.2)),
+    "max f": (MaxFMeasure, probability_case, max_f_figures),
+    "boundary f": (lambda: BoundaryFMeasure(0.2), probability_case, lambda p, t: boundary_figures(p, t, 0.2)),
     "boundary f thinned": (
-        lambda: BoundaryF(0.2, thresholds=3, thin=True),
+        lambda: BoundaryFMeasure(0.2, thresholds=3, thin=True),
         probability_case,
         lambda p, t: boundary_figures(p, t, 0.2, thresholds=3, thin=thin),
     ),

@@ -39,7 +39,7 @@ def test_network_agrees_with_the_published_one(run, dtype, oracle, tmp_path):
     strides = [height // m.shape[-2] for m in maps]
     weights = {k.removeprefix("weights."): torch.from_numpy(v) for k, v in vectors.items() if k.startswith("weights.")}
     torch.save({"model": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "checkpoint.pth")
-    net = HTTNet.from_released(tmp_path / "checkpoint.pth", Given(maps, strides)).to(dtype).eval()
+    net = HTTNet.from_official_checkpoint(tmp_path / "checkpoint.pth", Given(maps, strides)).to(dtype).eval()
     assert list(net.tasks) == [task.name for task in tasks]
     with torch.no_grad():
         outputs = net(torch.rand(1, 3, height, width, dtype=dtype))

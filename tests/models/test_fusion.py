@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htt_lightning import HTTNet
-from htt_lightning.models.fusion import Fused, Fusion
+from htt_lightning.models.fusion import Fusion, LazyFusedMap
 from htt_lightning.models.heads import ASPP
 from htt_lightning.output import resize
 
@@ -46,7 +46,7 @@ def published(height, width, batch=1):
     sizes = [(height // s, width // s) for s in (4, 8, 16, 32)]
     channels = (64, 128, 256, 512)
     maps = [torch.zeros(batch, c, *size) for c, size in zip(channels, sizes, strict=True)]
-    return Fused(maps, torch.zeros(512, 960), torch.zeros(512))
+    return LazyFusedMap(maps, torch.zeros(512, 960), torch.zeros(512))
 
 
 BRANCHES = [torch.zeros(256, 512, 1, 1), *(torch.zeros(256, 512, 3, 3) for _ in range(3))]
@@ -62,7 +62,7 @@ def test_it_is_left_alone_in_mixed_precision_and_on_other_devices():
     with torch.autocast("cpu", torch.bfloat16):
         assert not published(288, 384).pays(BRANCHES, (1, 12, 24, 36))
     maps, weight, bias = published(288, 384)
-    elsewhere = Fused([m.to("meta") for m in maps], weight, bias)
+    elsewhere = LazyFusedMap([m.to("meta") for m in maps], weight, bias)
     assert not elsewhere.pays(BRANCHES, (1, 12, 24, 36))
 
 
@@ -71,7 +71,7 @@ def test_a_network_gives_the_same_either_way(checkpointing, monkeypatch):
     torch.manual_seed(0)
     net = HTTNet({"semseg": 5, "depth": 4}, token_dim=8, dropout=0, checkpointing=checkpointing).double()
     image, found, asked = torch.rand(2, 3, 64, 96).double(), [], []
-    monkeypatch.setattr(Fused, "pays", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr(LazyFusedMap, "pays", lambda *args: asked.append(args) or True)
     for composed in (True, False):
         for module in net.modules():
             if isinstance(module, ASPP):

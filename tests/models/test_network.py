@@ -6,9 +6,9 @@ from torch import nn
 
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet, layers
-from htt_lightning.models.layers import AtrousConv
-from htt_lightning.models.tokens import GlobalTokens, ScalePrompt
-from htt_lightning.output import Output
+from htt_lightning.models.layers import DilatedConv2d
+from htt_lightning.models.tokens import MultiScaleTaskTokens, TaskPromptBlock
+from htt_lightning.output import TaskOutput
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 from tests.tiny import BACKBONE
 
@@ -63,7 +63,7 @@ def test_a_task_predicts_only_the_images_that_it_is_asked_about(net):
     assert list(some) == net.tasks[1:]
     assert seen == [3] * len(net.tasks) + [2] * len(some)
     for task, output in some.items():
-        torch.testing.assert_close(output, Output(*(x[rows[task]] for x in whole[task])), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(output, TaskOutput(*(x[rows[task]] for x in whole[task])), rtol=1e-5, atol=1e-5)
 
 
 def test_a_prediction_is_the_same_alone_in_any_batch_and_in_any_order(net):
@@ -137,7 +137,7 @@ def test_an_image_updates_its_own_token_only():
 
 def test_mixing_gates_equals_mixing_task_features():
     torch.manual_seed(0)
-    prompt = ScalePrompt(6, 3).double().eval()
+    prompt = TaskPromptBlock(6, 3).double().eval()
     x, tokens = torch.randn(2, 6, 5, 4).double(), torch.randn(3, 6).double()
     ours, updated = prompt(x, tokens, [None] * 3)
     affinity = prompt.affinity(tokens)
@@ -150,7 +150,7 @@ def test_mixing_gates_equals_mixing_task_features():
 
 
 def test_affinity_rows_sum_to_one_at_every_scale():
-    tokens = GlobalTokens([4, 6], tasks=3, dim=5)
+    tokens = MultiScaleTaskTokens([4, 6], tasks=3, dim=5)
     assert tokens.affinity().shape == (2, 3, 3)
     torch.testing.assert_close(tokens.affinity().sum(2), torch.ones(2, 3))
     assert KINDS["single_scale"]().global_tokens.affinity().shape == (1, 4, 4)
@@ -300,7 +300,7 @@ def test_cheap_layers_of_large_maps_are_computed_twice_give_the_same_and_keep_le
 def test_a_dilated_convolution_has_the_gradients_of_an_ordinary_one(size, dilation):
     torch.manual_seed(0)
     x = torch.randn(2, 5, *size, dtype=torch.double, requires_grad=True)
-    ours = AtrousConv(5, 4, 3, padding=dilation, dilation=dilation, bias=False).double()
+    ours = DilatedConv2d(5, 4, 3, padding=dilation, dilation=dilation, bias=False).double()
     plain = nn.Conv2d(5, 4, 3, padding=dilation, dilation=dilation, bias=False).double()
     plain.load_state_dict(ours.state_dict())
     direction = torch.randn(2, 4, *size, dtype=torch.double)
@@ -309,17 +309,17 @@ def test_a_dilated_convolution_has_the_gradients_of_an_ordinary_one(size, dilati
 
 
 def test_taps_that_see_padding_alone_are_left_out_where_they_are_many():
-    conv = AtrousConv(2, 3, 3, padding=4, dilation=4, bias=False)
+    conv = DilatedConv2d(2, 3, 3, padding=4, dilation=4, bias=False)
     names = [type(conv(torch.ones(1, 2, *size)).grad_fn).__name__ for size in ((9, 9), (40, 40))]
     assert "Atrous" in names[0]
     assert "Atrous" not in names[1]
 
 
 def test_a_dilated_convolution_in_bfloat16_has_gradients_in_float32():
-    conv, x = AtrousConv(2, 3, 3, padding=4, dilation=4, bias=False), torch.randn(1, 2, 6, 6, requires_grad=True)
+    conv, x = DilatedConv2d(2, 3, 3, padding=4, dilation=4, bias=False), torch.randn(1, 2, 6, 6, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         conv(x).float().sum().backward()
-    exact = AtrousConv(2, 3, 3, padding=4, dilation=4, bias=False)
+    exact = DilatedConv2d(2, 3, 3, padding=4, dilation=4, bias=False)
     exact.load_state_dict(conv.state_dict())
     (gradient,) = torch.autograd.grad(exact(x).sum(), exact.weight)
     assert conv.weight.grad.dtype == x.grad.dtype == torch.float32

@@ -6,8 +6,8 @@ import torch
 
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet
-from htt_lightning.models.released import our_name
-from htt_lightning.tasks.base import RELEASED_NAMES
+from htt_lightning.models.released import convert_key
+from htt_lightning.tasks.base import RELEASE_ALIASES
 from tests.conftest import ORACLE
 
 TINY = {"backbone": "test_resnet", "token_dim": 8}
@@ -28,8 +28,8 @@ def test_every_released_weight_has_its_place_in_our_network(benchmark, released_
     shapes = released_keys[benchmark]
     weights = {f"module.{name}": torch.zeros(shape) for name, shape in shapes.items() if name != "tokens"}
     torch.save({"model": weights, "optimizer": {"lr": 1.0}, "epoch": 100}, tmp_path / "checkpoint.pth")
-    net = HTTNet.from_released(tmp_path / "checkpoint.pth")
-    theirs = {our_name(name): shape for name, shape in shapes.items()}
+    net = HTTNet.from_official_checkpoint(tmp_path / "checkpoint.pth")
+    theirs = {convert_key(name): shape for name, shape in shapes.items()}
     ours = {name: list(value.shape) for name, value in net.state_dict().items() if name not in ("mean", "std")}
     assert ours == {name: shape[:2] if name.endswith("tokens") else shape for name, shape in theirs.items()}
     assert len(theirs) == len(shapes)
@@ -52,7 +52,7 @@ def released_file(path, net, with_tokens=False):
         "fine_tokens.mix.6": "pred_prompter.sep_token_generator.fc3",
     }  # fmt: skip
     scales = {"reduce": "task_spatial_reduction", "query": "qk_producer.0", "key": "qk_producer.1", "refine": "FFN"}
-    prompter, back = "multi_scale_task_prompter", {ours: theirs for theirs, ours in RELEASED_NAMES.items()}
+    prompter, back = "multi_scale_task_prompter", {ours: theirs for theirs, ours in RELEASE_ALIASES.items()}
 
     def renamed(rest, table):
         old = next(old for old in table if rest.startswith(old + "."))
@@ -94,7 +94,7 @@ def test_with_its_tokens_a_released_network_predicts_as_it_did(tmp_path, how, ca
     net, image = HTTNet(NUM_TOKENS, **TINY), torch.rand(2, 3, 64, 96)
     path = released_file(tmp_path / "checkpoint.pth", net, with_tokens=how == "in the file")
     tokens = net.state_dict()["global_tokens.tokens"] if how == "given" else None
-    again = HTTNet.from_released(path, backbone="test_resnet", tokens=tokens)
+    again = HTTNet.from_official_checkpoint(path, backbone="test_resnet", tokens=tokens)
     assert list(again.heads) == list(NUM_TOKENS)
     expected = predictions(net, image)
     for task, logits in predictions(again, image).items():
@@ -106,7 +106,7 @@ def test_without_tokens_a_warning_says_what_that_means(tmp_path, caplog):
     net = HTTNet(NUM_TOKENS, **TINY)
     path = released_file(tmp_path / "checkpoint.pth", net)
     with caplog.at_level(logging.WARNING):
-        again = HTTNet.from_released(path, backbone="test_resnet")
+        again = HTTNet.from_official_checkpoint(path, backbone="test_resnet")
     assert "lacks the global tokens" in caplog.text
     assert "fine-tune" in caplog.text
     assert not torch.equal(again.global_tokens.tokens, net.global_tokens.tokens)
@@ -117,15 +117,15 @@ def test_without_tokens_a_warning_says_what_that_means(tmp_path, caplog):
 def test_other_files_and_other_backbones_are_refused_with_their_name(tmp_path):
     path = released_file(tmp_path / "checkpoint.pth", HTTNet(NUM_TOKENS, **TINY))
     with pytest.raises(HTTError, match=r"checkpoint.pth do not fit backbone 'resnet18'"):
-        HTTNet.from_released(path)
+        HTTNet.from_official_checkpoint(path)
     with pytest.raises(HTTError, match=r"do not fit"):
-        HTTNet.from_released(path, backbone="test_resnet", tokens=torch.zeros(2, 3))
+        HTTNet.from_official_checkpoint(path, backbone="test_resnet", tokens=torch.zeros(2, 3))
     for content in ({"model": {"other": torch.zeros(1)}}, torch.zeros(3), {"model": {}}):
         torch.save(content, path)
         with pytest.raises(HTTError, match=r"checkpoint.pth is no checkpoint of the public release"):
-            HTTNet.from_released(path)
+            HTTNet.from_official_checkpoint(path)
     path.write_bytes(b"hello")
     with pytest.raises(HTTError, match=r"is no checkpoint of the public release"):
-        HTTNet.from_released(path)
+        HTTNet.from_official_checkpoint(path)
     with pytest.raises(HTTError, match=r"absent.pth is no checkpoint"):
-        HTTNet.from_released(tmp_path / "absent.pth")
+        HTTNet.from_official_checkpoint(tmp_path / "absent.pth")

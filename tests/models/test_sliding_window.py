@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from htt_lightning.data.input_size import LIMIT, SizePolicy, View
+from htt_lightning.data.input_size import LIMIT, ImageView, InputResizer
 from htt_lightning.errors import HTTError
-from htt_lightning.models.sliding_window import predict_maps, window_starts
-from htt_lightning.output import Output
+from htt_lightning.models.sliding_window import predict_at_original_size, window_starts
+from htt_lightning.output import TaskOutput
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.flow import Height
 
@@ -31,20 +31,20 @@ class Local(torch.nn.Module):
         outputs = {}
         for name, weight in self.weights.items():
             logits = F.conv2d(padded - 0.5, weight, stride=4)[..., :rows, :columns]
-            outputs[name] = Output(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
+            outputs[name] = TaskOutput(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
         return outputs
 
 
 def whole(size):
-    return View(size, size, (0, 0))
+    return ImageView(size, size, (0, 0))
 
 
 @pytest.mark.parametrize("size", [(150, 97), (64, 200), (65, 65), (300, 40)])
 def test_windows_of_a_network_that_looks_no_further_give_what_the_whole_gives(size):
     network, image = Local(), torch.rand(2, 3, *size)
-    at_once = predict_maps(network, TASKS, image, whole(size))
+    at_once = predict_at_original_size(network, TASKS, image, whole(size))
     network.sizes.clear()
-    blended = predict_maps(network, TASKS, image, whole(size), tile=64)
+    blended = predict_at_original_size(network, TASKS, image, whole(size), tile=64)
     assert len(network.sizes) > 1
     assert all(height <= 64 and width <= 64 for height, width in network.sizes)
     for task in TASKS:
@@ -59,7 +59,7 @@ def test_windows_of_a_network_that_looks_no_further_give_what_the_whole_gives(si
 
 def test_a_window_as_large_as_the_image_is_no_window():
     network, image = Local(), torch.rand(1, 3, 60, 64)
-    one, other = (predict_maps(network, TASKS, image, whole((60, 64)), tile) for tile in (None, 64))
+    one, other = (predict_at_original_size(network, TASKS, image, whole((60, 64)), tile) for tile in (None, 64))
     assert all(torch.equal(one[task.name], other[task.name]) for task in TASKS)
 
 
@@ -68,14 +68,14 @@ def disagreeing(image):
     cells = image.shape[-2] // 4, image.shape[-1] // 4
     logits = torch.full((1, 5, *cells), -20.0)
     logits[:, int(image[0, 0, 0, 0])] = 20
-    return {"depth": Output(logits, logits[:, :0], logits[:, :1])}
+    return {"depth": TaskOutput(logits, logits[:, :0], logits[:, :1])}
 
 
 def test_windows_that_disagree_are_blended_without_a_seam():
     image = torch.zeros(1, 3, 64, 96)
     image[..., 32:] = 4  # the second window, which begins there, sees the farthest bin
     task = Depth(bins=5, near=1.0, far=9.0)
-    line = predict_maps(disagreeing, [task], image, whole((64, 96)), tile=64)["depth"][0, 0, 30]
+    line = predict_at_original_size(disagreeing, [task], image, whole((64, 96)), tile=64)["depth"][0, 0, 30]
     torch.testing.assert_close(line[:30], torch.full((30,), 1.0))
     torch.testing.assert_close(line[68:], torch.full((28,), 9.0))
     steps = line.diff()
@@ -84,7 +84,7 @@ def test_windows_that_disagree_are_blended_without_a_seam():
 
 
 def test_blended_normals_have_length_one():
-    values = predict_maps(Local(), TASKS, torch.rand(1, 3, 100, 150), whole((100, 150)), tile=64)["normals"]
+    values = predict_at_original_size(Local(), TASKS, torch.rand(1, 3, 100, 150), whole((100, 150)), tile=64)["normals"]
     torch.testing.assert_close(values.norm(dim=1), torch.ones(1, 100, 150))
 
 
@@ -98,13 +98,13 @@ def test_windows_lie_on_the_grid_and_cover_everything(length):
 
 
 def test_maps_return_at_the_own_size_of_an_image_that_was_resized_and_padded():
-    policy = SizePolicy(image_size=(32, 48))
+    policy = InputResizer(image_size=(32, 48))
     seen, view = policy(np.zeros((200, 75, 3), np.uint8), "it")
-    assert view == View((200, 75), seen.shape[:2], (0, 0))
+    assert view == ImageView((200, 75), seen.shape[:2], (0, 0))
     assert abs(seen.shape[0] * seen.shape[1] - 32 * 48) < 64
     assert abs(seen.shape[0] / seen.shape[1] - 200 / 75) < 0.1
     image = torch.rand(1, 3, *seen.shape[:2])
-    maps = predict_maps(Local(), TASKS, image, view)
+    maps = predict_at_original_size(Local(), TASKS, image, view)
     assert all(values.shape[-2:] == (200, 75) for values in maps.values())
 
 
@@ -113,32 +113,35 @@ def test_enlarging_matches_pixel_centres():
 
     def depths(image):
         logits = torch.stack([1 - image[:, 0, ::4, ::4], image[:, 0, ::4, ::4]], 1).log()
-        return {"depth": Output(logits, logits[:, :0], logits[:, :1])}
+        return {"depth": TaskOutput(logits, logits[:, :0], logits[:, :1])}
 
     task = Depth(bins=2, near=1.0, far=2.0)
-    own = predict_maps(depths, [task], ramp, whole((16, 16)))["depth"]
-    larger = predict_maps(depths, [task], ramp, View((32, 32), (16, 16), (0, 0)))["depth"]
-    centres = F.interpolate(own, size=(32, 32), mode="bilinear", align_corners=False)
-    assert (larger - centres)[..., 4:-4].abs().max() < 0.01
+    own = predict_at_original_size(depths, [task], ramp, whole((16, 16)))["depth"]
+    larger = predict_at_original_size(depths, [task], ramp, ImageView((32, 32), (16, 16), (0, 0)))["depth"]
+    bin_centers = F.interpolate(own, size=(32, 32), mode="bilinear", align_corners=False)
+    assert (larger - bin_centers)[..., 4:-4].abs().max() < 0.01
 
 
 def test_padding_is_cut_off_again():
-    policy = SizePolicy(least=(64, 64))
+    policy = InputResizer(least=(64, 64))
     pixels = np.random.default_rng(0).integers(0, 255, (30, 80, 3), dtype=np.uint8)
     seen, view = policy(pixels, "it")
-    assert (seen.shape, view) == ((64, 80, 3), View((30, 80), (30, 80), (17, 0)))
+    assert (seen.shape, view) == ((64, 80, 3), ImageView((30, 80), (30, 80), (17, 0)))
     image = torch.from_numpy(seen / 255).float().permute(2, 0, 1)[None]
-    maps, all_of_it = predict_maps(Local(), TASKS, image, view), predict_maps(Local(), TASKS, image, whole((64, 80)))
+    maps, all_of_it = (
+        predict_at_original_size(Local(), TASKS, image, view),
+        predict_at_original_size(Local(), TASKS, image, whole((64, 80))),
+    )
     assert torch.equal(maps["depth"], all_of_it["depth"][..., 17:47, :])
 
 
 def test_what_the_checkpoint_says_gives_way_to_what_is_asked_for():
     stored = {"image_size": [32, 48], "least": None}
-    assert SizePolicy.of(stored) == SizePolicy((32, 48))
-    assert SizePolicy.of(stored, "own", 64) == SizePolicy(tile=64)
-    assert SizePolicy.of(stored, (20, 30)) == SizePolicy((20, 30))
-    assert SizePolicy.of({"image_size": None, "least": [64, 64]}) == SizePolicy(least=(64, 64))
-    assert SizePolicy.of(None) == SizePolicy()
+    assert InputResizer.of(stored) == InputResizer((32, 48))
+    assert InputResizer.of(stored, "own", 64) == InputResizer(tile=64)
+    assert InputResizer.of(stored, (20, 30)) == InputResizer((20, 30))
+    assert InputResizer.of({"image_size": None, "least": [64, 64]}) == InputResizer(least=(64, 64))
+    assert InputResizer.of(None) == InputResizer()
 
 
 @pytest.mark.parametrize(
@@ -148,10 +151,10 @@ def test_what_the_checkpoint_says_gives_way_to_what_is_asked_for():
 )  # fmt: skip
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(HTTError, match=message):
-        SizePolicy.of(None, **arguments)
+        InputResizer.of(None, **arguments)
 
 
 def test_an_image_too_large_to_be_seen_at_once_asks_for_a_window():
     large = np.broadcast_to(np.zeros(3, np.uint8), (LIMIT // 1000 + 1, 1000, 3))
     with pytest.raises(HTTError, match=r"big\.png has 1000x33555 pixels.*tile"):
-        SizePolicy()(large, "big.png")
+        InputResizer()(large, "big.png")

@@ -6,8 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htt_lightning.output import Output
-from htt_lightning.tasks import IGNORE, Classification, Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
+from htt_lightning.output import TaskOutput
+from htt_lightning.tasks import (
+    IGNORE_INDEX,
+    Depth,
+    Edges,
+    HumanParts,
+    Normals,
+    PixelClassification,
+    Saliency,
+    SemSeg,
+    Task,
+)
 
 TASKS: tuple[Task, ...] = (
     SemSeg(classes=("floor", "wall", "bed", "lamp", "box")),
@@ -19,9 +29,9 @@ TASKS: tuple[Task, ...] = (
 )
 
 
-def output_of(logits: Tensor) -> Output:
+def output_of(logits: Tensor) -> TaskOutput:
     """What a network would return; no supervised loss looks at the other two fields."""
-    return Output(logits, logits.new_zeros(logits.shape[0], 1, *logits.shape[2:]), torch.ones_like(logits[:, :1]))
+    return TaskOutput(logits, logits.new_zeros(logits.shape[0], 1, *logits.shape[2:]), torch.ones_like(logits[:, :1]))
 
 
 def random_logits(task: Task, b: int = 3, h: int = 6, w: int = 7, seed: int = 0, stride: int = 1) -> Tensor:
@@ -35,8 +45,8 @@ def random_target(task: Task, b: int = 3, h: int = 6, w: int = 7, seed: int = 0,
     generator = torch.Generator().manual_seed(1000 + seed)
     gone = torch.rand(b, h, w, generator=generator) < missing
     if task.channels is None:
-        classes = task.num_tokens if isinstance(task, Classification) else 2
-        return torch.randint(classes, (b, h, w), generator=generator).masked_fill(gone, IGNORE)
+        classes = task.num_tokens if isinstance(task, PixelClassification) else 2
+        return torch.randint(classes, (b, h, w), generator=generator).masked_fill(gone, IGNORE_INDEX)
     if isinstance(task, Depth):
         field = task.near + (task.far - task.near) * torch.rand(b, 1, h, w, generator=generator)
     else:
@@ -49,13 +59,13 @@ def lose(task: Task, target: Tensor, where: Tensor | slice = slice(None)) -> Ten
     target = target.clone()
     if isinstance(where, Tensor) and where.ndim == 3 and task.channels is not None:
         where = where[:, None].expand_as(target)
-    target[where] = IGNORE if task.channels is None else torch.nan
+    target[where] = IGNORE_INDEX if task.channels is None else torch.nan
     return target
 
 
 def is_missing(task: Task, target: Tensor) -> Tensor:
     """Missing pixels, bool ``b h w``."""
-    return target == IGNORE if task.channels is None else target.isnan().any(1)
+    return target == IGNORE_INDEX if task.channels is None else target.isnan().any(1)
 
 
 def enlarge(values: np.ndarray, stride: int, height: int, width: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htt_lightning.errors import HTTError
-from htt_lightning.tasks import IGNORE, Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
+from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from tests.tasks.samples import TASKS, is_missing, lose, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
@@ -70,7 +70,9 @@ def test_a_class_that_cannot_be_imported_is_an_error_that_names_it(path):
     assert repr(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["math.pi", "pathlib.Path", "htt_lightning.tasks.IGNORE", "htt_lightning.tasks.base"])
+@pytest.mark.parametrize(
+    "path", ["math.pi", "pathlib.Path", "htt_lightning.tasks.IGNORE_INDEX", "htt_lightning.tasks.base"]
+)
 def test_what_is_no_task_is_an_error_that_names_it(path):
     with pytest.raises(HTTError, match="is not a Task") as caught:
         Task.from_config({"class_path": path, "init_args": {}})
@@ -150,14 +152,14 @@ def test_a_missing_map_has_no_label_and_the_shape_and_type_of_any_other(task):
     missing, usual = task.missing(4, 5), numpy_map(task, 4, 5)
     assert missing.shape == usual.shape
     assert missing.dtype == usual.dtype
-    assert np.isnan(missing).all() if task.channels else (missing == IGNORE).all()
+    assert np.isnan(missing).all() if task.channels else (missing == IGNORE_INDEX).all()
     for geometry in (task.flip, task.settle, lambda array: task.zoom(array, 2.0)):
         np.testing.assert_array_equal(geometry(task.missing(4, 5)), missing)
 
 
 def test_a_crop_without_people_has_no_parts():
     background = np.zeros((4, 5), np.uint8)
-    background[0] = IGNORE
+    background[0] = IGNORE_INDEX
     kept = background.copy()
     settled = HumanParts().settle(background)
     assert settled.dtype == np.uint8
@@ -167,7 +169,7 @@ def test_a_crop_without_people_has_no_parts():
 
 def test_a_crop_with_one_pixel_of_a_person_keeps_its_parts():
     parts = np.zeros((4, 5), np.uint8)
-    parts[0], parts[3, 4] = IGNORE, 6
+    parts[0], parts[3, 4] = IGNORE_INDEX, 6
     np.testing.assert_array_equal(HumanParts().settle(parts.copy()), parts)
 
 
@@ -213,7 +215,7 @@ def test_samples_of_a_lost_target_are_missing(task):
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 def test_a_threshold_is_a_probability(task):
-    assert task.discovers
+    assert task.supports_pseudo_labels
     for threshold in (-0.1, 1.5, math.nan):
         with pytest.raises(HTTError, match=f"threshold of {task.name} must be in"):
             dataclasses.replace(task, threshold=threshold)

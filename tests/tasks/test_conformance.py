@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from htt_lightning.losses import l1, labeled_sum
-from htt_lightning.output import to_pixels
-from htt_lightning.tasks import IGNORE, Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
+from htt_lightning.output import upsample_to_image
+from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from tests.tasks.samples import output_of
 
 SEMSEG = SemSeg(classes=("",) * 13)
@@ -77,9 +77,9 @@ def test_bin_centres_are_the_published_ones(dtype, oracle):
     vectors = oracle("bins")
     like = torch.zeros((), dtype=dtype)
     for name, task in BINNED.items():
-        assert_close(task.centres(like), vectors[name], dtype)
+        assert_close(task.bin_centers(like), vectors[name], dtype)
     if dtype == torch.float32:
-        assert_close(NORMALS.centres(like), vectors["normals_f32"], dtype)
+        assert_close(NORMALS.bin_centers(like), vectors["normals_f32"], dtype)
 
 
 @pytest.mark.parametrize("name", INDEXED)
@@ -152,7 +152,7 @@ def test_every_label_falls_into_the_published_bin(name, dtype, oracle):
     valid = target.isfinite().all(1)
     index = task.nearest_bin(target).view(valid.shape)
     assert index.dtype == torch.int64
-    assert torch.equal(index.masked_fill(~valid, IGNORE), torch.from_numpy(vectors[f"{name}.bin_label"])[:, 0])
+    assert torch.equal(index.masked_fill(~valid, IGNORE_INDEX), torch.from_numpy(vectors[f"{name}.bin_label"])[:, 0])
 
 
 @pytest.mark.parametrize("name", BINNED)
@@ -170,7 +170,7 @@ def test_bin_losses_agree_in_value_and_gradient(name, dtype, oracle):
 def test_expectations_over_bins_agree_in_value_and_gradient(name, dtype, oracle):
     vectors, task = oracle("decode"), BINNED[name]
     logits = variable(vectors[f"{name}.logits"], dtype)
-    decoded = task.expectation(output_of(logits))
+    decoded = task.expected_value(output_of(logits))
     assert_close(decoded, vectors[f"{name}.decoded"], dtype)
     cotangent = torch.from_numpy(vectors[f"{name}.cotangent"]).to(dtype)
     (gradient,) = torch.autograd.grad((cotangent * decoded).sum(), logits)
@@ -189,7 +189,7 @@ def test_decoded_maps_agree_at_the_size_of_the_image(name, dtype, oracle):
         assert_close(ours.norm(dim=1), np.ones_like(length[:, 0]), dtype)
         theirs = theirs / length
     assert_close(ours, theirs, dtype)
-    assert_close(to_pixels(logits, (20, 24)), vectors[f"{name}.logits_up"], dtype)
+    assert_close(upsample_to_image(logits, (20, 24)), vectors[f"{name}.logits_up"], dtype)
 
 
 @pytest.mark.parametrize("ruined", [False, True], ids=["labels as given", "unlabelled maps missing"])
@@ -204,7 +204,7 @@ def test_the_total_of_the_first_stage_agrees_in_value_and_gradient(dataset, ruin
         task, labeled = replace(DATASETS[dataset][name], weight=weight), mask[:, column]
         target = label_of(task, vectors[f"label.{name}"], dtype)
         if ruined:
-            target[~labeled] = IGNORE if task.channels is None else torch.nan
+            target[~labeled] = IGNORE_INDEX if task.channels is None else torch.nan
         pred = inputs[f"student_pred.{name}"] = variable(vectors[f"student_pred.{name}"], dtype)
         if task.channels is None:
             loss = task.loss(output_of(pred), target)

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from htt_lightning.discovery.loss import Terms, discover_task
-from htt_lightning.losses import feature_distance, stand_out
-from htt_lightning.output import Output
-from htt_lightning.tasks import Depth, Discovered, Edges, HumanParts, Normals, Saliency, SemSeg
+from htt_lightning.discovery.loss import DiscoveryLossWeights, discovery_loss
+from htt_lightning.losses import bin_confidence, feature_mse
+from htt_lightning.output import TaskOutput
+from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, PseudoLabel, Saliency, SemSeg
 from tests.tasks.samples import output_of
 from tests.tasks.test_conformance import PRECISION, assert_close, variable
 
@@ -24,7 +24,7 @@ from tests.tasks.test_conformance import PRECISION, assert_close, variable
 class DecodedDepth(Depth):
     """Its output's logits are the decoded depth, and it has discovered what it is given."""
 
-    found: Discovered | None = None
+    found: PseudoLabel | None = None
 
     def decode(self, output, size):
         return output.logits
@@ -37,7 +37,7 @@ class DecodedDepth(Depth):
 class DecodedNormals(Normals):
     """Its output's logits are the decoded normals, which it brings to unit length; likewise."""
 
-    found: Discovered | None = None
+    found: PseudoLabel | None = None
 
     def decode(self, output, size):
         return F.normalize(output.logits, dim=1)
@@ -98,9 +98,9 @@ def test_losses_on_discovered_labels_agree_in_value_and_gradient(name, case, dty
     given, confidence = ("synthetic_label", "synthetic_confidence") if case else ("pseudo_label", "confidence")
     label = label_of(vectors[f"{name}.{given}"], task.channels)
     sure = torch.from_numpy(vectors[f"{name}.{confidence}"])[:, 0].to(dtype)
-    found = Discovered(label.to(dtype) if label.is_floating_point() else label, sure)
+    found = PseudoLabel(label.to(dtype) if label.is_floating_point() else label, sure)
     student = variable(vectors[f"{name}.student_pred"], dtype)
-    loss = task.discovered_loss(output_of(student), found, torch.ones(sure.shape, dtype=torch.bool))
+    loss = task.pseudo_label_loss(output_of(student), found, torch.ones(sure.shape, dtype=torch.bool))
     assert_close(loss, vectors[f"{name}.{case}loss_per_image"], dtype)
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     assert_close(gradient, vectors[f"{name}.{case}grad_per_image"], dtype)
@@ -111,7 +111,7 @@ def test_released_saliency_labels_teach_nothing_and_ours_do(dtype, oracle):
     student, teacher = (output_of(torch.from_numpy(x).to(dtype)) for x in (vectors["sal.student_pred"], shown))
     valid = torch.ones(2, 12, 14, dtype=torch.bool)
     losses = [
-        task.discovered_loss(student, task.discover(teacher, (12, 14)), valid)
+        task.pseudo_label_loss(student, task.discover(teacher, (12, 14)), valid)
         for task in (TruncatedSaliency(), Saliency())
     ]
     assert_close(losses[0], vectors["sal.loss_per_image"], dtype)
@@ -124,7 +124,7 @@ def test_feature_terms_agree_in_value_and_gradient(weighted, dtype, oracle):
     vectors = oracle("feature_losses")
     student, teacher = variable(vectors["student"], dtype), torch.from_numpy(vectors["teacher"]).to(dtype)
     score = torch.from_numpy(vectors["score"]).to(dtype) if weighted else None
-    loss = feature_distance(student, teacher, torch.ones(2, 24, 28, dtype=torch.bool), score)
+    loss = feature_mse(student, teacher, torch.ones(2, 24, 28, dtype=torch.bool), score)
     key = "weighted" if weighted else "plain"
     assert_close(loss, vectors[f"{key}.loss_per_image"], dtype)
     (gradient,) = torch.autograd.grad(loss.sum(), student)
@@ -145,23 +145,27 @@ def test_what_the_second_stage_adds_agrees_in_value_and_gradient(dataset, dtype,
     for column, (name, weight, threshold) in enumerate(columns):
         task, labeled = replace(RELEASED[name], threshold=threshold), mask[:, column]
         if task.channels is not None:
-            confidence = stand_out(output_of(tensor(f"teacher_logits.{name}")), (12, 14), task.sharpness)
-            task = replace(task, found=Discovered(tensor(f"teacher_pred.{name}"), confidence))
+            confidence = bin_confidence(output_of(tensor(f"teacher_logits.{name}")), (12, 14), task.sharpness)
+            task = replace(task, found=PseudoLabel(tensor(f"teacher_pred.{name}"), confidence))
         pred = inputs[f"student_pred.{name}"] = variable(vectors[f"student_pred.{name}"], dtype)
         feature = inputs[f"student_feat.{name}"] = variable(vectors[f"student_feat.{name}"], dtype)
-        student = Output(pred, feature, torch.ones_like(feature[:, :1]))
-        teacher = Output(
+        student = TaskOutput(pred, feature, torch.ones_like(feature[:, :1]))
+        teacher = TaskOutput(
             tensor(f"teacher_pred.{name}"), tensor(f"teacher_feat.{name}"), tensor(f"teacher_feat_score.{name}")
         )
         parts = {
-            "semi": (Terms(1, 0, 0), 1 / task.beta),
-            "feat_s": (Terms(0, 1, 0), 1.0),
-            "feat": (Terms(0, 0, 1), 1.0),
+            "semi": (DiscoveryLossWeights(1, 0, 0), 1 / task.beta),
+            "feat_s": (DiscoveryLossWeights(0, 1, 0), 1.0),
+            "feat": (DiscoveryLossWeights(0, 0, 1), 1.0),
         }
         for part, (terms, factor) in parts.items():
-            loss = scale * factor * discover_task(task, student, teacher, labeled, valid, 1.0, terms).loss.sum()
+            loss = scale * factor * discovery_loss(task, student, teacher, labeled, valid, 1.0, terms).loss.sum()
             assert_close(loss, vectors[f"stage2.{part}.{name}"], dtype)
-        added = added + scale * discover_task(task, student, teacher, labeled, valid, weight, Terms(1, 1, 1)).loss.sum()
+        added = (
+            added
+            + scale
+            * discovery_loss(task, student, teacher, labeled, valid, weight, DiscoveryLossWeights(1, 1, 1)).loss.sum()
+        )
     supervised = sum(w * vectors[f"stage2.sup.{t}"] for w, t in zip(vectors["task_weights"], names, strict=True))
     assert_close(added, vectors["stage2.total"] - supervised, dtype)
     gradients = torch.autograd.grad(added, list(inputs.values()), allow_unused=True, materialize_grads=True)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htt_lightning.losses import whole_cells
-from htt_lightning.output import stride_of
-from htt_lightning.tasks import Classification, Depth, Discovered, Edges, Normals, Saliency
+from htt_lightning.losses import fully_valid_cells
+from htt_lightning.output import feature_stride
+from htt_lightning.tasks import Depth, Edges, Normals, PixelClassification, PseudoLabel, Saliency
 from tests.tasks.samples import TASKS, output_of, random_logits, random_target
 
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -27,8 +27,8 @@ def rule(task, logits):
         p = 1 / (1 + np.exp(-logits[0]))
         return (p > 0.99).astype(int), 2 * abs(p - 0.5)
     if isinstance(task, Depth | Normals):
-        centres = task.centres(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(logits), -1)
-        field = np.einsum("khw,kc->chw", softmax(logits), centres)
+        bin_centers = task.bin_centers(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(logits), -1)
+        field = np.einsum("khw,kc->chw", softmax(logits), bin_centers)
         field = field / np.linalg.norm(field, axis=0) if isinstance(task, Normals) else field
         return field, softmax(5 * logits).max(0)
     return softmax(logits).argmax(0), softmax(logits).max(0)
@@ -61,7 +61,7 @@ def test_labels_and_losses_are_those_of_the_plain_rule(task):
     teacher, student = (random_logits(task, seed=seed).double() for seed in (1, 2))
     valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
     found = task.discover(output_of(teacher), (6, 7))
-    loss = task.discovered_loss(output_of(student), found, valid)
+    loss = task.pseudo_label_loss(output_of(student), found, valid)
     assert 0.05 < task.kept(found.confidence).float().mean() < 0.98
     for k in range(3):
         label, confidence = rule(task, teacher[k].numpy())
@@ -78,87 +78,99 @@ def test_nothing_is_learned_from_padding_or_from_what_is_not_kept(task):
     valid = torch.zeros(3, 6, 7, dtype=torch.bool)
     valid[1] = valid[2, :3] = True
     nowhere = replace(task, threshold=1.0)
-    assert (nowhere.discovered_loss(output_of(student), found, valid) == 0).all()
-    loss = task.discovered_loss(output_of(student), found, valid)
+    assert (nowhere.pseudo_label_loss(output_of(student), found, valid) == 0).all()
+    loss = task.pseudo_label_loss(output_of(student), found, valid)
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     assert loss[0] == 0
     assert loss.isfinite().all()
     assert (gradient[0] == 0).all()
     assert (gradient[2, :, 3:] == 0).all()
-    spoiled = Discovered(found.label.flip(0), found.confidence.flip(0))
+    spoiled = PseudoLabel(found.label.flip(0), found.confidence.flip(0))
     inside = valid if found.label.ndim == 3 else valid[:, None]
     label = torch.where(inside, found.label, spoiled.label)
     sure = torch.where(valid, found.confidence, spoiled.confidence)
-    again = task.discovered_loss(output_of(student), Discovered(label, sure), valid)
+    again = task.pseudo_label_loss(output_of(student), PseudoLabel(label, sure), valid)
     assert torch.equal(loss, again)
 
 
-def imitated(task, student, belief):
+def imitated(task, student, soft_target):
     """Loss of one cell ``k`` on the belief ``c``."""
     if isinstance(task, Edges):
-        z, p = student[0], belief[0]
+        z, p = student[0], soft_target[0]
         return p * np.log1p(np.exp(-z)) + (1 - p) * np.log1p(np.exp(z))
     if isinstance(task, Depth | Normals):
-        centres = task.centres(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(student), -1)
-        nearest = (centres @ belief).argmax() if isinstance(task, Normals) else abs(centres[:, 0] - belief[0]).argmin()
+        bin_centers = task.bin_centers(torch.zeros((), dtype=torch.float64)).numpy().reshape(len(student), -1)
+        nearest = (
+            (bin_centers @ soft_target).argmax()
+            if isinstance(task, Normals)
+            else abs(bin_centers[:, 0] - soft_target[0]).argmin()
+        )
         field, _ = rule(task, student[:, None, None])
-        return abs(field[:, 0, 0] - belief).sum() - 0.1 * np.log(softmax(student)[nearest])
-    return (belief * np.log(belief / softmax(student))).sum()
+        return abs(field[:, 0, 0] - soft_target).sum() - 0.1 * np.log(softmax(student)[nearest])
+    return (soft_target * np.log(soft_target / softmax(student))).sum()
 
 
 @each_task
 def test_imitation_is_the_plain_rule(task):
     teacher, mirrored, student = (random_logits(task, seed=seed).double() for seed in (1, 2, 3))
-    belief = (task.belief(output_of(teacher)) + task.mirror(task.belief(output_of(mirrored)))) / 2
-    belief = task.settle_belief(belief, torch.ones(3, 6, 7, dtype=torch.bool))
-    loss = task.imitation_loss(output_of(student), belief)
+    soft_target = (task.soft_target(output_of(teacher)) + task.mirror(task.soft_target(output_of(mirrored)))) / 2
+    soft_target = task.finalize_soft_target(soft_target, torch.ones(3, 6, 7, dtype=torch.bool))
+    loss = task.distillation_loss(output_of(student), soft_target)
     assert loss.shape == (3, 6, 7)
     for k, y, x in np.ndindex(3, 6, 7):
-        expected = imitated(task, student[k, :, y, x].numpy(), belief[k, :, y, x].numpy())
+        expected = imitated(task, student[k, :, y, x].numpy(), soft_target[k, :, y, x].numpy())
         assert float(loss[k, y, x]) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_rare_classes_are_raised_by_their_share_of_the_image_without_its_padding(balance):
     task = replace(TASKS[0], balance=balance)
-    belief = task.belief(output_of(random_logits(task).double()))
+    soft_target = task.soft_target(output_of(random_logits(task).double()))
     valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
-    settled = task.settle_belief(belief, valid)
+    settled = task.finalize_soft_target(soft_target, valid)
     for k in range(3):
-        seen = belief[k].numpy()
+        seen = soft_target[k].numpy()
         share = seen[:, valid[k].numpy()].mean(1)
         raised = seen / share[:, None, None] ** balance
         np.testing.assert_allclose(settled[k].numpy(), raised / raised.sum(0), rtol=1e-9)
-    nothing = task.settle_belief(belief, torch.zeros_like(valid))
-    torch.testing.assert_close(nothing, belief)
+    nothing = task.finalize_soft_target(soft_target, torch.zeros_like(valid))
+    torch.testing.assert_close(nothing, soft_target)
 
 
 def test_directions_settle_at_length_one():
-    belief = torch.randn(2, 3, 4, 5)
-    torch.testing.assert_close(Normals().settle_belief(belief, torch.ones(2, 4, 5)).norm(dim=1), torch.ones(2, 4, 5))
+    soft_target = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(
+        Normals().finalize_soft_target(soft_target, torch.ones(2, 4, 5)).norm(dim=1), torch.ones(2, 4, 5)
+    )
 
 
 @each_task
 def test_a_belief_is_what_is_decoded_and_mirrors_as_labels_do(task):
     teacher = output_of(random_logits(task).double())
-    belief, decoded = task.belief(teacher), task.decode(teacher, (6, 7))
-    said = belief.argmax(1) if isinstance(task, Classification) else belief[:, 1] if len(belief[0]) == 2 else belief
+    soft_target, decoded = task.soft_target(teacher), task.decode(teacher, (6, 7))
+    said = (
+        soft_target.argmax(1)
+        if isinstance(task, PixelClassification)
+        else soft_target[:, 1]
+        if len(soft_target[0]) == 2
+        else soft_target
+    )
     torch.testing.assert_close(said.squeeze(1), decoded.squeeze(1))
-    torch.testing.assert_close(task.mirror(task.mirror(belief)), belief)
+    torch.testing.assert_close(task.mirror(task.mirror(soft_target)), soft_target)
     if task.channels is not None:
-        maps = [task.flip(image.movedim(0, -1).numpy()) for image in belief]
-        torch.testing.assert_close(task.mirror(belief).movedim(1, -1), torch.from_numpy(np.stack(maps)))
+        maps = [task.flip(image.movedim(0, -1).numpy()) for image in soft_target]
+        torch.testing.assert_close(task.mirror(soft_target).movedim(1, -1), torch.from_numpy(np.stack(maps)))
 
 
 @each_task
 def test_a_label_agrees_with_itself(task):
     target = random_target(task, missing=0.0)
-    assert task.agrees(target, target).all()
-    assert task.agrees(target, target).shape == (3, 6, 7)
-    if isinstance(task, Classification | Saliency | Edges):
-        assert not task.agrees(target, 1 - target).any()
+    assert task.is_correct(target, target).all()
+    assert task.is_correct(target, target).shape == (3, 6, 7)
+    if isinstance(task, PixelClassification | Saliency | Edges):
+        assert not task.is_correct(target, 1 - target).any()
     else:
-        assert not task.agrees(target, 2 * target if isinstance(task, Depth) else -target).any()
+        assert not task.is_correct(target, 2 * target if isinstance(task, Depth) else -target).any()
 
 
 def test_released_edges_are_the_others():
@@ -173,7 +185,7 @@ def test_a_cell_counts_where_all_its_pixels_do(h, w, stride, data):
     valid = torch.ones(1, h, w, dtype=torch.bool)
     y, x = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
     valid[0, y, x] = False
-    cells = whole_cells(valid, (rows, columns))
+    cells = fully_valid_cells(valid, (rows, columns))
     assert cells.shape == (1, rows, columns)
-    scale = stride_of((rows, columns), (h, w))
+    scale = feature_stride((rows, columns), (h, w))
     assert (~cells).nonzero().tolist() == [[0, y // scale, x // scale]]

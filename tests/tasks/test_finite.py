@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htt_lightning.discovery.loss import Terms, discover_task
-from htt_lightning.losses import feature_distance, masked_mean, whole_cells
-from htt_lightning.output import Output
+from htt_lightning.discovery.loss import DiscoveryLossWeights, discovery_loss
+from htt_lightning.losses import feature_mse, fully_valid_cells, masked_mean
+from htt_lightning.output import TaskOutput
 from tests.tasks.samples import TASKS, lose, output_of, random_logits, random_target
 
 LARGEST = {torch.float32: 1e4, torch.float16: 6e4, torch.bfloat16: 1e30}
@@ -81,7 +81,7 @@ def test_losses_on_discovered_labels(task, dtype, network, teacher, kinds, strid
     logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
     found = task.discover(output_of(logits_of(task, teacher, dtype, stride, seed + 1)), SIZE)
     assert ((found.confidence >= 0) & (found.confidence <= 1)).all()
-    check(task.discovered_loss(output_of(logits), found, valid), [logits], ~valid.any((1, 2)))
+    check(task.pseudo_label_loss(output_of(logits), found, valid), [logits], ~valid.any((1, 2)))
 
 
 @EVERY_TYPE
@@ -93,12 +93,12 @@ def test_losses_on_beliefs(task, dtype, network, teachers, kinds, stride, seed):
     task = replace(task, balance=1.0) if hasattr(task, "balance") else task
     logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
     one, other = (
-        task.belief(output_of(logits_of(task, kind, dtype, stride, seed + k))) for k, kind in enumerate(teachers)
+        task.soft_target(output_of(logits_of(task, kind, dtype, stride, seed + k))) for k, kind in enumerate(teachers)
     )
-    cells = whole_cells(valid_of(kinds, seed), (logits.shape[-2], logits.shape[-1]))
-    belief = task.settle_belief((one + task.mirror(other)) / 2, cells)
-    assert belief.isfinite().all()
-    check(masked_mean(task.imitation_loss(output_of(logits), belief), cells), [logits], ~cells.any((1, 2)))
+    cells = fully_valid_cells(valid_of(kinds, seed), (logits.shape[-2], logits.shape[-1]))
+    soft_target = task.finalize_soft_target((one + task.mirror(other)) / 2, cells)
+    assert soft_target.isfinite().all()
+    check(masked_mean(task.distillation_loss(output_of(logits), soft_target), cells), [logits], ~cells.any((1, 2)))
 
 
 @EVERY_TYPE
@@ -111,8 +111,8 @@ def test_distances_of_features(dtype, kinds, stride, seed, scale, weighted):
     teacher, student = (-far.flip(0)).to(dtype), far.to(dtype).requires_grad_()
     confidence = like[:, :1].sigmoid().to(dtype) if weighted else None
     valid = valid_of(kinds, seed)
-    nothing = ~whole_cells(valid, (like.shape[-2], like.shape[-1])).any((1, 2))
-    check(feature_distance(student, teacher, valid, confidence), [student], nothing)
+    nothing = ~fully_valid_cells(valid, (like.shape[-2], like.shape[-1])).any((1, 2))
+    check(feature_mse(student, teacher, valid, confidence), [student], nothing)
 
 
 @EVERY_TYPE
@@ -126,12 +126,14 @@ def test_what_discovery_adds_to_an_image(task, dtype, kinds, labeled, teacher, s
     def output(network, seed):
         logits = logits_of(task, network, dtype, 4, seed)
         feature = 100 * logits[:, :1].sign().expand(-1, 5, -1, -1)
-        return Output(logits, feature.clone(), logits[:, :1].sigmoid())
+        return TaskOutput(logits, feature.clone(), logits[:, :1].sigmoid())
 
     student, taught, valid = output("usual", seed), output(teacher, seed + 1), valid_of(kinds, seed)
     inputs, given = [student.logits.requires_grad_(), student.feature.requires_grad_()], torch.tensor(labeled)
-    belief = task.belief(taught) if soft else None
-    added = discover_task(task, student, taught, given, valid, 2.0, Terms(1, 0, 1), belief=belief)
+    soft_target = task.soft_target(taught) if soft else None
+    added = discovery_loss(
+        task, student, taught, given, valid, 2.0, DiscoveryLossWeights(1, 0, 1), soft_target=soft_target
+    )
     check(added.loss, inputs, given | ~valid.any((1, 2)))
     assert ((added.coverage >= 0) & (added.coverage <= 1)).all()
     assert added.confidence.isfinite().all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from htt_lightning.tasks import IGNORE, Depth, Edges, Normals, Saliency, Task
+from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, Normals, Saliency, Task
 from tests.tasks.samples import TASKS, enlarge, lose, output_of, random_logits, random_target
 
 SIZES = [(5, 4, 1), (7, 10, 4), (8, 8, 4)]
@@ -54,7 +54,7 @@ def decoded_index(task: Task, x: np.ndarray) -> np.ndarray:
 
 def index_loss(task: Task, x: np.ndarray, label: np.ndarray) -> float:
     """``x``: logits ``k h w`` at the size of the label ``h w``."""
-    valid = [p for p in np.ndindex(label.shape) if label[p] != IGNORE]
+    valid = [p for p in np.ndindex(label.shape) if label[p] != IGNORE_INDEX]
     background = sum(label[p] == 0 for p in valid) / max(len(valid), 1)
     total = 0.0
     for y, u in valid:
@@ -74,7 +74,7 @@ def index_loss(task: Task, x: np.ndarray, label: np.ndarray) -> float:
 def field_loss(task: Depth | Normals, x: np.ndarray, label: np.ndarray, stride: int) -> float:
     """``x``: logits ``k rows columns``."""
     height, width = label.shape[-2:]
-    centres, decoded = centres_of(task), decoded_field(task, x, stride, height, width)
+    bin_centers, decoded = centres_of(task), decoded_field(task, x, stride, height, width)
     logits = enlarge(x, stride, height, width)
     distance, surprise, count = 0.0, 0.0, 0
     for y, u in np.ndindex(height, width):
@@ -83,7 +83,7 @@ def field_loss(task: Depth | Normals, x: np.ndarray, label: np.ndarray, stride: 
             continue
         count += 1
         distance += sum(abs(decoded[c, y, u] - truth[c]) for c in range(len(truth)))
-        far_off = -centres @ truth if isinstance(task, Normals) else abs(centres[:, 0] - truth[0])
+        far_off = -bin_centers @ truth if isinstance(task, Normals) else abs(bin_centers[:, 0] - truth[0])
         surprise -= math.log(softmax(logits[:, y, u])[int(np.argmin(far_off))])
     return (distance + task.bin_weight * surprise) / max(count, 1)
 
@@ -139,11 +139,11 @@ def test_a_loss_has_the_gradient_of_its_value(task):
 
 
 def test_directions_spread_evenly_over_the_visible_half_sphere():
-    centres = Normals().centres(torch.zeros((), dtype=torch.float64))
-    np.testing.assert_allclose(centres.numpy(), half_sphere(Normals()), atol=1e-12)
-    assert (centres[:, 2] > 0).all()
-    torch.testing.assert_close(centres.norm(dim=1), torch.ones(40, dtype=torch.float64))
-    nearest = (centres @ centres.T - 2 * torch.eye(40)).amax(1).acos().rad2deg()
+    bin_centers = Normals().bin_centers(torch.zeros((), dtype=torch.float64))
+    np.testing.assert_allclose(bin_centers.numpy(), half_sphere(Normals()), atol=1e-12)
+    assert (bin_centers[:, 2] > 0).all()
+    torch.testing.assert_close(bin_centers.norm(dim=1), torch.ones(40, dtype=torch.float64))
+    nearest = (bin_centers @ bin_centers.T - 2 * torch.eye(40)).amax(1).acos().rad2deg()
     assert nearest.min() > 0.6 * nearest.max()
 
 

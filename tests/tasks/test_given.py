@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from htt_lightning import PASCALContextDataModule
-from htt_lightning.data import MapFiles
+from htt_lightning.data import LabelFiles
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Edges, HumanParts, InverseDepth, Normals, SemSeg, Task
 from htt_lightning.tasks.given import inheriting
@@ -72,6 +72,6 @@ def test_tasks_of_a_datamodule_keep_the_settings_of_its_dataset():
 
 
 def test_classes_are_needed_where_nobody_has_any():
-    for use in (lambda: SemSeg().num_tokens, lambda: SemSeg().class_names, lambda: MapFiles(SemSeg(), "{id}.png")):
+    for use in (lambda: SemSeg().num_tokens, lambda: SemSeg().class_names, lambda: LabelFiles(SemSeg(), "{id}.png")):
         with pytest.raises(HTTError, match="task semseg has no classes; list their names in its setting classes"):
             use()

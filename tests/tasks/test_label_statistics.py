@@ -5,7 +5,7 @@ import pytest
 
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, HumanParts, Normals, SemSeg
-from htt_lightning.tasks.label_statistics import Tally
+from htt_lightning.tasks.label_statistics import LabelStatistics
 
 SIZE = (24, 32)
 
@@ -16,7 +16,7 @@ def test_tallies_add_up():
     maps[1][:, 3:] = np.nan
     task = Depth()
     whole = task.tally(np.concatenate(maps, 1)).figures()
-    parts = sum((task.tally(one) for one in maps), Tally()).figures()
+    parts = sum((task.tally(one) for one in maps), LabelStatistics()).figures()
     assert parts.pop("labels") == 3
     assert whole.pop("labels") == 1
     assert parts.pop("further")["outside_bins_percent"] == pytest.approx(whole.pop("further")["outside_bins_percent"])
@@ -30,7 +30,7 @@ def test_a_map_that_is_missing_altogether_is_counted_as_empty():
     tally = Depth().tally(np.full(SIZE, np.nan, np.float32))
     assert tally.figures() | {"empty": 1, "range": None, "missing_percent": 100} == tally.figures()
     assert Depth().doubts(tally) == ["Every pixel is missing."]
-    assert Depth().doubts(Tally()) == []
+    assert Depth().doubts(LabelStatistics()) == []
 
 
 @pytest.mark.parametrize(

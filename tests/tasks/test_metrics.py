@@ -12,16 +12,16 @@ EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 @EVERY_TASK
 def test_metrics_are_fresh_and_hold_the_headline(task):
     figures = task.metrics().compute()
-    assert task.headline in figures
+    assert task.primary_metric in figures
     assert task.test_metrics().compute().keys() == figures.keys()
     assert task.metrics() is not task.metrics()
 
 
 @EVERY_TASK
 def test_every_figure_has_a_unit_and_a_direction(task):
-    assert task.figure(task.headline) == (task.unit, task.higher_is_better)
+    assert task.figure(task.primary_metric) == (task.unit, task.higher_is_better)
     figures = {name: task.figure(name) for name in task.metrics().compute()}
-    assert set(task.other_figures) <= set(figures)
+    assert set(task.metric_specs) <= set(figures)
     for unit, higher_is_better in figures.values():
         assert unit in ("%", "m", "deg", "")
         assert higher_is_better == (unit == "%")

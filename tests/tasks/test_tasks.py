@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htt_lightning.losses import labeled_sum
-from htt_lightning.tasks import IGNORE, Classification, Depth, Edges, Normals, SemSeg
-from htt_lightning.tasks.colormap import GREY
+from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, Normals, PixelClassification, SemSeg
+from htt_lightning.tasks.colormap import GRAY
 from tests.tasks.samples import TASKS, is_missing, lose, output_of, random_logits, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
@@ -28,15 +28,15 @@ def truth_as_prediction(task, target):
     """What a perfect network would decode to; anything valid where the truth is missing."""
     if task.channels is not None:
         return target.nan_to_num(1.0)
-    index = target.masked_fill(target == IGNORE, 0)
-    return index if isinstance(task, Classification) else index.float()
+    index = target.masked_fill(target == IGNORE_INDEX, 0)
+    return index if isinstance(task, PixelClassification) else index.float()
 
 
-def headline(task, pairs):
+def primary_metric(task, pairs):
     metric = task.metrics()
     for pred, target in pairs:
         metric.update(pred, target)
-    return metric.compute()[task.headline].item()
+    return metric.compute()[task.primary_metric].item()
 
 
 # Losses
@@ -134,12 +134,12 @@ def test_cells_that_no_valid_pixel_uses_have_no_gradient(task):
 def test_the_loss_is_near_zero_at_a_truth_that_is_told_with_confidence(task):
     target = random_target(task)
     if task.channels is None:
-        index, seen = target, target != IGNORE
+        index, seen = target, target != IGNORE_INDEX
     else:
         index = random_target(SemSeg(classes=("",) * task.num_tokens), seed=5)
-        seen = index != IGNORE
-        centres = task.centres(torch.zeros(())).view(task.num_tokens, -1)
-        target = centres[index.masked_fill(~seen, 0)].movedim(-1, 1).masked_fill(~seen[:, None], torch.nan)
+        seen = index != IGNORE_INDEX
+        bin_centers = task.bin_centers(torch.zeros(())).view(task.num_tokens, -1)
+        target = bin_centers[index.masked_fill(~seen, 0)].movedim(-1, 1).masked_fill(~seen[:, None], torch.nan)
     truth = index.masked_fill(~seen, 0)
     if isinstance(task, Edges):
         logits = 60.0 * (2 * truth[:, None] - 1)
@@ -192,7 +192,7 @@ def test_decoded_maps_have_the_size_type_and_range_of_what_they_show(task, heigh
     logits = random_logits(task, h=height, w=width, stride=stride).to(dtype)
     decoded = task.decode(output_of(logits), (height, width))
     assert decoded.shape == ((3, height, width) if task.channels is None else (3, task.channels, height, width))
-    if isinstance(task, Classification):
+    if isinstance(task, PixelClassification):
         assert decoded.dtype == torch.int64
         assert set(decoded.unique().tolist()) <= set(range(task.num_tokens))
         return
@@ -220,7 +220,7 @@ def test_decoding_the_most_likely_token_returns_it(task):
     logits = 1e3 * torch.eye(task.num_tokens)[:, :, None, None] - 500
     decoded = task.decode(output_of(logits), (1, 1))[..., 0, 0]
     if task.channels is not None:
-        torch.testing.assert_close(decoded, task.centres(torch.zeros(())).view(task.num_tokens, -1))
+        torch.testing.assert_close(decoded, task.bin_centers(torch.zeros(())).view(task.num_tokens, -1))
     else:
         assert decoded.tolist() == ([1.0] if isinstance(task, Edges) else list(range(task.num_tokens)))
 
@@ -231,10 +231,10 @@ def test_decoding_the_most_likely_token_returns_it(task):
 @EVERY_TASK
 def test_the_truth_has_the_best_headline_and_a_network_that_knows_nothing_has_not(task):
     target = random_target(task, h=20, w=20)
-    best = headline(task, [(truth_as_prediction(task, target), target)])
+    best = primary_metric(task, [(truth_as_prediction(task, target), target)])
     assert best == pytest.approx(100 if task.higher_is_better else 0, abs=1e-5)
     guess = task.decode(output_of(random_logits(task, h=20, w=20)), (20, 20))
-    assert task.gain(headline(task, [(guess, target)]), best or 1e-9) < -5
+    assert task.gain(primary_metric(task, [(guess, target)]), best or 1e-9) < -5
 
 
 @EVERY_TASK
@@ -242,9 +242,9 @@ def test_missing_pixels_do_not_enter_the_headline(task):
     target, logits = random_target(task), random_logits(task)
     gone = is_missing(task, target)
     other = torch.where(gone[:, None], random_logits(task, seed=1), logits)
-    figures = [headline(task, [(task.decode(output_of(x), (6, 7)), target)]) for x in (logits, other)]
+    figures = [primary_metric(task, [(task.decode(output_of(x), (6, 7)), target)]) for x in (logits, other)]
     assert figures[0] == figures[1]
-    assert math.isnan(headline(task, [(task.decode(output_of(logits), (6, 7)), lose(task, target))]))
+    assert math.isnan(primary_metric(task, [(task.decode(output_of(logits), (6, 7)), lose(task, target))]))
 
 
 def constant_map(task, value, target):
@@ -253,11 +253,11 @@ def constant_map(task, value, target):
 
 
 def other_constants(task):
-    if isinstance(task, Classification):
+    if isinstance(task, PixelClassification):
         return torch.arange(task.num_tokens)
     if isinstance(task, Depth):
         return torch.linspace(task.near, task.far, 50)[:, None]
-    return task.centres(torch.zeros(())) if isinstance(task, Normals) else torch.linspace(0, 1, 21)
+    return task.bin_centers(torch.zeros(())) if isinstance(task, Normals) else torch.linspace(0, 1, 21)
 
 
 @EVERY_TASK
@@ -265,14 +265,14 @@ def other_constants(task):
 def test_no_other_constant_has_a_better_headline(task, seed):
     targets = random_target(task, b=4, h=12, w=12, seed=seed)
     if isinstance(task, Normals):  # around one direction: where there is none, no constant is better than others
-        lean = task.centres(torch.zeros(()))[5 * seed].view(1, 3, 1, 1)
+        lean = task.bin_centers(torch.zeros(()))[5 * seed].view(1, 3, 1, 1)
         targets = torch.nn.functional.normalize(targets + 2 * lean, dim=1)
     constant = task.constant(iter(targets))
     assert constant.shape == (() if task.channels is None else (task.channels,))
-    own = headline(task, [(constant_map(task, constant, targets), targets)])
+    own = primary_metric(task, [(constant_map(task, constant, targets), targets)])
     slack = 0.02 if isinstance(task, Normals) else 1e-5  # it knows vectors to 1/32 only
     for other in other_constants(task):
-        figure = headline(task, [(constant_map(task, other, targets), targets)])
+        figure = primary_metric(task, [(constant_map(task, other, targets), targets)])
         assert own >= figure - slack if task.higher_is_better else own <= figure + slack
 
 
@@ -293,7 +293,7 @@ def test_pictures_of_targets_are_grey_exactly_where_the_label_is_missing(task):
     picture = task.colour(target)
     assert picture.dtype == torch.uint8
     assert picture.shape == (3, 3, 16, 16)
-    assert torch.equal((picture == GREY).all(1), is_missing(task, target))
+    assert torch.equal((picture == GRAY).all(1), is_missing(task, target))
 
 
 @EVERY_TASK
@@ -302,7 +302,7 @@ def test_pictures_of_predictions_have_no_grey_and_show_differences(task):
     picture = task.colour(decoded)
     assert picture.dtype == torch.uint8
     assert picture.shape == (3, 3, 16, 16)
-    assert not (picture == GREY).all(1).any()
+    assert not (picture == GRAY).all(1).any()
     assert len(picture.movedim(1, -1).reshape(-1, 3).unique(dim=0)) >= min(task.num_tokens, 3)
 
 

@@ -45,8 +45,8 @@ def test_settings_of_tasks_are_settings():
     [
         ("one-label", None, "one-label"),
         ("one-label", MASK, "one-label"),
-        ("runs/version_0/labels.json", MASK, "one-label"),
-        ("runs/version_0/labels.json", MASK | {"seed": 0}, "one-label of seed 0"),
+        ("runs/version_0/label_mask.json", MASK, "one-label"),
+        ("runs/version_0/label_mask.json", MASK | {"seed": 0}, "one-label of seed 0"),
         ("onelabel.pth", MASK | {"seed": None, "origin": "published"}, "one-label (published)"),
         ("masks/mine.json", MASK | {"seed": None, "protocol": "file"}, "mine.json"),
         ("mine.json", None, "mine.json"),
@@ -58,19 +58,19 @@ def test_masks_are_called_by_how_they_were_drawn(given, drawn, name):
 
 def test_a_resumed_run_has_the_settings_of_one_in_one_go(tmp_path):
     whole = fitted_run(tmp_path / "a", {"semseg/miou": 1.0}, seed=3)
-    resumed = fitted_run(tmp_path / "b", {"semseg/miou": 1.0}, seed=3, labels="a/labels.json")
-    (resumed / "labels.json").write_text(json.dumps(MASK))
-    runs = [read_run(folder / "results.json", "val") for folder in (whole, resumed)]
+    resumed = fitted_run(tmp_path / "b", {"semseg/miou": 1.0}, seed=3, labels="a/label_mask.json")
+    (resumed / "label_mask.json").write_text(json.dumps(MASK))
+    runs = [read_run(folder / "val_metrics.json", "val") for folder in (whole, resumed)]
     assert runs[0].settings == runs[1].settings
     assert runs[0].seed == runs[1].seed == "3"
 
 
 def test_a_test_without_a_note_of_the_training_is_told_apart_by_its_checkpoint(tmp_path):
     folder = scored_run(tmp_path / "a", {"semseg/miou": 1.0}, None)
-    (folder / "training.yaml").unlink()
+    (folder / "train_config.yaml").unlink()
     config = config_of() | {"ckpt_path": "old.ckpt"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert read_run(folder / "test_results.json", "test").settings["checkpoint"] == "old.ckpt"
+    assert read_run(folder / "test_metrics.json", "test").settings["checkpoint"] == "old.ckpt"
 
 
 def checkpoint(path, **noted):
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_weights_alone_is_described_by_what_lies_beside_it(tmp_p
     path = checkpoint(tmp_path / "run" / "checkpoints" / "stage_1.ckpt")
     assert training_of(path)["config"] is None
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config_of(seed=6)))
-    (tmp_path / "run" / "labels.json").write_text(json.dumps(MASK))
+    (tmp_path / "run" / "label_mask.json").write_text(json.dumps(MASK))
     found = training_of(path)
     assert found["config"]["seed_everything"] == 6
     assert found["labels"] == {"protocol": "one-label", "seed": 3, "origin": None}
@@ -101,7 +101,7 @@ def test_results_are_found_below_a_folder(tmp_path):
     fitted_run(tmp_path / "x" / "a", {})
     scored_run(tmp_path / "y", {}, None)
     found = list(found_results(tmp_path))
-    assert found == [(tmp_path / "x/a/results.json", "val"), (tmp_path / "y/test_results.json", "test")]
+    assert found == [(tmp_path / "x/a/val_metrics.json", "val"), (tmp_path / "y/test_metrics.json", "test")]
     with pytest.raises(HTTError, match="no folder"):
         list(found_results(tmp_path / "z"))
 

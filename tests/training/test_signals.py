@@ -5,7 +5,7 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from htt_lightning.training.signals import status_of
+from htt_lightning.training.signals import exit_status
 from htt_lightning.training.trainer import HTTTrainer
 
 
@@ -46,6 +46,6 @@ def test_what_ends_an_evaluation_does_not_end_the_training_after_it(trainer):
 
 
 def test_the_status_of_a_program_is_that_of_shells():
-    assert status_of(SIGTERMException()) == 143
-    assert status_of(KeyboardInterrupt()) == 130
-    assert status_of(ValueError()) is None
+    assert exit_status(SIGTERMException()) == 143
+    assert exit_status(KeyboardInterrupt()) == 130
+    assert exit_status(ValueError()) is None

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import LabelDiscovery
-from htt_lightning.data.pseudo_labels import CompletedDataset
+from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import HTTError
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks import IGNORE, Depth
+from htt_lightning.tasks import IGNORE_INDEX, Depth
 from htt_lightning.training.trainer import HTTTrainer
 from tests.conftest import ROOT
 from tests.flow import HeightDataModule
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory):
 def discover(out, checkpoint, data=None, **options):
     data = data or tiny_data(**FEW)
     HTTTrainer(**QUIET).discover(tiny_module(data), data, checkpoint, str(out), **options)
-    return CompletedDataset(out)
+    return PseudoLabelStore(out)
 
 
 def contents(folder):
@@ -61,7 +61,7 @@ def test_every_missing_map_is_written_and_no_given_one(tmp_path, checkpoint):
     data = tiny_data(**FEW)
     completed = discover(tmp_path / "out", checkpoint, data)
     manifest = completed.manifest()
-    labels = data.labels_of("train", data.source("train"))
+    labels = data.labels_per_image("train", data.source("train"))
     assert manifest["images"].keys() == labels.keys()
     assert manifest["checkpoint"]["name"] == "run.ckpt"
     assert manifest["checkpoint"]["thresholds"]["edges"] == 0.99
@@ -81,7 +81,7 @@ def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
     data = tiny_data(**FEW)
     completed = discover(tmp_path / "out", checkpoint, data)
     module = HTTModule.load_from_checkpoint(checkpoint).eval()
-    images = data.unaugmented()
+    images = data.train_images_for_eval()
     sample, lacking = images[0], images.lacking(0)
     with torch.no_grad():
         outputs = module(sample["image"][None])
@@ -97,7 +97,7 @@ def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
 
 def test_an_interrupted_command_goes_on_and_a_finished_one_has_nothing_to_do(tmp_path, checkpoint, monkeypatch):
     whole = discover(tmp_path / "whole", checkpoint)
-    write, written = CompletedDataset.write, []
+    write, written = PseudoLabelStore.write, []
 
     def failing(self, name, maps):
         if len(written) == 5:
@@ -106,14 +106,14 @@ def test_an_interrupted_command_goes_on_and_a_finished_one_has_nothing_to_do(tmp
         write(self, name, maps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CompletedDataset, "write", failing)
+        patch.setattr(PseudoLabelStore, "write", failing)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # as Lightning pleases
             discover(tmp_path / "out", checkpoint)
     assert len(contents(tmp_path / "out")) == 5
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "maps").iterdir()}
     assert_same_labels(discover(tmp_path / "out", checkpoint).folder, whole.folder)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    monkeypatch.setattr(CompletedDataset, "write", None)
+    monkeypatch.setattr(PseudoLabelStore, "write", None)
     discover(tmp_path / "out", checkpoint)
 
 
@@ -160,10 +160,10 @@ def test_training_on_a_completed_dataset_needs_no_teacher_and_no_hidden_label(tm
 def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
     """The networks' own maps are put where given labels are: after augmentation the two still agree."""
     data = tiny_data(**(FEW | {"labels": "full"}))
-    completed = CompletedDataset(tmp_path / "truth")
+    completed = PseudoLabelStore(tmp_path / "truth")
     source = data.source("train")
     hidden = tiny_data(**FEW)
-    labels = hidden.labels_of("train", hidden.source("train"))
+    labels = hidden.labels_per_image("train", hidden.source("train"))
     for k, name in enumerate(source.ids):
         lacking = [task for task in data.tasks if task.name not in labels[name]]
         certain = np.ones((32, 48), np.float32)
@@ -187,7 +187,7 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
                 assert (confidence == 0).all()
                 continue
             assert torch.equal(confidence, sample["valid"].float())
-            missing = truth[task.name] == IGNORE if task.channels is None else truth[task.name].isnan()
+            missing = truth[task.name] == IGNORE_INDEX if task.channels is None else truth[task.name].isnan()
             expected = torch.where(missing, label, truth[task.name])
             atol = 0 if task.channels is None else 0.02
             torch.testing.assert_close(label, expected, rtol=2e-3, atol=atol)
@@ -221,7 +221,7 @@ def test_a_damaged_archive_is_named(tmp_path, checkpoint):
 
 def test_an_id_cannot_lead_out_of_the_folder(tmp_path):
     with pytest.raises(HTTError, match="leads out"):
-        CompletedDataset(tmp_path / "out").path("../../elsewhere")
+        PseudoLabelStore(tmp_path / "out").path("../../elsewhere")
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(tmp_path, checkpoint, monkeypatch):

@@ -12,14 +12,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from htt_lightning.callbacks.drawing import hatched, stack, titled, to_picture
+from htt_lightning.callbacks.drawing import placeholder, stack, to_picture, with_title
 from htt_lightning.commands.check.inspection import inspect, open_splits
 from htt_lightning.commands.check.readings import Readings
 from htt_lightning.data.batch import to_target
-from htt_lightning.data.datamodule import MASK_FILE, PartialLabelDataModule, Split
+from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule, Split
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resized
-from htt_lightning.io.files import atomic_path, refuse_existing
+from htt_lightning.io.files import atomic_path, check_output_dir
 
 
 def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool = False, images: int = 6) -> None:
@@ -28,7 +28,7 @@ def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool 
         raise HTTError(f"--images must be at least 0, not {images}.")
     folder = Path(out) if out else None
     if folder:
-        refuse_existing(folder, overwrite)
+        check_output_dir(folder, overwrite)
     opened = open_splits(data)
     report = inspect(data, opened)
     console = Console()
@@ -52,8 +52,8 @@ def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool 
                 Image.fromarray(picture).save(partial, format="PNG")
             console.out(folder / "contact_sheet.png", highlight=False)
         if data.mask:
-            data.mask.save(folder / MASK_FILE)
-            console.out(folder / MASK_FILE, highlight=False)
+            data.mask.save(folder / LABEL_MASK)
+            console.out(folder / LABEL_MASK, highlight=False)
         with atomic_path(folder / "check.json") as partial:
             partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.out(folder / "check.json", highlight=False)
@@ -138,16 +138,16 @@ def draw_row(readings: Readings, position: int) -> np.ndarray:
     pixels = np.zeros((64, 96, 3), np.uint8) if image is None else image
     pixels = resized(pixels, split.size, smooth=True) if split.size else pixels
     picture = to_picture(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])[0]
-    cells = [titled(hatched(picture, "broken") if image is None else picture, f"{readings.name} image {name}")]
+    cells = [with_title(placeholder(picture, "broken") if image is None else picture, f"{readings.name} image {name}")]
     for task in split.tasks:
         given = task.name in readings.labels[name]
         label = readings.label(position, task, image, []) if given else None
         if label is None or image is None:
-            cell = hatched(picture, "no label" if not given else "broken" if label is None else "image broken")
+            cell = placeholder(picture, "no label" if not given else "broken" if label is None else "image broken")
         else:
             array = resized(label[0], split.size, smooth=False) if split.size else label[0]
             cell = to_picture(task.colour(to_target(array, task)[None]))[0]
-        cells.append(titled(cell, task.name))
+        cells.append(with_title(cell, task.name))
     return np.concatenate(cells, 1)
 
 

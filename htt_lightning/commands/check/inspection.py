@@ -15,7 +15,7 @@ from htt_lightning.data.masks.label_mask import unable_message
 from htt_lightning.errors import HTTError, collected, several, tolerated
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.label_statistics import Tally
+from htt_lightning.tasks.label_statistics import LabelStatistics
 
 
 class Opened(NamedTuple):
@@ -54,7 +54,7 @@ def open_splits(data: PartialLabelDataModule) -> Opened:
 
 def inspect_split(data: PartialLabelDataModule, readings: Readings) -> Inspection:
     """Read a split, as many images at a time as ``data.num_workers`` says, and show progress."""
-    found = Inspection(tallies={task.name: Tally() for task in data.tasks})
+    found = Inspection(tallies={task.name: LabelStatistics() for task in data.tasks})
     loader = DataLoader(
         readings, batch_size=8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=begin_worker
     )
@@ -145,7 +145,7 @@ def inspect(data: PartialLabelDataModule, opened: Opened | None = None) -> dict[
         wanted |= {(name, what): count for what, count in [("split", one.images), ("image", one.images), *kept.items()]}
     if "train" in whole:
         source = splits["train"].split.source
-        mask = data.draw_labels(source)
+        mask = data.label_mask(source)
         unable = data.unable(mask, source)
         report["mask"] = {"summary": data.label_summary, **mask_figures(mask, source), "unable": unable}
         warnings += [f"train: {doubt}" for doubt in mask_doubts(report["mask"])]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from htt_lightning.data.dataset import Source
+from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.masks.label_mask import LabelMask, is_protocol
 from htt_lightning.data.masks.published import named
 from htt_lightning.errors import HTTError
@@ -83,7 +83,7 @@ def expected_patterns(tasks: Sequence[str], available: NDArray[np.bool_]) -> dic
     return {pattern: (float(mean), math.sqrt(variance)) for pattern, (mean, variance) in moments.items()}
 
 
-def mask_figures(mask: LabelMask, source: Source) -> dict[str, Any]:
+def mask_figures(mask: LabelMask, source: DenseDataset) -> dict[str, Any]:
     """Numbers of images by task, by how many labels they keep, and by which, and between which bounds they should lie.
 
     A published mask should have exactly the published numbers. Bounds are left out where the protocol is not known,
@@ -136,7 +136,7 @@ def exactly(counts: Mapping[K, int]) -> dict[K, tuple[float, float]]:
     return {key: (float(count), 0.0) for key, count in counts.items()}
 
 
-def _available(mask: LabelMask, source: Source) -> NDArray[np.bool_] | None:
+def _available(mask: LabelMask, source: DenseDataset) -> NDArray[np.bool_] | None:
     try:
         return np.stack([source.available(task) for task in mask.tasks], 1)
     except HTTError:  # of a task that the run leaves out: a mask from a file does not need to know

@@ -13,11 +13,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from htt_lightning.data.datamodule import Split
-from htt_lightning.data.dataset import PartialLabels
+from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.observed import observed
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.label_statistics import Spread, Tally
+from htt_lightning.tasks.label_statistics import LabelStatistics, RunningRange
 
 T = TypeVar("T")
 
@@ -66,9 +66,9 @@ class Inspection:
 
     images: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    colours: Spread = field(default_factory=Spread)
+    colours: RunningRange = field(default_factory=RunningRange)
     labels: Counter[int] = field(default_factory=Counter)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, LabelStatistics] = field(default_factory=dict)
     odd: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     trees: dict[str, None] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Inspection:
         self.colours += other.colours
         self.labels += other.labels
         for task, tally in other.tallies.items():
-            self.tallies[task] = self.tallies.get(task, Tally()) + tally
+            self.tallies[task] = self.tallies.get(task, LabelStatistics()) + tally
         for key, names in other.odd.items():
             self.odd[key] = [*self.odd.get(key, []), *names][:NAMED]
         self.faults += other.faults
@@ -106,7 +106,7 @@ class Readings(Dataset[Inspection]):
         split: The split as training or evaluation reads it.
     """
 
-    def __init__(self, name: Split, split: PartialLabels) -> None:
+    def __init__(self, name: Split, split: PartialLabelDataset) -> None:
         self.name, self.split = name, split
         self.labels = {image: kept for image, (_, kept) in zip(split.ids, split.items, strict=True)}
 
@@ -119,11 +119,11 @@ class Readings(Dataset[Inspection]):
         image = self.image(position, found.faults)
         if image is not None:
             found.sizes[image.shape[0], image.shape[1]] += 1
-            found.colours = Spread.of(image)
+            found.colours = RunningRange.of(image)
         for task in split.tasks:
             if task.name in self.labels[image_id]:
                 tallied = self.label(position, task, image, found.faults)
-                tally = found.tallies[task.name] = tallied[1] if tallied else Tally()
+                tally = found.tallies[task.name] = tallied[1] if tallied else LabelStatistics()
                 for kind, holds in {"empty": tally.empty, "stretched": tally.stretched}.items():
                     if holds:
                         found.odd[task.name, kind] = [image_id]
@@ -146,10 +146,10 @@ class Readings(Dataset[Inspection]):
 
     def label(
         self, position: int, task: Task, image: np.ndarray | None, faults: list[Fault]
-    ) -> tuple[np.ndarray, Tally] | None:
+    ) -> tuple[np.ndarray, LabelStatistics] | None:
         """A map and what it holds, or a fault more: also where it does not fit its image, unless both are resized."""
 
-        def read() -> tuple[np.ndarray, Tally]:
+        def read() -> tuple[np.ndarray, LabelStatistics]:
             with observed() as seen:
                 array = self.split.source.label(self._place(position), task.name)
             lengths = seen.lengths[-1] if seen.lengths and seen.lengths[-1].shape == array.shape[:2] else None

@@ -10,7 +10,7 @@ from htt_lightning.commands.report.comparison import compare, measure
 from htt_lightning.commands.report.figure import draw
 from htt_lightning.commands.report.layout import markdown, numbers, table
 from htt_lightning.errors import HTTError, several
-from htt_lightning.io.files import RESULTS, atomic_path, refuse_existing
+from htt_lightning.io.files import RESULTS, atomic_path, check_output_dir
 from htt_lightning.training.results import Run, Split, found_results, read_run
 
 TABLE, NUMBERS, FIGURE = "comparison.md", "comparison.csv", "comparison.png"
@@ -43,7 +43,7 @@ def report(
             Some results are damaged or cannot be compared, or the picture cannot be drawn: then all else is written.
     """
     place = Path(out)
-    refuse_existing(place, overwrite)
+    check_output_dir(place, overwrite)
     runs, faults = read_runs(folders)
     if not runs:
         raise several(faults, shown=None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.io.files import RESULTS
-from htt_lightning.tasks.metric_spec import Figure, delta_m
+from htt_lightning.tasks.metric_spec import MetricSpec, delta_m
 from htt_lightning.training.results import ALONE, STEPS, Run, Split
 
 DELTA_M = "delta_m"
@@ -75,16 +75,18 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def kinds(self) -> dict[str, Figure]:
+    def kinds(self) -> dict[str, MetricSpec]:
         """Unit and direction of every figure by ``<task>/<figure>``; Delta_m comes last."""
         kinds = {key: value.kind for row in self.rows for run in row.runs for key, value in run.values.items()}
         kinds.pop(DELTA_M, None)
-        return kinds | ({DELTA_M: Figure()} if any(row.values(DELTA_M) for row in self.rows) else {})
+        return kinds | ({DELTA_M: MetricSpec()} if any(row.values(DELTA_M) for row in self.rows) else {})
 
     @property
-    def headlines(self) -> dict[str, Figure]:
+    def headlines(self) -> dict[str, MetricSpec]:
         """Those that papers report."""
-        keys = {key for row in self.rows for run in row.runs for key, value in run.values.items() if value.headline}
+        keys = {
+            key for row in self.rows for run in row.runs for key, value in run.values.items() if value.primary_metric
+        }
         return {key: kind for key, kind in self.kinds.items() if key in keys or key == DELTA_M}
 
     @cached_property

@@ -86,10 +86,10 @@ class CityscapesDataModule(PartialLabelDataModule):
         self.root, self.classes = root, classes
         super().__init__(**kwargs)
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """In the order of the published mask's columns, with the released bins and thresholds (method.md 4)."""
         return [SemSeg(classes=CLASSES[self.classes], threshold=0.95), InverseDepth(threshold=0.95)]
 
     def source(self, split: Split) -> Cityscapes:
         """A split of the tree."""
-        return Cityscapes(self.root, split, self.classes, one_size=self.needs_one_size(split))
+        return Cityscapes(self.root, split, self.classes, one_size=self.requires_uniform_size(split))

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.dataset import Source, check_each, refuse_other_size
-from htt_lightning.data.datasets.label_files import MapFiles, is_npy, read_npy
+from htt_lightning.data.dataset import DenseDataset, check_each, refuse_other_size
+from htt_lightning.data.datasets.label_files import LabelFiles, is_npy, read_npy
 from htt_lightning.data.datasets.npy_tree import TOLERANCE, floats
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import HTTError, raise_or_collect, several, sound, tolerated
-from htt_lightning.io.files import leads_out
-from htt_lightning.io.images import Form, read_rgb, size_of
+from htt_lightning.io.files import is_outside
+from htt_lightning.io.images import ImageFormat, read_rgb, size_of
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     where: str
 
 
-class Folder(Source):
+class Folder(DenseDataset):
     """One split of images and labels in a folder. Files are listed once, and read when they are asked for.
 
     Training images without any label are left out. An image's id is what the wildcards of the pattern stand for, from
@@ -58,7 +58,7 @@ class Folder(Source):
         root: str | Path,
         split: Split,
         images: str,
-        maps: Sequence[MapFiles],
+        maps: Sequence[LabelFiles],
         one_size: bool = True,
     ) -> None:
         self.root, self.one_size = Path(root).expanduser(), one_size
@@ -159,7 +159,7 @@ class Folder(Source):
     def _inside(self, cell: str, where: str) -> Path:
         """A file that a table names, which must not lead out of the root."""
         path = self.root / _relative(cell, where)
-        if leads_out(path, self.root):
+        if is_outside(path, self.root):
             raise HTTError(f"{where}: {cell!r} leads out of {self.root}")
         return path
 
@@ -175,7 +175,7 @@ class Folder(Source):
         """
         path = self._entries[index].image
         if not is_npy(path):
-            return read_rgb(path, Form.ANY)
+            return read_rgb(path, ImageFormat.ANY)
         stored = read_npy(path)
         if stored.shape[2:] != (3,) or not (stored.dtype == np.uint8 or stored.dtype.kind == "f"):
             raise HTTError(f"{path} is {stored.dtype} {stored.shape}; an image must be uint8 or float, h w 3")
@@ -194,7 +194,7 @@ class Folder(Source):
         """Height and width of an image; its pixels are not read."""
         path = self._entries[index].image
         if not is_npy(path):
-            return size_of(path, Form.ANY)
+            return size_of(path, ImageFormat.ANY)
         height, width = read_npy(path).shape[:2]
         return height, width
 
@@ -202,7 +202,7 @@ class Folder(Source):
         """One task's map, with missing pixels marked as ``tasks.base.Task`` describes it.
 
         Raises:
-            HTTError: The image has no such label, or its file is broken (see ``MapFiles``) or has another size than
+            HTTError: The image has no such label, or its file is broken (see ``LabelFiles``) or has another size than
                 the image.
         """
         entry = self._entries[index]
@@ -293,7 +293,7 @@ class FolderDataModule(PartialLabelDataModule):
         root: str,
         train: str,
         val: str,
-        maps: list[MapFiles],
+        maps: list[LabelFiles],
         labels: str = "full",
         **kwargs: Any,
     ) -> None:
@@ -307,7 +307,7 @@ class FolderDataModule(PartialLabelDataModule):
         self._listed: dict[Split, Folder] = {}
         super().__init__(labels=labels, **kwargs)
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """In the order of ``maps``."""
         return [files.task for files in self.maps]
 
@@ -315,7 +315,7 @@ class FolderDataModule(PartialLabelDataModule):
         """A split, whose files are listed once: a run sees the same ones from beginning to end."""
         if split in self._listed:
             return self._listed[split]
-        source = Folder(self.root, split, self.images[split], self.maps, self.needs_one_size(split))
+        source = Folder(self.root, split, self.images[split], self.maps, self.requires_uniform_size(split))
         if sound():
             self._listed[split] = source
         return source

@@ -9,14 +9,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from htt_lightning.data.dataset import Source, check_each, dataset_folder, refuse_other_size
-from htt_lightning.data.masks.label_mask import natural_order
+from htt_lightning.data.dataset import DenseDataset, check_each, dataset_folder, refuse_other_size
+from htt_lightning.data.masks.label_mask import natural_sort
 from htt_lightning.errors import HTTError, raise_or_collect, several
 from htt_lightning.io.arrays import resized
 from htt_lightning.io.images import read_rgb, size_of
 
 
-class ListedSource(Source):
+class IdListDataset(DenseDataset):
     """One split of such a dataset; a subclass says which files there are and reads them.
 
     Files are read when they are asked for.
@@ -45,7 +45,7 @@ class ListedSource(Source):
     def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
         self.folder = dataset_folder(self.title, root, self.home, split, self.tree)
         self.split, self.one_size, self.published = split, one_size, self.counts[split]
-        self.ids = list(natural_order(self._listed(self.folder / self.listing.format(split=split))))
+        self.ids = list(natural_sort(self._listed(self.folder / self.listing.format(split=split))))
         self._sized: tuple[str, tuple[int, int]] | None = None  # the image asked for last
 
     def _listed(self, path: Path) -> list[str]:

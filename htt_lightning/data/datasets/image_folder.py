@@ -17,8 +17,8 @@ from torch import Tensor
 
 from htt_lightning.data.batch import Batch, planes
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.dataset import Source
-from htt_lightning.data.input_size import Size, SizePolicy, View
+from htt_lightning.data.dataset import DenseDataset
+from htt_lightning.data.input_size import ImageView, InputResizer, Size
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import HTTError
 from htt_lightning.io.files import read_checkpoint
@@ -64,15 +64,15 @@ class ImageFolder(PartialLabelDataModule):
         stored = read_checkpoint(checkpoint, "--ckpt_path")
         self._stored_tasks = [Task.from_config(task) for task in stored["hyper_parameters"]["tasks"]]
         super().__init__(labels="full", batch_size=batch_size, augment=None, num_workers=num_workers)
-        self.root, self.policy = root, SizePolicy.of(stored.get("input"), size, tile)
+        self.root, self.policy = root, InputResizer.of(stored.get("input"), size, tile)
         self.failed: list[HTTError] = []
         self.images: dict[str, Path] = {}
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """Those of the checkpoint."""
         return self._stored_tasks
 
-    def source(self, split: Split) -> Source:
+    def source(self, split: Split) -> DenseDataset:
         """There are no labels.
 
         Raises:
@@ -104,7 +104,7 @@ class ImageFolder(PartialLabelDataModule):
         """There are no labels to look for."""
         return batch
 
-    def read(self, path: Path) -> tuple[Tensor, View] | HTTError:
+    def read(self, path: Path) -> tuple[Tensor, ImageView] | HTTError:
         """What the network sees of an image, float32 ``3 h w``, and where the image lies in it; or what is wrong.
 
         Args:
@@ -120,7 +120,7 @@ class ImageFolder(PartialLabelDataModule):
         """Images in order, with ``view`` and ``tile`` for ``HTTModule.predict_step``."""
         names: list[str] = []
         images: list[Tensor] = []
-        last: View | None = None
+        last: ImageView | None = None
         for name, found in self._read_ahead():
             if isinstance(found, HTTError):
                 logger.warning("%s; going on without it.", found)
@@ -136,14 +136,14 @@ class ImageFolder(PartialLabelDataModule):
         if images:
             yield self._batch(names, images, last)
 
-    def _batch(self, names: list[str], images: list[Tensor], view: View | None) -> Batch:
+    def _batch(self, names: list[str], images: list[Tensor], view: ImageView | None) -> Batch:
         return {"id": names, "image": torch.stack(images), "view": view, "tile": self.policy.tile}
 
-    def _read_ahead(self) -> Iterator[tuple[str, tuple[Tensor, View] | HTTError]]:
+    def _read_ahead(self) -> Iterator[tuple[str, tuple[Tensor, ImageView] | HTTError]]:
         """Images as they are read by threads, at most two batches ahead."""
         share = islice(self.images.items(), self._rank, None, self._world)
         pool = ThreadPoolExecutor(max(self.num_workers, 1), thread_name_prefix="read")
-        waiting: deque[tuple[str, Future[tuple[Tensor, View] | HTTError]]] = deque()
+        waiting: deque[tuple[str, Future[tuple[Tensor, ImageView] | HTTError]]] = deque()
         try:
             for name, path in share:
                 waiting.append((name, pool.submit(self.read, path)))

@@ -9,12 +9,12 @@ import numpy as np
 
 from htt_lightning.data.datasets.npy_tree import floats, open_npy, unit_vectors
 from htt_lightning.errors import HTTError
-from htt_lightning.io.images import Form, read_grey, read_rgb
-from htt_lightning.tasks import IGNORE, Depth, Normals, Task
+from htt_lightning.io.images import ImageFormat, read_gray, read_rgb
+from htt_lightning.tasks import IGNORE_INDEX, Depth, Normals, Task
 
 
 @dataclass(frozen=True)
-class MapFiles:
+class LabelFiles:
     """Where the label files of a task lie, and what the values in them mean.
 
     Files are pictures of one channel (three for normals), or ``.npy`` arrays ``h w`` or ``h w c``. Normals are unit
@@ -54,7 +54,8 @@ class MapFiles:
             "values and offset are for index maps": channels is not None and bool(self.values or self.offset),
             "values and offset exclude each other": bool(self.values and self.offset),
             f"values has {no_class}, but classes are 0 to {count - 1}": channels is None and bool(no_class),
-            f"{count} classes are too many, an index map holds {IGNORE}": channels is None and count > IGNORE,
+            f"{count} classes are too many, an index map holds {IGNORE_INDEX}": channels is None
+            and count > IGNORE_INDEX,
             "factor must be other than zero, one number or one per channel": len(factors) not in (1, channels)
             or not all(map(math.isfinite, factors))
             or not factors.all(),
@@ -79,7 +80,9 @@ class MapFiles:
                 vector that is not of unit length; the message names it.
         """
         channels = self.task.channels or 1
-        stored = read_npy(path) if is_npy(path) else read_rgb(path, Form.ANY) if channels == 3 else read_grey(path)
+        stored = (
+            read_npy(path) if is_npy(path) else read_rgb(path, ImageFormat.ANY) if channels == 3 else read_gray(path)
+        )
         shape = (*stored.shape[:2], channels)
         kinds = "biuf" if self.task.channels is None else "uf" if isinstance(self.task, Normals) else "iuf"
         if stored.shape not in (shape, shape[:2] if channels == 1 else shape) or stored.dtype.kind not in kinds:
@@ -92,7 +95,7 @@ class MapFiles:
     def _index(self, path: Path, stored: np.ndarray) -> np.ndarray:
         known = self.values or {number - self.offset: number for number in range(self.classes)}
         codes = {float(value): number for value, number in known.items()}
-        codes |= dict.fromkeys(self.missing or (), IGNORE)
+        codes |= dict.fromkeys(self.missing or (), IGNORE_INDEX)
         keys, labels = np.array(sorted(codes)), np.array([codes[key] for key in sorted(codes)], np.uint8)
         place = keys.searchsorted(stored).clip(max=len(keys) - 1)
         strange = keys[place] != stored  # NaN is never equal

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.dataset import Source
+from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.masks.label_mask import LabelMask, is_protocol
 from htt_lightning.errors import HTTError, raise_or_collect, several
 from htt_lightning.tasks import Task
@@ -25,12 +25,12 @@ class Part(NamedTuple):
         names: What tasks are called in the mixture, by the dataset's names.
     """
 
-    source: Source
+    source: DenseDataset
     labels: Mapping[str, Sequence[str]]
     names: Mapping[str, str]
 
 
-class Mixed(Source):
+class Mixed(DenseDataset):
     """Splits of several datasets, one after the other. The number of the dataset leads its images' ids: ``0/12``.
 
     Args:
@@ -63,7 +63,7 @@ class Mixed(Source):
         part, place, _ = self._items[index]
         return part.source.image_file(place)
 
-    def origin(self, index: int) -> Source:
+    def origin(self, index: int) -> DenseDataset:
         """The dataset that an image comes from."""
         part, place, _ = self._items[index]
         return part.source.origin(place)
@@ -161,7 +161,7 @@ class MixedDataModule(PartialLabelDataModule):
             raise HTTError(f"data.rename gives two tasks of data.parts {number} the name {twice[0]}.")
         return names
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """The tasks of all parts; where several have one, the first says how it is trained and measured."""
         found: dict[str, tuple[int, Task]] = {}
         for number, part in enumerate(self.parts):
@@ -197,7 +197,7 @@ class MixedDataModule(PartialLabelDataModule):
         for number, part in enumerate(self.parts):
             try:
                 own = part.source(split)
-                parts[number] = Part(own, part.labels_of(split, own), self.names(number))
+                parts[number] = Part(own, part.labels_per_image(split, own), self.names(number))
             except HTTError as error:
                 errors.append(error)
         if errors and not parts:
@@ -206,8 +206,8 @@ class MixedDataModule(PartialLabelDataModule):
             raise_or_collect(several(errors))
         return Mixed(parts)
 
-    def draw_labels(self, source: Source) -> LabelMask:
+    def label_mask(self, source: DenseDataset) -> LabelMask:
         """Drawn anew each time, as the parts may have drawn theirs anew."""
         if is_protocol(self.labels):
             self.mask = None
-        return super().draw_labels(source)
+        return super().label_mask(source)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from htt_lightning.data.dataset import Source, check_each, dataset_folder, refuse_other_size
+from htt_lightning.data.dataset import DenseDataset, check_each, dataset_folder, refuse_other_size
 from htt_lightning.errors import HTTError, raise_or_collect, several
 from htt_lightning.io.arrays import lengths, normalised
 
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
     looked_at: bool = False
 
 
-class NpyTree(Source):
+class NpyTree(DenseDataset):
     """One split of such a tree. Files are read when they are asked for and never unpickled.
 
     Args:

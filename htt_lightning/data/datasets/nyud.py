@@ -69,7 +69,7 @@ class NYUDDataModule(PartialLabelDataModule):
         self.root = root
         super().__init__(**kwargs)
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """In the order of the published masks' columns, with the published loss weights (method.md 3)."""
         # The thresholds of label discovery are the published ones, per protocol (method.md 4).
         depth = Depth(weight=0.6, threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85)
@@ -77,4 +77,4 @@ class NYUDDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> NYUD:
         """A split of the tree."""
-        return NYUD(self.root, split, one_size=self.needs_one_size(split))
+        return NYUD(self.root, split, one_size=self.requires_uniform_size(split))

@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.datasets.id_list import ListedSource
+from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.datasets.npy_tree import distances, open_array
 from htt_lightning.data.masks.files import protocol_of
-from htt_lightning.data.transforms import Augment
+from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import HTTError
-from htt_lightning.io.images import Form, read_directions, read_index, size_of
+from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg, Task
-from htt_lightning.tasks.base import IGNORE
+from htt_lightning.tasks.base import IGNORE_INDEX
 
 CLASSES = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
@@ -32,7 +32,7 @@ CLASSES = (
 DEPTH = distances("depth")
 
 
-class NYUD40(ListedSource):
+class NYUD40(IdListDataset):
     """One split of NYUD-v2 with the tasks semseg, depth, normals and edges (protocol.md 1.3)."""
 
     title = "NYUD-v2 with 40 classes"
@@ -71,7 +71,7 @@ NYUDv2/
         if task == "depth":
             return DEPTH.read(path, open_array(path, DEPTH, whole=True))
         if task == "normals":
-            return read_directions(path, size)
+            return read_normals(path, size)
         stored = read_index(path)
         if task == "edges":
             if (wrong := stored[(stored != 0) & (stored != 255)]).size:
@@ -79,7 +79,7 @@ NYUDv2/
             return stored // 255
         if (highest := stored.max()) > len(CLASSES):
             raise HTTError(f"{path} holds {highest}; classes must be 1 to {len(CLASSES)}, and 0 where missing")
-        return np.where(stored > 0, stored - 1, IGNORE).astype(np.uint8)
+        return np.where(stored > 0, stored - 1, IGNORE_INDEX).astype(np.uint8)
 
     def look(self, name: str, task: str) -> None:
         """Read index maps; of depth and normals, no value of which is wrong, look at header and length."""
@@ -87,7 +87,7 @@ NYUDv2/
         if task == "depth":
             open_array(path, DEPTH)
         elif task == "normals":
-            size_of(path, Form.DIRECTIONS)
+            size_of(path, ImageFormat.DIRECTIONS)
         else:
             self.read(name, task, (0, 0))
 
@@ -108,13 +108,13 @@ class NYUD40DataModule(PartialLabelDataModule):
     def __init__(
         self,
         root: str,
-        augment: Augment | None = Augment(crop=(448, 576)),  # noqa: B008  # frozen
+        augment: AugmentConfig | None = AugmentConfig(crop=(448, 576)),  # noqa: B008  # frozen
         **kwargs: Any,
     ) -> None:
         self.root = root
         super().__init__(augment=augment, **kwargs)
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """In canonical order; weights are those of 13 classes, and of PASCAL for edges (contracts.md, Loss)."""
         # The thresholds of label discovery are the published ones, per protocol (method.md 4).
         depth = Depth(weight=0.6, threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85)
@@ -122,4 +122,4 @@ class NYUD40DataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> NYUD40:
         """A split of the tree."""
-        return NYUD40(self.root, split, one_size=self.needs_one_size(split))
+        return NYUD40(self.root, split, one_size=self.requires_uniform_size(split))

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import check_each
-from htt_lightning.data.datasets.id_list import ListedSource
-from htt_lightning.data.transforms import Augment
+from htt_lightning.data.datasets.id_list import IdListDataset
+from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import HTTError, sound, tolerated
 from htt_lightning.io.arrays import resized
 from htt_lightning.io.files import atomic_path
-from htt_lightning.io.images import Form, read_directions, read_index, size_of
+from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
 from htt_lightning.io.matlab import look_at_mat, read_mat, structs
 from htt_lightning.tasks import Edges, HumanParts, Normals, Saliency, SemSeg, Task
-from htt_lightning.tasks.base import IGNORE
+from htt_lightning.tasks.base import IGNORE_INDEX
 from htt_lightning.thinning import thin
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ HAS_NORMALS = np.isin(np.arange(SEGMENTS + 1), FLAT)
 """Whether a segment has normals, by its id."""
 
 
-class PASCALContext(ListedSource):
+class PASCALContext(IdListDataset):
     """One split of PASCAL-Context: semseg, human_parts, saliency, normals and edges (protocol.md 1.5).
 
     An image has a label for human_parts if it shows annotated parts of a person. Edges to train on are thinned, those
@@ -123,13 +123,13 @@ PASCALContext/
         if task == "semseg":
             return self._semseg(name)
         if task == "human_parts":
-            missing = np.full(size, IGNORE, np.uint8)
+            missing = np.full(size, IGNORE_INDEX, np.uint8)
             return merged_parts(self._parts(name), missing) if name in self.people else missing
         if task == "saliency":
             return (read_index(self.folder / "sal_distill" / f"{name}.png") > 127).astype(np.uint8)
         segments = self._segments(name, size)
         if task == "normals":
-            return read_directions(self.folder / "normals_distill" / f"{name}.png", size, ~HAS_NORMALS[segments])
+            return read_normals(self.folder / "normals_distill" / f"{name}.png", size, ~HAS_NORMALS[segments])
         return (thinned if self.split == "train" else borders)(segments).astype(np.uint8)
 
     def look(self, name: str, task: str) -> None:
@@ -137,13 +137,13 @@ PASCALContext/
         if task == "semseg":
             self._semseg(name)
         elif task == "saliency":
-            size_of(self.folder / "sal_distill" / f"{name}.png", Form.INDEX)
+            size_of(self.folder / "sal_distill" / f"{name}.png", ImageFormat.INDEX)
         elif task == "human_parts" and name in self.people:
             look_at_mat(self._parts(name))
         elif task in ("normals", "edges"):
             read_segments(self._segment_map(name))
             if task == "normals":
-                size_of(self.folder / "normals_distill" / f"{name}.png", Form.DIRECTIONS)
+                size_of(self.folder / "normals_distill" / f"{name}.png", ImageFormat.DIRECTIONS)
 
     def available(self, task: str) -> NDArray[np.bool_]:
         """Body parts have labels where there are people, everything else always."""
@@ -152,7 +152,7 @@ PASCALContext/
         return np.array([name in self.people for name in self.ids])
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """See ``ListedSource``."""
+        """See ``IdListDataset``."""
         if any("human_parts" in tasks for tasks in labels.values()):
             self.available("human_parts")  # once, before all threads ask for it
         super().check(labels)
@@ -192,8 +192,8 @@ PASCALContext/
         if not path.exists() and other.exists():
             path = other
         stored = read_index(path)
-        if (wrong := stored[(stored >= len(CLASSES)) & (stored != IGNORE)]).size:
-            raise HTTError(f"{path} holds {wrong[0]}; classes must be 0 to {len(CLASSES) - 1}, or {IGNORE}")
+        if (wrong := stored[(stored >= len(CLASSES)) & (stored != IGNORE_INDEX)]).size:
+            raise HTTError(f"{path} holds {wrong[0]}; classes must be 0 to {len(CLASSES) - 1}, or {IGNORE_INDEX}")
         return stored
 
     def _parts(self, name: str) -> Path:
@@ -301,14 +301,14 @@ class PASCALContextDataModule(PartialLabelDataModule):
     def __init__(
         self,
         root: str,
-        augment: Augment | None = Augment(crop=(512, 512)),  # noqa: B008  # frozen
+        augment: AugmentConfig | None = AugmentConfig(crop=(512, 512)),  # noqa: B008  # frozen
         **kwargs: Any,
     ) -> None:
         self.root = root
         self._sources: dict[Split, PASCALContext] = {}
         super().__init__(augment=augment, **kwargs)
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """In canonical order, with the published weights and thresholds (method.md 3 and 4)."""
         return [
             SemSeg(classes=CLASSES, weight=1, threshold=0.9),
@@ -322,7 +322,7 @@ class PASCALContextDataModule(PartialLabelDataModule):
         """A split of the tree, once for all: loader processes get what it knows about people."""
         if split in self._sources:
             return self._sources[split]
-        source = PASCALContext(self.root, split, one_size=self.needs_one_size(split))
+        source = PASCALContext(self.root, split, one_size=self.requires_uniform_size(split))
         if any(task.name == "human_parts" for task in self.tasks):
             source.available("human_parts")
         if sound():

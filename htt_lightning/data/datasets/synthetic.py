@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Arrays
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.dataset import Source
+from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.datasets.nyud import CLASSES
 from htt_lightning.data.synthetic_scenes import TASKS, has_people, render
 from htt_lightning.errors import HTTError
@@ -23,7 +23,7 @@ RENDERER_VERSION = 1
 _STREAMS = {"train": 0, "val": 1}
 
 
-class SyntheticScenes(Source):
+class SyntheticScenes(DenseDataset):
     """One split of an endless collection of rendered rooms.
 
     Args:
@@ -110,7 +110,7 @@ class SyntheticScenes(Source):
 class _Images(Dataset[np.ndarray]):
     """The images of a source, in the form that loaders take."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: DenseDataset) -> None:
         self.source = source
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -185,7 +185,7 @@ class SyntheticDataModule(PartialLabelDataModule):
                 self.source(split).fill_cache(self.num_workers)
         super().prepare_data()
 
-    def available_tasks(self) -> list[Task]:
+    def dataset_tasks(self) -> list[Task]:
         """All six, with NYUD's classes; weights that bring the losses to one scale."""
         return [
             SemSeg(classes=CLASSES),

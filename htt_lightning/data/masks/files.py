@@ -19,13 +19,13 @@ from htt_lightning.data.masks.label_mask import (
     is_protocol,
     joined,
     natural_key,
-    natural_order,
+    natural_sort,
     unknown,
 )
 from htt_lightning.data.masks.published import published
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import read_weights
-from htt_lightning.tasks.base import RELEASED_NAMES
+from htt_lightning.io.files import safe_torch_load
+from htt_lightning.tasks.base import RELEASE_ALIASES
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> Lab
     Raises:
         HTTError: The file is missing or damaged, is over other tasks or images, or leaves an image without a label.
     """
-    path, ids, tasks = Path(path), natural_order(ids), tuple(tasks)
+    path, ids, tasks = Path(path), natural_sort(ids), tuple(tasks)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -139,7 +139,7 @@ def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
     types = [type(np.dtype(code)) for code in ("U", *np.typecodes["AllInteger"], "?", "e", "f", "d")]
     try:
         with torch.serialization.safe_globals([*made, np.ndarray, np.dtype, *types]):
-            stored = read_weights(io.BytesIO(content))
+            stored = safe_torch_load(io.BytesIO(content))
         table = "labels_weights" not in stored
         weights = np.array(list(stored.values()), np.float32) if table else stored["labels_weights"].numpy()
         names = [str(name) for name in stored] if table else list(ids)
@@ -193,7 +193,7 @@ def _from_lists(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
         if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file)[2] != np.dtype("O"):
             raise ValueError("not an array of objects")
         stored = _Plain(file, encoding="latin1").load().item()
-        images = {RELEASED_NAMES.get(task, task): [str(name) for name in names] for task, names in stored.items()}
+        images = {RELEASE_ALIASES.get(task, task): [str(name) for name in names] for task, names in stored.items()}
     except Exception as error:  # damaged pickles raise nearly anything
         raise HTTError(
             f"{path} is no label mask: expected a numpy file with a list of image ids for each task ({error})."

@@ -47,7 +47,7 @@ class LabelMask:
     def __post_init__(self) -> None:
         if self.labeled.shape != (len(self.ids), len(self.tasks)) or self.labeled.dtype != np.bool_:
             raise ValueError("A label mask is a bool array with one row per image and one column per task.")
-        if self.ids != natural_order(self.ids):
+        if self.ids != natural_sort(self.ids):
             raise ValueError("The ids of a label mask must be in natural order.")
 
     @property
@@ -117,7 +117,7 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
-def natural_order(ids: Iterable[str]) -> tuple[str, ...]:
+def natural_sort(ids: Iterable[str]) -> tuple[str, ...]:
     """Ids sorted naturally, so that nothing depends on the order of a file system."""
     return tuple(sorted(ids, key=natural_key))
 
@@ -139,7 +139,7 @@ def unable_message(path: str, task: str, names: Sequence[str]) -> str:
     return f"{path} gives {len(names)} images a label of {task} that they do not have: {joined(names[:3])}{more}."
 
 
-def draw_mask(
+def sample_mask(
     protocol: Protocol,
     ids: Sequence[str],
     tasks: Sequence[str],

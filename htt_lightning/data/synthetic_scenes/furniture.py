@@ -55,8 +55,8 @@ def bounds(piece: Piece, yaw: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest coordinates of a piece turned about y, ``3`` each."""
     rotation = turn(yaw, 1)
     centre = np.array([solid.centre for solid in piece]) @ rotation.T
-    extent = np.abs(rotation @ np.array([solid.rotation * solid.reach for solid in piece])).sum(2)
-    return (centre - extent).min(0), (centre + extent).max(0)
+    valid_extent = np.abs(rotation @ np.array([solid.rotation * solid.reach for solid in piece])).sum(2)
+    return (centre - valid_extent).min(0), (centre + valid_extent).max(0)
 
 
 def solid(shape: Shape, base: Triple, size: Triple, material: Material, thing: Thing, instance: int = 0) -> Primitive:

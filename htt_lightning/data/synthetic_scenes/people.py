@@ -45,8 +45,8 @@ def person(rng: np.random.Generator, seated: bool) -> Piece:
     stout = rng.uniform(0.85, 1.25)
 
     def trunk(shape: Shape, centre: Triple, half: Triple, cloth: Material, part: Part) -> Primitive:
-        place, extent = spine @ (np.array(centre) * tall), np.array(half) * tall
-        return Primitive(shape, place, extent, cloth, Thing.OBJECTS, part, 0, spine)
+        place, valid_extent = spine @ (np.array(centre) * tall), np.array(half) * tall
+        return Primitive(shape, place, valid_extent, cloth, Thing.OBJECTS, part, 0, spine)
 
     body = [
         trunk("ellipsoid", (0, 0.41, 0.01), (0.05, 0.068, 0.058), skin, Part.HEAD),

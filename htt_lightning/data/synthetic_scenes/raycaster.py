@@ -137,7 +137,7 @@ class Light:
     colour: np.ndarray
 
 
-class View(NamedTuple):
+class ImageView(NamedTuple):
     """What a camera sees.
 
     Attributes:
@@ -229,7 +229,7 @@ def cast(
     size: tuple[int, int],
     lights: Sequence[Light] = (),
     ambient: float = 1.0,
-) -> View:
+) -> ImageView:
     """See a closed scene.
 
     Args:
@@ -271,13 +271,13 @@ def cast(
         position = inverse @ (light.position - camera.position)
         arriving += light.colour[:, None] * _reaching(local, position, points, normals)
     colour = albedo * (glow + (1 - glow) * arriving)
-    return View(depth, normals.T.reshape(*size, 3), index, colour.T.reshape(*size, 3))
+    return ImageView(depth, normals.T.reshape(*size, 3), index, colour.T.reshape(*size, 3))
 
 
 def _windows(solids: Sequence[Primitive], tangent: float, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the image outside which each solid in the camera's frame cannot be seen."""
-    centres = np.stack([solid.centre for solid in solids])[..., None]
-    x, y, z = np.moveaxis(centres + np.stack([solid.rotation * solid.reach for solid in solids]) @ _CORNERS, 1, 0)
+    bin_centers = np.stack([solid.centre for solid in solids])[..., None]
+    x, y, z = np.moveaxis(bin_centers + np.stack([solid.rotation * solid.reach for solid in solids]) @ _CORNERS, 1, 0)
     scale = max(size) / (2 * tangent * np.minimum(z, -_TINY))
     outline = np.stack([size[0] / 2 + y * scale, size[1] / 2 - x * scale])
     limit = np.array(size)[:, None]

@@ -14,8 +14,8 @@ import numpy as np
 from htt_lightning.data.synthetic_scenes import furniture as made
 from htt_lightning.data.synthetic_scenes.furniture import Builder, Piece, Thing
 from htt_lightning.data.synthetic_scenes.people import person
-from htt_lightning.data.synthetic_scenes.raycaster import Camera, Light, Material, Primitive, View, cast, intersect
-from htt_lightning.tasks.base import IGNORE
+from htt_lightning.data.synthetic_scenes.raycaster import Camera, ImageView, Light, Material, Primitive, cast, intersect
+from htt_lightning.tasks.base import IGNORE_INDEX
 
 TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edges")
 """Labels of every scene."""
@@ -94,7 +94,7 @@ def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dic
     return {
         "image": _develop(view, np.random.default_rng([seed, stream, index, 1])),
         "semseg": label.astype(np.uint8),
-        "human_parts": (part if part.any() else np.full(size, IGNORE)).astype(np.uint8),
+        "human_parts": (part if part.any() else np.full(size, IGNORE_INDEX)).astype(np.uint8),
         "saliency": np.isin(instance, scene.salient).astype(np.uint8),
         "normals": view.normals.astype(np.float32),
         "depth": view.depth.astype(np.float32),
@@ -110,7 +110,7 @@ def _borders(instance: np.ndarray) -> np.ndarray:
     return edge
 
 
-def _develop(view: View, rng: np.random.Generator) -> np.ndarray:
+def _develop(view: ImageView, rng: np.random.Generator) -> np.ndarray:
     """Radiance to a photograph, uint8 ``h w 3``: exposure, white balance, film curve, vignette and sensor noise."""
     height, width = view.depth.shape
     gain = rng.uniform(0.15, 0.55) / np.median(view.colour) * rng.uniform(0.85, 1.15, 3)

@@ -43,11 +43,11 @@ def test_the_scenes_pass_and_a_report_and_a_sheet_are_written(capsys):
     words = ("--config", "synthetic.yaml", "--data.train_images", "6", "--data.val_images", "4", "--data.cache", "null",
              "--data.image_size", "[32, 48]", "--data.num_workers", "0", "--out", "out", "--images", "3")  # fmt: skip
     htt(*words)
-    assert sorted(path.name for path in Path("out").iterdir()) == ["check.json", "contact_sheet.png", "labels.json"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["check.json", "contact_sheet.png", "label_mask.json"]
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-3:] == ["out/contact_sheet.png", "out/labels.json", "out/check.json"]
+    assert printed[-3:] == ["out/contact_sheet.png", "out/label_mask.json", "out/check.json"]
     assert any(line.startswith("Labels of 6 training images (random-label, seed 0): semseg 3, ") for line in printed)
-    assert json.loads(Path("out/labels.json").read_text())["protocol"] == "random-label"
+    assert json.loads(Path("out/label_mask.json").read_text())["protocol"] == "random-label"
     report = json.loads(Path("out/check.json").read_text())
     assert report["splits"]["val"]["tasks"]["human_parts"]["classes_percent"].keys() >= {"background", "torso"}
     with Image.open("out/contact_sheet.png") as picture:

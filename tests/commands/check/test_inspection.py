@@ -8,7 +8,7 @@ from htt_lightning.commands.check.inspection import inspect, open_splits
 from htt_lightning.data import NYUDDataModule
 from htt_lightning.data.datasets.nyud import CLASSES, NYUD
 from htt_lightning.data.datasets.synthetic import write_nyud
-from htt_lightning.data.masks.label_mask import draw_mask
+from htt_lightning.data.masks.label_mask import sample_mask
 from htt_lightning.tasks import Depth
 from tests.flow import HeightDataModule, HeightScenes
 
@@ -65,7 +65,7 @@ def test_figures_are_those_of_plain_numpy(root, labels):
     data = nyud(root, labels=labels, tasks=["semseg", Depth(near=1.5, far=4.0), "normals"])
     report = inspect(data)
     for split in ("train", "val"):
-        kept = data.labels_of(split, data.source(split))
+        kept = data.labels_per_image(split, data.source(split))
         figures = report["splits"][split]["tasks"]
         names = {task: [name for name, tasks in kept.items() if task in tasks] for task in FOLDERS}
         images = stored(root, split, "image", kept)
@@ -165,7 +165,7 @@ def test_the_report_is_the_same_whatever_the_number_of_processes(root):
 def test_hidden_labels_are_not_touched(root):
     data = nyud(root, labels="one-label")
     sound, sheet = inspect(data), contact_sheet(open_splits(data).splits, 6, {})
-    for name, given in data.labels_of("train", data.source("train")).items():
+    for name, given in data.labels_per_image("train", data.source("train")).items():
         for task in set(FOLDERS) - set(given):
             (root / "train" / FOLDERS[task] / f"{name}.npy").write_bytes(b"broken")
     assert inspect(data) == sound
@@ -246,7 +246,7 @@ def test_vectors_are_measured_as_they_are_stored(root):
 
 
 def test_a_mask_of_another_dataset_hides_no_broken_file(root, tmp_path):
-    draw_mask("one-label", ["a", "b", "c"], nyud(root).canonical, 0).save(tmp_path / "mask.json")
+    sample_mask("one-label", ["a", "b", "c"], nyud(root).canonical, 0).save(tmp_path / "mask.json")
     (root / "train" / "depth" / "4.npy").unlink()
     report = inspect(nyud(root, labels=str(tmp_path / "mask.json")))
     assert messages(report) == [("train", None, "split"), ("train", "4", "depth")]

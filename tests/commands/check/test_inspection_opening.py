@@ -4,7 +4,7 @@ import pytest
 
 from htt_lightning import MixedDataModule
 from htt_lightning.commands.check.inspection import inspect
-from htt_lightning.data import MapFiles, NYUD40DataModule, NYUDDataModule, PASCALContextDataModule
+from htt_lightning.data import LabelFiles, NYUD40DataModule, NYUDDataModule, PASCALContextDataModule
 from htt_lightning.data.datasets.synthetic import write_nyud
 from htt_lightning.errors import HTTError
 from tests.data.datasets import pascal_tree, test_nyud40
@@ -75,7 +75,7 @@ def test_stray_files_are_named_once_also_with_discovered_labels(root, tmp_path):
 
 def test_hidden_labels_of_a_split_with_a_stray_file_are_not_touched(root):
     data = nyud(root, labels="one-label")
-    for name, kept in data.labels_of("train", data.source("train")).items():
+    for name, kept in data.labels_per_image("train", data.source("train")).items():
         if "depth" not in kept:
             (root / "train" / "depth" / f"{name}.npy").write_bytes(b"broken")
     (root / "train" / "image" / "copy.npy").write_bytes(b"")
@@ -233,9 +233,9 @@ def test_columns_that_are_not_there_hide_no_broken_file(own):
 
 def test_patterns_that_match_nothing_hide_no_broken_file(own):
     maps = [
-        MapFiles(TASKS["semseg"], "train/smeseg/{id}.png", "val/semseg/{id}.png", **RULES["semseg"]),
-        MapFiles(DEPTH, "train/depth/{id}.png", "val/dpeth/{id}.png", factor=0.001),
-        MapFiles(TASKS["normals"], "/normals/{id}.png"),
+        LabelFiles(TASKS["semseg"], "train/smeseg/{id}.png", "val/semseg/{id}.png", **RULES["semseg"]),
+        LabelFiles(DEPTH, "train/depth/{id}.png", "val/dpeth/{id}.png", factor=0.001),
+        LabelFiles(TASKS["normals"], "/normals/{id}.png"),
     ]
     (own / "train" / "images" / "2.png").write_bytes(b"")  # its only label is one of those that are not found
     (own / "train" / "depth" / "10.png").write_bytes(b"")

@@ -13,9 +13,9 @@ from htt_lightning.commands.check.mask_figures import (
     mask_doubts,
     mask_figures,
 )
-from htt_lightning.data.dataset import Source
+from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.datasets.synthetic import write_nyud
-from htt_lightning.data.masks.label_mask import LabelMask, draw_mask
+from htt_lightning.data.masks.label_mask import LabelMask, sample_mask
 from htt_lightning.data.masks.published import PUBLISHED
 from htt_lightning.errors import HTTError
 from tests.commands.check.test_inspection import SIZE, nyud
@@ -26,7 +26,7 @@ ROWS = ("labels_per_image", "patterns")
 CANONICAL = {"NYUD": NYUD, "Cityscapes": NYUD[:2], "PASCAL-Context": PASCAL}
 
 
-class Able(Source):
+class Able(DenseDataset):
     """Images of which the first ``people`` can have every label, and the others every one but the second."""
 
     def __init__(self, tasks, images, people=None):
@@ -48,7 +48,7 @@ class Able(Source):
 
 
 def drawn(protocol, source, seed=0):
-    return draw_mask(protocol, source.ids, source.tasks, seed, source.table)
+    return sample_mask(protocol, source.ids, source.tasks, seed, source.table)
 
 
 @pytest.mark.parametrize("protocol", ["full", "one-label", "random-label"])
@@ -190,7 +190,7 @@ def test_a_task_that_cannot_be_read_keeps_no_mask_file_from_being_counted():
 def test_a_mask_file_is_held_against_its_own_protocol(tmp_path):
     write_nyud(tmp_path / "NYUDv2", train=9, val=3, size=SIZE)
     data = nyud(tmp_path, labels="random-label", seed=4)
-    data.draw_labels(data.source("train")).save(tmp_path / "mask.json")
+    data.label_mask(data.source("train")).save(tmp_path / "mask.json")
     one, read = inspect(data)["mask"], inspect(nyud(tmp_path, labels=str(tmp_path / "mask.json")))["mask"]
     assert read == one
     assert (read["protocol"], read["seed"]) == ("random-label", 4)

@@ -31,8 +31,8 @@ def config_of(seed=0, labels="one-label", network="htt", **changed):
 def write_values(path, split, values):
     rows = {}
     for key, value in values.items():
-        unit, higher, headline = FIGURES[key]
-        rows[f"{split}/{key}"] = {"value": value, "unit": unit, "higher_is_better": higher, "headline": headline}
+        unit, higher, primary_metric = FIGURES[key]
+        rows[f"{split}/{key}"] = {"value": value, "unit": unit, "higher_is_better": higher, "headline": primary_metric}
     path.write_text(json.dumps(rows))
 
 
@@ -40,7 +40,7 @@ def fitted_run(folder, values, **settings):
     """What ``fit`` leaves."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config_of(**settings), sort_keys=False))
-    write_values(folder / "results.json", "val", values)
+    write_values(folder / "val_metrics.json", "val", values)
     return folder
 
 
@@ -49,6 +49,6 @@ def scored_run(folder, values, training, steps=100, labels=None, **settings):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config_of(**settings), sort_keys=False))
     note = {"checkpoint": "last.ckpt", "steps": steps, "labels": labels, "config": training}
-    (folder / "training.yaml").write_text(yaml.safe_dump(note, sort_keys=False))
-    write_values(folder / "test_results.json", "test", values)
+    (folder / "train_config.yaml").write_text(yaml.safe_dump(note, sort_keys=False))
+    write_values(folder / "test_metrics.json", "test", values)
     return folder

@@ -60,15 +60,15 @@ def test_what_is_there_is_replaced_only_on_demand(runs):
 
 
 DAMAGE = {
-    "a table that is cut off": ("test_results.json", lambda text: text[:40], "is truncated or no JSON"),
-    "a table of something else": ("test_results.json", lambda _: "[1, 2]", "holds no figures as this version"),
+    "a table that is cut off": ("test_metrics.json", lambda text: text[:40], "is truncated or no JSON"),
+    "a table of something else": ("test_metrics.json", lambda _: "[1, 2]", "holds no figures as this version"),
     "a table of an earlier version": (
-        "test_results.json", lambda text: text.replace("higher_is_better", "x"), "holds no figures as this version",
+        "test_metrics.json", lambda text: text.replace("higher_is_better", "x"), "holds no figures as this version",
     ),
     "a config that is cut off": ("config.yaml", lambda text: text[:30] + ": [", "is truncated or no config"),
     "an empty config": ("config.yaml", lambda _: "", "is truncated or no config"),
     "no config": ("config.yaml", None, "has no config.yaml beside it"),
-    "a note that is cut off": ("training.yaml", lambda _: "config: {", "is truncated or no config"),
+    "a note that is cut off": ("train_config.yaml", lambda _: "config: {", "is truncated or no config"),
 }  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_a_damaged_run_is_named_and_the_others_are_reported(runs, name, change, 
 def test_folders_without_results_are_named(runs):
     Path("empty").mkdir()
     message = failing("empty", "lost")
-    assert "There are no results in empty: no results.json or test_results.json" in message
+    assert "There are no results in empty: no val_metrics.json or test_metrics.json" in message
     assert "There is no folder lost" in message
     assert not Path("comparison").exists()
     assert "There is no folder lost" in failing("lost", "runs")

@@ -73,7 +73,7 @@ def test_networks_of_single_tasks_are_one_row_with_a_figure_each(tmp_path):
 def test_of_two_runs_with_one_seed_the_latest_counts(tmp_path):
     first = fitted_run(tmp_path / "z", {"semseg/miou": 1.0})
     fitted_run(tmp_path / "a", {"semseg/miou": 2.0})
-    os.utime(first / "results.json", (1, 1))
+    os.utime(first / "val_metrics.json", (1, 1))
     found = comparison(tmp_path)
     (row,) = found.rows
     assert row.values("semseg/miou") == [2]
@@ -144,7 +144,7 @@ def test_a_row_of_other_tasks_has_no_delta_m_and_is_named(tmp_path):
     found, faults = comparison(tmp_path), []
     measure(found, str(tmp_path / "a"), faults)
     (fault,) = faults
-    assert str(odd / "results.json") in str(fault)
+    assert str(odd / "val_metrics.json") in str(fault)
     assert "semseg, those of the reference depth, semseg" in str(fault)
     assert [bool(row.gains) for row in found.rows] == [True, False]
 
@@ -168,7 +168,7 @@ def test_a_part_of_a_name_is_enough_where_one_row_has_it(tmp_path):
 
 def test_figures_of_other_units_are_not_averaged(tmp_path):
     fitted_run(tmp_path / "a", {"depth/abs_err": 0.5}, seed=0)
-    odd = fitted_run(tmp_path / "b", {"depth/abs_err": 0.5}, seed=1) / "results.json"
+    odd = fitted_run(tmp_path / "b", {"depth/abs_err": 0.5}, seed=1) / "val_metrics.json"
     odd.write_text(odd.read_text().replace('"m"', '"1/m"'))
     runs, faults = read_runs([str(tmp_path)])
     (row,) = compare(runs, None, faults).rows

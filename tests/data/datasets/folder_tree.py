@@ -6,15 +6,15 @@ import numpy as np
 from PIL import Image
 
 from htt_lightning import FolderDataModule
-from htt_lightning.data import MapFiles
+from htt_lightning.data import LabelFiles
 from htt_lightning.tasks import Depth, Normals, SemSeg
 
 SIZE = (32, 48)
 SEMSEG, DEPTH, NORMALS = SemSeg(classes=("a", "b", "c")), Depth(), Normals()
 TASKS = {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}
 RULES = {"semseg": {"missing": (255,)}, "depth": {"factor": 0.001}, "normals": {}}
-MAPS = [MapFiles(t, f"train/{name}/{{id}}.png", f"val/{name}/{{id}}.png", **RULES[name]) for name, t in TASKS.items()]
-COLUMNS = [MapFiles(task, name, name, **RULES[name]) for name, task in TASKS.items()]
+MAPS = [LabelFiles(t, f"train/{name}/{{id}}.png", f"val/{name}/{{id}}.png", **RULES[name]) for name, t in TASKS.items()]
+COLUMNS = [LabelFiles(task, name, name, **RULES[name]) for name, task in TASKS.items()]
 KEPT = {
     "1": ("semseg", "depth", "normals"), "2": ("semseg",), "3": ("depth", "normals"), "4": (),
     "10": ("semseg", "depth"), "11": ("normals",), "12": ("depth",),

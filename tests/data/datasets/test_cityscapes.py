@@ -93,21 +93,21 @@ def test_other_numbers_of_classes_and_other_tasks_are_refused(root):
 def test_tasks_have_the_released_bins_weights_and_thresholds(root):
     semseg, depth = CityscapesDataModule(str(root)).tasks
     assert (semseg.weight, semseg.threshold, depth.weight, depth.threshold) == (1, 0.95, 1, 0.95)
-    centres = depth.centres(torch.zeros(1, dtype=torch.float64))
-    np.testing.assert_allclose(centres, np.geomspace(0.01, 0.4922, 50))
+    bin_centers = depth.bin_centers(torch.zeros(1, dtype=torch.float64))
+    np.testing.assert_allclose(bin_centers, np.geomspace(0.01, 0.4922, 50))
 
 
 def test_random_label_is_refused_as_two_tasks_make_it_one_label(root):
     data = CityscapesDataModule(str(root), labels="random-label")
     with pytest.raises(HTTError, match="use one-label"):
-        data.draw_labels(data.source("train"))
+        data.label_mask(data.source("train"))
 
 
 def test_a_mask_in_the_published_format_is_read(root, tmp_path, caplog):
     weights = torch.tensor([[1, 0], [0, 1], [0, 1], [1, 0]], dtype=torch.float32)
     torch.save({"labels_weights": weights}, tmp_path / "onelabel.pth")
     data = CityscapesDataModule(str(root), labels=str(tmp_path / "onelabel.pth"))
-    np.testing.assert_array_equal(data.draw_labels(data.source("train")).labeled, weights == 1)
+    np.testing.assert_array_equal(data.label_mask(data.source("train")).labeled, weights == 1)
     assert "no published label mask" in caplog.text
 
 

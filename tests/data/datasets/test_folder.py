@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from htt_lightning.cli import main
-from htt_lightning.data import MapFiles
+from htt_lightning.data import LabelFiles
 from htt_lightning.data.datasets.folder import identify
-from htt_lightning.data.transforms import Augment
+from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import HTTError
 from tests.data.datasets.folder_tree import (
     DEPTH,
@@ -92,17 +92,17 @@ def test_validation_images_are_all_there_and_count_for_the_labels_they_have(root
 def test_one_label_is_drawn_among_those_there_are(root):
     data = folder(root, labels="one-label")
     data.setup("fit")
-    labels = data.labels_of("train", data.train.source)
+    labels = data.labels_per_image("train", data.train.source)
     assert all(len(kept) == 1 and set(kept) <= set(LABELLED[name]) for name, kept in labels.items())
     assert labels.keys() == LABELLED.keys()
     full = folder(root)
     full.setup("fit")
-    assert full.labels_of("train", full.train.source) == LABELLED
+    assert full.labels_per_image("train", full.train.source) == LABELLED
 
 
 def test_hidden_labels_are_never_read(root):
     data = folder(root, labels="one-label")
-    kept = data.labels_of("train", data.source("train"))
+    kept = data.labels_per_image("train", data.source("train"))
     hidden = [(name, task) for name, tasks in LABELLED.items() for task in tasks if task not in kept[name]]
     assert hidden
     for name, task in hidden:
@@ -118,9 +118,9 @@ def test_a_mask_file_cannot_ask_for_labels_that_are_not_there(root, tmp_path):
     data = folder(root)
     data.setup("fit")
     data.mask.labeled[1] = True
-    data.mask.save(tmp_path / "labels.json")
+    data.mask.save(tmp_path / "label_mask.json")
     with pytest.raises(HTTError, match=r"images.2\.png has no label of depth"):
-        folder(root, labels=str(tmp_path / "labels.json")).prepare_data()
+        folder(root, labels=str(tmp_path / "label_mask.json")).prepare_data()
 
 
 def test_files_are_listed_once(root):
@@ -165,13 +165,13 @@ def test_arrays_that_are_no_image_are_refused(root, array):
         ({"val": "val/images"}, r"data\.val 'val/images' has no wildcard.*write val/images/\*"),
         ({"train": "../*.png"}, r"data\.train: '\.\./\*\.png' must be relative"),
         ({"train": "/etc/*"}, r"data\.train: '/etc/\*' must be relative"),
-        ({"train": "train/images/1*.png", "maps": [MapFiles(DEPTH, "../{id}.png")]}, "maps of depth.* relative"),
+        ({"train": "train/images/1*.png", "maps": [LabelFiles(DEPTH, "../{id}.png")]}, "maps of depth.* relative"),
         ({"train": "missing.csv"}, r"missing\.csv cannot be read as a table"),
         ({"maps": []}, r"data\.maps must name each task once, and at least one; it names none"),
         ({"maps": [MAPS[0], MAPS[0]]}, "it names semseg, semseg"),
-        ({"maps": [MapFiles(DEPTH, "depth")]}, r"maps of depth: 'depth' lacks \{id\}"),
-        ({"maps": [MapFiles(DEPTH, "train/dpeth/{id}.png")]}, r"No train image .* of depth: .*train/dpeth/1\.png"),
-        ({"maps": [MapFiles(DEPTH, "train/depth/{id}.png", "x/{id}")]}, r"No val image .* of depth: .*x/1"),
+        ({"maps": [LabelFiles(DEPTH, "depth")]}, r"maps of depth: 'depth' lacks \{id\}"),
+        ({"maps": [LabelFiles(DEPTH, "train/dpeth/{id}.png")]}, r"No train image .* of depth: .*train/dpeth/1\.png"),
+        ({"maps": [LabelFiles(DEPTH, "train/depth/{id}.png", "x/{id}")]}, r"No val image .* of depth: .*x/1"),
         ({"tasks": "edges"}, r"data\.tasks names 'edges'"),
         ({"labels": "one-lable"}, "one-label"),
     ],
@@ -217,7 +217,7 @@ def test_images_of_different_sizes_need_one_size(root, tmp_path):
     write_tree(root, {"20": ("semseg",)}, (24, 40))
     with pytest.raises(HTTError, match=r"20\.png is \(24, 40\), but the first image \(32, 48\); set data\.image_size"):
         folder(root).prepare_data()
-    for changes in ({"image_size": (16, 24)}, {"augment": Augment(crop=(32, 48))}):
+    for changes in ({"image_size": (16, 24)}, {"augment": AugmentConfig(crop=(32, 48))}):
         data = folder(root, **changes)
         data.prepare_data()
         data.setup("fit")
@@ -227,7 +227,7 @@ def test_images_of_different_sizes_need_one_size(root, tmp_path):
 
 def test_validation_images_of_different_sizes_are_evaluated_one_at_a_time(root, tmp_path):
     def data():
-        made = folder(root, augment=Augment(crop=SIZE), batch_size=2)
+        made = folder(root, augment=AugmentConfig(crop=SIZE), batch_size=2)
         made.prepare_data()
         made.setup("fit")
         return made
@@ -241,7 +241,7 @@ def test_validation_images_of_different_sizes_are_evaluated_one_at_a_time(root, 
     module = tiny_module(mixed)
     tiny_trainer(tmp_path, max_epochs=1).fit(module, mixed)
     (scores,) = tiny_trainer(tmp_path).validate(module, mixed)
-    assert all(np.isfinite(scores[f"val/{task.name}/{task.headline}"]) for task in mixed.tasks)
+    assert all(np.isfinite(scores[f"val/{task.name}/{task.primary_metric}"]) for task in mixed.tasks)
     assert len(tiny_trainer(tmp_path).predict(module, mixed)) == 9
 
 
@@ -253,14 +253,14 @@ def test_metrics_count_the_labels_there_are(root, tmp_path):
     for task, files in zip(TASKS.values(), MAPS, strict=True):
         rows = [[row[0], row[1 + [*TASKS].index(task.name)]] for row in rows_of(KEPT, "val") if task.name in str(row)]
         write_table(root, rows, "val.csv", columns=["image", task.name])
-        column = MapFiles(task, files.train, task.name, **RULES[task.name])
+        column = LabelFiles(task, files.train, task.name, **RULES[task.name])
         alone = folder(root, batch_size=1, val="val.csv", maps=[column])
         alone.setup("validate")
-        metric = task.metrics()[task.headline]
+        metric = task.metrics()[task.primary_metric]
         for batch in alone.val_dataloader():
             metric.update(module.eval().decode(batch["image"])[task.name], batch[task.name])
         assert len(rows) == sum(task.name in kept for kept in KEPT.values())
-        assert whole[f"val/{task.name}/{task.headline}"] == pytest.approx(float(metric.compute()), rel=1e-5)
+        assert whole[f"val/{task.name}/{task.primary_metric}"] == pytest.approx(float(metric.compute()), rel=1e-5)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htt_lightning.data import MapFiles
+from htt_lightning.data import LabelFiles
 from htt_lightning.errors import HTTError
 from tests.data.datasets.folder_tree import (
     COLUMNS,
@@ -47,7 +47,7 @@ def test_a_table_may_list_the_images_and_a_pattern_their_labels(root):
             path = root / "depth" / "train" / "images" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             (root / "train" / "depth" / f"{name}.png").rename(path)
-    data = folder(root, train="train.csv", maps=[MapFiles(DEPTH, "depth/{id}.png", factor=0.001)])
+    data = folder(root, train="train.csv", maps=[LabelFiles(DEPTH, "depth/{id}.png", factor=0.001)])
     assert data.source("train").ids == [f"train/images/{name}" for name in KEPT if "depth" in KEPT[name]]
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from htt_lightning.data.datasets.label_files import MapFiles
+from htt_lightning.data.datasets.label_files import LabelFiles
 from htt_lightning.errors import HTTError
-from htt_lightning.io.images import Form, read_grey, read_rgb, size_of
+from htt_lightning.io.images import ImageFormat, read_gray, read_rgb, size_of
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.flow import Height
 
@@ -39,7 +39,7 @@ def integers(high, dtype=np.uint8, low=0, shape=SIZE):
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".npy"])
 def test_classes_are_read_from_pictures_and_arrays(file, suffix):
     stored = integers(4)
-    label = MapFiles(SEMSEG, "").read(file(stored, suffix))
+    label = LabelFiles(SEMSEG, "").read(file(stored, suffix))
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, stored)
 
@@ -50,36 +50,36 @@ def test_palette_indices_are_read_and_not_colours(tmp_path):
     picture.putdata(stored.ravel().tolist())
     picture.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
     picture.save(tmp_path / "map.png", transparency=bytes([0, 255, 255, 255]))
-    np.testing.assert_array_equal(MapFiles(SEMSEG, "").read(tmp_path / "map.png"), stored)
+    np.testing.assert_array_equal(LabelFiles(SEMSEG, "").read(tmp_path / "map.png"), stored)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        colours = read_rgb(tmp_path / "map.png", Form.ANY)
+        colours = read_rgb(tmp_path / "map.png", ImageFormat.ANY)
     np.testing.assert_array_equal(colours[stored == 2], np.tile(np.uint8([0, 0, 200]), ((stored == 2).sum(), 1)))
 
 
 def test_sixteen_bits_are_kept(file):
     stored = integers(2**16, np.uint16)
     for suffix in (".png", ".tiff"):
-        grey = read_grey(file(stored, suffix))
+        grey = read_gray(file(stored, suffix))
         assert grey.dtype == np.uint16
         np.testing.assert_array_equal(grey, stored)
 
 
 def test_a_picture_of_one_bit_holds_zero_and_one(file):
     stored = integers(2).astype(bool)
-    np.testing.assert_array_equal(read_grey(file(stored)), stored.astype(np.uint8))
-    np.testing.assert_array_equal(MapFiles(Edges(), "").read(file(stored)), stored.astype(np.uint8))
+    np.testing.assert_array_equal(read_gray(file(stored)), stored.astype(np.uint8))
+    np.testing.assert_array_equal(LabelFiles(Edges(), "").read(file(stored)), stored.astype(np.uint8))
 
 
 def test_the_size_of_a_picture_is_height_and_width(file):
-    assert size_of(file(integers(4)), Form.ANY) == SIZE
+    assert size_of(file(integers(4)), ImageFormat.ANY) == SIZE
 
 
 @pytest.mark.parametrize(
     "array", [integers(256, shape=(*SIZE, 3)), integers(256), integers(256, shape=(*SIZE, 4)), integers(2) > 0]
 )
 def test_every_usual_picture_has_colours(file, array):
-    colours = read_rgb(file(array), Form.ANY)
+    colours = read_rgb(file(array), ImageFormat.ANY)
     assert colours.dtype == np.uint8
     grey = array.astype(np.uint8) * (255 if array.dtype == bool else 1)
     np.testing.assert_array_equal(colours, grey[..., :3] if array.ndim == 3 else np.dstack([grey] * 3))
@@ -88,14 +88,14 @@ def test_every_usual_picture_has_colours(file, array):
 
 def test_pictures_of_other_kinds_are_refused(file, tmp_path):
     with pytest.raises(HTTError, match=r"map\.png has more than 8 bits"):
-        read_rgb(file(integers(2**16, np.uint16)), Form.ANY)
+        read_rgb(file(integers(2**16, np.uint16)), ImageFormat.ANY)
     with pytest.raises(HTTError, match=r"map\.png is RGB; it must be grey"):
-        read_grey(file(integers(256, shape=(*SIZE, 3))))
+        read_gray(file(integers(256, shape=(*SIZE, 3))))
     with pytest.raises(HTTError, match=r"map\.tiff is F"):
-        read_grey(file(integers(9, np.float32), ".tiff"))
+        read_gray(file(integers(9, np.float32), ".tiff"))
     with pytest.raises(HTTError, match="holds -5 to"):
-        read_grey(file(integers(9, np.int32, -5), ".tiff"))
-    for read in (partial(read_rgb, form=Form.ANY), read_grey, partial(size_of, form=Form.ANY)):
+        read_gray(file(integers(9, np.int32, -5), ".tiff"))
+    for read in (partial(read_rgb, form=ImageFormat.ANY), read_gray, partial(size_of, form=ImageFormat.ANY)):
         with pytest.raises(HTTError, match=r"gone\.png is missing"):
             read(tmp_path / "gone.png")
         with pytest.raises(HTTError, match="is truncated or no picture"):
@@ -109,7 +109,7 @@ def test_a_truncated_file_is_named(file, suffix, part):
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(HTTError, match=rf"map\{suffix} is (damaged|truncated)"):
-        MapFiles(SEMSEG, "").read(path)
+        LabelFiles(SEMSEG, "").read(path)
 
 
 class Trap:
@@ -119,7 +119,7 @@ class Trap:
 
 def test_arrays_are_never_unpickled(file):
     with pytest.raises(HTTError, match=r"map\.npy"):
-        MapFiles(SEMSEG, "").read(file(np.array([[Trap()]], object), ".npy"))
+        LabelFiles(SEMSEG, "").read(file(np.array([[Trap()]], object), ".npy"))
 
 
 @given(st.dictionaries(st.integers(-5, 300), st.integers(0, 3), min_size=1), st.sets(st.integers(-5, 300)))
@@ -127,19 +127,19 @@ def test_every_value_becomes_what_the_rules_say(tmp_path_factory, values, missin
     stored = np.array([[*values, *missing]])
     path = tmp_path_factory.getbasetemp() / "values.npy"
     np.save(path, stored)
-    label = MapFiles(SEMSEG, "", values=values, missing=tuple(missing)).read(path)
+    label = LabelFiles(SEMSEG, "", values=values, missing=tuple(missing)).read(path)
     assert label.tolist() == [[255 if value in missing else values[value] for value in stored[0].tolist()]]
 
 
 def test_classes_that_count_from_one_are_shifted(file):
     stored = integers(5)  # 0 is unknown
-    label = MapFiles(SEMSEG, "", offset=-1, missing=(0,)).read(file(stored))
+    label = LabelFiles(SEMSEG, "", offset=-1, missing=(0,)).read(file(stored))
     np.testing.assert_array_equal(label, np.where(stored == 0, 255, stored.astype(int) - 1))
 
 
 def test_classes_may_be_stored_as_floats_with_a_negative_hole(file):
     stored = integers(4, np.float64, -1)
-    label = MapFiles(SEMSEG, "", missing=(-1,)).read(file(stored, ".npy"))
+    label = LabelFiles(SEMSEG, "", missing=(-1,)).read(file(stored, ".npy"))
     np.testing.assert_array_equal(label, np.where(stored < 0, 255, stored).astype(np.uint8))
 
 
@@ -148,21 +148,21 @@ def test_what_is_no_class_is_refused(file, value):
     stored = integers(4, np.float64)
     stored[1, 2] = value
     with pytest.raises(HTTError, match=r"map\.npy holds .* none of the 4 classes of semseg; list it in missing"):
-        MapFiles(SEMSEG, "").read(file(stored, ".npy"))
+        LabelFiles(SEMSEG, "").read(file(stored, ".npy"))
 
 
 def test_a_black_and_white_mask_needs_a_word_on_what_white_means(file):
     stored = integers(2) * 255
     with pytest.raises(HTTError, match="holds 255, which is none of the 2 classes of saliency"):
-        MapFiles(Saliency(), "").read(file(stored))
-    label = MapFiles(Saliency(), "", values={0: 0, 255: 1}).read(file(stored))
+        LabelFiles(Saliency(), "").read(file(stored))
+    label = LabelFiles(Saliency(), "", values={0: 0, 255: 1}).read(file(stored))
     np.testing.assert_array_equal(label, stored // 255)
 
 
 def test_depth_in_millimetres_becomes_metres_and_zero_is_missing(file):
     stored = integers(9000, np.uint16)
     stored[0, 0] = 0
-    depth = MapFiles(Depth(), "", factor=0.001).read(file(stored))
+    depth = LabelFiles(Depth(), "", factor=0.001).read(file(stored))
     assert depth.dtype == np.float32
     assert depth.shape == SIZE
     np.testing.assert_allclose(depth, np.where(stored == 0, np.nan, stored / 1000), rtol=1e-6)
@@ -172,22 +172,22 @@ def test_depth_in_millimetres_becomes_metres_and_zero_is_missing(file):
 def test_depth_that_cannot_be_is_missing(file, value):
     stored = np.random.default_rng(0).uniform(1, 5, (*SIZE, 1))
     stored[2, 3] = value
-    depth = MapFiles(Depth(), "", missing=(99,)).read(file(stored, ".npy"))
+    depth = LabelFiles(Depth(), "", missing=(99,)).read(file(stored, ".npy"))
     assert np.isnan(depth).sum() == 1
     assert np.isnan(depth[2, 3])
 
 
 def test_other_fields_may_be_zero_if_asked_to(file):
     stored = integers(3)
-    assert np.isnan(MapFiles(Height(), "").read(file(stored))).sum() == (stored == 0).sum()
-    field = MapFiles(Height(), "", missing=(), factor=-2.0).read(file(stored))
+    assert np.isnan(LabelFiles(Height(), "").read(file(stored))).sum() == (stored == 0).sum()
+    field = LabelFiles(Height(), "", missing=(), factor=-2.0).read(file(stored))
     np.testing.assert_array_equal(field, -2.0 * stored)
 
 
 def test_coloured_normals_are_unit_vectors_and_black_and_grey_are_missing(file):
     stored = integers(256, shape=(*SIZE, 3))
     stored[0, :3] = [[0, 0, 0], [128, 127, 128], [127, 127, 127]]
-    normals = MapFiles(Normals(), "").read(file(stored))
+    normals = LabelFiles(Normals(), "").read(file(stored))
     vectors = 2 * stored.astype(np.float64) / 255 - 1
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     vectors[0, :3] = np.nan
@@ -199,16 +199,16 @@ def test_normals_of_floats_are_vectors_and_an_axis_may_be_turned(file):
     vectors = np.random.default_rng(0).normal(size=(*SIZE, 3))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     vectors[0, 0], vectors[0, 1] = 0, (1, np.nan, 0)
-    normals = MapFiles(Normals(), "", factor=(1, -1, 1)).read(file(vectors, ".npy"))
+    normals = LabelFiles(Normals(), "", factor=(1, -1, 1)).read(file(vectors, ".npy"))
     assert np.isnan(normals[0, :2]).all()
     np.testing.assert_allclose(normals[1:], vectors[1:] * [1, -1, 1], atol=1e-6)
 
 
 def test_normals_that_are_no_unit_vectors_are_refused(file):
     with pytest.raises(HTTError, match=r"map\.npy holds vectors of length"):
-        MapFiles(Normals(), "").read(file(100 * np.ones((*SIZE, 3)), ".npy"))
+        LabelFiles(Normals(), "").read(file(100 * np.ones((*SIZE, 3)), ".npy"))
     with pytest.raises(HTTError, match=r"map\.npy is int64"):
-        MapFiles(Normals(), "").read(file(np.ones((*SIZE, 3), int), ".npy"))
+        LabelFiles(Normals(), "").read(file(np.ones((*SIZE, 3), int), ".npy"))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_normals_that_are_no_unit_vectors_are_refused(file):
 )
 def test_arrays_of_another_shape_or_type_are_refused(file, task, array):
     with pytest.raises(HTTError, match=r"map\.npy (is|has the shape)"):
-        MapFiles(task, "").read(file(array, ".npy"))
+        LabelFiles(task, "").read(file(array, ".npy"))
 
 
 @pytest.mark.parametrize(
@@ -245,4 +245,4 @@ def test_arrays_of_another_shape_or_type_are_refused(file, task, array):
 )
 def test_rules_that_do_not_fit_are_refused(task, rules, message):
     with pytest.raises(HTTError, match=message):
-        MapFiles(task, "", **rules)
+        LabelFiles(task, "", **rules)

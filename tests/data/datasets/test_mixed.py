@@ -18,7 +18,7 @@ from htt_lightning import (
 )
 from htt_lightning.cli import main
 from htt_lightning.commands.check.inspection import inspect
-from htt_lightning.data import MapFiles
+from htt_lightning.data import LabelFiles
 from htt_lightning.data.datasets.synthetic import write_nyud
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Edges, HumanParts, SemSeg
@@ -85,10 +85,10 @@ def test_images_and_labels_are_those_of_their_datasets(roots):
 def test_every_dataset_draws_its_own_mask(roots):
     part = rooms(roots, labels="one-label", seed=3)
     alone = rooms(roots, labels="one-label", seed=3)
-    kept = alone.labels_of("train", alone.source("train"))
+    kept = alone.labels_per_image("train", alone.source("train"))
     data = mixed(part, mine(roots))
     data.setup("fit")
-    labels = data.labels_of("train", data.train.source)
+    labels = data.labels_per_image("train", data.train.source)
     assert labels == {f"0/{name}": tasks for name, tasks in kept.items()} | dict.fromkeys(
         data.train.ids[-4:], ("depth",)
     )
@@ -109,17 +109,17 @@ def test_datasets_without_a_seed_take_that_of_all(roots, monkeypatch):
         assert part.run_seed == same
     part = rooms(roots, labels="one-label", tasks=None)
     data = mixed(part, seed=None)
-    first = data.draw_labels(data.source("train")).fingerprint
+    first = data.label_mask(data.source("train")).fingerprint
     monkeypatch.setenv("PL_GLOBAL_SEED", "6")
-    assert data.draw_labels(data.source("train")).fingerprint != first
+    assert data.label_mask(data.source("train")).fingerprint != first
     assert data.mask.labeled.tolist() == part.mask.labeled.tolist()
 
 
 def test_a_mask_file_of_the_mixture_is_read(roots, tmp_path):
     data = mixed(rooms(roots, labels="one-label"), mine(roots))
     data.setup("fit")
-    data.mask.save(tmp_path / "labels.json")
-    again = mixed(rooms(roots, labels="one-label"), mine(roots), labels=str(tmp_path / "labels.json"))
+    data.mask.save(tmp_path / "label_mask.json")
+    again = mixed(rooms(roots, labels="one-label"), mine(roots), labels=str(tmp_path / "label_mask.json"))
     again.setup("fit")
     assert again.state_dict() == data.state_dict()
     again.load_state_dict(data.state_dict())
@@ -132,7 +132,7 @@ def test_a_mask_file_of_the_mixture_is_read(roots, tmp_path):
 def test_hidden_labels_are_never_read(tmp_path):
     write_nyud(tmp_path / "NYUDv2", train=6, val=2, size=SIZE)
     data = mixed(rooms(tmp_path, labels="one-label", tasks=None), rooms(tmp_path, tasks="semseg"))
-    kept = data.parts[0].labels_of("train", data.parts[0].source("train"))
+    kept = data.parts[0].labels_per_image("train", data.parts[0].source("train"))
     hidden = [name for name, tasks in kept.items() if "depth" not in tasks]
     for name in hidden:
         (tmp_path / "NYUDv2" / "train" / "depth" / f"{name}.npy").write_bytes(b"broken")
@@ -170,7 +170,7 @@ def test_one_task_of_two_datasets_is_one_task(roots):
 )
 def test_one_name_for_two_meanings_is_refused_with_a_way_out(roots, task, differ):
     def other():
-        return mine(roots, maps=[MapFiles(task, "train/depth/{id}.png")])
+        return mine(roots, maps=[LabelFiles(task, "train/depth/{id}.png")])
 
     with pytest.raises(
         HTTError, match=rf"{task.name} means one thing in data\.parts 0 and another in 1: its {differ} d"
@@ -189,7 +189,7 @@ def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
     assert {task.name: getattr(task, "near", None) for task in data.tasks} == {
         "depth": 0.67, "near": 0.5, "normals": None,
     }  # fmt: skip
-    own = near.labels_of("train", near.source("train"))
+    own = near.labels_per_image("train", near.source("train"))
     assert set(own.values()) == {("depth",), ("normals",)}
     expected = {f"0/{k}": {"depth"} for k in range(6)}
     expected |= {f"1/{name}": {"near" if task == "depth" else task for task in kept} for name, kept in own.items()}
@@ -230,13 +230,13 @@ def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
 def test_a_mask_file_shows_no_label_that_a_dataset_hides(roots, tmp_path, caplog):
     everything = mixed(rooms(roots, tasks=None))
     everything.setup("fit")
-    everything.mask.save(tmp_path / "labels.json")
-    less = mixed(rooms(roots, tasks=None, labels="one-label"), labels=str(tmp_path / "labels.json"))
+    everything.mask.save(tmp_path / "label_mask.json")
+    less = mixed(rooms(roots, tasks=None, labels="one-label"), labels=str(tmp_path / "label_mask.json"))
     with pytest.raises(HTTError, match=r"0/0 keeps no label of \w+ in its own dataset"):
         less.prepare_data()
     assert "gives 4 images a label of depth that they do not have" in caplog.text
     source = less.source("train")
-    kept = less.parts[0].labels_of("train", less.parts[0].source("train"))["0"]
+    kept = less.parts[0].labels_per_image("train", less.parts[0].source("train"))["0"]
     with pytest.raises(HTTError, match="0/0 keeps no label of"):
         source.label(0, next(task for task in ("semseg", "depth") if task not in kept))
 
@@ -264,7 +264,7 @@ def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
     (whole,) = tiny_trainer(tmp_path).validate(module, data, verbose=False)
     for part in (rooms(roots, image_size=SIZE), mine(roots, image_size=SIZE)):
         part.setup("validate")
-        metrics = {task.name: task.metrics()[task.headline] for task in part.tasks}
+        metrics = {task.name: task.metrics()[task.primary_metric] for task in part.tasks}
         for k in range(len(part.val)):
             sample = part.val[k]
             maps = module.eval().decode(sample["image"][None])
@@ -272,7 +272,7 @@ def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
                 metric.update(maps[name], sample[name][None])
         for task in part.tasks:
             figure = float(metrics[task.name].compute())
-            assert whole[f"val/{task.name}/{task.headline}"] == pytest.approx(figure, rel=1e-4)
+            assert whole[f"val/{task.name}/{task.primary_metric}"] == pytest.approx(figure, rel=1e-4)
 
 
 def test_the_check_reads_all_datasets_and_names_what_is_broken_in_each(roots, tmp_path):

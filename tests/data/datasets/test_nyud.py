@@ -329,8 +329,8 @@ def test_the_threshold_of_depth_follows_the_protocol_however_the_mask_is_given(r
         return next(task.threshold for task in data.tasks if task.name == "depth"), data
 
     random, data = threshold("random-label")
-    saved = tmp_path / "labels.json"
-    data.draw_labels(data.source("train")).save(saved)
+    saved = tmp_path / "label_mask.json"
+    data.label_mask(data.source("train")).save(saved)
     assert random == threshold(saved)[0] == 0.95
     assert threshold("one-label")[0] == threshold("full")[0] == 0.85
     saved.write_text("nothing that can be read")

@@ -227,9 +227,9 @@ def test_tasks_come_in_canonical_order_with_their_weights(root, tmp_path):
     assert [task.threshold for task in data.tasks] == [0.9, 0.85, 0.85, 0.99]
     assert data.tasks[3].tolerance == 0.011
     assert NYUD40DataModule(str(root), labels="random-label").tasks[1].threshold == 0.95
-    saved = tmp_path / "labels.json"
+    saved = tmp_path / "label_mask.json"
     drawn = NYUD40DataModule(str(root), labels="random-label", seed=0)
-    drawn.draw_labels(drawn.source("train")).save(saved)
+    drawn.label_mask(drawn.source("train")).save(saved)
     assert NYUD40DataModule(str(root), labels=str(saved)).tasks[1].threshold == 0.95
 
 

@@ -258,7 +258,7 @@ def test_tasks_come_in_canonical_order_with_the_published_numbers(root):
 @pytest.mark.parametrize("labels", ["one-label", "random-label", "full"])
 def test_masks_give_human_parts_to_images_with_people_alone(root, labels):
     data = PASCALContextDataModule(str(root), labels=labels, seed=3)
-    mask = data.draw_labels(data.source("train"))
+    mask = data.label_mask(data.source("train"))
     given = {name for name, row in zip(mask.ids, mask.labeled, strict=True) if row[1]}
     assert given <= {FIRST, ALONE}
     assert given == {FIRST, ALONE} or labels != "full"

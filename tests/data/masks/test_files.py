@@ -11,7 +11,7 @@ import torch
 from htt_lightning.data import read_mask
 from htt_lightning.data.datasets.synthetic import write_nyud
 from htt_lightning.data.masks.files import protocol_of
-from htt_lightning.data.masks.label_mask import draw_mask
+from htt_lightning.data.masks.label_mask import sample_mask
 from htt_lightning.data.masks.published import PUBLISHED
 from htt_lightning.errors import HTTError
 from tests.conftest import ROOT
@@ -71,7 +71,7 @@ def published(path, weights):
 
 
 def test_a_published_file_is_read_by_position(tmp_path, caplog):
-    weights = torch.from_numpy(draw_mask("one-label", IDS, NYUD, 0).labeled).float()
+    weights = torch.from_numpy(sample_mask("one-label", IDS, NYUD, 0).labeled).float()
     path = published(tmp_path / "onelabel.pth", weights)
     mask = read_mask(path, sorted(IDS), NYUD)
     assert mask.ids == IDS
@@ -98,7 +98,7 @@ def test_a_published_file_is_known_and_so_is_what_it_was_converted_to(tmp_path, 
 
 
 def test_a_file_of_ours_keeps_what_it_was_drawn_with(tmp_path):
-    drawn = draw_mask("random-label", FEW, NYUD, 3)
+    drawn = sample_mask("random-label", FEW, NYUD, 3)
     for _ in range(2):
         drawn.save(tmp_path / "mask.json")
         drawn = read_mask(tmp_path / "mask.json", FEW, NYUD)
@@ -262,12 +262,12 @@ def test_code_in_a_mask_is_refused_and_not_run(tmp_path, monkeypatch, suffix):
 def test_the_example_of_the_page_on_datasets_converts_a_published_mask(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_nyud(tmp_path / "DIR" / "NYUDv2", train=12, val=1, size=(8, 8))
-    kept = draw_mask("random-label", IDS[:12], NYUD, 0)
+    kept = sample_mask("random-label", IDS[:12], NYUD, 0)
     known(monkeypatch, published(tmp_path / "randomlabels.pth", torch.from_numpy(kept.labeled).float()))
     page = (ROOT / "htt_lightning" / "data" / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(example, {})
-    mask = read_mask("labels.json", IDS[:12], NYUD)
+    mask = read_mask("label_mask.json", IDS[:12], NYUD)
     assert mask.fingerprint == kept.fingerprint
     assert mask.origin == "the published NYUD random-label mask"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from htt_lightning.data.masks.files import read_mask
-from htt_lightning.data.masks.label_mask import LabelMask, draw_mask, natural_key, natural_order
+from htt_lightning.data.masks.label_mask import LabelMask, natural_key, natural_sort, sample_mask
 from htt_lightning.errors import HTTError
 
 NYUD = ("semseg", "depth", "normals")
@@ -49,7 +49,7 @@ def names(count):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nyud_one_label_gives_every_task_a_third(seed):
-    mask = draw_mask("one-label", IDS, NYUD, seed)
+    mask = sample_mask("one-label", IDS, NYUD, seed)
     assert mask.summary == dict.fromkeys(NYUD, 265)
     assert (mask.labeled.sum(1) == 1).all()
     assert (mask.labeled[1:] != mask.labeled[:-1]).any(1).mean() == pytest.approx(2 / 3, abs=0.07)
@@ -57,7 +57,7 @@ def test_nyud_one_label_gives_every_task_a_third(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nyud_random_label_is_uniform_over_the_six_patterns(seed):
-    mask = draw_mask("random-label", IDS, NYUD, seed)
+    mask = sample_mask("random-label", IDS, NYUD, seed)
     assert list(mask.summary.values()) == pytest.approx([397.5] * 3, abs=3 * 14.1)
     patterns = np.unique(mask.labeled, axis=0, return_counts=True)[1]
     assert patterns.tolist() == pytest.approx([132.5] * 6, abs=3 * 10.5)
@@ -66,7 +66,7 @@ def test_nyud_random_label_is_uniform_over_the_six_patterns(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_pascal_random_label_stays_in_the_bands(seed):
     ids, available = people()
-    mask = draw_mask("random-label", ids, PASCAL, seed, available)
+    mask = sample_mask("random-label", ids, PASCAL, seed, available)
     counts = mask.summary
     assert counts.pop("human_parts") == pytest.approx(850, abs=3 * 21)
     assert list(counts.values()) == pytest.approx([2499] * 4, abs=3 * 35)
@@ -77,7 +77,7 @@ def test_pascal_random_label_stays_in_the_bands(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_pascal_one_label_draws_human_parts_from_images_with_persons(seed):
     ids, available = people()
-    mask = draw_mask("one-label", ids, PASCAL, seed, available)
+    mask = sample_mask("one-label", ids, PASCAL, seed, available)
     assert set(mask.summary.values()) <= {999, 1000}
     persons = mask.labeled[available[:, 1]].sum(0)
     assert persons[1] == mask.summary["human_parts"]
@@ -89,13 +89,13 @@ def test_pascal_one_label_draws_human_parts_from_images_with_persons(seed):
 def test_a_task_with_too_few_images_gets_what_it_has():
     available = np.ones((100, 5), bool)
     available[4:, 1] = False
-    mask = draw_mask("one-label", names(100), PASCAL, 0, available)
+    mask = sample_mask("one-label", names(100), PASCAL, 0, available)
     assert mask.summary == {"semseg": 24, "human_parts": 4, "saliency": 24, "normals": 24, "edges": 24}
 
 
 @law(images=st.integers(0, 60), tasks=st.integers(1, 6), seed=SEEDS)
 def test_one_label_is_a_balanced_partition(images, tasks, seed):
-    labeled = draw_mask("one-label", names(images), PASCAL[:tasks] + ("depth",) * (tasks > 5), seed).labeled
+    labeled = sample_mask("one-label", names(images), PASCAL[:tasks] + ("depth",) * (tasks > 5), seed).labeled
     assert (labeled.sum(1) == 1).all()
     assert np.ptp(labeled.sum(0)) <= 1
 
@@ -104,7 +104,7 @@ def test_one_label_is_a_balanced_partition(images, tasks, seed):
 @law(available=availabilities(), seed=SEEDS)
 def test_partial_masks_keep_some_available_labels_and_not_all(protocol, available, seed):
     images, tasks = available.shape
-    labeled = draw_mask(protocol, names(images), (*PASCAL, "depth")[:tasks], seed, available).labeled
+    labeled = sample_mask(protocol, names(images), (*PASCAL, "depth")[:tasks], seed, available).labeled
     counts = labeled.sum(1)
     assert (labeled <= available).all()
     assert (counts >= 1).all()
@@ -118,16 +118,16 @@ def test_masks_do_not_depend_on_the_order_of_ids(protocol, available, seed, data
     images, tasks = available.shape
     order = data.draw(st.permutations(range(images)))
     ids, tasks = names(images), (*PASCAL, "depth")[:tasks]
-    expected = draw_mask(protocol, ids, tasks, seed, available)
-    shuffled = draw_mask(protocol, [ids[i] for i in order], tasks, seed, available[order])
+    expected = sample_mask(protocol, ids, tasks, seed, available)
+    shuffled = sample_mask(protocol, [ids[i] for i in order], tasks, seed, available[order])
     assert shuffled.fingerprint == expected.fingerprint
-    assert shuffled.ids == expected.ids == natural_order(ids)
+    assert shuffled.ids == expected.ids == natural_sort(ids)
 
 
 @PARTIAL
 def test_masks_differ_by_seed_and_leave_global_random_state_alone(protocol):
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    masks = [draw_mask(protocol, IDS, NYUD, seed).fingerprint for seed in (0, 0, 1, 2)]
+    masks = [sample_mask(protocol, IDS, NYUD, seed).fingerprint for seed in (0, 0, 1, 2)]
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
     assert masks[0] == masks[1]
     assert len(set(masks)) == 3
@@ -135,47 +135,47 @@ def test_masks_differ_by_seed_and_leave_global_random_state_alone(protocol):
 
 def test_full_keeps_everything_available():
     ids, available = people()
-    mask = draw_mask("full", ids, PASCAL, 5, available)
+    mask = sample_mask("full", ids, PASCAL, 5, available)
     np.testing.assert_array_equal(mask.labeled, available)
     assert (mask.protocol, mask.seed) == ("full", None)
 
 
 def test_ids_are_ordered_naturally():
-    assert natural_order(["10", "b2", "2", "b10", "02", "b2x"]) == ("02", "2", "10", "b2", "b2x", "b10")
+    assert natural_sort(["10", "b2", "2", "b10", "02", "b2x"]) == ("02", "2", "10", "b2", "b2x", "b10")
 
 
 @law(ids=st.lists(st.text(max_size=6) | st.from_regex(r"[a-z0-9_٣²-]{0,6}", fullmatch=True), unique=True))
 def test_natural_order_is_total(ids):
-    ordered = natural_order(ids)
+    ordered = natural_sort(ids)
     assert sorted(ordered) == sorted(ids)
-    assert natural_order(reversed(ordered)) == ordered
+    assert natural_sort(reversed(ordered)) == ordered
     assert all(natural_key(a) < natural_key(b) for a, b in itertools.pairwise(ordered))
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("onelabel", "one-label"), ("random", "random-label"), ("ful", "full")])
 def test_an_unknown_protocol_names_the_nearest(typed, meant):
     with pytest.raises(HTTError, match=f"{typed}.*full, one-label, random-label.*mean '{meant}'"):
-        draw_mask(typed, IDS, NYUD, 0)
+        sample_mask(typed, IDS, NYUD, 0)
 
 
 def test_bad_arguments_are_refused():
     with pytest.raises(HTTError, match="image id '1' is listed twice"):
-        draw_mask("one-label", ("1", "2", "1"), NYUD, 0)
+        sample_mask("one-label", ("1", "2", "1"), NYUD, 0)
     with pytest.raises(HTTError, match="task 'depth' is listed twice"):
-        draw_mask("full", FEW, ("depth", "depth"), 0)
+        sample_mask("full", FEW, ("depth", "depth"), 0)
     with pytest.raises(HTTError, match="negative"):
-        draw_mask("one-label", FEW, NYUD, -1)
+        sample_mask("one-label", FEW, NYUD, -1)
     for tasks in ("semseg", "depth"), ("depth",):
         with pytest.raises(HTTError, match="use one-label"):
-            draw_mask("random-label", FEW, tasks, 0)
+            sample_mask("random-label", FEW, tasks, 0)
 
 
 def test_an_image_that_can_have_no_label_is_refused_by_name():
     available = np.array([[True] * 3] * 3 + [[False] * 3])
     with pytest.raises(HTTError, match="'10' has no label"):
-        draw_mask("one-label", ("2", "1", "0", "10"), NYUD, 0, available)
+        sample_mask("one-label", ("2", "1", "0", "10"), NYUD, 0, available)
     with pytest.raises(ValueError, match="shape"):
-        draw_mask("one-label", FEW, NYUD, 0, available[:2])
+        sample_mask("one-label", FEW, NYUD, 0, available[:2])
 
 
 def small():
@@ -220,7 +220,7 @@ def test_a_saved_mask_reads_back_equal(tmp_path_factory, available, seed, data):
     images, tasks = available.shape[0], (*PASCAL, "dépth")[: available.shape[1]]
     text = st.text(st.characters(codec="utf-8"), max_size=5)
     ids = data.draw(st.lists(text, min_size=images, max_size=images, unique=True))
-    mask = draw_mask("random-label", ids, tasks, seed, available)
+    mask = sample_mask("random-label", ids, tasks, seed, available)
     path = tmp_path_factory.mktemp("mask") / "deep" / "mask.json"
     mask.save(path)
     again = read_mask(path, data.draw(st.permutations(ids)), tasks)
@@ -253,6 +253,6 @@ def test_saving_replaces_a_file_as_a_whole(tmp_path, monkeypatch):
     good = path.read_text()
     monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(HTTError, match=r"Cannot write .*mask\.json: disk full"):
-        draw_mask("full", FEW, NYUD, 0).save(path)
+        sample_mask("full", FEW, NYUD, 0).save(path)
     assert path.read_text() == good
     assert [p.name for p in tmp_path.iterdir()] == ["mask.json"]

@@ -6,13 +6,13 @@ import pytest
 from htt_lightning.data.synthetic_scenes.furniture import turn, upright
 from htt_lightning.data.synthetic_scenes.raycaster import Camera, Light, Material, Primitive, Shape, cast, intersect
 
-GREY = Material(np.full(3, 0.5), np.full(3, 0.5))
+GRAY = Material(np.full(3, 0.5), np.full(3, 0.5))
 SIZE = (33, 47)
 AHEAD = Camera(np.zeros(3), np.eye(3), 0.7)
 
 
 def plane(centre, up) -> Primitive:
-    return Primitive("plane", np.array(centre, float), np.ones(3), GREY, rotation=upright(np.array(up, float)))
+    return Primitive("plane", np.array(centre, float), np.ones(3), GRAY, rotation=upright(np.array(up, float)))
 
 
 BACKDROP = plane((0, 0, -8), (0, 0, 1))
@@ -59,7 +59,7 @@ def test_floor_and_ceiling_and_sides_have_the_normals_of_the_convention():
 
 
 def test_a_ball_is_nearest_and_faces_the_camera_at_its_centre():
-    ball = Primitive("ellipsoid", np.array([0, 0, -4.0]), np.full(3, 0.5), GREY, label=3, part=2, instance=7)
+    ball = Primitive("ellipsoid", np.array([0, 0, -4.0]), np.full(3, 0.5), GRAY, label=3, part=2, instance=7)
     view = cast([BACKDROP, ball], AHEAD, SIZE)
     row, column = SIZE[0] // 2, SIZE[1] // 2
     assert view.depth[row, column] == pytest.approx(3.5)
@@ -73,7 +73,7 @@ def test_a_ball_is_nearest_and_faces_the_camera_at_its_centre():
 
 def solid_at(shape: Shape) -> Primitive:
     rotation = turn(0.6, 1) @ turn(0.5, 0) @ turn(-0.3, 2)
-    return Primitive(shape, np.array([0.2, -0.1, -3.0]), np.array([0.5, 0.7, 0.4]), GREY, rotation=rotation)
+    return Primitive(shape, np.array([0.2, -0.1, -3.0]), np.array([0.5, 0.7, 0.4]), GRAY, rotation=rotation)
 
 
 def inside(solid: Primitive, where: np.ndarray) -> np.ndarray:
@@ -132,13 +132,13 @@ class TestSolid:
 
 
 def test_a_solid_across_the_plane_of_the_camera_is_still_seen():
-    beam = Primitive("box", np.array([0, -1, 0.0]), np.array([0.2, 0.2, 6]), GREY)
+    beam = Primitive("box", np.array([0, -1, 0.0]), np.array([0.2, 0.2, 6]), GRAY)
     view = cast([BACKDROP, beam], AHEAD, SIZE)
     assert view.hit[-1, SIZE[1] // 2] == 1
 
 
 def test_a_ball_before_a_light_casts_a_shadow_of_its_projected_size():
-    ball = Primitive("ellipsoid", np.array([3.0, 0, -6]), np.full(3, 0.3), GREY)
+    ball = Primitive("ellipsoid", np.array([3.0, 0, -6]), np.full(3, 0.3), GRAY)
     light = Light(np.array([3.0, 0, -4]), np.ones(3))
     camera = Camera(np.array([3.0, 0, -2]), np.eye(3), 0.9)
     aside = Camera(np.zeros(3), np.eye(3), 0.9)
@@ -154,7 +154,7 @@ def test_a_ball_before_a_light_casts_a_shadow_of_its_projected_size():
 
 
 def test_nothing_shades_itself():
-    solids = [BACKDROP, *(Primitive("box", np.array([x, 0, -4.0]), np.full(3, 0.4), GREY) for x in (-1, 1))]
+    solids = [BACKDROP, *(Primitive("box", np.array([x, 0, -4.0]), np.full(3, 0.4), GRAY) for x in (-1, 1))]
     view = cast(solids, AHEAD, SIZE, [Light(np.array([0.0, 0, -1]), np.ones(3))], ambient=0)
     facing = (view.hit > 0) & (view.normals[..., 2] > 0.9)
     assert (view.colour[facing] > 0).all()

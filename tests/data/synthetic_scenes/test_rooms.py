@@ -131,12 +131,12 @@ def test_furniture_stays_in_the_room():
     for index in range(10):
         solids = compose(2, index).solids
         room = [solid for solid in solids if solid.shape == "plane"]
-        centres = np.array([solid.centre for solid in room])
+        bin_centers = np.array([solid.centre for solid in room])
         for solid in solids:
             if solid.shape != "plane":
                 low, high = bounds([solid])
-                assert (low >= centres.min(0) - 1e-6).all()
-                assert (high <= centres.max(0) + 1e-6).all()
+                assert (low >= bin_centers.min(0) - 1e-6).all()
+                assert (high <= bin_centers.max(0) + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", ["bed", "sofa", "chair", "table", "cabinet", "bookcase", "sideboard", "lamp", "books"])
