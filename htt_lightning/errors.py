@@ -39,6 +39,18 @@ class HTTError(Exception):
         return self._faults or (self,)
 
 
+class ConfigError(HTTError, ValueError):
+    """An option or argument has a value that is not allowed."""
+
+
+class DataError(HTTError):
+    """A dataset, image, label or mask file is missing or corrupt."""
+
+
+class CheckpointError(HTTError):
+    """A checkpoint or weights file is missing, corrupt or does not fit."""
+
+
 def several(errors: Sequence[HTTError], shown: int | None = 3, tree: str = "") -> HTTError:
     """One error for all that is at fault.
 
