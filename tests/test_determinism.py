@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.test_main import SCENES, elsewhere, htt, run_directory  # noqa: F401  # a fixture among them
+from tests.cli.test_entry import SCENES, elsewhere, htt, run_directory  # noqa: F401  # a fixture among them
 from tests.test_module import assert_same
 
 

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from jsonargparse import capture_parser
 
-from htt_lightning.cli.main import ALONE, HTTCLI, main, specifies_dataset
+from htt_lightning.cli.entry import ALONE, HTTCLI, main, specifies_dataset
 from tests.conftest import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))

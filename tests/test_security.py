@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from htt_lightning.cli.main import main, specifies_dataset
+from htt_lightning.cli.entry import main, specifies_dataset
 from htt_lightning.data.datasets.nyud40 import NYUD40
 from htt_lightning.data.datasets.pascal_context import PASCALContext
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
@@ -110,7 +110,7 @@ def test_a_config_runs_nothing(tmp_path):
         yaml.safe_load((tmp_path / "bomb.yaml").read_text())
 
 
-@pytest.mark.parametrize("path", ["os.system", "builtins.eval", "subprocess.Popen", "htt_lightning.cli.main", ".os.x"])
+@pytest.mark.parametrize("path", ["os.system", "builtins.eval", "subprocess.Popen", "htt_lightning.cli.entry", ".os.x"])
 def test_a_checkpoint_names_tasks_and_nothing_else(path):
     with pytest.raises(HTTError, match=r"is not a Task|cannot be imported"):
         Task.from_config({"class_path": path, "init_args": {}})

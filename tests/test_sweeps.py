@@ -10,7 +10,7 @@ import pytest
 import yaml
 from wandb import wandb_agent
 
-from htt_lightning.cli.main import main, packaged_config
+from htt_lightning.cli.entry import main, packaged_config
 from htt_lightning.data.datasets.synthetic import write_nyud
 from tests.conftest import ROOT
 

@@ -27,7 +27,7 @@ class ResultsTable(Callback):
     """Prints and writes results into the run directory.
 
     Each task's headline figure when training ends (``val_metrics.json``); all figures after ``test``, laid out as in papers
-    (``test_metrics.json``, ``test_results.md``).
+    (``test_metrics.json``, ``test_metrics.md``).
 
     Args:
         constant: Also fit a constant prediction per task to the training labels and score it on the validation images.

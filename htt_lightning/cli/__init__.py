@@ -1,5 +1,5 @@
-"""The command line: `htt`, `lightning` and `python -m htt_lightning`."""
+"""Command line: `htt`, `lightning` and `python -m htt_lightning`."""
 
-from htt_lightning.cli.main import main
+from htt_lightning.cli.entry import main
 
 __all__ = ["main"]

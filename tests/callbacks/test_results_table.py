@@ -148,7 +148,7 @@ def test_the_table_of_a_test_has_one_row_with_arrows(tmp_path):
     module = tiny_module(data, single_task={"semseg": 40.0, "depth": 0.5})
     evaluate(tmp_path, module, data)
     rows = json.loads((tmp_path / "test_metrics.json").read_text())
-    heads, rule, cells = (tmp_path / "test_results.md").read_text().splitlines()
+    heads, rule, cells = (tmp_path / "test_metrics.md").read_text().splitlines()
     assert heads == (
         "| semseg miou % ↑ | semseg pixel_acc % ↑ | depth abs_err m ↓ | depth rel_err ↓ | depth rmse m ↓ "
         "| depth log_rmse ↓ | depth delta1 % ↑ | depth delta2 % ↑ | depth delta3 % ↑ | delta_m % ↑ |"
@@ -165,7 +165,7 @@ def test_the_printed_table_shows_every_figure_in_full_and_ends_with_the_paths(tm
     evaluate(tmp_path, enable_progress_bar=True)
     printed = capsys.readouterr().out
     heads, _, cells = (
-        (line.strip("| ").split(" | ")) for line in (tmp_path / "test_results.md").read_text().splitlines()
+        (line.strip("| ").split(" | ")) for line in (tmp_path / "test_metrics.md").read_text().splitlines()
     )
     for head, cell in zip(heads, cells, strict=True):
         task, figure = head.split(" ", 1)
@@ -174,7 +174,7 @@ def test_the_printed_table_shows_every_figure_in_full_and_ends_with_the_paths(tm
         assert re.search(rf"┃ +{name} ┃", printed)
         assert re.search(rf"┃ +{kind} ┃", printed)
         assert re.search(rf"│ +{re.escape(cell)} │", printed), cell
-    paths = [str(tmp_path / name) for name in ("test_metrics.json", "test_results.md")]
+    paths = [str(tmp_path / name) for name in ("test_metrics.json", "test_metrics.md")]
     assert printed.rstrip().splitlines()[-2:] == paths
     assert (len([line for line in printed.splitlines() if "┡" in line]) == 1) == (width == "400")
 
@@ -191,7 +191,7 @@ def test_a_figure_without_a_single_label_is_null_and_a_dash(tmp_path):
     rows = json.loads((tmp_path / "test_metrics.json").read_text(), parse_constant=pytest.fail)
     assert rows["test/depth/abs_err"]["value"] is rows["test/depth/delta1"]["value"] is None
     assert rows["test/semseg/miou"]["value"] > 0
-    assert (tmp_path / "test_results.md").read_text().splitlines()[-1].count("| - ") == 7
+    assert (tmp_path / "test_metrics.md").read_text().splitlines()[-1].count("| - ") == 7
 
 
 def test_what_others_log_is_not_in_the_table(tmp_path):

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import yaml
 
-from htt_lightning.cli.main import HTTCLI, main
+from htt_lightning.cli.entry import HTTCLI, main
 from tests.campaign.damage import ANY
 from tests.campaign.formats import TEXTS, nested
 from tests.campaign.reader import OPEN, Reader, Target, Values

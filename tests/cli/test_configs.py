@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from htt_lightning.cli.main import CALLBACKS, HTTCLI, main
+from htt_lightning.cli.entry import CALLBACKS, HTTCLI, main
 
 GROUPS = ("trainer", "model", "discovery.terms", *CALLBACKS)
 

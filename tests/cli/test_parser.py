@@ -8,7 +8,7 @@ import torch
 from jsonargparse import capture_parser
 from torch import nn
 
-from htt_lightning.cli.main import main, normalize_args
+from htt_lightning.cli.entry import main, normalize_args
 from htt_lightning.cli.user_errors import find_user_error
 from htt_lightning.errors import HTTError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from htt_lightning.cli.main import HTTCLI, SaveConfig, main
+from htt_lightning.cli.entry import HTTCLI, SaveConfig, main
 from htt_lightning.tasks import Edges
 
 PASCAL = ["--config", "pascal_context.yaml", "--data.root", "."]

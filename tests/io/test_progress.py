@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from htt_lightning.cli.main import HTTCLI, main
+from htt_lightning.cli.entry import HTTCLI, main
 from htt_lightning.io import progress
 from htt_lightning.io.progress import track, waiting
 
@@ -27,7 +27,7 @@ def test_progress_is_shown_on_a_terminal_alone(terminal, monkeypatch):
 def test_a_run_has_a_bar_on_a_terminal_or_on_demand(terminal, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])
-    monkeypatch.setattr("htt_lightning.cli.main.Console", lambda: SimpleNamespace(is_terminal=terminal))
+    monkeypatch.setattr("htt_lightning.cli.entry.Console", lambda: SimpleNamespace(is_terminal=terminal))
     found = []
     monkeypatch.setattr(HTTCLI, "_run_subcommand", lambda self, _: found.append(self.trainer.progress_bar_callback))
     main(["fit", "--data.tasks", "depth", "--model.backbone", "test_resnet", "--trainer.accelerator", "cpu", *words])

@@ -1,1 +1,3 @@
 """One file per dataset, and the readers they share."""
+
+__all__: list[str] = []

@@ -119,7 +119,7 @@ def test_figures_of_a_test_go_before_those_of_training_unless_asked_otherwise(tm
 
 def test_a_split_without_results_is_refused(tmp_path):
     fitted_run(tmp_path / "a", {"semseg/miou": 1.0})
-    with pytest.raises(HTTError, match=r"no test_results\.json"):
+    with pytest.raises(HTTError, match=r"no test_metrics\.json"):
         comparison(tmp_path, "test")
 
 

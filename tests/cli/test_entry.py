@@ -10,7 +10,7 @@ import wandb
 import yaml
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.cli.main import main, packaged_config, specifies_dataset
+from htt_lightning.cli.entry import main, packaged_config, specifies_dataset
 from htt_lightning.data.datasets.synthetic import write_nyud
 from tests.conftest import ROOT
 
@@ -68,7 +68,7 @@ def test_synthetic_config_fits_validates_tests_and_predicts(capsys):
     for command in ("validate", "test", "predict"):
         htt(command, "--config", "synthetic.yaml", "--ckpt_path", str(checkpoint), over=SCENES)
     assert "test/depth/abs_err" in capsys.readouterr().out
-    assert len(list(Path("runs").glob("*/test_results.*"))) == 2
+    assert len(list(Path("runs").glob("*/test_metrics.*"))) == 2
     assert len(list((run_directory() / "predictions").glob("*_depth.png"))) == 3
     assert [task.name for task in HTTModule.load_from_checkpoint(checkpoint).tasks][-1] == "depth"
 
