@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-minimum lint docs audit
+.PHONY: demo test test-slow test-minimum campaigns lint docs audit
 
 demo: .venv/installed  ## train on the embedded scenes with partial labels
 	$(BIN)/htt fit --config synthetic.yaml
@@ -23,6 +23,10 @@ test-minimum:  ## run the tests with the lowest versions that pyproject.toml adm
 	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint .venv-minimum/constraints.txt --editable '.[test]'
 	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -n 2 --dist loadfile $(OPTIONS)
+
+campaigns: .venv/installed  ## damage files and kill runs, for a few minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.damage_campaign --share 0.02
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.kill_runs --kills 4
 
 audit: .venv/installed  ## known vulnerabilities of what is installed; asks a service on the internet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

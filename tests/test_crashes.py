@@ -1,11 +1,11 @@
-"""Runs that are killed or interrupted go on to the result of one that nobody touched; see also ``kill_campaign``."""
+"""Runs that are killed or interrupted go on to the result of one that nobody touched; see also ``tools.kill_runs``."""
 
 import random
 import signal
 
 import pytest
 
-from tests.kill_campaign import (
+from tools.kill_runs import (
     AUTO,
     DISCOVER,
     FIT,

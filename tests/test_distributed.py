@@ -16,8 +16,8 @@ from torch import nn
 
 from htt_lightning.models import HTTNet
 from tests.conftest import ROOT
-from tests.kill_campaign import AUTO, COMMON
 from tests.tiny import BACKBONE
+from tools.kill_runs import AUTO, COMMON
 
 
 @pytest.fixture(scope="module", params=["hard", pytest.param("averaged", marks=pytest.mark.slow)])

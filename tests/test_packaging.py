@@ -78,7 +78,11 @@ def test_the_source_distribution_makes_the_same_wheel_and_brings_its_tests(sdist
     with zipfile.ZipFile(tmp_path / wheel.name) as ours, zipfile.ZipFile(wheel) as theirs:
         contents = [{name: archive.read(name) for name in archive.namelist()} for archive in (ours, theirs)]
     assert contents[0] == contents[1]
-    kept = [path.relative_to(ROOT) for folder in ("tests", "benchmarks", ".ci") for path in (ROOT / folder).rglob("*")]
+    kept = [
+        path.relative_to(ROOT)
+        for folder in ("tests", "tools", "benchmarks", ".ci")
+        for path in (ROOT / folder).rglob("*")
+    ]
     lost = [path for path in kept if path.suffix in (".py", ".xz") and not (sdist / path).is_file()]
     assert lost == []
     assert (sdist / "Makefile").read_text() == (ROOT / "Makefile").read_text()

@@ -16,11 +16,11 @@ from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import HTTError
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.tasks import Task
-from tests.campaign.damage import MARKER, Bomb
 from tests.conftest import ROOT
 from tests.data.datasets import folder_tree, pascal_tree, test_nyud40
 from tests.data.datasets.folder_tree import COLUMNS, LABELLED, rows_of, write_table
 from tests.tiny import BACKBONE
+from tools.damage_campaign.damage import MARKER, Bomb
 
 PICKLES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pandas")
 SHELLS = ("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn", "pty.spawn", "subprocess.get")

@@ -10,10 +10,10 @@ import torch
 
 from htt_lightning.data import NYUD, NYUD40, Cityscapes, PASCALContext, read_mask, sample_mask
 from htt_lightning.data.dataset import DenseDataset
-from tests.campaign.damage import ANY, OTHER, VALID
-from tests.campaign.formats import ARRAYS, MATLAB, PICTURES, TEXTS, checkpoint, nested, text, write_json
-from tests.campaign.reader import COUNTED, OPEN, Reader, Target, Values
 from tests.data.datasets import folder_tree, pascal_tree, test_cityscapes, test_nyud, test_nyud40
+from tools.damage_campaign.damage import ANY, OTHER, VALID
+from tools.damage_campaign.formats import ARRAYS, MATLAB, PICTURES, TEXTS, checkpoint, nested, text, write_json
+from tools.damage_campaign.reader import COUNTED, OPEN, Reader, Target, Values
 
 TASKS = ("semseg", "depth", "normals")
 IDS = tuple(map(str, range(6)))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from tests.campaign.damage import OTHER, VALID, Bomb, Damage, put
+from tools.damage_campaign.damage import OTHER, VALID, Bomb, Damage, put
 
 
 def array(name: str, what: str, change: Callable[[np.ndarray], Any]) -> Damage:

@@ -6,10 +6,10 @@ import logging
 import sys
 import time
 
-from tests.campaign.commands import COMMANDS
-from tests.campaign.datasets import DATASETS, MASKS
-from tests.campaign.results import RESULTS
-from tests.campaign.round import FAULT, LIMIT, cases, report, run
+from tools.damage_campaign.commands import COMMANDS
+from tools.damage_campaign.datasets import DATASETS, MASKS
+from tools.damage_campaign.results import RESULTS
+from tools.damage_campaign.round import FAULT, LIMIT, cases, report, run
 
 READERS = [*MASKS, *DATASETS, *RESULTS, *COMMANDS]
 

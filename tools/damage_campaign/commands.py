@@ -9,10 +9,10 @@ from unittest.mock import patch
 import yaml
 
 from htt_lightning.cli.entry import HTTCLI, main
-from tests.campaign.damage import ANY
-from tests.campaign.formats import TEXTS, nested
-from tests.campaign.reader import OPEN, Reader, Target, Values
 from tests.tiny import BACKBONE
+from tools.damage_campaign.damage import ANY
+from tools.damage_campaign.formats import TEXTS, nested
+from tools.damage_campaign.reader import OPEN, Reader, Target, Values
 
 
 class Ended(Exception):

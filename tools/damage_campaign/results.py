@@ -20,13 +20,13 @@ from htt_lightning.discovery.ema import read_teacher
 from htt_lightning.errors import several
 from htt_lightning.tasks import IGNORE_INDEX, SemSeg, Task
 from htt_lightning.training.trainer import HTTTrainer
-from tests.campaign.commands import command
-from tests.campaign.damage import ANY, OTHER, VALID, Damage, put
-from tests.campaign.formats import PICTURES, WEIGHTS, WRONG, changed, checkpoint, places, write_json
-from tests.campaign.reader import COUNTED, OPEN, Reader, Target, Values
 from tests.data.datasets import test_nyud
 from tests.models.test_released import NUM_TOKENS, TINY, released_file
 from tests.tiny import BACKBONE, tiny_module, tiny_trainer
+from tools.damage_campaign.commands import command
+from tools.damage_campaign.damage import ANY, OTHER, VALID, Damage, put
+from tools.damage_campaign.formats import PICTURES, WEIGHTS, WRONG, changed, checkpoint, places, write_json
+from tools.damage_campaign.reader import COUNTED, OPEN, Reader, Target, Values
 
 SMALL = {"batch_size": 2, "num_workers": 0, "seed": 0, "labels": "random-label", "augment": None}
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)

@@ -1,6 +1,6 @@
 """Kill training and discovery again and again, and compare what comes out with what nobody has touched.
 
-``python tests/kill_campaign.py --kills 20 --seed 0`` prints a line per kill and the counts, and exits with 1 if
+``python -m tools.kill_runs --kills 20 --seed 0`` prints a line per kill and the counts, and exits with 1 if
 anything differs. A run is killed at a moment drawn from its whole duration, or while it writes a file, at a byte of it
 that is drawn; then it goes on by ``--ckpt_path auto``, is killed again, ... until it ends. Its weights, optimiser,
 teacher and results must equal those of the uninterrupted run, bit for bit, with loader processes and augmentation.
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SCENES = ["--data=SyntheticDataModule", "--data.image_size=[32, 48]", "--data.train_images=8", "--data.val_images=2"]
@@ -128,7 +129,7 @@ def program(folder: str, words: list[str], death: Write | None, environment: dic
             os.kill(me, signal.SIGKILL)
         return replaced
 
-    def beginning(self, batch, batch_idx):
+    def beginning(self: HTTModule, batch: Any, batch_idx: int) -> None:
         note(f"epoch {self.current_epoch} step {batch_idx}")
         begin(self, batch, batch_idx)
 
@@ -339,5 +340,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.campaign.damage import CUT, FLIPPED, Damage
+from tools.damage_campaign.damage import CUT, FLIPPED, Damage
 
 Values = Mapping[str, Any]
 """What a reader has read: arrays, tensors or plain values by name."""

@@ -21,9 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from htt_lightning.errors import HTTError
-from tests.campaign.commands import Ended
-from tests.campaign.damage import MARKER, VALID, Damage
-from tests.campaign.reader import Reader, Target
+from tools.damage_campaign.commands import Ended
+from tools.damage_campaign.damage import MARKER, VALID, Damage
+from tools.damage_campaign.reader import Reader, Target
 
 LIMIT = 30
 """Seconds that a reader may take for a case."""

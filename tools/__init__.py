@@ -1,0 +1,1 @@
+"""Programs that try the library in long runs: damaged files and killed processes."""
