@@ -35,11 +35,11 @@ def make_batch(tasks: Sequence[Task], size: tuple[int, int], images: int) -> dic
     batch: dict[str, Any] = {"image": torch.rand(images, 3, *size), "labeled": labeled}
     batch["valid"] = torch.ones(images, *size, dtype=torch.bool)
     for task in tasks:
-        if task.channels is None:
+        if task.field_channels is None:
             label = torch.randint(0, max(2, task.num_tokens), (images, *size))
         else:
-            label = torch.nn.functional.normalize(torch.rand(images, task.channels, *size) + 0.1, dim=1)
-        label[~labeled[task.name]] = 255 if task.channels is None else torch.nan
+            label = torch.nn.functional.normalize(torch.rand(images, task.field_channels, *size) + 0.1, dim=1)
+        label[~labeled[task.name]] = 255 if task.field_channels is None else torch.nan
         batch[task.name] = label
     return batch
 

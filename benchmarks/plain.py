@@ -17,9 +17,9 @@ from htt_lightning.output import BatchIndices, TaskOutput
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 
 TASKS = (
-    SemSeg(classes=tuple(f"class {k}" for k in range(13)), threshold=0.9),
-    Depth(weight=0.6, threshold=0.85),
-    Normals(threshold=0.85),
+    SemSeg(classes=tuple(f"class {k}" for k in range(13)), confidence_threshold=0.9),
+    Depth(loss_weight=0.6, confidence_threshold=0.85),
+    Normals(confidence_threshold=0.85),
 )
 """NYUD-v2's, with the published weights and thresholds (method.md 3 and 4)."""
 
@@ -122,10 +122,10 @@ def found_loss(task: Task, output: TaskOutput, teacher: TaskOutput, size: Sequen
     if isinstance(task, SemSeg):
         confidence, label = full_size(teacher.logits, size).softmax(1).max(1)
         pixels = F.cross_entropy(full_size(output.logits, size), label, reduction="none")
-        return (pixels * (confidence > task.threshold)).mean()
+        return (pixels * (confidence > task.confidence_threshold)).mean()
     sharp = (5 * full_size(teacher.logits, size)).softmax(1).amax(1)
     error = (decoded(task, output.logits, size) - decoded(task, teacher.logits, size)).abs().mean(1)
-    return (error * sharp * (sharp > task.threshold)).mean()
+    return (error * sharp * (sharp > task.confidence_threshold)).mean()
 
 
 def plain_loss(
@@ -149,12 +149,12 @@ def plain_loss(
             mine = TaskOutput(*(x[index : index + 1] for x in outputs[task.name]))
             labeled = bool(batch["labeled"][task.name][index])
             if labeled:
-                total = total + task.weight * given_loss(task, mine, batch[task.name][index])
+                total = total + task.loss_weight * given_loss(task, mine, batch[task.name][index])
             if taught:
                 teacher = TaskOutput(*(x[index : index + 1] for x in taught[task.name]))
                 distance = (mine.feature - teacher.feature) ** 2
                 total = total + (distance if labeled else teacher.confidence * distance).mean()
                 if not labeled:
                     found = found_loss(task, mine, teacher, batch["image"].shape[-2:])
-                    total = total + task.weight * task.beta * found
+                    total = total + task.loss_weight * task.pseudo_label_weight * found
     return total * len(tasks) / images

@@ -38,7 +38,7 @@ def chosen_tasks(count: int, bins: int) -> list[Task]:
     """The first few of the scenes' tasks."""
     known = {task.name: task for task in SyntheticDataModule().tasks}
     found = [known[name] for name in ORDER[:count]]
-    return [replace(task, bins=bins) if isinstance(task, Depth) else task for task in found]
+    return [replace(task, num_bins=bins) if isinstance(task, Depth) else task for task in found]
 
 
 def measured(tasks: int, side: int, bins: int, batch: int, rounds: int) -> dict[str, float]:
@@ -50,11 +50,11 @@ def measured(tasks: int, side: int, bins: int, batch: int, rounds: int) -> dict[
     configured: Any = module.configure_optimizers()
     data: dict[str, Any] = {"image": torch.rand(batch, 3, side, side)}
     for task in chosen:
-        if task.channels is None:
+        if task.field_channels is None:
             data[task.name] = torch.randint(0, max(task.num_tokens, 2), (batch, side, side))
         else:
-            field = torch.rand(batch, task.channels, side, side) + 0.7
-            data[task.name] = F.normalize(field, dim=1) if task.channels == 3 else field
+            field = torch.rand(batch, task.field_channels, side, side) + 0.7
+            data[task.name] = F.normalize(field, dim=1) if task.field_channels == 3 else field
     data["labeled"] = {task.name: torch.ones(batch, dtype=torch.bool) for task in chosen}
 
     def step() -> None:

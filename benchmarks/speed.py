@@ -47,7 +47,7 @@ def make_batch(size: tuple[int, int], images: int) -> dict[str, Any]:
         "labeled": labeled,
     }
     for task in TASKS:
-        hidden = 255 if task.channels is None else torch.nan
+        hidden = 255 if task.field_channels is None else torch.nan
         batch[task.name][~labeled[task.name]] = hidden
     return batch
 

@@ -50,8 +50,8 @@ TASKS = """\
 ## data.tasks
 
 A list of names, `[semseg, depth]`, or of classes with settings,
-`[semseg, {class_path: Edges, init_args: {thin: true}}]`. Settings that are not given are the dataset's own: the
-defaults here are those of a task that belongs to no dataset.
+`[semseg, {class_path: Edges, init_args: {thin_predictions: true}}]`. Settings that are not given are the dataset's own:
+the defaults here are those of a task that belongs to no dataset.
 """
 
 

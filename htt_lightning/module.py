@@ -101,7 +101,9 @@ class HTTModule(L.LightningModule):
         if balance not in get_args(Balance):
             raise HTTError(f"model.balance is {balance!r}; it must be one of {', '.join(get_args(Balance))}.")
         self.net = self.build_network()
-        self.loss_weights = {task.name: task.weight for task in self.tasks} | self._known("loss_weights", loss_weights)
+        self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | self._known(
+            "loss_weights", loss_weights
+        )
         self.single_task = single_task or {}
         figures = {task.name: self.single_task.get(task.name) for task in self.tasks if self.single_task}
         lacking = [name for name, figure in figures.items() if not figure or not math.isfinite(figure)]
@@ -313,7 +315,7 @@ class HTTModule(L.LightningModule):
             metric.reset()
         if self.single_task:
             headlines = {task.name: values[f"{task.name}/{task.primary_metric}"] for task in self.tasks}
-            kinds = {task.name: task.figure(task.primary_metric) for task in self.tasks}
+            kinds = {task.name: task.metric_spec(task.primary_metric) for task in self.tasks}
             values["delta_m"] = delta_m(kinds, headlines, self.single_task)
         # Every metric has synchronised itself, so all ranks hold the same values.
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})

@@ -13,7 +13,7 @@ from htt_lightning.losses import l1
 from htt_lightning.metrics import DepthErrors
 from htt_lightning.output import TaskOutput, upsample_to_image
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.colormap import heat
+from htt_lightning.tasks.colormap import heatmap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,10 @@ class Height(Task):
     name: str = "height"
     reach: float = 4.0
 
-    channels: ClassVar[int | None] = 1
+    field_channels: ClassVar[int | None] = 1
     primary_metric: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
-    unit: ClassVar[str] = "m"
+    metric_unit: ClassVar[str] = "m"
 
     @property
     def num_tokens(self) -> int:
@@ -41,10 +41,10 @@ class Height(Task):
     def metrics(self) -> Metric:
         return DepthErrors()
 
-    def colour(self, values: torch.Tensor) -> torch.Tensor:
-        return heat(values[:, 0] / (2 * self.reach))
+    def colorize(self, values: torch.Tensor) -> torch.Tensor:
+        return heatmap(values[:, 0] / (2 * self.reach))
 
-    def constant(self, targets: Iterable[torch.Tensor]) -> torch.Tensor:
+    def best_constant(self, targets: Iterable[torch.Tensor]) -> torch.Tensor:
         return torch.cat([t[t.isfinite()] for t in targets]).median()[None]
 
 

@@ -19,12 +19,12 @@ def test_every_metric_and_loss_is_logged_under_its_contract_key(tmp_path):
     headlines = ["semseg/miou", "human_parts/miou", "saliency/max_f", "normals/mean", "edges/ods_f", "depth/abs_err"]
     for key in headlines:
         assert f"val/{key}" in logged
-    gains = [t.gain(float(logged[f"val/{key}"]), 10.0) for key, t in zip(headlines, data.tasks, strict=True)]
+    gains = [t.relative_gain(float(logged[f"val/{key}"]), 10.0) for key, t in zip(headlines, data.tasks, strict=True)]
     assert float(logged["val/delta_m"]) == pytest.approx(np.mean(gains), rel=1e-5)
     assert {f"train/{task.name}/loss" for task in data.tasks} | {"train/loss"} <= set(logged)
-    further = ["semseg/pixel_acc", "saliency/max_f_legacy", "edges/ois_f"]
-    further += [f"depth/{name}" for name in ("rel_err", "rmse", "log_rmse", "delta1", "delta2", "delta3")]
-    further += [f"normals/{name}" for name in ("median", "rmse", "within_11", "within_22", "within_30")]
+    further = ["semseg/pixel_acc", "saliency/max_f_double_sigmoid", "edges/ois_f"]
+    further += [f"depth/{name}" for name in ("abs_rel", "rmse", "rmse_log", "delta1", "delta2", "delta3")]
+    further += [f"normals/{name}" for name in ("median", "rmse", "within_11.25", "within_22.5", "within_30")]
     assert {f"val/{key}" for key in further} <= set(logged)
     tested = tiny_trainer(tmp_path).test(tiny_module(data), data, verbose=False)[0]
     assert {f"test/{key}" for key in headlines + further} <= set(tested)
@@ -59,6 +59,6 @@ def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_was_evaluated_befor
 
 def test_delta_m_counts_lower_is_better_the_right_way_round():
     tasks = [SemSeg(classes=("a", "b")), Depth()]
-    kinds = {task.name: task.figure(task.primary_metric) for task in tasks}
+    kinds = {task.name: task.metric_spec(task.primary_metric) for task in tasks}
     single = {"semseg": 40.0, "depth": 0.5}
     assert delta_m(kinds, {"semseg": 44.0, "depth": 0.4}, single) == pytest.approx(100 * (0.1 + 0.2) / 2)

@@ -50,7 +50,7 @@ def test_the_loss_is_the_balanced_mean_over_images_of_their_labelled_terms(balan
         ours = module.training_step(batch, 0)
         outputs = module(batch["image"])
         losses = {task.name: task.loss(outputs[task.name], batch[task.name]) for task in data.tasks}
-    weights = {task.name: 0.25 if task.name == "depth" else task.weight for task in data.tasks}
+    weights = {task.name: 0.25 if task.name == "depth" else task.loss_weight for task in data.tasks}
     expected, sizes = 0.0, []
     for image in range(4):
         names = [name for name, marks in batch["labeled"].items() if marks[image]]
@@ -152,7 +152,7 @@ def test_training_on_a_batch_without_any_valid_pixel_is_a_finite_zero():
     module = tiny_module(data)
     batch = batch_of(data)
     for task in data.tasks:
-        batch[task.name] = torch.full_like(batch[task.name], torch.nan if task.channels else 255)
+        batch[task.name] = torch.full_like(batch[task.name], torch.nan if task.field_channels else 255)
         batch["labeled"][task.name][:] = True
     module.log = lambda *args, **kwargs: None
     loss = module.training_step(batch, 0)
@@ -186,7 +186,7 @@ def test_a_resumed_run_with_other_labels_is_refused(tmp_path):
 
 
 def test_checkpoints_load_safely_with_their_tasks_and_predict_the_same(tmp_path):
-    data = tiny_data(tasks=["semseg", Depth(bins=7)], labels="full")
+    data = tiny_data(tasks=["semseg", Depth(num_bins=7)], labels="full")
     keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
     module = fitted(tmp_path, data, callbacks=[keep], enable_checkpointing=True)
     loaded = HTTModule.load_from_checkpoint(tmp_path / "kept" / "run.ckpt", weights_only=True)
@@ -209,13 +209,13 @@ def test_a_checkpoint_of_other_tasks_is_refused(tmp_path):
 def test_a_checkpoint_of_a_task_with_other_bins_is_refused(tmp_path):
     """As many bins elsewhere: the weights would fit, and every depth would be wrong."""
     keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
-    far = tiny_data(tasks=[Depth(far=20.0)], labels="full")
+    far = tiny_data(tasks=[Depth(max_depth=20.0)], labels="full")
     fitted(tmp_path, far, callbacks=[keep], enable_checkpointing=True)
     path, trainer = tmp_path / "kept" / "run.ckpt", tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True)
     data = tiny_data(tasks="depth", labels="full")
     with pytest.raises(HTTError, match=r"trained with far 20\.0 of task depth, not 10\.0"):
         trainer.validate(tiny_module(data), data, ckpt_path=path)
-    heavy = tiny_data(tasks=[Depth(far=20.0, weight=9)], labels="full")
+    heavy = tiny_data(tasks=[Depth(max_depth=20.0, loss_weight=9)], labels="full")
     trainer.validate(tiny_module(heavy), heavy, ckpt_path=path)
 
 

@@ -111,7 +111,10 @@ def test_network_losses_and_discovery_compile_in_one_piece():
     tasks = tiny_data().tasks
     module, images = module_of(tasks, torch.float32, 0), torch.rand(2, 3, *SIZE)
     pixels = {1: (2, 1, *SIZE), 3: (2, 3, *SIZE)}
-    batch = {t.name: torch.rand(pixels[t.channels]) + 0.7 if t.channels else torch.ones(2, *SIZE).long() for t in tasks}
+    batch = {
+        t.name: torch.rand(pixels[t.field_channels]) + 0.7 if t.field_channels else torch.ones(2, *SIZE).long()
+        for t in tasks
+    }
 
     def losses(outputs):
         return [task.loss(outputs[task.name], batch[task.name]) for task in tasks]

@@ -72,7 +72,7 @@ def test_a_step_on_a_completed_dataset_comes_back_with_its_labels(tmp_path):
     batch = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
     module = tiny_module(data)
     outputs = module(batch["image"])
-    batch["discovered"] = {task.name: task.discover(outputs[task.name], (32, 48)) for task in data.tasks}
+    batch["discovered"] = {task.name: task.pseudo_label(outputs[task.name], (32, 48)) for task in data.tasks}
     module.generators = [torch.get_rng_state()]
     keep_step(tmp_path / "step.pt", module, torch.optim.Adam(module.parameters()), batch, "32-true")
     again = replay(tmp_path / "step.pt").batch

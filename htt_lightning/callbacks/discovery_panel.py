@@ -24,7 +24,7 @@ from htt_lightning.data.batch import Batch
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE_INDEX, PseudoLabel, Task
-from htt_lightning.tasks.colormap import heat
+from htt_lightning.tasks.colormap import heatmap
 
 CELL = 26
 """Pixels of a cell of the affinity map."""
@@ -98,11 +98,11 @@ def draw_discovered(batch: Batch, found: Mapping[str, PseudoLabel], tasks: Seque
     pictures = {"image": to_picture(batch["image"])}
     for task in shown:
         label, confidence = (values.cpu() for values in found[task.name])
-        kept = task.kept(confidence) & batch["valid"]
+        kept = task.confidence_mask(confidence) & batch["valid"]
         cut = torch.where(
             kept if label.ndim == 3 else kept[:, None], label, IGNORE_INDEX if label.ndim == 3 else torch.nan
         )
-        rows = [task.colour(batch[task.name]), task.colour(cut), heat(confidence)]
+        rows = [task.colorize(batch[task.name]), task.colorize(cut), heatmap(confidence)]
         pictures[task.name] = np.stack([to_picture(row) for row in rows])
     drawn = []
     for k, name in enumerate(batch["id"]):
@@ -137,7 +137,7 @@ def draw_affinity(affinity: Tensor, names: Sequence[str]) -> np.ndarray:
     width, height = margin + count * CELL + 10, TITLE + count * CELL + 10
     canvas = Image.new("RGB", (width * scales, height), "white")
     draw = ImageDraw.Draw(canvas)
-    colours = heat(affinity).permute(0, 2, 3, 1).tolist()
+    colours = heatmap(affinity).permute(0, 2, 3, 1).tolist()
     for scale in range(scales):
         left = scale * width
         draw.text((left + margin, 3), f"scale {scale + 1}", fill="black", font=font())

@@ -99,7 +99,11 @@ class LabelDiscovery(Callback):
         self.stages, self.teacher, self.student = (1 if teacher == EMA else stages), teacher, student
         self.teachers, self._given, self.ramp = teachers, given, ramp
         self.ema_decay, self.terms, self.targets, self.precision = ema_decay, terms, targets, teacher_precision
-        self.replaced = {"threshold": thresholds or {}, "beta": betas or {}, "balance": balances or {}}
+        self.replaced = {
+            "confidence_threshold": thresholds or {},
+            "pseudo_label_weight": betas or {},
+            "class_balance_power": balances or {},
+        }
         self.stage = self.begun = 0
         self._epochs: int | None = None
         self._pool: list[HTTModule] = []
@@ -145,8 +149,10 @@ class LabelDiscovery(Callback):
         """
         known = {task.name: task for task in module.tasks}
         if self.teacher == EMA:
-            even: dict[str, Any] = {"balance": 0.0}
-            known |= {name: replace(task, **even) for name, task in known.items() if hasattr(task, "balance")}
+            even: dict[str, Any] = {"class_balance_power": 0.0}
+            known |= {
+                name: replace(task, **even) for name, task in known.items() if hasattr(task, "class_balance_power")
+            }
         for key, values in self.replaced.items():
             for name, value in values.items():
                 if name not in known:

@@ -81,7 +81,7 @@ def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task])
     columns = {"image": to_picture(batch["image"])}
     rows = []
     for task in tasks:
-        both = [task.colour(values) for values in (batch[task.name], maps[task.name][:count].cpu())]
+        both = [task.colorize(values) for values in (batch[task.name], maps[task.name][:count].cpu())]
         columns[task.name] = to_picture(torch.cat(both))
     for k in range(count):
         picture = columns["image"][k]

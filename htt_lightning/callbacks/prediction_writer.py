@@ -103,7 +103,11 @@ class PredictionWriter(BasePredictionWriter):
         """
         png = self.format == "png"
         return {
-            task.name: {"png": task.pixel_unit if png else None, "npy": task.unit, "classes": list(task.class_names)}
+            task.name: {
+                "png": task.png_unit if png else None,
+                "npy": task.metric_unit,
+                "classes": list(task.class_names),
+            }
             for task in tasks
         }
 
@@ -144,7 +148,7 @@ class PredictionWriter(BasePredictionWriter):
             values = maps[task.name]
             write_map(stem.with_name(f"{stem.name}_{task.name}"), task, values[0].numpy(), self.format)
             if self.views or image is not None:
-                pictures[task.name] = rearrange(task.colour(values), "1 c h w -> h w c").numpy()
+                pictures[task.name] = rearrange(task.colorize(values), "1 c h w -> h w c").numpy()
             if self.views:
                 _save(stem.with_name(f"{stem.name}_{task.name}_view.png"), pictures[task.name])
         if image is not None:
@@ -201,7 +205,7 @@ def write_map(stem: Path, task: Task, values: np.ndarray, format: Format = "png"
     Raises:
         HTTError: It cannot be written.
     """
-    pixels = task.pixels(values) if format == "png" else None
+    pixels = task.to_png(values) if format == "png" else None
     path = stem.with_name(f"{stem.name}.{'npy' if pixels is None else 'png'}")
     if pixels is not None:
         _save(path, pixels)

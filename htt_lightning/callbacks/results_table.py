@@ -71,8 +71,8 @@ class ResultsTable(Callback):
             key = f"val/{task.name}/{task.primary_metric}"
             if key in self._values:
                 value, constant = self._values[key], constants.get(task.name, math.nan)
-                gain = task.gain(value, constant)
-                rows[key] = {"value": value, **task.figure(task.primary_metric)._asdict()}
+                gain = task.relative_gain(value, constant)
+                rows[key] = {"value": value, **task.metric_spec(task.primary_metric)._asdict()}
                 rows[key] |= {"constant": constant, "gain_percent": gain}
         if not rows:
             return
@@ -100,10 +100,10 @@ class ResultsTable(Callback):
         for key, value in trainer.callback_metrics.items():
             split, *task, name = key.split("/")
             if split == "test" and (task[0] in tasks if task else name == "delta_m"):
-                kind = tasks[task[0]].figure(name) if task else MetricSpec()
+                kind = tasks[task[0]].metric_spec(name) if task else MetricSpec()
                 primary_metric = not task or name == tasks[task[0]].primary_metric
                 rows[key] = {"value": float(value), **kind._asdict(), "headline": primary_metric}
-                columns.setdefault(" ".join(task), {})[kind.head(name)] = kind.text(float(value))
+                columns.setdefault(" ".join(task), {})[kind.column_header(name)] = kind.format(float(value))
         if not rows:
             return
         path = self._folder / RESULTS["test"]
@@ -159,7 +159,7 @@ def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str
         targets: Iterator[Tensor] = iter(labels)
         first = next(targets, None)
         if first is not None:
-            constants[task.name] = task.constant(chain([first], targets))
+            constants[task.name] = task.best_constant(chain([first], targets))
     metrics = {task.name: task.metrics() for task in tasks if task.name in constants}
     for metric in metrics.values():
         for part in metric.values() if isinstance(metric, MetricCollection) else [metric]:

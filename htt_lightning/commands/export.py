@@ -172,7 +172,7 @@ def _described(task: Task, decoded: Tensor) -> dict[str, Any]:
         "range": None if values is None else list(values),
         "unit": task.output_unit,
         "classes": names,
-        "settings": task.meaning,
+        "settings": task.output_settings,
     }
 
 

@@ -128,7 +128,7 @@ def described_run(folder: Path, faults: list[HTTError]) -> Iterator[tuple[str, s
             yield f"{name}/", f"{len(files)} files"
     for split, figures in values.items():
         for key, figure in figures.items():
-            yield f"{split}/{key}", f"{figure.kind.text(figure.value)} {figure.kind.unit}".rstrip()
+            yield f"{split}/{key}", f"{figure.kind.format(figure.value)} {figure.kind.unit}".rstrip()
 
 
 def of_this(folder: Path) -> Iterator[tuple[Path, Split]]:

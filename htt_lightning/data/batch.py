@@ -35,13 +35,13 @@ class Map(Protocol):
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirror it left to right."""
 
-    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+    def rescale_values(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Correct its values after enlarging."""
 
-    def missing(self, height: int, width: int) -> np.ndarray:
+    def empty_target(self, height: int, width: int) -> np.ndarray:
         """A map of nothing."""
 
-    def settle(self, array: np.ndarray) -> np.ndarray:
+    def postprocess_target(self, array: np.ndarray) -> np.ndarray:
         """Last word on it."""
 
 
@@ -82,13 +82,13 @@ def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: st
     }
     for task in tasks:
         array = arrays.get(task.name)
-        sample[task.name] = to_target(task.missing(height, width) if array is None else array, task)
+        sample[task.name] = to_target(task.empty_target(height, width) if array is None else array, task)
     return sample
 
 
 def to_target(array: np.ndarray, task: Task) -> Tensor:
     """A numpy map as a batch holds it: int64 ``h w`` or float32 ``c h w``."""
-    if task.channels is None:
+    if task.field_channels is None:
         return torch.from_numpy(array.astype(np.int64))
     return planes(np.asarray(array, np.float32))
 

@@ -46,8 +46,8 @@ def scored(labels: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> dict[s
     dropped: dict[str, set[str]] = {name: set() for name in labels}
     for task in tasks:
         owners = [name for name, given in labels.items() if task.name in given]
-        if task.val_images is not None and task.val_images < len(owners):
-            kept = {owners[index * len(owners) // task.val_images] for index in range(task.val_images)}
+        if task.max_val_images is not None and task.max_val_images < len(owners):
+            kept = {owners[index * len(owners) // task.max_val_images] for index in range(task.max_val_images)}
             for name in owners:
                 if name not in kept:
                     dropped[name].add(task.name)

@@ -210,7 +210,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     def identity(self) -> dict[str, Any]:
         """What tells this dataset from another: its kind, three images, their size, and what labels mean."""
         source = self.source("train")
-        meaning = {task.name: task.meaning for task in self.tasks}
+        meaning = {task.name: task.output_settings for task in self.tasks}
         size = list(self.image_size) if self.image_size else None
         return {"kind": type(source).__name__, "images": source.digest(), "image_size": size, "tasks": meaning}
 

@@ -84,7 +84,7 @@ class PseudoLabelStore:
         """
         arrays: Arrays = {}
         for key, (task, label, confidence) in maps.items():
-            arrays[key] = task.pack(label)
+            arrays[key] = task.compress(label)
             arrays[ConfidenceMap(task).name] = np.rint(confidence * CERTAIN).astype(np.uint8)
         with atomic_path(self.path(name)) as partial, partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -112,7 +112,7 @@ class PseudoLabelStore:
                 for task in tasks:
                     stored, confidence = archive[task.name], archive[ConfidenceMap(task).name]
                     _refuse_other(task, stored, confidence, size)
-                    arrays[DiscoveredMap(task).name] = task.unpack(stored)
+                    arrays[DiscoveredMap(task).name] = task.decompress(stored)
                     arrays[ConfidenceMap(task).name] = confidence.astype(np.float32) / CERTAIN
         except Exception as error:  # a damaged archive fails in many ways
             raise HTTError(f"{path} is missing, damaged or lacks a task ({error}); run discover again.") from error
@@ -142,13 +142,15 @@ class PseudoLabelStore:
 
 def _refuse_other(task: Task, stored: np.ndarray, confidence: np.ndarray, size: tuple[int, int] | None) -> None:
     """Raise a ``ValueError`` for arrays that ``write`` has not written for a task."""
-    packed = task.pack(task.missing(1, 1) if task.channels is None else np.zeros_like(task.missing(1, 1)))
+    packed = task.compress(
+        task.empty_target(1, 1) if task.field_channels is None else np.zeros_like(task.empty_target(1, 1))
+    )
     height, width = size or stored.shape[:2]
     if (stored.dtype, stored.shape) != (packed.dtype, (height, width, *packed.shape[2:])):
         raise ValueError(f"{task.name} is {stored.dtype} {stored.shape}")
     if confidence.dtype != np.uint8 or confidence.shape != (height, width) or not confidence.size:
         raise ValueError(f"the confidence of {task.name} is {confidence.dtype} {confidence.shape}")
-    if stored.max() >= len(task.class_names) if task.channels is None else not np.isfinite(stored).all():
+    if stored.max() >= len(task.class_names) if task.field_channels is None else not np.isfinite(stored).all():
         raise ValueError(f"{task.name} holds what is no value of it")
 
 
@@ -163,9 +165,9 @@ class DiscoveredMap:
 
     def __init__(self, task: Task) -> None:
         self.task, self.name = task, f"{task.name}.discovered"
-        self.flip, self.zoom, self.missing = task.flip, task.zoom, task.missing
+        self.flip, self.rescale_values, self.empty_target = task.flip, task.rescale_values, task.empty_target
 
-    def settle(self, array: np.ndarray) -> np.ndarray:
+    def postprocess_target(self, array: np.ndarray) -> np.ndarray:
         """Nothing to settle: a discovered map may well be all background."""
         return array
 
@@ -186,15 +188,15 @@ class ConfidenceMap:
         """Mirror it left to right."""
         return np.ascontiguousarray(array[:, ::-1])
 
-    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+    def rescale_values(self, array: np.ndarray, factor: float) -> np.ndarray:
         """Enlarging makes nothing more certain."""
         return array
 
-    def missing(self, height: int, width: int) -> np.ndarray:
+    def empty_target(self, height: int, width: int) -> np.ndarray:
         """No confidence."""
         return np.zeros((height, width), np.float32)
 
-    def settle(self, array: np.ndarray) -> np.ndarray:
+    def postprocess_target(self, array: np.ndarray) -> np.ndarray:
         """Nothing to settle."""
         return array
 
@@ -215,7 +217,7 @@ def to_discovered(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLa
     Returns:
         A target without missing values, and ``h w`` confidence.
     """
-    label = arrays.get(DiscoveredMap(task).name, task.missing(*size))
+    label = arrays.get(DiscoveredMap(task).name, task.empty_target(*size))
     confidence = arrays.get(ConfidenceMap(task).name)
     return PseudoLabel(
         to_target(label, task).nan_to_num(0),

@@ -166,7 +166,7 @@ def finish(arrays: Arrays, tasks: Sequence[Map], size: tuple[int, int] | None) -
     window = slice(top, top + inner[0]), slice(left, left + inner[1])
 
     if inner == (height, width):
-        settled = {task.name: task.settle(arrays[task.name]) for task in tasks if task.name in arrays}
+        settled = {task.name: task.postprocess_target(arrays[task.name]) for task in tasks if task.name in arrays}
         return {"image": image, **settled}, np.ones(inner, bool)
 
     def pad(array: np.ndarray, blank: np.ndarray) -> np.ndarray:
@@ -183,7 +183,7 @@ def finish(arrays: Arrays, tasks: Sequence[Map], size: tuple[int, int] | None) -
     padded = {"image": pad(image, colour.astype(image.dtype))}
     for task in tasks:
         if task.name in arrays:
-            padded[task.name] = task.settle(pad(arrays[task.name], task.missing(1, 1)[0, 0]))
+            padded[task.name] = task.postprocess_target(pad(arrays[task.name], task.empty_target(1, 1)[0, 0]))
     return padded, pad(np.ones(inner, bool), np.zeros((), bool))
 
 
@@ -259,7 +259,7 @@ class RandomScaleCrop(JointTransform):
     ) -> np.ndarray:
         """Nearest neighbour: no new labels, and missing pixels neither vanish nor spread."""
         array = known[task.name] if known and task.name in known else nearest(array, **params)
-        return array if factor == 1 else task.zoom(array, factor)
+        return array if factor == 1 else task.rescale_values(array, factor)
 
 
 class Flip(JointTransform):

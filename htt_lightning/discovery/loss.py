@@ -49,7 +49,7 @@ class DiscoveryLossWeights:
         Args:
             task: The task.
         """
-        return task.supports_pseudo_labels and bool(self.prediction and task.beta)
+        return task.supports_pseudo_labels and bool(self.prediction and task.pseudo_label_weight)
 
 
 TargetType = Literal["hard", "soft", "averaged"]
@@ -123,14 +123,14 @@ def discovery_loss(
         valid = fully_valid_cells(valid, (soft_target.shape[-2], soft_target.shape[-1]))
         soft_target = task.finalize_soft_target(soft_target, valid)
     if teacher and found is None:
-        found = task.discover(teacher, (valid.shape[-2], valid.shape[-1]))
+        found = task.pseudo_label(teacher, (valid.shape[-2], valid.shape[-1]))
     if found is None:
         return DiscoveryLoss(feature, nothing, nothing, nothing)
     if soft_target is None:
-        kept, on_labels = task.kept(found.confidence), task.pseudo_label_loss(student, found, valid)
+        kept, on_labels = task.confidence_mask(found.confidence), task.pseudo_label_loss(student, found, valid)
     else:
         kept, on_labels = valid, masked_mean(task.distillation_loss(student, soft_target), valid)
-    prediction = terms.prediction * weight * task.beta * torch.where(labeled, 0, on_labels)
+    prediction = terms.prediction * weight * task.pseudo_label_weight * torch.where(labeled, 0, on_labels)
     return DiscoveryLoss(feature, prediction, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
 
 
@@ -265,7 +265,7 @@ class TeacherEnsemble:
             seen = self._taught(mirrored(image, stride, down, right), other, lacking)
             inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
             for task in tasks:
-                second = shifted(task.mirror(task.soft_target(seen[task.name])), -down, right)
+                second = shifted(task.unflip(task.soft_target(seen[task.name])), -down, right)
                 soft_targets[task.name] = torch.where(
                     inside, (soft_targets[task.name] + second) / 2, soft_targets[task.name]
                 )
@@ -280,7 +280,7 @@ class TeacherEnsemble:
         taught, size = self._mean(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
         found = dict(batch.get("discovered", {}))
         for task in self.tasks:
-            labels = task.discover(taught[task.name], size) if task.name in taught else None
+            labels = task.pseudo_label(taught[task.name], size) if task.name in taught else None
             if labels is not None:
                 found.setdefault(task.name, labels)
         return found
@@ -306,7 +306,7 @@ class TeacherEnsemble:
             if task.name in found:
                 label, confidence = found[task.name]
                 target, labeled = batch[task.name], batch["labeled"][task.name]
-                kept = task.present(target) & task.kept(confidence) & labeled[:, None, None]
+                kept = task.valid_mask(target) & task.confidence_mask(confidence) & labeled[:, None, None]
                 counts[task.name] = (kept & task.is_correct(label, target)).sum(), kept.sum()
         return counts
 

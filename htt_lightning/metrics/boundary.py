@@ -20,8 +20,8 @@ class BoundaryFMeasure(SumStateMetric):
 
     Args:
         tolerance: Largest distance of a pair as a part of the diagonal: 0.011 for NYUD, 0.0075 for PASCAL.
-        thresholds: Number of thresholds, evenly spaced strictly inside (0, 1).
-        thin: Whether the binary prediction at each threshold is thinned to lines of one pixel before matching.
+        num_thresholds: Number of thresholds, evenly spaced strictly inside (0, 1).
+        thin_predictions: Thin the binary prediction at each threshold to lines of one pixel before matching.
 
     Raises:
         ValueError: The tolerance is negative, or there is no threshold.
@@ -35,17 +35,17 @@ class BoundaryFMeasure(SumStateMetric):
     true: Tensor
     pixels: Tensor
 
-    def __init__(self, tolerance: float = 0.011, thresholds: int = 19, thin: bool = False) -> None:
+    def __init__(self, tolerance: float = 0.011, num_thresholds: int = 19, thin_predictions: bool = False) -> None:
         super().__init__()
-        if thresholds < 1:
-            raise ValueError(f"There must be at least one threshold, got {thresholds}.")
+        if num_thresholds < 1:
+            raise ValueError(f"There must be at least one threshold, got {num_thresholds}.")
         if tolerance < 0:
             raise ValueError(f"The tolerance must not be negative, got {tolerance}.")
-        self.thresholds = tuple(k / (thresholds + 1) for k in range(1, thresholds + 1))
+        self.thresholds = tuple(k / (num_thresholds + 1) for k in range(1, num_thresholds + 1))
         self.tolerance = tolerance
-        self.thin = thin
-        self.add_sum_state("matched", thresholds)
-        self.add_sum_state("predicted", thresholds)
+        self.thin_predictions = thin_predictions
+        self.add_sum_state("matched", num_thresholds)
+        self.add_sum_state("predicted", num_thresholds)
         for name in ("best_matched", "best_predicted", "true", "pixels"):
             self.add_sum_state(name)
 
@@ -60,7 +60,7 @@ class BoundaryFMeasure(SumStateMetric):
         for probability, label in zip(pred.detach().float().cpu().numpy(), target.cpu().numpy(), strict=True):
             valid = (label == 0) | (label == 1)
             radius = self.tolerance * math.hypot(valid_extent(valid.any(1)), valid_extent(valid.any(0)))
-            counts = match_boundaries(probability, label == 1, valid, thresholds, radius, self.thin)
+            counts = match_boundaries(probability, label == 1, valid, thresholds, radius, self.thin_predictions)
             matched = torch.from_numpy(counts.matched).to(self.matched.device)
             predicted = torch.from_numpy(counts.predicted).to(self.predicted.device)
             true = torch.tensor(counts.true, device=self.true.device)

@@ -37,7 +37,7 @@ def match_boundaries(
     valid: NDArray[np.bool_],
     thresholds: NDArray[np.floating],
     radius: float,
-    thin: bool = False,
+    thin_predictions: bool = False,
 ) -> BoundaryCounts:
     """Match predicted with true boundary pixels of one image at every threshold (protocol.md 5, edge odsF).
 
@@ -50,13 +50,13 @@ def match_boundaries(
         valid: ``h w``, False on pixels that count neither as predicted nor as true.
         thresholds: ``t``, ascending, of the probability's dtype so that equal values compare equal.
         radius: Largest distance of a matched pair in pixels; 0 matches equal positions only.
-        thin: Whether the binary prediction at each threshold is thinned first. Thinned predictions do not grow as the
+        thin_predictions: Thin the binary prediction at each threshold first. Thinned predictions do not grow as the
             threshold falls, so each threshold needs a matching of its own.
 
     Returns:
         The counts; with an empty truth or prediction nothing is matched.
     """
-    if thin:
+    if thin_predictions:
         lines = (thinned(valid & (probability >= threshold)) for threshold in thresholds)
         one = np.ones(1, np.float32)
         each = [match_boundaries(line.astype(np.float32), truth, valid, one, radius) for line in lines]

@@ -15,16 +15,16 @@ class SegmentationScores(SumStateMetric):
 
     Args:
         num_classes: Number of classes.
-        absent: ``skip`` leaves absent classes out of the mean, ``zero`` counts them as 0 as some papers do.
+        absent_classes: ``skip`` leaves absent classes out of the mean, ``zero`` counts them as 0 as some papers do.
     """
 
     higher_is_better = True
     confusion: Tensor
 
-    def __init__(self, num_classes: int, absent: Literal["skip", "zero"] = "skip") -> None:
+    def __init__(self, num_classes: int, absent_classes: Literal["skip", "zero"] = "skip") -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.absent = absent
+        self.absent_classes = absent_classes
         self.add_sum_state("confusion", num_classes, num_classes)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
@@ -50,6 +50,6 @@ class SegmentationScores(SumStateMetric):
         union = self.confusion.sum(0) + self.confusion.sum(1) - hit
         present = union > 0
         iou = PERCENT * hit.double() / union.clamp(min=1)
-        mean = iou[present].mean() if self.absent == "skip" else iou.mean()
+        mean = iou[present].mean() if self.absent_classes == "skip" else iou.mean()
         miou = torch.where(present.any(), mean, torch.nan)
         return {"miou": miou, "pixel_acc": percent(hit.sum(), self.confusion.sum())}

@@ -42,16 +42,16 @@ class DepthErrors(SumStateMetric):
         """The mean errors, and how often prediction and target lie within a factor of each other.
 
         Returns:
-            ``abs_err`` and ``rmse`` in the unit of the target, metres for most data sets; ``rel_err``, the error as a
-            part of the target; ``log_rmse``, of natural logarithms; ``delta1``, ``delta2`` and ``delta3``, percent
+            ``abs_err`` and ``rmse`` in the unit of the target, metres for most data sets; ``abs_rel``, the error as a
+            part of the target; ``rmse_log``, of natural logarithms; ``delta1``, ``delta2`` and ``delta3``, percent
             within a factor of less than 1.25, 1.25^2 and 1.25^3.
         """
         absolute, relative, square, log_square = self.sums / self.counted
         names = ("delta1", "delta2", "delta3")
         return {
             "abs_err": absolute,
-            "rel_err": relative,
+            "abs_rel": relative,
             "rmse": square.sqrt(),
-            "log_rmse": log_square.sqrt(),
+            "rmse_log": log_square.sqrt(),
             **dict(zip(names, percent(self.within, self.counted), strict=True)),
         }

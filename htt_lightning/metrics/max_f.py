@@ -15,7 +15,7 @@ class MaxFMeasure(SumStateMetric):
     """Maximum over thresholds of the F-measure of pooled counts in percent: maxF of saliency (protocol.md 5).
 
     Published figures have been computed with another sigmoid on top of the probability, which leaves four thresholds
-    that tell pixels apart (protocol.md 6.9); ``max_f_legacy`` is for comparison with them.
+    that tell pixels apart (protocol.md 6.9); ``max_f_double_sigmoid`` is for comparison with them.
 
     Args:
         thresholds: Ascending; a pixel is predicted where its probability is at least the threshold.
@@ -66,7 +66,7 @@ class MaxFMeasure(SumStateMetric):
         return torch.bincount(reached, minlength=len(self.thresholds) + 1).flip(0).cumsum(0).flip(0)[1:]
 
     def compute(self) -> dict[str, Tensor]:
-        """``max_f`` and ``max_f_legacy``; 0 where precision or recall does not exist."""
+        """``max_f`` and ``max_f_double_sigmoid``; 0 where precision or recall does not exist."""
         best = f_measure(self.matched, self.predicted, self.true, self.beta2).amax(1)
         best = torch.where(self.pixels > 0, best, torch.nan)
-        return {"max_f": best[0], "max_f_legacy": best[1]}
+        return {"max_f": best[0], "max_f_double_sigmoid": best[1]}

@@ -9,7 +9,7 @@ from htt_lightning.metrics.pooled import SumStateMetric, percent
 STEP = 0.01
 """Degrees from one angle to the next among which the median is looked for."""
 
-LIMITS = {"within_11": 11.25, "within_22": 22.5, "within_30": 30.0}
+LIMITS = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
 """Degrees."""
 
 
@@ -50,7 +50,7 @@ class NormalErrors(SumStateMetric):
         self.histogram = self.histogram + torch.bincount(steps, minlength=len(self.histogram))
 
     def compute(self) -> dict[str, Tensor]:
-        """``mean``, ``median`` and ``rmse`` in degrees; percent ``within_11`` (.25), ``within_22`` (.5), ``within_30``.
+        """``mean``, ``median`` and ``rmse`` in degrees; percent ``within_11.25``, ``within_22.5``, ``within_30``.
 
         The shares are of angles strictly below the limits.
         """

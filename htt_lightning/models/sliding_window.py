@@ -58,7 +58,7 @@ def predict_at_original_size(
 def _mean(task: Task, output: TaskOutput) -> Tensor:
     """What can be averaged: probabilities or logits ``b k h/s w/s``."""
     logits = upcast(output.logits)
-    return logits.softmax(1) if task.distribution else logits
+    return logits.softmax(1) if task.logits_are_distribution else logits
 
 
 def _slide(network: Network, tasks: Sequence[Task], image: Tensor, tile: int) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def _strip(task: Task, mean: Tensor, first: int, stride: int, seen: tuple[int, i
 
 def _output(task: Task, mean: Tensor) -> TaskOutput:
     """An output whose logits have this mean, the opposite of ``_mean``; tasks decode logits alone."""
-    logits = mean.clamp(min=TINY).log() if task.distribution else mean
+    logits = mean.clamp(min=TINY).log() if task.logits_are_distribution else mean
     return TaskOutput(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
 
 

@@ -18,7 +18,7 @@ from htt_lightning.tasks.given import Given
 from htt_lightning.tasks.label_statistics import LabelStatistics, RunningRange
 from htt_lightning.tasks.metric_spec import MetricSpec
 from htt_lightning.tasks.pseudo_label import PseudoLabelMixin
-from htt_lightning.tasks.serialization import Stored
+from htt_lightning.tasks.serialization import MapEncoding
 
 IGNORE_INDEX = 255
 """The missing value of index maps (contracts.md, Batch)."""
@@ -28,43 +28,43 @@ RELEASE_ALIASES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Given, Stored, PseudoLabelMixin, ABC):
+class Task(Given, MapEncoding, PseudoLabelMixin, ABC):
     """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between
     processes. The rest of the library never asks for a task's name.
 
-    Targets come in two kinds. An *index map* (``channels is None``) is uint8 ``h w`` in numpy and int64 ``b h w`` in a
-    batch, 255 where missing. A *field* (``channels = c``) is float32 ``h w c`` (``h w`` for one channel) in numpy and
-    float32 ``b c h w`` in a batch, NaN where missing.
+    Targets come in two kinds. An *index map* (``field_channels is None``) is uint8 ``h w`` in numpy and int64
+    ``b h w`` in a batch, 255 where missing. A *field* (``field_channels = c``) is float32 ``h w c``
+    (``h w`` for one channel) in numpy and float32 ``b c h w`` in a batch, NaN where missing.
 
     Args:
         name: Key of the task in batches, outputs, masks and logs.
-        weight: Loss weight lambda (method.md 3).
-        threshold: Confidence tau in [0, 1] above which a discovered label is kept (method.md 4).
-        beta: Weight of discovered labels beside given ones.
-        val_images: So many validation images at most are scored during ``fit``, the same ones every time; None for all.
+        loss_weight: Loss weight lambda (method.md 3).
+        confidence_threshold: Confidence tau in [0, 1] above which a discovered label is kept (method.md 4).
+        pseudo_label_weight: Weight of discovered labels beside given ones.
+        max_val_images: Largest number of validation images scored during ``fit``, always the same ones; None for all.
             ``validate`` and ``test`` score all.
     """
 
     name: str
-    weight: float = 1.0
-    threshold: float = 0.9
-    beta: float = 1.0
-    val_images: int | None = None
+    loss_weight: float = 1.0
+    confidence_threshold: float = 0.9
+    pseudo_label_weight: float = 1.0
+    max_val_images: int | None = None
 
-    training_fields: ClassVar[tuple[str, ...]] = ("weight", "threshold", "beta")
+    training_fields: ClassVar[tuple[str, ...]] = ("loss_weight", "confidence_threshold", "pseudo_label_weight")
     """Fields that say how it is trained; they may differ between a checkpoint and a run that goes on with it."""
-    metric_fields: ClassVar[tuple[str, ...]] = ("val_images",)
+    metric_fields: ClassVar[tuple[str, ...]] = ("max_val_images",)
     """Fields that say how it is measured; so may these."""
-    channels: ClassVar[int | None] = None
-    distribution: ClassVar[bool] = False
+    field_channels: ClassVar[int | None] = None
+    logits_are_distribution: ClassVar[bool] = False
     """Whether ``decode`` needs no more of the logits than their softmax: then probabilities are what is averaged."""
     primary_metric: ClassVar[str]
     """The figure of ``metrics()`` that papers report and that enters Delta_m."""
     higher_is_better: ClassVar[bool]
     """Direction of the headline metric."""
-    unit: ClassVar[str]
+    metric_unit: ClassVar[str]
     """Unit of the headline metric."""
     metric_specs: ClassVar[Mapping[str, MetricSpec]] = {}
     """Those that differ from the headline in unit or direction, by name."""
@@ -72,10 +72,12 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
     """Whether a training crop is drawn again when one class of this map fills most of it (protocol.md 3.2, step 2)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise HTTError(f"The threshold of {self.name} must be in [0, 1], not {self.threshold}.")
-        if self.val_images is not None and self.val_images < 1:
-            raise HTTError(f"val_images of {self.name} must be at least 1, or null for all, not {self.val_images}.")
+        if not 0 <= self.confidence_threshold <= 1:
+            raise HTTError(f"confidence_threshold of {self.name} must be in [0, 1], not {self.confidence_threshold}.")
+        if self.max_val_images is not None and self.max_val_images < 1:
+            raise HTTError(
+                f"max_val_images of {self.name} must be at least 1, or null for all, not {self.max_val_images}."
+            )
 
     def to_config(self) -> dict[str, Any]:
         """Plain values that ``from_config`` and config files understand."""
@@ -88,7 +90,7 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
         }
 
     @property
-    def meaning(self) -> dict[str, Any]:
+    def output_settings(self) -> dict[str, Any]:
         """The part of the settings that outputs and labels depend on."""
         settings: dict[str, Any] = self.to_config()["init_args"]
         return {key: value for key, value in settings.items() if key not in self.training_fields + self.metric_fields}
@@ -121,24 +123,24 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
     @property
     def class_names(self) -> tuple[str, ...]:
         """What the values of an index map mean, from 0 on; nothing for a field."""
-        return tuple(map(str, range(max(2, self.num_tokens)))) if self.channels is None else ()
+        return tuple(map(str, range(max(2, self.num_tokens)))) if self.field_channels is None else ()
 
-    def figure(self, name: str) -> MetricSpec:
+    def metric_spec(self, name: str) -> MetricSpec:
         """Unit and direction of a figure of ``metrics()``.
 
         Args:
             name: The figure's.
         """
-        return self.metric_specs.get(name, MetricSpec(self.unit, self.higher_is_better))
+        return self.metric_specs.get(name, MetricSpec(self.metric_unit, self.higher_is_better))
 
-    def gain(self, value: float, reference: float) -> float:
+    def relative_gain(self, value: float, reference: float) -> float:
         """Relative improvement of the headline metric in percent; positive is better.
 
         Args:
             value: The headline metric.
             reference: The same of another network.
         """
-        return self.figure(self.primary_metric).gain(value, reference)
+        return self.metric_spec(self.primary_metric).relative_gain(value, reference)
 
     @property
     @abstractmethod
@@ -169,13 +171,13 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
             Classes or probabilities ``b h w``, or a field ``b c h w``.
         """
 
-    def present(self, target: Tensor) -> Tensor:
+    def valid_mask(self, target: Tensor) -> Tensor:
         """Where a target has a label, bool ``b h w``.
 
         Args:
             target: Label, missing pixels marked.
         """
-        return target != IGNORE_INDEX if self.channels is None else target.isfinite().all(1)
+        return target != IGNORE_INDEX if self.field_channels is None else target.isfinite().all(1)
 
     @abstractmethod
     def metrics(self) -> Metric | MetricCollection:
@@ -189,7 +191,7 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
         return self.metrics()
 
     @abstractmethod
-    def colour(self, values: Tensor) -> Tensor:
+    def colorize(self, values: Tensor) -> Tensor:
         """Picture of a map.
 
         Args:
@@ -200,7 +202,7 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
         """
 
     @abstractmethod
-    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
         """The best constant prediction for the headline metric.
 
         Args:
@@ -210,7 +212,7 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
             ``c`` for a field, a scalar for an index map: what a network that ignores its image would decode to.
         """
 
-    def settle(self, array: np.ndarray) -> np.ndarray:
+    def postprocess_target(self, array: np.ndarray) -> np.ndarray:
         """Last word on a map once all geometry is done.
 
         Args:
@@ -226,12 +228,12 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
         """
         return np.asarray(cv2.flip(array, 1)).reshape(array.shape)
 
-    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+    def rescale_values(self, array: np.ndarray, scale: float) -> np.ndarray:
         """Correct the values of a map whose image was enlarged.
 
         Args:
             array: A numpy map, enlarged.
-            factor: By which it was.
+            scale: By which it was.
         """
         return array
 
@@ -245,12 +247,18 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
         Raises:
             HTTError: It is no map of the task: its type or shape is wrong, or a value is no class.
         """
-        index, shape = self.channels is None, array.shape
-        wanted = self.missing(*shape[:2]).shape if len(shape) > 1 else None
+        index, shape = self.field_channels is None, array.shape
+        wanted = self.empty_target(*shape[:2]).shape if len(shape) > 1 else None
         if shape != wanted or array.dtype.kind not in ("iu" if index else "f"):
-            words = "integer h w" if index else f"float h w {self.channels}" if self.channels != 1 else "float h w"
+            words = (
+                "integer h w"
+                if index
+                else f"float h w {self.field_channels}"
+                if self.field_channels != 1
+                else "float h w"
+            )
             raise HTTError(f"A map of {self.name} is {array.dtype} {shape}; it must be {words}.")
-        array = self.settle(array)
+        array = self.postprocess_target(array)
         present = array != IGNORE_INDEX if index else np.isfinite(array.reshape(*shape[:2], -1)).all(-1)
         values, names = array[present], self.class_names
         if index and values.size and not (values.min() >= 0 and values.max() < len(names)):
@@ -293,14 +301,14 @@ class Task(Given, Stored, PseudoLabelMixin, ABC):
         never = [name for name, count in tally.classes.items() if not count]
         return [f"No pixel is of class {', '.join(never)}."] if never else []
 
-    def missing(self, height: int, width: int) -> np.ndarray:
+    def empty_target(self, height: int, width: int) -> np.ndarray:
         """A numpy map without a single label.
 
         Args:
             height: In pixels.
             width: Likewise.
         """
-        if self.channels is None:
+        if self.field_channels is None:
             return np.full((height, width), IGNORE_INDEX, np.uint8)
-        shape = (height, width) if self.channels == 1 else (height, width, self.channels)
+        shape = (height, width) if self.field_channels == 1 else (height, width, self.field_channels)
         return np.full(shape, np.nan, np.float32)

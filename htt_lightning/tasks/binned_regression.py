@@ -26,23 +26,24 @@ class BinnedRegression(Task):
     """A field that is decoded as an expectation over bins (method.md, Shapes).
 
     Args:
-        bins: Number of bins.
-        bin_weight: Weight of the bin classification beside the L1 loss.
-        sharpness: Factor on the bin logits whose largest probability is the confidence in a discovered value.
+        num_bins: Number of bins.
+        bin_loss_weight: Weight of the bin classification beside the L1 loss.
+        confidence_inv_temperature: Factor on the bin logits before the softmax whose maximum is the
+            confidence in a pseudo-label.
     """
 
-    bins: int
-    bin_weight: float = BIN_LOSS_WEIGHT
-    threshold: float = 0.85
-    sharpness: float = CONFIDENCE_INV_TEMPERATURE
+    num_bins: int
+    bin_loss_weight: float = BIN_LOSS_WEIGHT
+    confidence_threshold: float = 0.85
+    confidence_inv_temperature: float = CONFIDENCE_INV_TEMPERATURE
 
-    distribution: ClassVar[bool] = True
-    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "sharpness")
+    logits_are_distribution: ClassVar[bool] = True
+    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "confidence_inv_temperature")
 
     @property
     def num_tokens(self) -> int:
         """One token per bin."""
-        return self.bins
+        return self.num_bins
 
     @abstractmethod
     def bin_centers(self, like: Tensor) -> Tensor:
@@ -79,15 +80,15 @@ class BinnedRegression(Task):
 
     def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """L1 summed over components and cross entropy to the nearest bin; target ``b c h w``, NaN missing."""
-        size, valid = (target.shape[-2], target.shape[-1]), self.present(target)
+        size, valid = (target.shape[-2], target.shape[-1]), self.valid_mask(target)
         regression = l1(self.decode(output, size), target, valid)
         logits = upsample_to_image(upcast(output.logits), size)
         classification = masked_mean(cross_entropy(logits, self.nearest_bin(target), valid), valid)
-        return regression + self.bin_weight * classification
+        return regression + self.bin_loss_weight * classification
 
-    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
+    def pseudo_label(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
         """The decoded value itself; it is trusted where one bin stands out."""
-        return PseudoLabel(self.decode(output, size), bin_confidence(output, size, self.sharpness))
+        return PseudoLabel(self.decode(output, size), bin_confidence(output, size, self.confidence_inv_temperature))
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """L1 of the kept pixels times their confidence, mean over all valid ones and the components.
@@ -95,7 +96,7 @@ class BinnedRegression(Task):
         A given label's loss is the sum over components (protocol.md 6.22); the published weights belong to these two.
         """
         error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs().mean(1)
-        return masked_mean(found.confidence * self.kept(found.confidence) * error, valid)
+        return masked_mean(found.confidence * self.confidence_mask(found.confidence) * error, valid)
 
     def soft_target(self, output: TaskOutput) -> Tensor:
         """The decoded value, ``b c h/s w/s``."""
@@ -105,4 +106,4 @@ class BinnedRegression(Task):
         """As on a given label: L1 summed over components and cross entropy to the nearest bin."""
         error = (self.expected_value(output) - soft_target).abs().sum(1)
         classification = F.cross_entropy(upcast(output.logits), self.nearest_bin(soft_target), reduction="none")
-        return error + self.bin_weight * classification
+        return error + self.bin_loss_weight * classification

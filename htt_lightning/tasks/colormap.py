@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-GRAY = 128
+MISSING_GRAY = 128
 """Grey level of missing pixels."""
 
 
@@ -21,7 +21,7 @@ def class_palette(count: int) -> Tensor:
     return (torch.tensor([(0.12, 0.12, 0.16), *shades[1:]]) * 255).to(torch.uint8)
 
 
-def paint(palette: Tensor, index: Tensor) -> Tensor:
+def apply_palette(palette: Tensor, index: Tensor) -> Tensor:
     """Look colours up.
 
     Args:
@@ -33,10 +33,10 @@ def paint(palette: Tensor, index: Tensor) -> Tensor:
     """
     valid = (index >= 0) & (index < len(palette))
     picture = palette[index.long().masked_fill(~valid, 0)]
-    return rearrange(picture.masked_fill(~valid[..., None], GRAY), "b h w c -> b c h w")
+    return rearrange(picture.masked_fill(~valid[..., None], MISSING_GRAY), "b h w c -> b c h w")
 
 
-def heat(values: Tensor) -> Tensor:
+def heatmap(values: Tensor) -> Tensor:
     """A scalar map in [0, 1] as a heat map.
 
     Args:
@@ -47,7 +47,7 @@ def heat(values: Tensor) -> Tensor:
     """
     level = (values.float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.int64)
     level = level.masked_fill(values.isnan(), 256)
-    return paint(_heat_palette().to(values.device), level)
+    return apply_palette(_heat_palette().to(values.device), level)
 
 
 @cache

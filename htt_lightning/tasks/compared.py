@@ -22,7 +22,7 @@ def check_same_tasks(tasks: "Sequence[Task]", trained: Sequence[Mapping[str, Any
     if list(stored) != names:
         raise HTTError(f"{what} was trained on {', '.join(stored)}, not {', '.join(names)}; set data.tasks.")
     for task in tasks:
-        for key, value in task.meaning.items():
+        for key, value in task.output_settings.items():
             if (theirs := stored[task.name].get(key)) != value:
                 raise HTTError(
                     f"{what} was trained with {key} {theirs} of task {task.name}, not {value}; give the "

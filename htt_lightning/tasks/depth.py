@@ -14,7 +14,7 @@ from htt_lightning.losses import einsum_no_autocast, upcast
 from htt_lightning.metrics import DepthErrors
 from htt_lightning.output import TaskOutput, upsample_to_image
 from htt_lightning.tasks.binned_regression import BinnedRegression
-from htt_lightning.tasks.colormap import heat
+from htt_lightning.tasks.colormap import heatmap
 from htt_lightning.tasks.label_statistics import LabelStatistics
 from htt_lightning.tasks.metric_spec import MetricSpec
 
@@ -26,45 +26,48 @@ MILLIMETRES = 1000
 class Depth(BinnedRegression):
     """Distance along the optical axis, as the expectation over log-spaced bins (method.md, Shapes).
 
-    A prediction is a convex combination of the bin centres, hence always within ``[near, far]``. The defaults are
-    NYUD-v2's.
+    A prediction is a convex combination of the bin centres, hence always within ``[min_depth, max_depth]``. The
+    defaults are NYUD-v2's.
 
     Args:
-        bins: Number of bins.
-        near: Smallest bin centre, in the unit of the labels.
-        far: Largest bin centre.
+        num_bins: Number of bins.
+        min_depth: Smallest bin centre, in the unit of the labels.
+        max_depth: Largest bin centre.
         **kwargs: See ``BinnedRegression``.
     """
 
     name: str = "depth"
-    bins: int = 30
-    near: float = 0.67
-    far: float = 10.0
+    num_bins: int = 30
+    min_depth: float = 0.67
+    max_depth: float = 10.0
 
-    channels: ClassVar[int | None] = 1
+    field_channels: ClassVar[int | None] = 1
     primary_metric: ClassVar[str] = "abs_err"
     higher_is_better: ClassVar[bool] = False
-    unit: ClassVar[str] = "m"
+    metric_unit: ClassVar[str] = "m"
     output_unit: ClassVar[str] = "m"
     metric_specs: ClassVar[Mapping[str, MetricSpec]] = {
-        **dict.fromkeys(("rel_err", "log_rmse"), MetricSpec("", higher_is_better=False)),
+        **dict.fromkeys(("abs_rel", "rmse_log"), MetricSpec("", higher_is_better=False)),
         **dict.fromkeys(("delta1", "delta2", "delta3"), MetricSpec()),
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bins < 2 or not 0 < self.near < self.far:
-            raise HTTError(f"Depth needs bins >= 2 and 0 < near < far, not {self.bins}, {self.near}, {self.far}.")
+        if self.num_bins < 2 or not 0 < self.min_depth < self.max_depth:
+            raise HTTError(
+                f"Depth needs num_bins >= 2 and 0 < min_depth < max_depth, "
+                f"not {self.num_bins}, {self.min_depth}, {self.max_depth}."
+            )
 
     @property
     def output_range(self) -> tuple[float, float]:
         """The bin centres at both ends."""
-        return self.near, self.far
+        return self.min_depth, self.max_depth
 
     def bin_centers(self, like: Tensor) -> Tensor:
         """Bin centres ``k``, log-spaced."""
-        exponent = torch.arange(self.bins, device=like.device, dtype=like.dtype) / (self.bins - 1)
-        return self.near * (self.far / self.near) ** exponent
+        exponent = torch.arange(self.num_bins, device=like.device, dtype=like.dtype) / (self.num_bins - 1)
+        return self.min_depth * (self.max_depth / self.min_depth) ** exponent
 
     def expected_value(self, output: TaskOutput) -> Tensor:
         """Depth at feature resolution, ``b 1 h/s w/s``."""
@@ -75,7 +78,7 @@ class Depth(BinnedRegression):
         """Index ``b h w`` of the nearest centre in linear distance; any value where the depth is missing."""
         bin_centers = self.bin_centers(target)
         return torch.bucketize(
-            target[:, 0].nan_to_num(self.near).contiguous(), (bin_centers[1:] + bin_centers[:-1]) / 2
+            target[:, 0].nan_to_num(self.min_depth).contiguous(), (bin_centers[1:] + bin_centers[:-1]) / 2
         )
 
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
@@ -90,39 +93,40 @@ class Depth(BinnedRegression):
         """Absolute, relative, root mean square and logarithmic error; percent within factors of 1.25."""
         return DepthErrors()
 
-    def colour(self, values: Tensor) -> Tensor:
+    def colorize(self, values: Tensor) -> Tensor:
         """A heat map over the logarithm of depth, near is dark."""
-        return heat((values[:, 0].clamp(min=1e-6) / self.near).log() / np.log(self.far / self.near))
+        return heatmap((values[:, 0].clamp(min=1e-6) / self.min_depth).log() / np.log(self.max_depth / self.min_depth))
 
-    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
         """The median depth, which no constant beats in absolute error."""
         return torch.cat([t[t.isfinite()] for t in targets]).median()[None]
 
     def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Which depths no prediction can reach (protocol.md 6.30)."""
-        return {"outside_bins": (values < self.near) | (values > self.far)}
+        return {"outside_bins": (values < self.min_depth) | (values > self.max_depth)}
 
     def doubts(self, tally: LabelStatistics) -> list[str]:
         """Bins that most of the depth lies outside of."""
         outside = tally.percent(tally.shares.get("outside_bins", 0)) or 0
-        text = f"{outside:.1f} % lie outside the bins, {self.near:g} to {self.far:g} {self.unit}; set near and far."
+        bins = f"{self.min_depth:g} to {self.max_depth:g} {self.metric_unit}"
+        text = f"{outside:.1f} % lie outside the bins, {bins}; set min_depth and max_depth."
         return [*super().doubts(tally), *([text] if outside > 50 else [])]
 
-    def pixels(self, values: np.ndarray) -> np.ndarray | None:
+    def to_png(self, values: np.ndarray) -> np.ndarray | None:
         """Millimetres, uint16 ``h w``; None where the unit is not metres or 16 bits do not hold them."""
-        if self.unit != "m" or self.far * MILLIMETRES > np.iinfo(np.uint16).max:
+        if self.metric_unit != "m" or self.max_depth * MILLIMETRES > np.iinfo(np.uint16).max:
             return None
         pixels: np.ndarray = np.rint(values[0] * MILLIMETRES).astype(np.uint16)
         return pixels
 
     @property
-    def pixel_unit(self) -> str:
+    def png_unit(self) -> str:
         """Distances are counted in millimetres."""
         return "mm"
 
-    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
-        """Enlarging an image by ``factor`` is stepping closer: depth is divided by it (protocol.md 3.2)."""
-        return array / np.float32(factor)
+    def rescale_values(self, array: np.ndarray, scale: float) -> np.ndarray:
+        """Enlarging an image by ``scale`` is stepping closer: depth is divided by it (protocol.md 3.2)."""
+        return array / np.float32(scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,25 +134,26 @@ class InverseDepth(Depth):
     """What is near has large values, as in Cityscapes' disparities (protocol.md 1.4); the defaults are theirs.
 
     Args:
-        zoomed: What becomes of the values where augmentation enlarges an image by a factor: they are ``multiplied`` by
-            it, as stepping closer has it; or ``divided``, as depths are, which earlier code does (protocol.md 6.14).
-        **kwargs: See ``Depth``; ``near`` is the smallest value, which lies farthest away.
+        scale_with_zoom: What becomes of the values where augmentation enlarges an image by a factor: they are
+            multiplied by it, as stepping closer has it; or divided, as depths are, which earlier code does
+            (protocol.md 6.14).
+        **kwargs: See ``Depth``; ``min_depth`` is the smallest value, which lies farthest away.
     """
 
-    bins: int = 50
-    near: float = 0.01
-    far: float = 0.4922
-    zoomed: Literal["multiplied", "divided"] = "multiplied"
+    num_bins: int = 50
+    min_depth: float = 0.01
+    max_depth: float = 0.4922
+    scale_with_zoom: Literal["multiply", "divide"] = "multiply"
 
-    training_fields: ClassVar[tuple[str, ...]] = (*Depth.training_fields, "zoomed")
-    unit: ClassVar[str] = ""
+    training_fields: ClassVar[tuple[str, ...]] = (*Depth.training_fields, "scale_with_zoom")
+    metric_unit: ClassVar[str] = ""
     output_unit: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.zoomed not in ("multiplied", "divided"):
-            raise HTTError(f"zoomed of {self.name} must be multiplied or divided, not {self.zoomed!r}.")
+        if self.scale_with_zoom not in ("multiply", "divide"):
+            raise HTTError(f"scale_with_zoom of {self.name} must be multiply or divide, not {self.scale_with_zoom!r}.")
 
-    def zoom(self, array: np.ndarray, factor: float) -> np.ndarray:
+    def rescale_values(self, array: np.ndarray, scale: float) -> np.ndarray:
         """Multiply, or divide as earlier code does."""
-        return array * np.float32(factor) if self.zoomed == "multiplied" else super().zoom(array, factor)
+        return array * np.float32(scale) if self.scale_with_zoom == "multiply" else super().rescale_values(array, scale)

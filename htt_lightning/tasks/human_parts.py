@@ -17,9 +17,9 @@ class HumanParts(PixelClassification):
 
     name: str = "human_parts"
     classes: tuple[str, ...] = PARTS
-    threshold: float = 0.85
+    confidence_threshold: float = 0.85
 
-    def settle(self, array: np.ndarray) -> np.ndarray:
+    def postprocess_target(self, array: np.ndarray) -> np.ndarray:
         """A crop that misses every person has no label, as an image without people has none (protocol.md 3.2, 7)."""
         people = (array != 0) & (array != IGNORE_INDEX)
         return array if people.any() else np.full_like(array, IGNORE_INDEX)

@@ -16,7 +16,7 @@ class MetricSpec(NamedTuple):
     unit: str = "%"
     higher_is_better: bool = True
 
-    def gain(self, value: float, reference: float) -> float:
+    def relative_gain(self, value: float, reference: float) -> float:
         """Relative improvement in percent; positive is better, NaN where the reference is zero.
 
         Args:
@@ -26,7 +26,7 @@ class MetricSpec(NamedTuple):
         gain = 100 * (value - reference) / reference if reference else math.nan
         return gain if self.higher_is_better else -gain
 
-    def head(self, name: str) -> str:
+    def column_header(self, name: str) -> str:
         """How a column is headed: name, unit and an arrow for the better direction.
 
         Args:
@@ -34,7 +34,7 @@ class MetricSpec(NamedTuple):
         """
         return " ".join(filter(None, [name, self.unit, "↑" if self.higher_is_better else "↓"]))
 
-    def text(self, value: float) -> str:
+    def format(self, value: float) -> str:
         """A value with as many digits as papers give, a dash for NaN.
 
         Args:
@@ -54,4 +54,4 @@ def delta_m(kinds: Mapping[str, MetricSpec], headlines: Mapping[str, float], sin
     Returns:
         Mean over tasks of the relative gain; positive is better.
     """
-    return sum(kind.gain(headlines[task], single[task]) for task, kind in kinds.items()) / len(kinds)
+    return sum(kind.relative_gain(headlines[task], single[task]) for task, kind in kinds.items()) / len(kinds)

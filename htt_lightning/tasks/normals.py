@@ -18,7 +18,7 @@ from htt_lightning.losses import einsum_no_autocast, upcast
 from htt_lightning.metrics import NormalErrors
 from htt_lightning.output import TaskOutput, upsample_to_image
 from htt_lightning.tasks.binned_regression import BinnedRegression
-from htt_lightning.tasks.colormap import GRAY
+from htt_lightning.tasks.colormap import MISSING_GRAY
 from htt_lightning.tasks.label_statistics import LabelStatistics, RunningRange
 from htt_lightning.tasks.metric_spec import MetricSpec
 
@@ -34,31 +34,33 @@ class Normals(BinnedRegression):
     """Unit surface normals (x right, y up, z to the camera), as the expectation over directions (method.md, Shapes).
 
     Args:
-        bins: Number of directions.
-        directions: ``fibonacci`` spreads the bins evenly over the visible half-sphere (z > 0); ``published`` are the 40
-            directions of the public release, uneven (protocol.md 6.29), for conformance and published weights.
+        num_bins: Number of directions.
+        bin_directions: ``fibonacci`` spreads the bins evenly over the visible half-sphere (z > 0); ``published`` are
+            the 40 directions of the public release, uneven (protocol.md 6.29), for conformance and published weights.
         **kwargs: See ``BinnedRegression``.
     """
 
     name: str = "normals"
-    bins: int = 40
-    directions: Literal["fibonacci", "published"] = "fibonacci"
+    num_bins: int = 40
+    bin_directions: Literal["fibonacci", "published"] = "fibonacci"
 
-    channels: ClassVar[int | None] = 3
+    field_channels: ClassVar[int | None] = 3
     primary_metric: ClassVar[str] = "mean"
     higher_is_better: ClassVar[bool] = False
-    unit: ClassVar[str] = "deg"
+    metric_unit: ClassVar[str] = "deg"
     output_unit: ClassVar[str] = "unit vector: x right, y up, z to the camera"
     metric_specs: ClassVar[Mapping[str, MetricSpec]] = dict.fromkeys(
-        ("within_11", "within_22", "within_30"), MetricSpec()
+        ("within_11.25", "within_22.5", "within_30"), MetricSpec()
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.directions == "published" and self.bins != 40:
-            raise HTTError(f"Normals has 40 published directions, not {self.bins}: set bins to 40 or use fibonacci.")
-        if self.bins < 2:
-            raise HTTError(f"Normals needs bins >= 2, not {self.bins}.")
+        if self.bin_directions == "published" and self.num_bins != 40:
+            raise HTTError(
+                f"Normals has 40 published directions, not {self.num_bins}: set num_bins to 40 or use fibonacci."
+            )
+        if self.num_bins < 2:
+            raise HTTError(f"Normals needs num_bins >= 2, not {self.num_bins}.")
 
     @property
     def output_range(self) -> tuple[float, float]:
@@ -67,9 +69,9 @@ class Normals(BinnedRegression):
 
     def bin_centers(self, like: Tensor) -> Tensor:
         """Unit vectors ``k 3``."""
-        if self.directions == "published":
+        if self.bin_directions == "published":
             return F.normalize(torch.from_numpy(_published()).to(like, non_blocking=True), dim=1)
-        return fibonacci_hemisphere(self.bins, like)
+        return fibonacci_hemisphere(self.num_bins, like)
 
     def expected_value(self, output: TaskOutput) -> Tensor:
         """Unit normals at feature resolution, ``b 3 h/s w/s``."""
@@ -86,7 +88,7 @@ class Normals(BinnedRegression):
         """Unit normals ``b 3 h w``."""
         return F.normalize(upsample_to_image(self.expected_value(output), size), dim=1)
 
-    def mirror(self, soft_target: Tensor) -> Tensor:
+    def unflip(self, soft_target: Tensor) -> Tensor:
         """Mirroring changes the sign of x."""
         flipped = soft_target.flip(-1)
         return torch.cat([-flipped[:, :1], flipped[:, 1:]], dim=1)
@@ -103,13 +105,13 @@ class Normals(BinnedRegression):
         """Mean, median and root mean square of angles in degrees; percent within 11.25, 22.5 and 30 degrees."""
         return NormalErrors()
 
-    def colour(self, values: Tensor) -> Tensor:
+    def colorize(self, values: Tensor) -> Tensor:
         """Components as red, green and blue."""
         missing = ~values.isfinite().all(1, keepdim=True)
         picture = ((values.nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round()
-        return picture.masked_fill(missing, GRAY).to(torch.uint8)
+        return picture.masked_fill(missing, MISSING_GRAY).to(torch.uint8)
 
-    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
         """The direction of least mean angle: Weiszfeld's median on the sphere, of vectors rounded to 1/32."""
         counts = torch.zeros(65**3)
         place = torch.tensor([65 * 65, 65, 1])
@@ -149,21 +151,21 @@ class Normals(BinnedRegression):
             )
         return doubts
 
-    def pixels(self, values: np.ndarray) -> np.ndarray:
+    def to_png(self, values: np.ndarray) -> np.ndarray:
         """Components as colours, uint8 ``h w 3``: a quarter of a degree in the direction, see ``read_normals``."""
         return np.rint((values.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
     @property
-    def pixel_unit(self) -> str:
+    def png_unit(self) -> str:
         """How a colour is read."""
         return "x y z = 2 * r g b / 255 - 1"
 
-    def pack(self, array: np.ndarray) -> np.ndarray:
+    def compress(self, array: np.ndarray) -> np.ndarray:
         """A byte per component, a quarter of a degree in the direction."""
         packed: np.ndarray = np.rint(array * 127).astype(np.int8)
         return packed
 
-    def unpack(self, array: np.ndarray) -> np.ndarray:
+    def decompress(self, array: np.ndarray) -> np.ndarray:
         """Unit vectors again."""
         vectors = array.astype(np.float32)
         length: np.ndarray = np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -30,15 +30,15 @@ def argmax_with_confidence(output: TaskOutput, size: tuple[int, int]) -> PseudoL
 class PseudoLabelMixin:
     """How labels of a task are discovered: hard ones per pixel, or beliefs per cell; by default none."""
 
-    threshold: float
-    channels: ClassVar[int | None] = None
+    confidence_threshold: float
+    field_channels: ClassVar[int | None] = None
 
     @property
     def supports_pseudo_labels(self) -> bool:
         """Whether labels of the task can be discovered; otherwise it is taught by features alone."""
-        return type(self).discover is not PseudoLabelMixin.discover
+        return type(self).pseudo_label is not PseudoLabelMixin.pseudo_label
 
-    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel | None:
+    def pseudo_label(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel | None:
         """The labels that a teacher's output amounts to (method.md 4).
 
         Args:
@@ -50,7 +50,7 @@ class PseudoLabelMixin:
         """
         return None
 
-    def kept(self, confidence: Tensor) -> Tensor:
+    def confidence_mask(self, confidence: Tensor) -> Tensor:
         """Which discovered pixels count.
 
         Args:
@@ -59,7 +59,7 @@ class PseudoLabelMixin:
         Returns:
             bool ``b h w``.
         """
-        return confidence > self.threshold
+        return confidence > self.confidence_threshold
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Loss on discovered labels, without the weights lambda and beta (method.md 4).
@@ -85,7 +85,7 @@ class PseudoLabelMixin:
         """
         return upcast(output.logits).softmax(1)
 
-    def mirror(self, soft_target: Tensor) -> Tensor:
+    def unflip(self, soft_target: Tensor) -> Tensor:
         """A belief about the mirrored image as one about the image.
 
         Args:
@@ -127,6 +127,6 @@ class PseudoLabelMixin:
         Returns:
             bool ``b h w``; any value where the target is missing.
         """
-        if self.channels is not None:
+        if self.field_channels is not None:
             raise NotImplementedError(f"{type(self).__name__} discovers labels but cannot tell which are right.")
         return label == target

@@ -12,7 +12,7 @@ from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import MaxFMeasure
 from htt_lightning.output import TaskOutput, upsample_to_image
 from htt_lightning.tasks.base import IGNORE_INDEX, Task
-from htt_lightning.tasks.colormap import heat
+from htt_lightning.tasks.colormap import heatmap
 from htt_lightning.tasks.pseudo_label import PseudoLabel, argmax_with_confidence
 
 
@@ -21,12 +21,12 @@ class Saliency(Task):
     """What draws the eye: class-balanced cross entropy over two channels, maximum F measure."""
 
     name: str = "saliency"
-    threshold: float = 0.7
+    confidence_threshold: float = 0.7
 
-    distribution: ClassVar[bool] = True
+    logits_are_distribution: ClassVar[bool] = True
     primary_metric: ClassVar[str] = "max_f"
     higher_is_better: ClassVar[bool] = True
-    unit: ClassVar[str] = "%"
+    metric_unit: ClassVar[str] = "%"
 
     @property
     def num_tokens(self) -> int:
@@ -48,7 +48,7 @@ class Saliency(Task):
 
         Salient pixels weigh the share of background among the valid pixels, and the other way round.
         """
-        valid = self.present(target)
+        valid = self.valid_mask(target)
         return self._balanced(output, target, valid, valid)
 
     def _balanced(self, output: TaskOutput, target: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
@@ -61,22 +61,22 @@ class Saliency(Task):
         """Probability of being salient, float ``b h w`` in [0, 1]."""
         return upsample_to_image(upcast(output.logits), size).softmax(1)[:, 1]
 
-    def discover(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
+    def pseudo_label(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
         """The likelier channel and its probability; the public release truncates a probability (protocol.md 6.7)."""
         return argmax_with_confidence(output, size)
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Class-balanced cross entropy of the kept pixels, mean over all valid ones."""
-        return self._balanced(output, found.label, valid, valid & self.kept(found.confidence))
+        return self._balanced(output, found.label, valid, valid & self.confidence_mask(found.confidence))
 
     def metrics(self) -> Metric:
         """Maximum F measure in percent, and what published code makes of it."""
         return MaxFMeasure()
 
-    def colour(self, values: Tensor) -> Tensor:
+    def colorize(self, values: Tensor) -> Tensor:
         """A heat map of the probability."""
-        return heat(values.float().masked_fill(values == IGNORE_INDEX, torch.nan))
+        return heatmap(values.float().masked_fill(values == IGNORE_INDEX, torch.nan))
 
-    def constant(self, targets: Iterable[Tensor]) -> Tensor:
+    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
         """Everything salient: with no recall below any threshold, any other constant scores the same or zero."""
         return torch.tensor(1.0)

@@ -8,10 +8,10 @@ LEVELS = 256
 """Values that a pixel of 8 bits can have."""
 
 
-class Stored:
+class MapEncoding:
     """What a map of a task looks like in few bytes, and as the picture of its numbers."""
 
-    channels: ClassVar[int | None] = None
+    field_channels: ClassVar[int | None] = None
     output_unit: ClassVar[str] = ""
     """Unit of the values of ``decode``."""
 
@@ -20,23 +20,23 @@ class Stored:
         """Smallest and largest value of a decoded field or probability; None for classes, or where nothing is known."""
         return None
 
-    def pack(self, array: np.ndarray) -> np.ndarray:
+    def compress(self, array: np.ndarray) -> np.ndarray:
         """A map in few bytes, as discovered labels are stored.
 
         Args:
             array: A numpy map.
         """
-        return array.astype(np.uint8 if self.channels is None else np.float16)
+        return array.astype(np.uint8 if self.field_channels is None else np.float16)
 
-    def unpack(self, array: np.ndarray) -> np.ndarray:
+    def decompress(self, array: np.ndarray) -> np.ndarray:
         """What ``pack`` has packed, in the form of a dataset's maps.
 
         Args:
             array: The packed map.
         """
-        return array if self.channels is None else array.astype(np.float32)
+        return array if self.field_channels is None else array.astype(np.float32)
 
-    def pixels(self, values: np.ndarray) -> np.ndarray | None:
+    def to_png(self, values: np.ndarray) -> np.ndarray | None:
         """The numbers of a decoded map as a picture that other programs read, by default of indices below 256.
 
         Args:
@@ -50,6 +50,6 @@ class Stored:
         return values.astype(np.uint8)
 
     @property
-    def pixel_unit(self) -> str:
+    def png_unit(self) -> str:
         """What a pixel of that picture counts."""
         return "class index"

@@ -105,7 +105,7 @@ class HTTTrainer(L.Trainer):
         rules = [
             callback.rules(model) for callback in cast(Any, self).callbacks if isinstance(callback, LabelDiscovery)
         ]
-        thresholds = {task.name: task.threshold for task in next(iter(rules), model.tasks)}
+        thresholds = {task.name: task.confidence_threshold for task in next(iter(rules), model.tasks)}
         made_by = {"name": Path(ckpt_path).name, "sha256": fingerprint_of(Path(ckpt_path)), "thresholds": thresholds}
         discoverer = _Discoverer(model, datamodule, PseudoLabelStore(Path(out)), made_by, overwrite)
         with warnings.catch_warnings():
@@ -188,9 +188,9 @@ class _Discoverer(L.LightningModule):
         valid = batch["valid"].cpu().numpy()
         maps: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for task in self.model.tasks:
-            found = task.discover(outputs[task.name], size)
+            found = task.pseudo_label(outputs[task.name], size)
             if found is not None:
-                label = found.label[:, 0] if task.channels == 1 else found.label
+                label = found.label[:, 0] if task.field_channels == 1 else found.label
                 label = rearrange(label, "b c h w -> b h w c") if label.ndim == 4 else label
                 maps[task.name] = label.cpu().numpy(), found.confidence.float().cpu().numpy()
         ids: list[str] = batch["id"]

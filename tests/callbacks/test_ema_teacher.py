@@ -33,7 +33,9 @@ def test_a_moving_average_raises_no_classes_unless_told_to():
 
     def balances(**arguments):
         return {
-            task.name: task.balance for task in LabelDiscovery(**arguments).rules(module) if hasattr(task, "balance")
+            task.name: task.class_balance_power
+            for task in LabelDiscovery(**arguments).rules(module)
+            if hasattr(task, "class_balance_power")
         }
 
     assert balances() == {"semseg": 0.5, "human_parts": 0.5}

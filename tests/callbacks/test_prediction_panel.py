@@ -96,7 +96,7 @@ def test_predictions_are_drawn_in_their_tasks_colours():
     data, batch, maps = training_batch()
     picture = cells(draw_images(batch, maps, data.tasks)[1])[1]
     for k, task in enumerate(data.tasks, 1):
-        expected = task.colour(maps[task.name])[1].permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)
+        expected = task.colorize(maps[task.name])[1].permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)
         drawn = picture[k][TITLE : TITLE + 96, MARGIN // 2 : MARGIN // 2 + 144]
         np.testing.assert_array_equal(drawn, expected)
 

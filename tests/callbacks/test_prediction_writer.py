@@ -40,12 +40,12 @@ def test_the_files_hold_what_the_module_decodes(tmp_path):
     with torch.no_grad():
         maps = module.decode(batch["image"])
     for task in data.tasks:
-        pictures = task.colour(maps[task.name]).permute(0, 2, 3, 1).numpy()
+        pictures = task.colorize(maps[task.name]).permute(0, 2, 3, 1).numpy()
         for name, values, picture in zip(batch["id"], maps[task.name].numpy(), pictures, strict=True):
             stem = tmp_path / "predictions" / f"{name}_{task.name}"
             written = np.load(stem.with_suffix(".npy"))
             assert written.dtype == kinds.get(task.name, np.float32)
-            assert written.shape == (() if task.channels is None else (task.channels,)) + (32, 48)
+            assert written.shape == (() if task.field_channels is None else (task.field_channels,)) + (32, 48)
             np.testing.assert_array_equal(written, values)
             np.testing.assert_array_equal(np.asarray(Image.open(f"{stem}_view.png")), picture)
 
@@ -73,7 +73,7 @@ def test_pictures_hold_classes_millimetres_and_directions_that_the_library_reads
 
 
 def test_numbers_that_no_picture_holds_stay_arrays(tmp_path):
-    far, inverse = Depth(far=66.0), InverseDepth()
+    far, inverse = Depth(max_depth=66.0), InverseDepth()
     for task, values in ((far, np.full((1, 2, 3), 65.6)), (inverse, np.full((1, 2, 3), 0.4))):
         path = write_map(tmp_path / task.name, task, values.astype(np.float32))
         np.testing.assert_array_equal(np.load(path), values.astype(np.float32))

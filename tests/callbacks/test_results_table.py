@@ -131,7 +131,7 @@ def test_testing_writes_every_figure_with_its_unit_and_direction(tmp_path):
     module = tiny_module(data, single_task={task.name: 10.0 for task in data.tasks})
     trainer = evaluate(tmp_path, module, data)
     rows = json.loads((tmp_path / "test_metrics.json").read_text())
-    figures = {f"test/{t.name}/{name}": t.figure(name) for t in data.tasks for name in t.metrics().compute()}
+    figures = {f"test/{t.name}/{name}": t.metric_spec(name) for t in data.tasks for name in t.metrics().compute()}
     assert list(rows) == [*figures, "test/delta_m"]
     for key, row in rows.items():
         assert list(row) == ["value", "unit", "higher_is_better", "headline"]
@@ -150,13 +150,13 @@ def test_the_table_of_a_test_has_one_row_with_arrows(tmp_path):
     rows = json.loads((tmp_path / "test_metrics.json").read_text())
     heads, rule, cells = (tmp_path / "test_metrics.md").read_text().splitlines()
     assert heads == (
-        "| semseg miou % ↑ | semseg pixel_acc % ↑ | depth abs_err m ↓ | depth rel_err ↓ | depth rmse m ↓ "
-        "| depth log_rmse ↓ | depth delta1 % ↑ | depth delta2 % ↑ | depth delta3 % ↑ | delta_m % ↑ |"
+        "| semseg miou % ↑ | semseg pixel_acc % ↑ | depth abs_err m ↓ | depth abs_rel ↓ | depth rmse m ↓ "
+        "| depth rmse_log ↓ | depth delta1 % ↑ | depth delta2 % ↑ | depth delta3 % ↑ | delta_m % ↑ |"
     )
     assert rule == "|" + " ---: |" * 10
     numbers = [float(cell) for cell in cells.strip("| ").split(" | ")]
     assert numbers == pytest.approx([row["value"] for row in rows.values()], abs=0.006)
-    assert numbers[3] == pytest.approx(rows["test/depth/rel_err"]["value"], abs=6e-5)
+    assert numbers[3] == pytest.approx(rows["test/depth/abs_rel"]["value"], abs=6e-5)
 
 
 @pytest.mark.parametrize("width", ["80", "400"])
@@ -204,7 +204,7 @@ def test_what_others_log_is_not_in_the_table(tmp_path):
     trainer = evaluate(tmp_path, Chatty(data.tasks, backbone=BACKBONE, token_dim=8), data)
     assert trainer.callback_metrics["test/loss"] == 1
     rows = json.loads((tmp_path / "test_metrics.json").read_text())
-    assert list(rows) == ["test/saliency/max_f", "test/saliency/max_f_legacy"]
+    assert list(rows) == ["test/saliency/max_f", "test/saliency/max_f_double_sigmoid"]
 
 
 def test_a_trial_test_and_one_without_batches_write_nothing(tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_constants_agree_with_plain_formulas():
         return np.degrees(np.arccos((normals.astype(float) @ direction).clip(-1, 1))).mean()
 
     (normals,) = (task for task in data.tasks if task.name == "normals")
-    direction = normals.constant(torch.from_numpy(np.moveaxis(fitted("normals"), -1, 1))).numpy()
+    direction = normals.best_constant(torch.from_numpy(np.moveaxis(fitted("normals"), -1, 1))).numpy()
     mean = fitted("normals").astype(float).reshape(-1, 3).sum(0)
     assert angle(fitted("normals"), direction) <= angle(fitted("normals"), mean / np.linalg.norm(mean))
     assert scores["normals"] == pytest.approx(angle(scored("normals"), direction), rel=1e-3)

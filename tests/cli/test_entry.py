@@ -158,7 +158,7 @@ def test_everything_a_study_varies_is_a_config_value():
     htt(
         "fit",
         "--data.class_path", "SyntheticDataModule",
-        "--data.tasks+", '{"class_path": "Depth", "init_args": {"bins": 9, "near": 0.5}}',
+        "--data.tasks+", '{"class_path": "Depth", "init_args": {"num_bins": 9, "min_depth": 0.5}}',
         "--data.labels", "full",
         "--data.augment", '{"scale": [1, 1], "flip": 0.5, "colour": 0}',
         "--model.loss_weights.depth", "0.45",
@@ -169,11 +169,11 @@ def test_everything_a_study_varies_is_a_config_value():
         over=SCENES,
     )  # fmt: skip
     config = yaml.safe_load((run_directory() / "config.yaml").read_text())
-    assert config["data"]["init_args"]["tasks"][0]["init_args"]["bins"] == 9
+    assert config["data"]["init_args"]["tasks"][0]["init_args"]["num_bins"] == 9
     assert config["data"]["init_args"]["augment"]["colour"] == 0
     assert config["model"]["loss_weights"] == {"depth": 0.45}
     stored = torch.load(run_directory() / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
-    assert (stored["network"], stored["lr"], stored["tasks"][0]["init_args"]["bins"]) == ("multitask", 3e-4, 9)
+    assert (stored["network"], stored["lr"], stored["tasks"][0]["init_args"]["num_bins"]) == ("multitask", 3e-4, 9)
 
 
 def test_two_stages_then_discover_then_train_on_what_was_discovered(capsys):

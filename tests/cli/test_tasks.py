@@ -40,7 +40,7 @@ def tasks_of(monkeypatch):
     return built
 
 
-PUBLISHED = {"weight": 50, "threshold": 0.99, "tolerance": 0.0075, "thin": True}
+PUBLISHED = {"loss_weight": 50, "confidence_threshold": 0.99, "tolerance": 0.0075, "thin_predictions": True}
 
 
 def check_edges(edges, **changes):
@@ -50,12 +50,12 @@ def check_edges(edges, **changes):
 
 
 def test_in_a_config_only_what_is_given_replaces_the_settings_of_the_dataset(tasks_of):
-    described = {"class_path": "Edges", "init_args": {"thin": True}}
-    explicit = {"class_path": "Edges", "init_args": {"thin": True, "weight": 1.0, "tolerance": 0.011}}
-    for task, changes in ((described, {}), (explicit, {"weight": 1, "tolerance": 0.011})):
+    described = {"class_path": "Edges", "init_args": {"thin_predictions": True}}
+    explicit = {"class_path": "Edges", "init_args": {"thin_predictions": True, "loss_weight": 1.0, "tolerance": 0.011}}
+    for task, changes in ((described, {}), (explicit, {"loss_weight": 1, "tolerance": 0.011})):
         Path("mine.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"tasks": ["semseg", task]}}}))
         tasks = tasks_of(*PASCAL, "--config", "mine.yaml")
-        assert tasks["semseg"].threshold == 0.9
+        assert tasks["semseg"].confidence_threshold == 0.9
         check_edges(tasks["edges"], **changes)
         assert tasks_of("--config", "saved.yaml") == tasks
 
@@ -63,9 +63,12 @@ def test_in_a_config_only_what_is_given_replaces_the_settings_of_the_dataset(tas
 @pytest.mark.parametrize(
     "words",
     [
-        ["--data.tasks", "[semseg, {class_path: Edges, init_args: {thin: true}}]"],
-        ["--data.tasks+", "Edges", "--data.tasks.thin", "true"],
-        ["--data.tasks+=semseg", "--data.tasks+={class_path: htt_lightning.tasks.Edges, init_args: {thin: true}}"],
+        ["--data.tasks", "[semseg, {class_path: Edges, init_args: {thin_predictions: true}}]"],
+        ["--data.tasks+", "Edges", "--data.tasks.thin_predictions", "true"],
+        [
+            "--data.tasks+=semseg",
+            "--data.tasks+={class_path: htt_lightning.tasks.Edges, init_args: {thin_predictions: true}}",
+        ],
     ],
     ids=["list", "options", "appended"],
 )
@@ -77,12 +80,12 @@ def test_on_the_command_line_only_what_is_given_replaces_the_settings_of_the_dat
 def test_a_task_that_is_named_by_its_class_alone_is_the_one_of_the_dataset(tasks_of):
     tasks = tasks_of(*PASCAL, "--data.tasks", "[{class_path: SemSeg}, {class_path: Edges}]")
     assert len(tasks["semseg"].classes) == 21
-    check_edges(tasks["edges"], thin=False)
+    check_edges(tasks["edges"], thin_predictions=False)
 
 
 def test_the_tasks_of_a_part_of_a_mixture_keep_its_settings(tasks_of):
     part = {"class_path": "PASCALContextDataModule", "init_args": {"root": "."}}
-    part["init_args"]["tasks"] = [{"class_path": "Edges", "init_args": {"thin": True}}]
+    part["init_args"]["tasks"] = [{"class_path": "Edges", "init_args": {"thin_predictions": True}}]
     rooms = {"class_path": "NYUDDataModule", "init_args": {"root": ".", "tasks": "depth"}}
     data = {"class_path": "MixedDataModule", "init_args": {"image_size": [32, 48], "parts": [rooms, part]}}
     Path("mixed.yaml").write_text(yaml.safe_dump({"data": data}))

@@ -20,7 +20,7 @@ from htt_lightning.models.layers import Reduce
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.tiny import BACKBONE, tiny_trainer
 
-TASKS = [SemSeg(classes=("floor", "wall", "door")), Depth(bins=5, near=0.5, far=8.0)]
+TASKS = [SemSeg(classes=("floor", "wall", "door")), Depth(num_bins=5, min_depth=0.5, max_depth=8.0)]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_onnx_equals_the_network_at_any_batch_and_size_and_says_what_it_is(modul
 @torch.no_grad()
 def test_an_exported_program_equals_the_network_with_tokens(tmp_path):
     torch.manual_seed(0)
-    module = perturbed(HTTModule([Depth(bins=5)], backbone=BACKBONE, token_dim=8))
+    module = perturbed(HTTModule([Depth(num_bins=5)], backbone=BACKBONE, token_dim=8))
     export(save(module, tmp_path / "a.ckpt"), "torch-export", "net.pt2")
     files = {"htt_lightning.json": ""}
     program = torch.export.load("net.pt2", extra_files=files).module()
@@ -135,7 +135,7 @@ def test_weights_alone_are_those_of_the_network(module, checkpoint):
 
 
 def test_what_outputs_mean_is_described():
-    tasks = [*TASKS, Normals(bins=6), Edges(), Saliency()]
+    tasks = [*TASKS, Normals(num_bins=6), Edges(), Saliency()]
     facts = describe(Decoder(HTTModule(tasks, network="multitask", backbone=BACKBONE, token_dim=8).eval()))
     assert json.loads(json.dumps(facts))["input"]["normalisation"] == "inside the model"
     short = {name: (x["axes"], x["type"], tuple(x["range"])) for name, x in facts["outputs"].items()}

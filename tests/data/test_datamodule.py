@@ -97,7 +97,9 @@ def test_a_random_label_mask_keeps_its_threshold_however_often_a_run_is_resumed(
         trainer.fit(tiny_module(data), data, ckpt_path=checkpoint)
         labels, checkpoint = str(tmp_path / run / "label_mask.json"), tmp_path / run / "kept" / "last.ckpt"
         stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["tasks"]
-        taus.append(next(task["init_args"]["threshold"] for task in stored if task["init_args"]["name"] == "depth"))
+        taus.append(
+            next(task["init_args"]["confidence_threshold"] for task in stored if task["init_args"]["name"] == "depth")
+        )
         mask = json.loads(Path(labels).read_text())
         assert mask["protocol"] == "random-label"
         assert (mask["seed"], mask["origin"]) == ((None, known.name) if kind == "published" else (1, None))
@@ -198,7 +200,7 @@ def test_training_targets_are_the_labels_that_are_kept():
 
 def test_tasks_are_chosen_by_name_or_replaced_by_ones_with_other_settings():
     assert [task.name for task in select_tasks(AVAILABLE, "normals, semseg")] == ["normals", "semseg"]
-    assert select_tasks(AVAILABLE, ["semseg", Depth(bins=5)])[1].bins == 5
+    assert select_tasks(AVAILABLE, ["semseg", Depth(num_bins=5)])[1].num_bins == 5
     assert select_tasks(AVAILABLE, None) == AVAILABLE
 
 
@@ -214,7 +216,9 @@ def test_setup_can_be_called_again_and_stage_by_stage(tree):
 
 
 def test_some_validation_images_are_scored_while_fitting_and_all_in_test(tree):
-    data = NYUDDataModule(root=str(tree), num_workers=0, batch_size=3, tasks=["semseg", Depth(val_images=2)], seed=0)
+    data = NYUDDataModule(
+        root=str(tree), num_workers=0, batch_size=3, tasks=["semseg", Depth(max_val_images=2)], seed=0
+    )
 
     def labelled(stage):
         data.setup(stage)
@@ -229,7 +233,7 @@ def test_some_validation_images_are_scored_while_fitting_and_all_in_test(tree):
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 def test_the_scored_images_are_spread_evenly_over_those_with_a_label(images, limit, draw):
     labels = {str(k): ("depth",) * draw.draw(st.booleans()) + ("semseg",) for k in range(images)}
-    kept = scored(labels, [SemSeg(classes=("a", "b")), Depth(val_images=limit)])
+    kept = scored(labels, [SemSeg(classes=("a", "b")), Depth(max_val_images=limit)])
     owners = [name for name in labels if "depth" in labels[name]]
     chosen = [name for name in labels if "depth" in kept[name]]
     assert list(kept) == list(labels)
@@ -242,4 +246,4 @@ def test_the_scored_images_are_spread_evenly_over_those_with_a_label(images, lim
 
 def test_a_task_scores_at_least_one_image():
     with pytest.raises(HTTError, match="val_images"):
-        Depth(val_images=0)
+        Depth(max_val_images=0)

@@ -29,15 +29,15 @@ def test_a_belief_teaches_unlabelled_images_alone_and_no_padding(task):
     valid = torch.ones(3, 12, 16, dtype=torch.bool)
     valid[2, :, 9:] = False  # within the third column of cells
     soft_target = task.soft_target(teacher)
-    never = replace(task, threshold=1.0)
+    never = replace(task, confidence_threshold=1.0)
     added = discovery_loss(never, student, teacher, labeled, valid, 2.0, PREDICTION, soft_target=soft_target)
     (gradient,) = torch.autograd.grad(added.loss.sum(), student.logits)
     whole = torch.ones(3, 3, 4, dtype=torch.bool)
     whole[2, :, 2:] = False
     cells = task.distillation_loss(student, task.finalize_soft_target(soft_target, whole))
     assert added.loss[0] == 0
-    torch.testing.assert_close(added.loss[1], 2 * task.beta * cells[1].mean())
-    torch.testing.assert_close(added.loss[2], 2 * task.beta * cells[2, :, :2].mean())
+    torch.testing.assert_close(added.loss[1], 2 * task.pseudo_label_weight * cells[1].mean())
+    torch.testing.assert_close(added.loss[2], 2 * task.pseudo_label_weight * cells[2, :, :2].mean())
     assert (gradient[0] == 0).all()
     assert (gradient[2, :, :, 2:] == 0).all()
     assert added.coverage.tolist() == [1, 1, 1]
@@ -86,7 +86,7 @@ def test_networks_of_different_kinds_teach_each_other(targets, stride, terms):
     data = tiny_data()
     data.setup("fit")
     batch, ours = next(iter(data.train_dataloader())), tiny_module(data, token_dim=8).net
-    tasks = [replace(task, threshold=0.0, beta=1.0) for task in data.tasks]
+    tasks = [replace(task, confidence_threshold=0.0, pseudo_label_weight=1.0) for task in data.tasks]
     for student, teacher in ((Strided(tasks, stride), ours), (ours, Strided(tasks, stride))):
         device = torch.device("cpu")
         taught = TeacherEnsemble([teacher], tasks, dict.fromkeys(batch["labeled"], 1.0), terms, device, targets)
@@ -174,8 +174,8 @@ def test_averaged_beliefs_of_a_network_mirror_with_the_image(monkeypatch):
     image = torch.rand(2, 3, 32, 64)
     one = averaged._beliefs(image, teacher(image))
     other = averaged._beliefs(image.flip(-1), teacher(image.flip(-1)))
-    for task in (task for task in data.tasks if task.beta):
-        torch.testing.assert_close(task.mirror(other[task.name]), one[task.name])
+    for task in (task for task in data.tasks if task.pseudo_label_weight):
+        torch.testing.assert_close(task.unflip(other[task.name]), one[task.name])
         assert not torch.equal(one[task.name], task.soft_target(teacher(image)[task.name]))
 
 
@@ -196,7 +196,7 @@ def test_nothing_is_believed_that_nobody_learns():
     teacher = tiny_module(data).net
     image = torch.rand(2, 3, 32, 64)
     taught = teacher(image)
-    learned = [task.name for task in data.tasks if task.beta]
+    learned = [task.name for task in data.tasks if task.pseudo_label_weight]
     assert list(discovery(teacher, data.tasks, "soft")._beliefs(image, taught)) == learned
     assert discovery(None, data.tasks, "soft")._beliefs(image, {}) == {}
     assert discovery(teacher, data.tasks, "hard")._beliefs(image, taught) == {}

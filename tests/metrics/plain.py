@@ -71,9 +71,9 @@ def depth_figures(pred, target):
     shares = [100 * np.mean((p < limit * t) & (t < limit * p)) for limit in (1.25, 1.25**2, 1.25**3)]
     return {
         "abs_err": np.mean(abs(p - t)),
-        "rel_err": np.mean(abs(p - t) / t),
+        "abs_rel": np.mean(abs(p - t) / t),
         "rmse": np.sqrt(np.mean((p - t) ** 2)),
-        "log_rmse": np.sqrt(np.mean(np.log(p / t) ** 2)),
+        "rmse_log": np.sqrt(np.mean(np.log(p / t) ** 2)),
         **dict(zip(("delta1", "delta2", "delta3"), shares, strict=True)),
     }
 
@@ -86,7 +86,7 @@ def normal_figures(pred, target):
             cosine = p @ t / np.linalg.norm(p) / np.linalg.norm(t)
             angles.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
     angles = np.array(angles)
-    limits = {"within_11": 11.25, "within_22": 22.5, "within_30": 30}
+    limits = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30}
     return {
         "mean": np.mean(angles),
         "median": np.median(angles),
@@ -108,7 +108,7 @@ def max_f(pred, target):
 
 def max_f_figures(pred, target):
     pred, target = pred.numpy()[target.numpy() != 255], target.numpy()[target.numpy() != 255]
-    return {"max_f": max_f(pred, target), "max_f_legacy": max_f(1 / (1 + np.exp(-pred)), target)}
+    return {"max_f": max_f(pred, target), "max_f_double_sigmoid": max_f(1 / (1 + np.exp(-pred)), target)}
 
 
 def boundary_counts(binary, truth, reach):

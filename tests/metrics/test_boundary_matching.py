@@ -121,7 +121,7 @@ def test_constant_maps_are_counted(value, truth):
 @given(maps(), RADII)
 def test_thinned_counts_are_those_of_the_thinned_prediction_at_every_threshold(case, radius):
     probability, truth, valid = case
-    counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius, thin=True)
+    counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius, thin_predictions=True)
     for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
         binary = thin((probability >= threshold) & valid)
         assert predicted == binary.sum()

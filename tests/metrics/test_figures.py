@@ -43,7 +43,7 @@ def test_absent_classes_are_skipped_or_count_as_zero():
     target = torch.tensor([[[0, 1, 255]]])
     pred = torch.tensor([[[0, 1, 2]]])
     assert values(SegmentationScores(4), pred, target)["miou"] == 100
-    assert values(SegmentationScores(4, absent="zero"), pred, target)["miou"] == 50
+    assert values(SegmentationScores(4, absent_classes="zero"), pred, target)["miou"] == 50
 
 
 def test_a_class_in_the_prediction_alone_is_not_absent():
@@ -61,9 +61,9 @@ def test_depth_errors_of_two_pixels():
     pred, target = torch.tensor([2.0, 8.0]).view(1, 1, 1, 2), torch.tensor([1.0, 4.0]).view(1, 1, 1, 2)
     figures = values(DepthErrors(), pred, target)
     assert figures["abs_err"] == 2.5
-    assert figures["rel_err"] == 1
+    assert figures["abs_rel"] == 1
     assert figures["rmse"].item() == pytest.approx(8.5**0.5)
-    assert figures["log_rmse"].item() == pytest.approx(np.log(2))
+    assert figures["rmse_log"].item() == pytest.approx(np.log(2))
     assert [figures[f"delta{k}"] for k in (1, 2, 3)] == [0, 0, 0]
 
 
@@ -80,8 +80,8 @@ def test_a_ratio_equal_to_a_limit_is_not_within_it(power, sign):
 def test_a_depth_of_zero_or_less_counts_as_almost_nothing():
     target = torch.ones(1, 1, 1, 1)
     figures = values(DepthErrors(), -target, target)
-    assert figures["abs_err"] == figures["rel_err"] == figures["rmse"] == 1
-    assert figures["log_rmse"].item() == pytest.approx(-np.log(1e-9), rel=1e-6)
+    assert figures["abs_err"] == figures["abs_rel"] == figures["rmse"] == 1
+    assert figures["rmse_log"].item() == pytest.approx(-np.log(1e-9), rel=1e-6)
 
 
 def test_small_angles_keep_their_digits():
@@ -107,7 +107,7 @@ def test_the_median_is_that_of_all_pixels_however_they_arrive(angles, cuts):
 def test_shares_of_angles_are_of_those_below_a_limit():
     pred, target = tilted([0, 11.2, 11.3, 22.4, 22.6, 29.9, 30.1, 170])
     figures = values(NormalErrors(), pred, target)
-    assert [figures[f"within_{limit}"] for limit in (11, 22, 30)] == [25, 50, 75]
+    assert [figures[f"within_{limit}"] for limit in (11.25, 22.5, 30)] == [25, 50, 75]
 
 
 @pytest.mark.parametrize("metric", [MaxFMeasure, BoundaryFMeasure])
@@ -135,7 +135,7 @@ def test_the_legacy_figure_tells_pixels_apart_at_four_probabilities_only():
     target = torch.tensor([[[0, 1]]])
 
     def legacy(low, high):
-        return values(MaxFMeasure(), torch.tensor([[[low, high]]]), target)["max_f_legacy"].item()
+        return values(MaxFMeasure(), torch.tensor([[[low, high]]]), target)["max_f_double_sigmoid"].item()
 
     for below, above in pairwise(limits):
         assert legacy(below + 1e-3, above - 1e-3) < 100
@@ -205,7 +205,7 @@ def test_thick_predictions_are_wrong_unless_they_are_thinned():
     target, pred = torch.zeros(1, 40, 40).long(), torch.zeros(1, 40, 40)
     target[0, 20, 3:37] = 1
     pred[0, 18:23, 3:37] = 0.8
-    thick, thin = (values(BoundaryFMeasure(thin=flag), pred, target)["ods_f"] for flag in (False, True))
+    thick, thin = (values(BoundaryFMeasure(thin_predictions=flag), pred, target)["ods_f"] for flag in (False, True))
     assert thick < 40
     assert thin > 90
 
@@ -214,6 +214,6 @@ def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="ascending"):
         MaxFMeasure([0.5, 0.1])
     with pytest.raises(ValueError, match="at least one"):
-        BoundaryFMeasure(thresholds=0)
+        BoundaryFMeasure(num_thresholds=0)
     with pytest.raises(ValueError, match="negative"):
         BoundaryFMeasure(-0.1)

@@ -26,7 +26,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 CASES = {
     "classes skip": (lambda: SegmentationScores(5), class_case, lambda p, t: class_figures(p, t, "skip")),
     "classes zero": (
-        lambda: SegmentationScores(5, absent="zero"),
+        lambda: SegmentationScores(5, absent_classes="zero"),
         class_case,
         lambda p, t: class_figures(p, t, "zero"),
     ),
@@ -35,7 +35,7 @@ CASES = {
     "max f": (MaxFMeasure, probability_case, max_f_figures),
     "boundary f": (lambda: BoundaryFMeasure(0.2), probability_case, lambda p, t: boundary_figures(p, t, 0.2)),
     "boundary f thinned": (
-        lambda: BoundaryFMeasure(0.2, thresholds=3, thin=True),
+        lambda: BoundaryFMeasure(0.2, num_thresholds=3, thin_predictions=True),
         probability_case,
         lambda p, t: boundary_figures(p, t, 0.2, thresholds=3, thin=thin),
     ),

@@ -8,8 +8,8 @@ from htt_lightning.models import HTTNet
 from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 
 REFERENCE_NAME = {"saliency": "sal", "edges": "edge"}
-CITYSCAPES_DEPTH = Depth(bins=50, near=0.01, far=0.4922)
-NORMALS = Normals(directions="published")
+CITYSCAPES_DEPTH = Depth(num_bins=50, min_depth=0.01, max_depth=0.4922)
+NORMALS = Normals(bin_directions="published")
 RUNS = {
     "network_nyud": [SemSeg(classes=("",) * 13), Depth(), NORMALS],
     "network_nyud_single_scale": [SemSeg(classes=("",) * 13), Depth(), NORMALS],
@@ -56,7 +56,7 @@ def test_network_agrees_with_the_published_one(run, dtype, oracle, tmp_path):
         assert_close(output.feature, f"out.feature.{name}")
         assert_close(output.confidence, f"out.confidence.{name}")
         logits = torch.nn.functional.interpolate(output.logits, (height, width), mode="bilinear")
-        if task.channels is None:
+        if task.field_channels is None:
             assert_close(logits, f"out.prediction.{name}")
             continue
         assert_close(logits, f"out.bin_logits.{name}")

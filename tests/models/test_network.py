@@ -12,7 +12,7 @@ from htt_lightning.output import TaskOutput
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 from tests.tiny import BACKBONE
 
-TASKS = [SemSeg(classes=("a", "b", "c")), Depth(bins=5), Edges(), Normals(bins=6)]
+TASKS = [SemSeg(classes=("a", "b", "c")), Depth(num_bins=5), Edges(), Normals(num_bins=6)]
 TOKENS = {task.name: task.num_tokens for task in TASKS}
 KINDS = {
     "htt": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE),

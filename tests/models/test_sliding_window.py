@@ -12,7 +12,7 @@ from htt_lightning.output import TaskOutput
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.flow import Height
 
-TASKS = [SemSeg(classes=("a", "b", "c")), Saliency(), Normals(bins=6), Edges(), Depth(bins=5), Height()]
+TASKS = [SemSeg(classes=("a", "b", "c")), Saliency(), Normals(num_bins=6), Edges(), Depth(num_bins=5), Height()]
 
 
 class Local(torch.nn.Module):
@@ -74,7 +74,7 @@ def disagreeing(image):
 def test_windows_that_disagree_are_blended_without_a_seam():
     image = torch.zeros(1, 3, 64, 96)
     image[..., 32:] = 4  # the second window, which begins there, sees the farthest bin
-    task = Depth(bins=5, near=1.0, far=9.0)
+    task = Depth(num_bins=5, min_depth=1.0, max_depth=9.0)
     line = predict_at_original_size(disagreeing, [task], image, whole((64, 96)), tile=64)["depth"][0, 0, 30]
     torch.testing.assert_close(line[:30], torch.full((30,), 1.0))
     torch.testing.assert_close(line[68:], torch.full((28,), 9.0))
@@ -115,7 +115,7 @@ def test_enlarging_matches_pixel_centres():
         logits = torch.stack([1 - image[:, 0, ::4, ::4], image[:, 0, ::4, ::4]], 1).log()
         return {"depth": TaskOutput(logits, logits[:, :0], logits[:, :1])}
 
-    task = Depth(bins=2, near=1.0, far=2.0)
+    task = Depth(num_bins=2, min_depth=1.0, max_depth=2.0)
     own = predict_at_original_size(depths, [task], ramp, whole((16, 16)))["depth"]
     larger = predict_at_original_size(depths, [task], ramp, ImageView((32, 32), (16, 16), (0, 0)))["depth"]
     bin_centers = F.interpolate(own, size=(32, 32), mode="bilinear", align_corners=False)

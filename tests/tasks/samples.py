@@ -44,11 +44,11 @@ def random_target(task: Task, b: int = 3, h: int = 6, w: int = 7, seed: int = 0,
     """A batch of targets, in which about this share of the pixels is missing."""
     generator = torch.Generator().manual_seed(1000 + seed)
     gone = torch.rand(b, h, w, generator=generator) < missing
-    if task.channels is None:
+    if task.field_channels is None:
         classes = task.num_tokens if isinstance(task, PixelClassification) else 2
         return torch.randint(classes, (b, h, w), generator=generator).masked_fill(gone, IGNORE_INDEX)
     if isinstance(task, Depth):
-        field = task.near + (task.far - task.near) * torch.rand(b, 1, h, w, generator=generator)
+        field = task.min_depth + (task.max_depth - task.min_depth) * torch.rand(b, 1, h, w, generator=generator)
     else:
         field = torch.nn.functional.normalize(torch.randn(b, 3, h, w, generator=generator), dim=1)
     return field.masked_fill(gone[:, None], torch.nan)
@@ -57,15 +57,15 @@ def random_target(task: Task, b: int = 3, h: int = 6, w: int = 7, seed: int = 0,
 def lose(task: Task, target: Tensor, where: Tensor | slice = slice(None)) -> Tensor:
     """A copy of a target that is missing at ``where``: an index into ``b``, or a mask ``b h w``."""
     target = target.clone()
-    if isinstance(where, Tensor) and where.ndim == 3 and task.channels is not None:
+    if isinstance(where, Tensor) and where.ndim == 3 and task.field_channels is not None:
         where = where[:, None].expand_as(target)
-    target[where] = IGNORE_INDEX if task.channels is None else torch.nan
+    target[where] = IGNORE_INDEX if task.field_channels is None else torch.nan
     return target
 
 
 def is_missing(task: Task, target: Tensor) -> Tensor:
     """Missing pixels, bool ``b h w``."""
-    return target == IGNORE_INDEX if task.channels is None else target.isnan().any(1)
+    return target == IGNORE_INDEX if task.field_channels is None else target.isnan().any(1)
 
 
 def enlarge(values: np.ndarray, stride: int, height: int, width: int) -> np.ndarray:

@@ -16,12 +16,12 @@ from tests.tasks.samples import TASKS, is_missing, lose, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 CHANGED = (
-    SemSeg(name="rooms", weight=0.5, classes=("a", "b"), absent="zero"),
-    HumanParts(weight=2.0),
-    Saliency(weight=5.0),
-    Edges(weight=50.0, positive=0.9, tolerance=0.0075, thresholds=9),
-    Depth(bins=50, near=0.01, far=0.4922, bin_weight=0.2),
-    Normals(directions="published", weight=10.0),
+    SemSeg(name="rooms", loss_weight=0.5, classes=("a", "b"), absent_classes="zero"),
+    HumanParts(loss_weight=2.0),
+    Saliency(loss_weight=5.0),
+    Edges(loss_weight=50.0, pos_weight=0.9, tolerance=0.0075, num_thresholds=9),
+    Depth(num_bins=50, min_depth=0.01, max_depth=0.4922, bin_loss_weight=0.2),
+    Normals(bin_directions="published", loss_weight=10.0),
 )
 few = settings(max_examples=25)
 sides = st.integers(1, 12)
@@ -30,9 +30,9 @@ sides = st.integers(1, 12)
 def numpy_map(task: Task, height: int, width: int, seed: int = 0) -> np.ndarray:
     """A target as a dataset reads it: uint8 ``h w``, or float32 ``h w`` or ``h w c``."""
     target = random_target(task, b=1, h=height, w=width, seed=seed)[0].numpy()
-    if task.channels is None:
+    if task.field_channels is None:
         return target.astype(np.uint8)
-    return target[0] if task.channels == 1 else np.ascontiguousarray(np.moveaxis(target, 0, -1))
+    return target[0] if task.field_channels == 1 else np.ascontiguousarray(np.moveaxis(target, 0, -1))
 
 
 # Configs
@@ -51,15 +51,15 @@ def test_a_config_names_the_class_and_every_field():
     assert config["class_path"] == "htt_lightning.tasks.depth.Depth"
     assert config["init_args"] == {
         "name": "depth",
-        "weight": 1.0,
-        "threshold": 0.85,
-        "beta": 1.0,
-        "val_images": None,
-        "bins": 30,
-        "near": 0.67,
-        "far": 10.0,
-        "bin_weight": 0.1,
-        "sharpness": 5.0,
+        "loss_weight": 1.0,
+        "confidence_threshold": 0.85,
+        "pseudo_label_weight": 1.0,
+        "max_val_images": None,
+        "num_bins": 30,
+        "min_depth": 0.67,
+        "max_depth": 10.0,
+        "bin_loss_weight": 0.1,
+        "confidence_inv_temperature": 5.0,
     }
 
 
@@ -82,9 +82,9 @@ def test_what_is_no_task_is_an_error_that_names_it(path):
 @EVERY_TASK
 def test_a_task_cannot_be_changed_and_travels_between_processes(task):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        task.weight = 2.0
+        task.loss_weight = 2.0
     assert pickle.loads(pickle.dumps(task)) == task
-    assert dataclasses.replace(task, weight=2.0) != task
+    assert dataclasses.replace(task, loss_weight=2.0) != task
 
 
 def test_every_task_has_its_own_name_and_as_many_tokens_as_the_method_says():
@@ -98,10 +98,10 @@ def test_every_task_has_its_own_name_and_as_many_tokens_as_the_method_says():
 @EVERY_TASK
 def test_a_gain_is_positive_for_a_better_headline(task):
     better, worse = (60.0, 40.0) if task.higher_is_better else (40.0, 60.0)
-    assert task.gain(better, 50.0) == pytest.approx(20)
-    assert task.gain(worse, 50.0) == pytest.approx(-20)
-    assert task.gain(50.0, 50.0) == 0
-    assert math.isnan(task.gain(1.0, 0.0))
+    assert task.relative_gain(better, 50.0) == pytest.approx(20)
+    assert task.relative_gain(worse, 50.0) == pytest.approx(-20)
+    assert task.relative_gain(50.0, 50.0) == 0
+    assert math.isnan(task.relative_gain(1.0, 0.0))
 
 
 def test_accuracies_go_up_and_errors_go_down():
@@ -139,7 +139,7 @@ def test_a_flip_mirrors_columns_and_turns_only_the_x_of_normals(task):
 @few
 def test_a_zoom_divides_depth_and_leaves_every_other_map_alone(task, factor):
     array = numpy_map(task, 5, 6)
-    zoomed = task.zoom(array, factor)
+    zoomed = task.rescale_values(array, factor)
     assert zoomed.dtype == array.dtype
     if isinstance(task, Depth):
         np.testing.assert_allclose(zoomed, array / factor, rtol=1e-6)
@@ -149,36 +149,36 @@ def test_a_zoom_divides_depth_and_leaves_every_other_map_alone(task, factor):
 
 @EVERY_TASK
 def test_a_missing_map_has_no_label_and_the_shape_and_type_of_any_other(task):
-    missing, usual = task.missing(4, 5), numpy_map(task, 4, 5)
+    missing, usual = task.empty_target(4, 5), numpy_map(task, 4, 5)
     assert missing.shape == usual.shape
     assert missing.dtype == usual.dtype
-    assert np.isnan(missing).all() if task.channels else (missing == IGNORE_INDEX).all()
-    for geometry in (task.flip, task.settle, lambda array: task.zoom(array, 2.0)):
-        np.testing.assert_array_equal(geometry(task.missing(4, 5)), missing)
+    assert np.isnan(missing).all() if task.field_channels else (missing == IGNORE_INDEX).all()
+    for geometry in (task.flip, task.postprocess_target, lambda array: task.rescale_values(array, 2.0)):
+        np.testing.assert_array_equal(geometry(task.empty_target(4, 5)), missing)
 
 
 def test_a_crop_without_people_has_no_parts():
     background = np.zeros((4, 5), np.uint8)
     background[0] = IGNORE_INDEX
     kept = background.copy()
-    settled = HumanParts().settle(background)
+    settled = HumanParts().postprocess_target(background)
     assert settled.dtype == np.uint8
-    np.testing.assert_array_equal(settled, HumanParts().missing(4, 5))
+    np.testing.assert_array_equal(settled, HumanParts().empty_target(4, 5))
     np.testing.assert_array_equal(background, kept)
 
 
 def test_a_crop_with_one_pixel_of_a_person_keeps_its_parts():
     parts = np.zeros((4, 5), np.uint8)
     parts[0], parts[3, 4] = IGNORE_INDEX, 6
-    np.testing.assert_array_equal(HumanParts().settle(parts.copy()), parts)
+    np.testing.assert_array_equal(HumanParts().postprocess_target(parts.copy()), parts)
 
 
 @EVERY_TASK
 def test_maps_of_every_other_task_are_settled_already(task):
     array = numpy_map(task, 5, 6)
-    np.testing.assert_array_equal(task.settle(array), array)
-    if not isinstance(task, HumanParts) and task.channels is None:
-        np.testing.assert_array_equal(task.settle(np.zeros_like(array)), np.zeros_like(array))
+    np.testing.assert_array_equal(task.postprocess_target(array), array)
+    if not isinstance(task, HumanParts) and task.field_channels is None:
+        np.testing.assert_array_equal(task.postprocess_target(np.zeros_like(array)), np.zeros_like(array))
 
 
 # Constructors
@@ -186,21 +186,28 @@ def test_maps_of_every_other_task_are_settled_already(task):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"near": 10.0, "far": 10.0}, {"near": 11.0}, {"near": 0.0}, {"near": -1.0}, {"bins": 1}, {"near": math.nan}],
+    [
+        {"min_depth": 10.0, "max_depth": 10.0},
+        {"min_depth": 11.0},
+        {"min_depth": 0.0},
+        {"min_depth": -1.0},
+        {"num_bins": 1},
+        {"min_depth": math.nan},
+    ],
 )
 def test_depth_refuses_bins_that_are_no_range(arguments):
-    with pytest.raises(HTTError, match="near < far"):
+    with pytest.raises(HTTError, match="max_depth"):
         Depth(**arguments)
 
 
 def test_normals_refuse_another_number_of_published_directions():
     with pytest.raises(HTTError, match="40 published directions, not 30"):
-        Normals(directions="published", bins=30)
+        Normals(bin_directions="published", num_bins=30)
 
 
 def test_normals_refuse_a_single_direction():
     with pytest.raises(HTTError, match="bins >= 2"):
-        Normals(bins=1)
+        Normals(num_bins=1)
 
 
 @EVERY_TASK
@@ -218,16 +225,16 @@ def test_a_threshold_is_a_probability(task):
     assert task.supports_pseudo_labels
     for threshold in (-0.1, 1.5, math.nan):
         with pytest.raises(HTTError, match=f"threshold of {task.name} must be in"):
-            dataclasses.replace(task, threshold=threshold)
-    with pytest.raises(HTTError, match="certain"):
-        Edges(certain=2)
+            dataclasses.replace(task, confidence_threshold=threshold)
+    with pytest.raises(HTTError, match="pseudo_label_cutoff"):
+        Edges(pseudo_label_cutoff=2)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 def test_a_packed_map_comes_back(task):
     array = numpy_map(task, 6, 7)
-    array = np.where(np.isnan(array), 1 / math.sqrt(3), array) if task.channels else array
-    packed = task.pack(array)
+    array = np.where(np.isnan(array), 1 / math.sqrt(3), array) if task.field_channels else array
+    packed = task.compress(array)
     assert packed.itemsize <= 2
-    np.testing.assert_allclose(task.unpack(packed), array, rtol=1e-3, atol=0.01 if task.channels == 3 else 0)
-    assert task.unpack(packed).dtype == array.dtype
+    np.testing.assert_allclose(task.decompress(packed), array, rtol=1e-3, atol=0.01 if task.field_channels == 3 else 0)
+    assert task.decompress(packed).dtype == array.dtype

@@ -20,8 +20,8 @@ from tests.tasks.samples import output_of
 
 SEMSEG = SemSeg(classes=("",) * 13)
 DEPTH = Depth()
-CITYSCAPES_DEPTH = Depth(bins=50, near=0.01, far=0.4922)
-NORMALS = Normals(directions="published")
+CITYSCAPES_DEPTH = Depth(num_bins=50, min_depth=0.01, max_depth=0.4922)
+NORMALS = Normals(bin_directions="published")
 INDEXED = {"semseg": SEMSEG, "human_parts": HumanParts(), "sal": Saliency(), "edge": Edges()}
 BINNED = {"depth_nyud": DEPTH, "depth_cityscapes": CITYSCAPES_DEPTH, "normals": NORMALS}
 DATASETS = {
@@ -51,21 +51,21 @@ def variable(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 def label_of(task: Task, array: np.ndarray, dtype: torch.dtype) -> Tensor:
     """A reference label as a target of a batch."""
     label = torch.from_numpy(array)
-    if task.channels is None:
+    if task.field_channels is None:
         return label[:, 0].long()
     return label.masked_fill(label == 255, torch.nan).to(dtype)
 
 
 def regression(task: Task, pred: Tensor, target: Tensor) -> Tensor:
     """The L1 part of a regression loss from a decoded prediction; normals are brought to unit length first."""
-    unit = F.normalize(pred, dim=1) if task.channels == 3 else pred
+    unit = F.normalize(pred, dim=1) if task.field_channels == 3 else pred
     return l1(unit, target, target.isfinite().all(1))
 
 
 def classification(task: Task, logits: Tensor, target: Tensor) -> Tensor:
     """The bin part of a regression loss, by ``Task.loss`` with and without it: weighted like there."""
     with_bins = task.loss(output_of(logits), target)
-    return with_bins - replace(task, bin_weight=0.0).loss(output_of(logits), target)
+    return with_bins - replace(task, bin_loss_weight=0.0).loss(output_of(logits), target)
 
 
 def pooled(array: np.ndarray) -> np.ndarray:
@@ -116,9 +116,9 @@ def test_l1_losses_agree_in_value_and_gradient(task, dtype, oracle):
 
 def test_the_whole_depth_loss_agrees_for_logits_that_decode_to_the_prediction(dtype, oracle):
     vectors = oracle("supervised")
-    task = Depth(bins=2, near=0.1, far=20.0, bin_weight=0.0)
+    task = Depth(num_bins=2, min_depth=0.1, max_depth=20.0, bin_loss_weight=0.0)
     pred = variable(vectors["depth.pred"], dtype)
-    share = (pred - task.near) / (task.far - task.near)
+    share = (pred - task.min_depth) / (task.max_depth - task.min_depth)
     output = output_of(torch.cat([torch.zeros_like(share), share.logit()], dim=1))
     assert_close(task.decode(output, (12, 14)), vectors["depth.pred"], dtype)
     loss = task.loss(output, label_of(task, vectors["depth.label"], dtype))
@@ -131,7 +131,7 @@ def test_the_whole_depth_loss_agrees_for_logits_that_decode_to_the_prediction(dt
 def test_an_image_without_any_valid_pixel_costs_nothing(name, dtype, oracle):
     vectors, task = oracle("supervised"), {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}[name]
     target = label_of(task, np.full_like(vectors[f"{name}.label"][:1], 255), dtype)
-    if task.channels is None:
+    if task.field_channels is None:
         loss = task.loss(output_of(variable(vectors[f"{name}.pred"][:1], dtype)), target)
     else:
         loss = regression(task, variable(vectors[f"{name}.pred"][:1], dtype), target)
@@ -158,7 +158,7 @@ def test_every_label_falls_into_the_published_bin(name, dtype, oracle):
 @pytest.mark.parametrize("name", BINNED)
 def test_bin_losses_agree_in_value_and_gradient(name, dtype, oracle):
     vectors, task = oracle("bin_classification"), BINNED[name]
-    assert task.bin_weight == 0.1
+    assert task.bin_loss_weight == 0.1
     logits, target = variable(vectors[f"{name}.logits"], dtype), label_of(task, vectors[f"{name}.label"], dtype)
     loss = classification(task, logits, target)
     assert_close(loss, vectors[f"{name}.loss_per_image"], dtype)
@@ -201,12 +201,12 @@ def test_the_total_of_the_first_stage_agrees_in_value_and_gradient(dataset, ruin
     assert set(names) == set(DATASETS[dataset])
     inputs, supervised, total = {}, {}, torch.zeros((), dtype=dtype)
     for column, (name, weight) in enumerate(zip(names, vectors["task_weights"].tolist(), strict=True)):
-        task, labeled = replace(DATASETS[dataset][name], weight=weight), mask[:, column]
+        task, labeled = replace(DATASETS[dataset][name], loss_weight=weight), mask[:, column]
         target = label_of(task, vectors[f"label.{name}"], dtype)
         if ruined:
-            target[~labeled] = IGNORE_INDEX if task.channels is None else torch.nan
+            target[~labeled] = IGNORE_INDEX if task.field_channels is None else torch.nan
         pred = inputs[f"student_pred.{name}"] = variable(vectors[f"student_pred.{name}"], dtype)
-        if task.channels is None:
+        if task.field_channels is None:
             loss = task.loss(output_of(pred), target)
         else:
             logits = inputs[f"student_logits.{name}"] = variable(vectors[f"student_logits.{name}"], dtype)
@@ -216,7 +216,7 @@ def test_the_total_of_the_first_stage_agrees_in_value_and_gradient(dataset, ruin
             loss = regression(task, pred, target) + bins
         assert loss.shape == (images,)
         supervised[name] = scale * labeled_sum(loss, labeled)
-        total = total + task.weight * supervised[name]
+        total = total + task.loss_weight * supervised[name]
     for name, loss in supervised.items():
         for stage in (1, 2):  # the second adds other terms to the same ones
             assert_close(loss, vectors[f"stage{stage}.sup.{name}"], dtype)
@@ -232,7 +232,7 @@ def test_no_supervised_loss_looks_at_the_feature(dataset, dtype, oracle):
     vectors = oracle(f"total_{dataset}")
     for name, task in DATASETS[dataset].items():
         assert not vectors[f"stage1.grad.student_feat.{name}"].any()
-        key = "student_pred" if task.channels is None else "student_logits"
+        key = "student_pred" if task.field_channels is None else "student_logits"
         feature = variable(vectors[f"student_feat.{name}"], dtype)
         output = output_of(variable(vectors[f"{key}.{name}"], dtype))._replace(feature=feature, confidence=feature)
         loss = task.loss(output, label_of(task, vectors[f"label.{name}"], dtype)).sum()

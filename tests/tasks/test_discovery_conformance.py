@@ -29,7 +29,7 @@ class DecodedDepth(Depth):
     def decode(self, output, size):
         return output.logits
 
-    def discover(self, output, size):
+    def pseudo_label(self, output, size):
         return self.found
 
 
@@ -42,7 +42,7 @@ class DecodedNormals(Normals):
     def decode(self, output, size):
         return F.normalize(output.logits, dim=1)
 
-    def discover(self, output, size):
+    def pseudo_label(self, output, size):
         return self.found
 
 
@@ -50,15 +50,15 @@ class DecodedNormals(Normals):
 class TruncatedSaliency(Saliency):
     """Its label is the probability without its decimals."""
 
-    def discover(self, output, size):
-        return super().discover(output, size)._replace(label=self.decode(output, size).long())
+    def pseudo_label(self, output, size):
+        return super().pseudo_label(output, size)._replace(label=self.decode(output, size).long())
 
 
 RELEASED = {
     "semseg": SemSeg(classes=("",) * 13),
     "human_parts": HumanParts(),
     "sal": TruncatedSaliency(),
-    "edge": Edges(keep="released"),
+    "edge": Edges(confidence_rule="below_as_released"),
     "depth": DecodedDepth(),
     "normals": DecodedNormals(),
 }
@@ -75,15 +75,15 @@ def label_of(array, channels):
 @pytest.mark.parametrize("name", RELEASED)
 def test_discovered_labels_and_confidences_agree(name, dtype, oracle):
     vectors, task = oracle("pseudo_labels"), RELEASED[name]
-    shown = "teacher_pred" if task.channels is None else "teacher_logits"
-    plain = {"depth": Depth(), "normals": Normals(directions="published"), "sal": Saliency()}.get(name, task)
+    shown = "teacher_pred" if task.field_channels is None else "teacher_logits"
+    plain = {"depth": Depth(), "normals": Normals(bin_directions="published"), "sal": Saliency()}.get(name, task)
     teacher = output_of(torch.from_numpy(vectors[f"{name}.{shown}"]).to(dtype))
-    found = plain.discover(teacher, (12, 14))
+    found = plain.pseudo_label(teacher, (12, 14))
     assert_close(found.confidence, vectors[f"{name}.confidence"][:, 0], dtype)
-    assert vectors[f"{name}.threshold"] == pytest.approx(task.threshold) or name in ("depth", "normals")
+    assert vectors[f"{name}.threshold"] == pytest.approx(task.confidence_threshold) or name in ("depth", "normals")
     if name == "sal":  # ours is a class where the reference's is a probability
         assert torch.equal(found.label, torch.from_numpy(vectors["sal.pseudo_label"] > 0.5).long())
-    elif task.channels is None:
+    elif task.field_channels is None:
         assert torch.equal(found.label, label_of(vectors[f"{name}.pseudo_label"], None))
     else:  # the decoded prediction itself
         np.testing.assert_array_equal(vectors[f"{name}.pseudo_label"], vectors[f"{name}.teacher_pred"])
@@ -94,9 +94,9 @@ def test_discovered_labels_and_confidences_agree(name, dtype, oracle):
 @pytest.mark.parametrize("name", RELEASED)
 def test_losses_on_discovered_labels_agree_in_value_and_gradient(name, case, dtype, oracle):
     vectors = oracle("semi_losses")
-    task = replace(RELEASED[name], threshold=float(vectors[f"{name}.threshold"]))
+    task = replace(RELEASED[name], confidence_threshold=float(vectors[f"{name}.threshold"]))
     given, confidence = ("synthetic_label", "synthetic_confidence") if case else ("pseudo_label", "confidence")
-    label = label_of(vectors[f"{name}.{given}"], task.channels)
+    label = label_of(vectors[f"{name}.{given}"], task.field_channels)
     sure = torch.from_numpy(vectors[f"{name}.{confidence}"])[:, 0].to(dtype)
     found = PseudoLabel(label.to(dtype) if label.is_floating_point() else label, sure)
     student = variable(vectors[f"{name}.student_pred"], dtype)
@@ -111,7 +111,7 @@ def test_released_saliency_labels_teach_nothing_and_ours_do(dtype, oracle):
     student, teacher = (output_of(torch.from_numpy(x).to(dtype)) for x in (vectors["sal.student_pred"], shown))
     valid = torch.ones(2, 12, 14, dtype=torch.bool)
     losses = [
-        task.pseudo_label_loss(student, task.discover(teacher, (12, 14)), valid)
+        task.pseudo_label_loss(student, task.pseudo_label(teacher, (12, 14)), valid)
         for task in (TruncatedSaliency(), Saliency())
     ]
     assert_close(losses[0], vectors["sal.loss_per_image"], dtype)
@@ -143,9 +143,11 @@ def test_what_the_second_stage_adds_agrees_in_value_and_gradient(dataset, dtype,
     inputs, added = {}, torch.zeros((), dtype=dtype)
     columns = zip(names, vectors["task_weights"].tolist(), vectors["thresholds"].tolist(), strict=True)
     for column, (name, weight, threshold) in enumerate(columns):
-        task, labeled = replace(RELEASED[name], threshold=threshold), mask[:, column]
-        if task.channels is not None:
-            confidence = bin_confidence(output_of(tensor(f"teacher_logits.{name}")), (12, 14), task.sharpness)
+        task, labeled = replace(RELEASED[name], confidence_threshold=threshold), mask[:, column]
+        if task.field_channels is not None:
+            confidence = bin_confidence(
+                output_of(tensor(f"teacher_logits.{name}")), (12, 14), task.confidence_inv_temperature
+            )
             task = replace(task, found=PseudoLabel(tensor(f"teacher_pred.{name}"), confidence))
         pred = inputs[f"student_pred.{name}"] = variable(vectors[f"student_pred.{name}"], dtype)
         feature = inputs[f"student_feat.{name}"] = variable(vectors[f"student_feat.{name}"], dtype)
@@ -154,7 +156,7 @@ def test_what_the_second_stage_adds_agrees_in_value_and_gradient(dataset, dtype,
             tensor(f"teacher_pred.{name}"), tensor(f"teacher_feat.{name}"), tensor(f"teacher_feat_score.{name}")
         )
         parts = {
-            "semi": (DiscoveryLossWeights(1, 0, 0), 1 / task.beta),
+            "semi": (DiscoveryLossWeights(1, 0, 0), 1 / task.pseudo_label_weight),
             "feat_s": (DiscoveryLossWeights(0, 1, 0), 1.0),
             "feat": (DiscoveryLossWeights(0, 0, 1), 1.0),
         }

@@ -39,7 +39,7 @@ def cost(task, student, label, confidence, valid):
     total, count = 0.0, 0
     zeros = np.mean([label[y, x] == 0 for y, x in zip(*np.nonzero(valid), strict=True)]) if label.ndim == 2 else 0
     for y, x in zip(*np.nonzero(valid), strict=True):
-        kept = confidence[y, x] > task.threshold
+        kept = confidence[y, x] > task.confidence_threshold
         count += kept if isinstance(task, Edges) else 1
         if not kept:
             continue
@@ -57,12 +57,12 @@ def cost(task, student, label, confidence, valid):
 
 @each_task
 def test_labels_and_losses_are_those_of_the_plain_rule(task):
-    task = replace(task, threshold=0.6)
+    task = replace(task, confidence_threshold=0.6)
     teacher, student = (random_logits(task, seed=seed).double() for seed in (1, 2))
     valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
-    found = task.discover(output_of(teacher), (6, 7))
+    found = task.pseudo_label(output_of(teacher), (6, 7))
     loss = task.pseudo_label_loss(output_of(student), found, valid)
-    assert 0.05 < task.kept(found.confidence).float().mean() < 0.98
+    assert 0.05 < task.confidence_mask(found.confidence).float().mean() < 0.98
     for k in range(3):
         label, confidence = rule(task, teacher[k].numpy())
         np.testing.assert_allclose(found.label[k].numpy(), label, rtol=1e-9)
@@ -74,10 +74,10 @@ def test_labels_and_losses_are_those_of_the_plain_rule(task):
 @each_task
 def test_nothing_is_learned_from_padding_or_from_what_is_not_kept(task):
     teacher, student = random_logits(task, seed=1), random_logits(task, seed=2).requires_grad_()
-    found = task.discover(output_of(teacher), (6, 7))
+    found = task.pseudo_label(output_of(teacher), (6, 7))
     valid = torch.zeros(3, 6, 7, dtype=torch.bool)
     valid[1] = valid[2, :3] = True
-    nowhere = replace(task, threshold=1.0)
+    nowhere = replace(task, confidence_threshold=1.0)
     assert (nowhere.pseudo_label_loss(output_of(student), found, valid) == 0).all()
     loss = task.pseudo_label_loss(output_of(student), found, valid)
     (gradient,) = torch.autograd.grad(loss.sum(), student)
@@ -113,7 +113,7 @@ def imitated(task, student, soft_target):
 @each_task
 def test_imitation_is_the_plain_rule(task):
     teacher, mirrored, student = (random_logits(task, seed=seed).double() for seed in (1, 2, 3))
-    soft_target = (task.soft_target(output_of(teacher)) + task.mirror(task.soft_target(output_of(mirrored)))) / 2
+    soft_target = (task.soft_target(output_of(teacher)) + task.unflip(task.soft_target(output_of(mirrored)))) / 2
     soft_target = task.finalize_soft_target(soft_target, torch.ones(3, 6, 7, dtype=torch.bool))
     loss = task.distillation_loss(output_of(student), soft_target)
     assert loss.shape == (3, 6, 7)
@@ -124,7 +124,7 @@ def test_imitation_is_the_plain_rule(task):
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_rare_classes_are_raised_by_their_share_of_the_image_without_its_padding(balance):
-    task = replace(TASKS[0], balance=balance)
+    task = replace(TASKS[0], class_balance_power=balance)
     soft_target = task.soft_target(output_of(random_logits(task).double()))
     valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
     settled = task.finalize_soft_target(soft_target, valid)
@@ -156,10 +156,10 @@ def test_a_belief_is_what_is_decoded_and_mirrors_as_labels_do(task):
         else soft_target
     )
     torch.testing.assert_close(said.squeeze(1), decoded.squeeze(1))
-    torch.testing.assert_close(task.mirror(task.mirror(soft_target)), soft_target)
-    if task.channels is not None:
+    torch.testing.assert_close(task.unflip(task.unflip(soft_target)), soft_target)
+    if task.field_channels is not None:
         maps = [task.flip(image.movedim(0, -1).numpy()) for image in soft_target]
-        torch.testing.assert_close(task.mirror(soft_target).movedim(1, -1), torch.from_numpy(np.stack(maps)))
+        torch.testing.assert_close(task.unflip(soft_target).movedim(1, -1), torch.from_numpy(np.stack(maps)))
 
 
 @each_task
@@ -175,8 +175,8 @@ def test_a_label_agrees_with_itself(task):
 
 def test_released_edges_are_the_others():
     confidence = torch.tensor([0.2, 0.995])
-    assert Edges().kept(confidence).tolist() == [False, True]
-    assert Edges(keep="released").kept(confidence).tolist() == [True, False]
+    assert Edges().confidence_mask(confidence).tolist() == [False, True]
+    assert Edges(confidence_rule="below_as_released").confidence_mask(confidence).tolist() == [True, False]
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2, 4, 16]), st.data())

@@ -77,9 +77,9 @@ def test_supervised_losses(task, dtype, network, kinds, stride, seed):
 @given(network=networks, teacher=networks, kinds=masks, stride=strides, threshold=st.sampled_from([0, 0.8]), seed=seeds)
 @few
 def test_losses_on_discovered_labels(task, dtype, network, teacher, kinds, stride, threshold, seed):
-    task, valid = replace(task, threshold=threshold), valid_of(kinds, seed)
+    task, valid = replace(task, confidence_threshold=threshold), valid_of(kinds, seed)
     logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
-    found = task.discover(output_of(logits_of(task, teacher, dtype, stride, seed + 1)), SIZE)
+    found = task.pseudo_label(output_of(logits_of(task, teacher, dtype, stride, seed + 1)), SIZE)
     assert ((found.confidence >= 0) & (found.confidence <= 1)).all()
     check(task.pseudo_label_loss(output_of(logits), found, valid), [logits], ~valid.any((1, 2)))
 
@@ -90,13 +90,13 @@ def test_losses_on_discovered_labels(task, dtype, network, teacher, kinds, strid
 @few
 def test_losses_on_beliefs(task, dtype, network, teachers, kinds, stride, seed):
     """The beliefs are averages over two views that may contradict each other, classes raised by all they can be."""
-    task = replace(task, balance=1.0) if hasattr(task, "balance") else task
+    task = replace(task, class_balance_power=1.0) if hasattr(task, "class_balance_power") else task
     logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
     one, other = (
         task.soft_target(output_of(logits_of(task, kind, dtype, stride, seed + k))) for k, kind in enumerate(teachers)
     )
     cells = fully_valid_cells(valid_of(kinds, seed), (logits.shape[-2], logits.shape[-1]))
-    soft_target = task.finalize_soft_target((one + task.mirror(other)) / 2, cells)
+    soft_target = task.finalize_soft_target((one + task.unflip(other)) / 2, cells)
     assert soft_target.isfinite().all()
     check(masked_mean(task.distillation_loss(output_of(logits), soft_target), cells), [logits], ~cells.any((1, 2)))
 

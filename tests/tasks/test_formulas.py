@@ -10,7 +10,11 @@ from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, Normals, Saliency, T
 from tests.tasks.samples import TASKS, enlarge, lose, output_of, random_logits, random_target
 
 SIZES = [(5, 4, 1), (7, 10, 4), (8, 8, 4)]
-VARIANTS = (Depth(bins=50, near=0.01, far=0.4922, bin_weight=0.3), Edges(positive=0.8), Normals(bins=11))
+VARIANTS = (
+    Depth(num_bins=50, min_depth=0.01, max_depth=0.4922, bin_loss_weight=0.3),
+    Edges(pos_weight=0.8),
+    Normals(num_bins=11),
+)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -24,8 +28,8 @@ def unit(v: np.ndarray) -> np.ndarray:
 
 def half_sphere(task: Normals) -> np.ndarray:
     golden, directions = math.pi * (3 - math.sqrt(5)), []
-    for k in range(task.bins):
-        z = 1 - (2 * k + 1) / (2 * task.bins)
+    for k in range(task.num_bins):
+        z = 1 - (2 * k + 1) / (2 * task.num_bins)
         r = math.sqrt(1 - z**2)
         directions.append((r * math.cos(k * golden), r * math.sin(k * golden), z))
     return np.array(directions)
@@ -34,7 +38,7 @@ def half_sphere(task: Normals) -> np.ndarray:
 def centres_of(task: Depth | Normals) -> np.ndarray:
     if isinstance(task, Normals):
         return half_sphere(task)
-    return np.exp(np.linspace(math.log(task.near), math.log(task.far), task.bins))[:, None]
+    return np.exp(np.linspace(math.log(task.min_depth), math.log(task.max_depth), task.num_bins))[:, None]
 
 
 def decoded_field(task: Depth | Normals, x: np.ndarray, stride: int, height: int, width: int) -> np.ndarray:
@@ -61,7 +65,7 @@ def index_loss(task: Task, x: np.ndarray, label: np.ndarray) -> float:
         truth = label[y, u]
         if isinstance(task, Edges):
             probability = 1 / (1 + math.exp(-x[0, y, u]))
-            weight = task.positive if truth else 1 - task.positive
+            weight = task.pos_weight if truth else 1 - task.pos_weight
             total -= weight * math.log(probability if truth else 1 - probability)
             continue
         weight = 1.0
@@ -85,7 +89,7 @@ def field_loss(task: Depth | Normals, x: np.ndarray, label: np.ndarray, stride: 
         distance += sum(abs(decoded[c, y, u] - truth[c]) for c in range(len(truth)))
         far_off = -bin_centers @ truth if isinstance(task, Normals) else abs(bin_centers[:, 0] - truth[0])
         surprise -= math.log(softmax(logits[:, y, u])[int(np.argmin(far_off))])
-    return (distance + task.bin_weight * surprise) / max(count, 1)
+    return (distance + task.bin_loss_weight * surprise) / max(count, 1)
 
 
 @pytest.mark.parametrize(("height", "width", "stride"), SIZES)
@@ -93,12 +97,12 @@ def field_loss(task: Depth | Normals, x: np.ndarray, label: np.ndarray, stride: 
 def test_a_loss_is_what_its_formula_says(task, height, width, stride):
     logits = random_logits(task, h=height, w=width, stride=stride).double()
     target = lose(task, random_target(task, h=height, w=width), torch.tensor([2]))
-    if task.channels is not None:
+    if task.field_channels is not None:
         target = target.double()
     ours = task.loss(output_of(logits), target)
     theirs = []
     for x, label in zip(logits.numpy(), target.numpy(), strict=True):
-        if task.channels is None:
+        if task.field_channels is None:
             theirs.append(index_loss(task, enlarge(x, stride, height, width), label))
         else:
             theirs.append(field_loss(task, x, label, stride))
@@ -113,7 +117,7 @@ def test_a_decoded_map_is_what_its_formula_says(task, height, width, stride):
     logits = random_logits(task, h=height, w=width, stride=stride).double()
     ours = task.decode(output_of(logits), (height, width)).numpy()
     for i, x in enumerate(logits.numpy()):
-        if task.channels is None:
+        if task.field_channels is None:
             theirs = decoded_index(task, enlarge(x, stride, height, width))
         else:
             theirs = decoded_field(task, x, stride, height, width)
@@ -133,7 +137,7 @@ def test_a_normal_with_one_missing_component_is_missing():
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 def test_a_loss_has_the_gradient_of_its_value(task):
     target = random_target(task, b=1, h=3, w=3)
-    target = target if task.channels is None else target.double()
+    target = target if task.field_channels is None else target.double()
     logits = random_logits(task, b=1, h=3, w=3, stride=2).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: task.loss(output_of(x), target), (logits,))
 
@@ -150,7 +154,7 @@ def test_directions_spread_evenly_over_the_visible_half_sphere():
 def test_the_constant_normal_is_the_median_direction_and_not_the_mean():
     up, left = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0])
     target = torch.where(torch.arange(100) < 60, up[:, None], left[:, None]).view(3, 10, 10)
-    torch.testing.assert_close(Normals().constant([target]), up, atol=1e-2, rtol=0)
+    torch.testing.assert_close(Normals().best_constant([target]), up, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("task", [Depth(), Normals()], ids=lambda task: task.name)

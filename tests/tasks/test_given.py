@@ -12,19 +12,19 @@ from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Edges, HumanParts, InverseDepth, Normals, SemSeg, Task
 from htt_lightning.tasks.given import inheriting
 
-OWN = Edges(weight=50, threshold=0.9, tolerance=0.0075)
+OWN = Edges(loss_weight=50, confidence_threshold=0.9, tolerance=0.0075)
 
 
 def test_a_task_knows_what_it_was_given():
     assert Edges().given == frozenset()
-    assert Edges(thin=True, weight=1.0).given == {"thin", "weight"}
-    assert Edges() == Edges(weight=1.0)
+    assert Edges(thin_predictions=True, loss_weight=1.0).given == {"thin_predictions", "loss_weight"}
+    assert Edges() == Edges(loss_weight=1.0)
 
 
 @pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda task: pickle.loads(pickle.dumps(task))])
 def test_a_copy_knows_it_as_well(twin):
-    assert twin(Edges(thin=True)) == Edges(thin=True)
-    assert twin(Edges(thin=True)).given == {"thin"}
+    assert twin(Edges(thin_predictions=True)) == Edges(thin_predictions=True)
+    assert twin(Edges(thin_predictions=True)).given == {"thin_predictions"}
 
 
 def test_what_comes_from_a_checkpoint_is_given():
@@ -35,8 +35,11 @@ def test_what_comes_from_a_checkpoint_is_given():
     ("task", "expected"),
     [
         (Edges(), OWN),
-        (Edges(thin=True), dataclasses.replace(OWN, thin=True)),
-        (Edges(weight=1.0, tolerance=0.011), Edges(threshold=0.9)),  # given, though the class has them anyway
+        (Edges(thin_predictions=True), dataclasses.replace(OWN, thin_predictions=True)),
+        (
+            Edges(loss_weight=1.0, tolerance=0.011),
+            Edges(confidence_threshold=0.9),
+        ),  # given, though the class has them anyway
     ],
 )
 def test_what_is_not_given_is_inherited(task, expected):
@@ -47,28 +50,38 @@ def test_what_is_not_given_is_inherited(task, expected):
 class Borders(Edges):
     """A class with a default of its own, and one that it repeats."""
 
-    weight: float = 5.0
-    threshold: float = 0.99
+    loss_weight: float = 5.0
+    confidence_threshold: float = 0.99
     width: int = 3
 
 
 def test_defaults_that_another_class_does_not_share_are_its_own():
-    assert inheriting(Borders(), OWN) == Borders(weight=5.0, threshold=0.9, tolerance=0.0075)
+    assert inheriting(Borders(), OWN) == Borders(loss_weight=5.0, confidence_threshold=0.9, tolerance=0.0075)
     assert inheriting(Edges(), Borders(width=9, tolerance=0.1)) == Edges(tolerance=0.1)
-    metres = inheriting(Depth(), InverseDepth(weight=3, threshold=0.95))
-    assert metres == Depth(weight=3, threshold=0.95)
-    assert (metres.bins, metres.near) == (30, 0.67)
+    metres = inheriting(Depth(), InverseDepth(loss_weight=3, confidence_threshold=0.95))
+    assert metres == Depth(loss_weight=3, confidence_threshold=0.95)
+    assert (metres.num_bins, metres.min_depth) == (30, 0.67)
 
 
 def test_tasks_of_a_datamodule_keep_the_settings_of_its_dataset():
-    tasks = ["semseg", HumanParts(absent="zero"), Normals(directions="published"), Edges(thin=True, weight=1)]
+    tasks = [
+        "semseg",
+        HumanParts(absent_classes="zero"),
+        Normals(bin_directions="published"),
+        Edges(thin_predictions=True, loss_weight=1),
+    ]
     semseg, parts, normals, edges = PASCALContextDataModule("unread", tasks=tasks).tasks
-    assert (semseg.weight, semseg.threshold) == (1, 0.9)
-    assert (parts.weight, parts.threshold, parts.absent) == (2, 0.85, "zero")
-    assert (normals.weight, normals.threshold, normals.directions) == (10, 0.7, "published")
-    assert (edges.weight, edges.threshold, edges.tolerance, edges.thin) == (1, 0.99, 0.0075, True)
-    (rooms,) = PASCALContextDataModule("unread", tasks=[SemSeg(absent="zero")]).tasks
-    assert rooms == dataclasses.replace(semseg, absent="zero")
+    assert (semseg.loss_weight, semseg.confidence_threshold) == (1, 0.9)
+    assert (parts.loss_weight, parts.confidence_threshold, parts.absent_classes) == (2, 0.85, "zero")
+    assert (normals.loss_weight, normals.confidence_threshold, normals.bin_directions) == (10, 0.7, "published")
+    assert (edges.loss_weight, edges.confidence_threshold, edges.tolerance, edges.thin_predictions) == (
+        1,
+        0.99,
+        0.0075,
+        True,
+    )
+    (rooms,) = PASCALContextDataModule("unread", tasks=[SemSeg(absent_classes="zero")]).tasks
+    assert rooms == dataclasses.replace(semseg, absent_classes="zero")
 
 
 def test_classes_are_needed_where_nobody_has_any():

@@ -19,8 +19,8 @@ def test_metrics_are_fresh_and_hold_the_headline(task):
 
 @EVERY_TASK
 def test_every_figure_has_a_unit_and_a_direction(task):
-    assert task.figure(task.primary_metric) == (task.unit, task.higher_is_better)
-    figures = {name: task.figure(name) for name in task.metrics().compute()}
+    assert task.metric_spec(task.primary_metric) == (task.metric_unit, task.higher_is_better)
+    figures = {name: task.metric_spec(name) for name in task.metrics().compute()}
     assert set(task.metric_specs) <= set(figures)
     for unit, higher_is_better in figures.values():
         assert unit in ("%", "m", "deg", "")
@@ -38,15 +38,15 @@ def test_metrics_take_decoded_maps_and_targets_as_they_are(task, dtype):
 
 
 def test_edges_are_tested_at_more_thresholds_and_thinned_on_demand():
-    edges = Edges(tolerance=0.0075, thresholds=3, test_thresholds=7, thin=True)
+    edges = Edges(tolerance=0.0075, num_thresholds=3, test_thresholds=7, thin_predictions=True)
     for metric, thresholds in ((edges.metrics(), 3), (edges.test_metrics(), 7)):
         assert len(metric.thresholds) == thresholds
-        assert (metric.tolerance, metric.thin) == (0.0075, True)
+        assert (metric.tolerance, metric.thin_predictions) == (0.0075, True)
     assert len(Edges().test_metrics().thresholds) == 99
-    assert not Edges().metrics().thin
+    assert not Edges().metrics().thin_predictions
 
 
 def test_a_checkpoint_may_be_measured_in_several_ways():
-    edges = Edges(tolerance=0.0075, thresholds=3, test_thresholds=7, thin=True, val_images=9)
-    assert edges.meaning == Edges().meaning != Edges(positive=0.9).meaning
-    assert HumanParts(absent="zero").meaning == HumanParts().meaning
+    edges = Edges(tolerance=0.0075, num_thresholds=3, test_thresholds=7, thin_predictions=True, max_val_images=9)
+    assert edges.output_settings == Edges().output_settings != Edges(pos_weight=0.9).output_settings
+    assert HumanParts(absent_classes="zero").output_settings == HumanParts().output_settings

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.losses import labeled_sum
 from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, Normals, PixelClassification, SemSeg
-from htt_lightning.tasks.colormap import GRAY
+from htt_lightning.tasks.colormap import MISSING_GRAY
 from tests.tasks.samples import TASKS, is_missing, lose, output_of, random_logits, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
@@ -26,7 +26,7 @@ def loss_and_gradient(task, logits, target):
 
 def truth_as_prediction(task, target):
     """What a perfect network would decode to; anything valid where the truth is missing."""
-    if task.channels is not None:
+    if task.field_channels is not None:
         return target.nan_to_num(1.0)
     index = target.masked_fill(target == IGNORE_INDEX, 0)
     return index if isinstance(task, PixelClassification) else index.float()
@@ -133,7 +133,7 @@ def test_cells_that_no_valid_pixel_uses_have_no_gradient(task):
 @EVERY_TASK
 def test_the_loss_is_near_zero_at_a_truth_that_is_told_with_confidence(task):
     target = random_target(task)
-    if task.channels is None:
+    if task.field_channels is None:
         index, seen = target, target != IGNORE_INDEX
     else:
         index = random_target(SemSeg(classes=("",) * task.num_tokens), seed=5)
@@ -191,15 +191,17 @@ def test_targets_may_lie_in_memory_in_any_order(task):
 def test_decoded_maps_have_the_size_type_and_range_of_what_they_show(task, height, width, stride, dtype):
     logits = random_logits(task, h=height, w=width, stride=stride).to(dtype)
     decoded = task.decode(output_of(logits), (height, width))
-    assert decoded.shape == ((3, height, width) if task.channels is None else (3, task.channels, height, width))
+    assert decoded.shape == (
+        (3, height, width) if task.field_channels is None else (3, task.field_channels, height, width)
+    )
     if isinstance(task, PixelClassification):
         assert decoded.dtype == torch.int64
         assert set(decoded.unique().tolist()) <= set(range(task.num_tokens))
         return
     assert decoded.dtype == torch.float32
     if isinstance(task, Depth):
-        assert task.near * (1 - 1e-6) <= decoded.min()
-        assert decoded.max() <= task.far * (1 + 1e-6)
+        assert task.min_depth * (1 - 1e-6) <= decoded.min()
+        assert decoded.max() <= task.max_depth * (1 + 1e-6)
     elif isinstance(task, Normals):
         torch.testing.assert_close(decoded.norm(dim=1), torch.ones(3, height, width))
     else:
@@ -219,7 +221,7 @@ def test_permuting_a_batch_permutes_its_decoded_maps(task, order, seed):
 def test_decoding_the_most_likely_token_returns_it(task):
     logits = 1e3 * torch.eye(task.num_tokens)[:, :, None, None] - 500
     decoded = task.decode(output_of(logits), (1, 1))[..., 0, 0]
-    if task.channels is not None:
+    if task.field_channels is not None:
         torch.testing.assert_close(decoded, task.bin_centers(torch.zeros(())).view(task.num_tokens, -1))
     else:
         assert decoded.tolist() == ([1.0] if isinstance(task, Edges) else list(range(task.num_tokens)))
@@ -234,7 +236,7 @@ def test_the_truth_has_the_best_headline_and_a_network_that_knows_nothing_has_no
     best = primary_metric(task, [(truth_as_prediction(task, target), target)])
     assert best == pytest.approx(100 if task.higher_is_better else 0, abs=1e-5)
     guess = task.decode(output_of(random_logits(task, h=20, w=20)), (20, 20))
-    assert task.gain(primary_metric(task, [(guess, target)]), best or 1e-9) < -5
+    assert task.relative_gain(primary_metric(task, [(guess, target)]), best or 1e-9) < -5
 
 
 @EVERY_TASK
@@ -249,14 +251,14 @@ def test_missing_pixels_do_not_enter_the_headline(task):
 
 def constant_map(task, value, target):
     """What a network decodes to that says the same everywhere, ``b h w`` or ``b c h w``."""
-    return value.view(1, -1, 1, 1).expand_as(target) if task.channels else value.expand_as(target)
+    return value.view(1, -1, 1, 1).expand_as(target) if task.field_channels else value.expand_as(target)
 
 
 def other_constants(task):
     if isinstance(task, PixelClassification):
         return torch.arange(task.num_tokens)
     if isinstance(task, Depth):
-        return torch.linspace(task.near, task.far, 50)[:, None]
+        return torch.linspace(task.min_depth, task.max_depth, 50)[:, None]
     return task.bin_centers(torch.zeros(())) if isinstance(task, Normals) else torch.linspace(0, 1, 21)
 
 
@@ -267,8 +269,8 @@ def test_no_other_constant_has_a_better_headline(task, seed):
     if isinstance(task, Normals):  # around one direction: where there is none, no constant is better than others
         lean = task.bin_centers(torch.zeros(()))[5 * seed].view(1, 3, 1, 1)
         targets = torch.nn.functional.normalize(targets + 2 * lean, dim=1)
-    constant = task.constant(iter(targets))
-    assert constant.shape == (() if task.channels is None else (task.channels,))
+    constant = task.best_constant(iter(targets))
+    assert constant.shape == (() if task.field_channels is None else (task.field_channels,))
     own = primary_metric(task, [(constant_map(task, constant, targets), targets)])
     slack = 0.02 if isinstance(task, Normals) else 1e-5  # it knows vectors to 1/32 only
     for other in other_constants(task):
@@ -281,7 +283,7 @@ def test_missing_pixels_do_not_enter_the_constant(task):
     targets = random_target(task, missing=0)
     gone = torch.zeros(3, 6, 7, dtype=torch.bool)
     gone[:, 3:] = True
-    torch.testing.assert_close(task.constant(lose(task, targets, gone)), task.constant(targets[..., :3, :]))
+    torch.testing.assert_close(task.best_constant(lose(task, targets, gone)), task.best_constant(targets[..., :3, :]))
 
 
 # Colours
@@ -290,19 +292,19 @@ def test_missing_pixels_do_not_enter_the_constant(task):
 @EVERY_TASK
 def test_pictures_of_targets_are_grey_exactly_where_the_label_is_missing(task):
     target = random_target(task, h=16, w=16)
-    picture = task.colour(target)
+    picture = task.colorize(target)
     assert picture.dtype == torch.uint8
     assert picture.shape == (3, 3, 16, 16)
-    assert torch.equal((picture == GRAY).all(1), is_missing(task, target))
+    assert torch.equal((picture == MISSING_GRAY).all(1), is_missing(task, target))
 
 
 @EVERY_TASK
 def test_pictures_of_predictions_have_no_grey_and_show_differences(task):
     decoded = task.decode(output_of(random_logits(task, h=16, w=16)), (16, 16))
-    picture = task.colour(decoded)
+    picture = task.colorize(decoded)
     assert picture.dtype == torch.uint8
     assert picture.shape == (3, 3, 16, 16)
-    assert not (picture == GRAY).all(1).any()
+    assert not (picture == MISSING_GRAY).all(1).any()
     assert len(picture.movedim(1, -1).reshape(-1, 3).unique(dim=0)) >= min(task.num_tokens, 3)
 
 
@@ -310,11 +312,11 @@ def test_pictures_of_predictions_have_no_grey_and_show_differences(task):
 def test_a_perfect_prediction_is_painted_like_the_target(task):
     target = random_target(task)
     seen = ~is_missing(task, target)
-    ours, theirs = task.colour(truth_as_prediction(task, target)), task.colour(target)
+    ours, theirs = task.colorize(truth_as_prediction(task, target)), task.colorize(target)
     assert torch.equal(ours.movedim(1, -1)[seen], theirs.movedim(1, -1)[seen])
 
 
 @pytest.mark.parametrize("classes", [2, 13, 21, 40])
 def test_classes_have_different_colours(classes):
-    picture = SemSeg(classes=("",) * classes).colour(torch.arange(classes).view(1, 1, -1))
+    picture = SemSeg(classes=("",) * classes).colorize(torch.arange(classes).view(1, 1, -1))
     assert len(picture[0, :, 0].T.unique(dim=0)) == classes

@@ -34,10 +34,13 @@ def test_settings_are_what_may_change_a_figure():
 
 
 def test_settings_of_tasks_are_settings():
-    described = ["semseg", {"class_path": "htt_lightning.tasks.Edges", "init_args": {"thin": True, "weight": 1.0}}]
+    described = [
+        "semseg",
+        {"class_path": "htt_lightning.tasks.Edges", "init_args": {"thin_predictions": True, "loss_weight": 1.0}},
+    ]
     settings = settings_of(flat(config_of(tasks=described)), ["semseg", "edges"])
-    assert settings["tasks.Edges.thin"] == "true"
-    assert settings["tasks.Edges.weight"] == "1.0"
+    assert settings["tasks.Edges.thin_predictions"] == "true"
+    assert settings["tasks.Edges.loss_weight"] == "1.0"
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,12 @@ def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
         outputs = module(sample["image"][None])
     stored = completed.read(images.ids[0], lacking)
     for task in lacking:
-        found = task.discover(outputs[task.name], (32, 48))
+        found = task.pseudo_label(outputs[task.name], (32, 48))
         label, confidence = stored[f"{task.name}.discovered"], stored[f"{task.name}.confidence"]
         np.testing.assert_allclose(confidence, found.confidence[0], atol=0.6 / 255)
         theirs = found.label[0].numpy()
-        theirs = theirs.transpose(1, 2, 0).squeeze() if task.channels else theirs
-        np.testing.assert_allclose(label.squeeze(), theirs, rtol=1e-3, atol=0.01 if task.channels == 3 else 0)
+        theirs = theirs.transpose(1, 2, 0).squeeze() if task.field_channels else theirs
+        np.testing.assert_allclose(label.squeeze(), theirs, rtol=1e-3, atol=0.01 if task.field_channels == 3 else 0)
 
 
 def test_an_interrupted_command_goes_on_and_a_finished_one_has_nothing_to_do(tmp_path, checkpoint, monkeypatch):
@@ -187,9 +187,9 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
                 assert (confidence == 0).all()
                 continue
             assert torch.equal(confidence, sample["valid"].float())
-            missing = truth[task.name] == IGNORE_INDEX if task.channels is None else truth[task.name].isnan()
+            missing = truth[task.name] == IGNORE_INDEX if task.field_channels is None else truth[task.name].isnan()
             expected = torch.where(missing, label, truth[task.name])
-            atol = 0 if task.channels is None else 0.02
+            atol = 0 if task.field_channels is None else 0.02
             torch.testing.assert_close(label, expected, rtol=2e-3, atol=atol)
     assert seen > 3
 
@@ -239,7 +239,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(tmp_path, chec
     [
         ({"scenes_seed": 7}, "its images differ"),
         ({"seed": 3}, "has no discovered"),
-        ({"tasks": ["semseg", "normals", Depth(bins=9), "edges"]}, "its depth differ"),
+        ({"tasks": ["semseg", "normals", Depth(num_bins=9), "edges"]}, "its depth differ"),
     ],
     ids=["other scenes", "other labels", "other bins"],
 )

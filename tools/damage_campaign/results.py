@@ -39,10 +39,10 @@ def data_of(root: Path, **changes: Any) -> NYUDDataModule:
 
 def _invented(task: Task, rng: np.random.Generator) -> np.ndarray:
     """A map as a network might have discovered it."""
-    if task.channels is None:
+    if task.field_channels is None:
         return rng.integers(0, task.num_tokens, test_nyud.SIZE)
-    values = rng.random(test_nyud.SIZE if task.channels == 1 else (*test_nyud.SIZE, task.channels)) + 0.1
-    return values if task.channels == 1 else values / np.linalg.norm(values, axis=-1, keepdims=True)
+    values = rng.random(test_nyud.SIZE if task.field_channels == 1 else (*test_nyud.SIZE, task.field_channels)) + 0.1
+    return values if task.field_channels == 1 else values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 
 def make_completed(root: Path) -> None:

@@ -146,7 +146,7 @@ def draw_row(readings: Readings, position: int) -> np.ndarray:
             cell = placeholder(picture, "no label" if not given else "broken" if label is None else "image broken")
         else:
             array = resized(label[0], split.size, smooth=False) if split.size else label[0]
-            cell = to_picture(task.colour(to_target(array, task)[None]))[0]
+            cell = to_picture(task.colorize(to_target(array, task)[None]))[0]
         cells.append(with_title(cell, task.name))
     return np.concatenate(cells, 1)
 

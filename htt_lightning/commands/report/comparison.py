@@ -148,8 +148,8 @@ def of_one_kind(runs: Iterable[Run], faults: list[HTTError]) -> Iterable[Run]:
             units, other = run.values[odd[0]].kind, known[odd[0]]
             faults.append(
                 HTTError(
-                    f"{run.path} has {units.head(odd[0])}, but {other.path} {other.values[odd[0]].kind.head(odd[0])}; "
-                    "report them apart."
+                    f"{run.path} has {units.column_header(odd[0])}, but {other.path} "
+                    f"{other.values[odd[0]].kind.column_header(odd[0])}; report them apart."
                 )
             )
             continue

@@ -38,7 +38,7 @@ def draw(comparison: Comparison, path: Path) -> None:
                 colour = "tab:blue" if row.name in best else "black"
                 axis.plot(values, [place] * len(values), "o", color="0.6", markersize=3.5, zorder=1)
                 axis.errorbar(mean, place, xerr=spread, fmt="|", color=colour, markersize=13, capsize=3, zorder=2)
-        axis.set_title(kind.head(key.replace("/", " ")).replace(" ", "\n", 1), fontsize=9)
+        axis.set_title(kind.column_header(key.replace("/", " ")).replace(" ", "\n", 1), fontsize=9)
         axis.tick_params(labelsize=8)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="x", alpha=0.3)

@@ -18,7 +18,7 @@ def table(comparison: Comparison) -> Table:
     found.add_column("run", overflow="fold")
     found.add_column("seeds", justify="right")
     for key, kind in comparison.headlines.items():
-        found.add_column(kind.head(key.replace("/", "\n")), justify="right", no_wrap=True)
+        found.add_column(kind.column_header(key.replace("/", "\n")), justify="right", no_wrap=True)
     for row in comparison.rows:
         cells = [Text(cell(comparison, row, key), "bold" if best else "") for key, best in bests(comparison, row)]
         found.add_row(Text(row.name), row.count, *cells)
@@ -27,7 +27,7 @@ def table(comparison: Comparison) -> Table:
 
 def markdown(comparison: Comparison) -> str:
     """The headline figures, the best means in bold; then the settings that differ, and notes."""
-    heads = ["run", "seeds", *(kind.head(key.replace("/", " ")) for key, kind in comparison.headlines.items())]
+    heads = ["run", "seeds", *(kind.column_header(key.replace("/", " ")) for key, kind in comparison.headlines.items())]
     lines = []
     for row in comparison.rows:
         cells = [(cell(comparison, row, key), best) for key, best in bests(comparison, row)]
@@ -60,8 +60,8 @@ def caption(comparison: Comparison) -> str:
 def cell(comparison: Comparison, row: Row, key: str) -> str:
     """Mean and standard deviation of a figure; a dash where there is none."""
     values, kind = row.values(key), comparison.kinds[key]
-    spread = f" ± {kind.text(statistics.stdev(values))}" if len(values) > 1 else ""
-    return f"{kind.text(statistics.mean(values))}{spread}" if values else "-"
+    spread = f" ± {kind.format(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{kind.format(statistics.mean(values))}{spread}" if values else "-"
 
 
 def bests(comparison: Comparison, row: Row) -> list[tuple[str, bool]]:

@@ -88,7 +88,10 @@ class CityscapesDataModule(PartialLabelDataModule):
 
     def dataset_tasks(self) -> list[Task]:
         """In the order of the published mask's columns, with the released bins and thresholds (method.md 4)."""
-        return [SemSeg(classes=CLASSES[self.classes], threshold=0.95), InverseDepth(threshold=0.95)]
+        return [
+            SemSeg(classes=CLASSES[self.classes], confidence_threshold=0.95),
+            InverseDepth(confidence_threshold=0.95),
+        ]
 
     def source(self, split: Split) -> Cityscapes:
         """A split of the tree."""

@@ -47,7 +47,7 @@ class LabelFiles:
 
     def __post_init__(self) -> None:
         """Refuse what no file could be read by."""
-        count, channels, factors = self.classes, self.task.channels, np.atleast_1d(self.factor)
+        count, channels, factors = self.classes, self.task.field_channels, np.atleast_1d(self.factor)
         no_class = [value for value in (self.values or {}).values() if not 0 <= value < count]
         faults = {
             f"factor is for fields, {self.task.name} is an index map": channels is None and self.factor != 1,
@@ -79,16 +79,16 @@ class LabelFiles:
             HTTError: The file is missing or broken, has another shape or type, or holds a value that is no class or a
                 vector that is not of unit length; the message names it.
         """
-        channels = self.task.channels or 1
+        channels = self.task.field_channels or 1
         stored = (
             read_npy(path) if is_npy(path) else read_rgb(path, ImageFormat.ANY) if channels == 3 else read_gray(path)
         )
         shape = (*stored.shape[:2], channels)
-        kinds = "biuf" if self.task.channels is None else "uf" if isinstance(self.task, Normals) else "iuf"
+        kinds = "biuf" if self.task.field_channels is None else "uf" if isinstance(self.task, Normals) else "iuf"
         if stored.shape not in (shape, shape[:2] if channels == 1 else shape) or stored.dtype.kind not in kinds:
             words = f"h w {channels}" if channels > 1 else "h w"
             raise HTTError(f"{path} is {stored.dtype} {stored.shape}; labels of {self.task.name} must be {words}")
-        if self.task.channels is None:
+        if self.task.field_channels is None:
             return self._index(path, stored.reshape(shape[:2]))
         return self._field(path, stored.reshape(shape))
 
@@ -122,7 +122,7 @@ class LabelFiles:
             values[values <= 0] = np.nan
         if is_normals:
             values = unit_vectors(path, values)
-        return values[..., 0] if self.task.channels == 1 else values
+        return values[..., 0] if self.task.field_channels == 1 else values
 
 
 def _all_channels(holds: np.ndarray) -> np.ndarray:

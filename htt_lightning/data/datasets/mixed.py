@@ -168,8 +168,8 @@ class MixedDataModule(PartialLabelDataModule):
             names = self.names(number)
             for task in (replace(own, name=names[own.name]) for own in part.tasks):
                 first, known = found.setdefault(task.name, (number, task))
-                if (type(task), task.meaning) != (type(known), known.meaning):
-                    ours, theirs = ({"class": type(one).__name__, **one.meaning} for one in (task, known))
+                if (type(task), task.output_settings) != (type(known), known.output_settings):
+                    ours, theirs = ({"class": type(one).__name__, **one.output_settings} for one in (task, known))
                     keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
                     own_name = next(own for own, name in names.items() if name == task.name)
                     raise HTTError(

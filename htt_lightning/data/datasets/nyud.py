@@ -72,7 +72,9 @@ class NYUDDataModule(PartialLabelDataModule):
     def dataset_tasks(self) -> list[Task]:
         """In the order of the published masks' columns, with the published loss weights (method.md 3)."""
         # The thresholds of label discovery are the published ones, per protocol (method.md 4).
-        depth = Depth(weight=0.6, threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85)
+        depth = Depth(
+            loss_weight=0.6, confidence_threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85
+        )
         return [SemSeg(classes=CLASSES), depth, Normals()]
 
     def source(self, split: Split) -> NYUD:

@@ -117,8 +117,15 @@ class NYUD40DataModule(PartialLabelDataModule):
     def dataset_tasks(self) -> list[Task]:
         """In canonical order; weights are those of 13 classes, and of PASCAL for edges (contracts.md, Loss)."""
         # The thresholds of label discovery are the published ones, per protocol (method.md 4).
-        depth = Depth(weight=0.6, threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85)
-        return [SemSeg(classes=CLASSES), depth, Normals(), Edges(weight=50, threshold=0.99, tolerance=0.011)]
+        depth = Depth(
+            loss_weight=0.6, confidence_threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85
+        )
+        return [
+            SemSeg(classes=CLASSES),
+            depth,
+            Normals(),
+            Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.011),
+        ]
 
     def source(self, split: Split) -> NYUD40:
         """A split of the tree."""

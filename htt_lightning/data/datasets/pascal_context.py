@@ -311,11 +311,11 @@ class PASCALContextDataModule(PartialLabelDataModule):
     def dataset_tasks(self) -> list[Task]:
         """In canonical order, with the published weights and thresholds (method.md 3 and 4)."""
         return [
-            SemSeg(classes=CLASSES, weight=1, threshold=0.9),
-            HumanParts(weight=2, threshold=0.85),
-            Saliency(weight=5, threshold=0.7),
-            Normals(weight=10, threshold=0.7),
-            Edges(weight=50, threshold=0.99, tolerance=0.0075),
+            SemSeg(classes=CLASSES, loss_weight=1, confidence_threshold=0.9),
+            HumanParts(loss_weight=2, confidence_threshold=0.85),
+            Saliency(loss_weight=5, confidence_threshold=0.7),
+            Normals(loss_weight=10, confidence_threshold=0.7),
+            Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.0075),
         ]
 
     def source(self, split: Split) -> PASCALContext:

@@ -189,11 +189,11 @@ class SyntheticDataModule(PartialLabelDataModule):
         """All six, with NYUD's classes; weights that bring the losses to one scale."""
         return [
             SemSeg(classes=CLASSES),
-            HumanParts(weight=5),
-            Saliency(weight=5),
-            Normals(weight=2),
-            Edges(weight=10, beta=0),  # beta: lines that a teacher is not sure of are worse than few given ones
-            Depth(weight=8),
+            HumanParts(loss_weight=5),
+            Saliency(loss_weight=5),
+            Normals(loss_weight=2),
+            Edges(loss_weight=10, pseudo_label_weight=0),  # uncertain lines are worse than few given ones
+            Depth(loss_weight=8),
         ]
 
     def source(self, split: Split) -> SyntheticScenes:

@@ -62,7 +62,7 @@ def test_a_sound_dataset_has_no_fault(root):
 @pytest.mark.parametrize("labels", ["full", "one-label"])
 def test_figures_are_those_of_plain_numpy(root, labels):
     replace(root, "depth", lambda a: a * 3, 0, "val")
-    data = nyud(root, labels=labels, tasks=["semseg", Depth(near=1.5, far=4.0), "normals"])
+    data = nyud(root, labels=labels, tasks=["semseg", Depth(min_depth=1.5, max_depth=4.0), "normals"])
     report = inspect(data)
     for split in ("train", "val"):
         kept = data.labels_per_image(split, data.source(split))
@@ -98,7 +98,7 @@ def test_figures_are_those_of_plain_numpy(root, labels):
 
 
 def test_warnings_are_no_faults(root):
-    report = inspect(nyud(root, tasks=["semseg", Depth(near=20, far=30)]))
+    report = inspect(nyud(root, tasks=["semseg", Depth(min_depth=20, max_depth=30)]))
     assert report["faults"] == []
     assert any("val semseg: No pixel is of class" in text for text in report["warnings"])
     assert any("train depth: 100.0 % lie outside the bins, 20 to 30 m" in text for text in report["warnings"])

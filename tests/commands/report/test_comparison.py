@@ -93,11 +93,12 @@ def test_networks_of_another_stage_and_other_ways_of_measuring_are_other_rows(tm
     training = config_of()
     scored_run(tmp_path / "a", {"semseg/miou": 5.0}, training)
     scored_run(tmp_path / "b", {"semseg/miou": 5.0}, training, steps=50)
-    absent = [{"class_path": "htt_lightning.tasks.SemSeg", "init_args": {"absent": "zero"}}]
+    absent = [{"class_path": "htt_lightning.tasks.SemSeg", "init_args": {"absent_classes": "zero"}}]
     scored_run(tmp_path / "c", {"semseg/miou": 5.0}, training, tasks=absent)
     scored_run(tmp_path / "d", {"semseg/miou": 5.0}, training, batch_size=7)  # the same figures: one row with a
     assert set(by_name(comparison(tmp_path))) == {
-        "tasks.SemSeg.absent=null steps=100", "tasks.SemSeg.absent=null steps=50", "tasks.SemSeg.absent=zero steps=100",
+        "tasks.SemSeg.absent_classes=null steps=100", "tasks.SemSeg.absent_classes=null steps=50",
+        "tasks.SemSeg.absent_classes=zero steps=100",
     }  # fmt: skip
 
 

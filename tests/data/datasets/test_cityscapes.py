@@ -92,7 +92,12 @@ def test_other_numbers_of_classes_and_other_tasks_are_refused(root):
 
 def test_tasks_have_the_released_bins_weights_and_thresholds(root):
     semseg, depth = CityscapesDataModule(str(root)).tasks
-    assert (semseg.weight, semseg.threshold, depth.weight, depth.threshold) == (1, 0.95, 1, 0.95)
+    assert (semseg.loss_weight, semseg.confidence_threshold, depth.loss_weight, depth.confidence_threshold) == (
+        1,
+        0.95,
+        1,
+        0.95,
+    )
     bin_centers = depth.bin_centers(torch.zeros(1, dtype=torch.float64))
     np.testing.assert_allclose(bin_centers, np.geomspace(0.01, 0.4922, 50))
 
@@ -113,16 +118,18 @@ def test_a_mask_in_the_published_format_is_read(root, tmp_path, caplog):
 
 def test_stepping_closer_multiplies_inverse_depth_and_divides_depth():
     array = np.array([[0.1, np.nan]], np.float32)
-    np.testing.assert_allclose(InverseDepth().zoom(array, 2.0), [[0.2, np.nan]], rtol=1e-6)
-    np.testing.assert_allclose(1 / InverseDepth().zoom(1 / array, 1.3), Depth().zoom(array, 1.3), rtol=1e-6)
+    np.testing.assert_allclose(InverseDepth().rescale_values(array, 2.0), [[0.2, np.nan]], rtol=1e-6)
+    np.testing.assert_allclose(
+        1 / InverseDepth().rescale_values(1 / array, 1.3), Depth().rescale_values(array, 1.3), rtol=1e-6
+    )
 
 
 def test_inverse_depth_may_be_divided_as_earlier_code_does():
-    array, divided = np.array([[0.1, np.nan]], np.float32), InverseDepth(zoomed="divided")
-    np.testing.assert_allclose(divided.zoom(array, 2.0), [[0.05, np.nan]], rtol=1e-6)
-    assert divided.meaning == InverseDepth().meaning
-    with pytest.raises(HTTError, match="zoomed of depth must be multiplied or divided, not 'divide'"):
-        InverseDepth(zoomed="divide")
+    array, divided = np.array([[0.1, np.nan]], np.float32), InverseDepth(scale_with_zoom="divide")
+    np.testing.assert_allclose(divided.rescale_values(array, 2.0), [[0.05, np.nan]], rtol=1e-6)
+    assert divided.output_settings == InverseDepth().output_settings
+    with pytest.raises(HTTError, match="scale_with_zoom"):
+        InverseDepth(scale_with_zoom="divided")
 
 
 def test_inverse_depth_decodes_within_its_bins():
@@ -163,5 +170,8 @@ def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(cla
     for command in ("validate", "test"):
         htt(command, options | {"--ckpt_path": str(checkpoint)})
     stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["tasks"][1]["init_args"]
-    assert (stored["zoomed"], stored["threshold"]) == ("divided" if classes == 19 else "multiplied", 0.95)
+    assert (stored["scale_with_zoom"], stored["confidence_threshold"]) == (
+        "divide" if classes == 19 else "multiply",
+        0.95,
+    )
     assert "test/depth/abs_err" in capsys.readouterr().out

@@ -293,7 +293,7 @@ data:
         val: val/semseg/{id}.png
         missing: [255]
         values: {0: 1, 1: 0, 2: 0}
-      - task: {class_path: Depth, init_args: {bins: 9}}
+      - task: {class_path: Depth, init_args: {num_bins: 9}}
         train: train/depth/{id}.png
         factor: 0.001
       - {task: Normals, train: "train/normals/{id}.png", val: "val/normals/{id}.png", factor: [1, -1, 1]}

@@ -153,10 +153,10 @@ def test_a_run_may_be_on_some_of_the_tasks(roots):
 
 def test_one_task_of_two_datasets_is_one_task(roots):
     semseg = rooms(roots).tasks[0]
-    first = rooms(roots, tasks=[SemSeg(classes=semseg.classes, weight=3)])
+    first = rooms(roots, tasks=[SemSeg(classes=semseg.classes, loss_weight=3)])
     data = mixed(first, rooms(roots, tasks="semseg,depth"))
     assert [task.name for task in data.tasks] == ["semseg", "depth"]
-    assert data.tasks[0].weight == 3
+    assert data.tasks[0].loss_weight == 3
     data.setup("fit")
     assert data.mask.summary == {"semseg": 12, "depth": 6}
 
@@ -164,7 +164,7 @@ def test_one_task_of_two_datasets_is_one_task(roots):
 @pytest.mark.parametrize(
     ("task", "differ"),
     [
-        (Depth(near=0.01, far=0.4922), "near, far"),
+        (Depth(min_depth=0.01, max_depth=0.4922), "min_depth, max_depth"),
         (HumanParts(name="semseg"), "class, classes"),
     ],
 )
@@ -182,11 +182,11 @@ def test_one_name_for_two_meanings_is_refused_with_a_way_out(roots, task, differ
 
 
 def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
-    near = rooms(roots, tasks=[Depth(near=0.5), "normals"], labels="one-label", seed=3)
+    near = rooms(roots, tasks=[Depth(min_depth=0.5), "normals"], labels="one-label", seed=3)
     data = mixed(rooms(roots, tasks="depth"), near, rename={"1/depth": "near"})
     data.prepare_data()
     data.setup("fit")
-    assert {task.name: getattr(task, "near", None) for task in data.tasks} == {
+    assert {task.name: getattr(task, "min_depth", None) for task in data.tasks} == {
         "depth": 0.67, "near": 0.5, "normals": None,
     }  # fmt: skip
     own = near.labels_per_image("train", near.source("train"))
@@ -222,7 +222,9 @@ def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
         return next(task for task in mixed(*parts, **settings).tasks if task.name == "edges")
 
     assert (edges(*parts()).tolerance, edges(*parts()[::-1]).tolerance) == (0.011, 0.0075)
-    assert edges(*parts(), tasks=[Edges(tolerance=0.02)]) == Edges(weight=50, threshold=0.99, tolerance=0.02)
+    assert edges(*parts(), tasks=[Edges(tolerance=0.02)]) == Edges(
+        loss_weight=50, confidence_threshold=0.99, tolerance=0.02
+    )
     with pytest.raises(HTTError, match="its classes differ"):
         mixed(NYUD40DataModule("unread", tasks="semseg"), PASCALContextDataModule("unread", tasks="semseg"))
 

@@ -326,7 +326,7 @@ def test_nothing_warns_about_files_left_open(root):
 def test_the_threshold_of_depth_follows_the_protocol_however_the_mask_is_given(root, tmp_path):
     def threshold(labels):
         data = NYUDDataModule(str(root), labels=str(labels), seed=0)
-        return next(task.threshold for task in data.tasks if task.name == "depth"), data
+        return next(task.confidence_threshold for task in data.tasks if task.name == "depth"), data
 
     random, data = threshold("random-label")
     saved = tmp_path / "label_mask.json"

@@ -223,14 +223,14 @@ def test_images_of_different_sizes_are_refused_unless_sizes_are_free(root):
 def test_tasks_come_in_canonical_order_with_their_weights(root, tmp_path):
     data = NYUD40DataModule(str(root), labels="full")
     assert data.canonical == ALL
-    assert [task.weight for task in data.tasks] == [1, 0.6, 1, 50]
-    assert [task.threshold for task in data.tasks] == [0.9, 0.85, 0.85, 0.99]
+    assert [task.loss_weight for task in data.tasks] == [1, 0.6, 1, 50]
+    assert [task.confidence_threshold for task in data.tasks] == [0.9, 0.85, 0.85, 0.99]
     assert data.tasks[3].tolerance == 0.011
-    assert NYUD40DataModule(str(root), labels="random-label").tasks[1].threshold == 0.95
+    assert NYUD40DataModule(str(root), labels="random-label").tasks[1].confidence_threshold == 0.95
     saved = tmp_path / "label_mask.json"
     drawn = NYUD40DataModule(str(root), labels="random-label", seed=0)
     drawn.label_mask(drawn.source("train")).save(saved)
-    assert NYUD40DataModule(str(root), labels=str(saved)).tasks[1].threshold == 0.95
+    assert NYUD40DataModule(str(root), labels=str(saved)).tasks[1].confidence_threshold == 0.95
 
 
 def test_training_and_evaluation_share_the_published_canvas(tmp_path):

@@ -248,9 +248,9 @@ def test_normals_and_segments_of_other_sizes_meet_at_the_size_of_the_image(root)
 def test_tasks_come_in_canonical_order_with_the_published_numbers(root):
     data = PASCALContextDataModule(str(root))
     assert data.canonical == ALL
-    assert [task.weight for task in data.tasks] == [1, 2, 5, 10, 50]
-    assert [task.threshold for task in data.tasks] == [0.9, 0.85, 0.7, 0.7, 0.99]
-    assert [task.beta for task in data.tasks] == [1, 1, 1, 1, 0.05]
+    assert [task.loss_weight for task in data.tasks] == [1, 2, 5, 10, 50]
+    assert [task.confidence_threshold for task in data.tasks] == [0.9, 0.85, 0.7, 0.7, 0.99]
+    assert [task.pseudo_label_weight for task in data.tasks] == [1, 1, 1, 1, 0.05]
     assert data.tasks[4].tolerance == 0.0075
     assert [task.num_tokens for task in data.tasks] == [21, 7, 2, 40, 1]
 
@@ -306,12 +306,14 @@ def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(roo
     htt("fit", options)
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
     htt("validate", options | {"--ckpt_path": str(checkpoint)})
-    measured = re.search(r"--data\.tasks '(\[.*?thin: true.*?\])'", (ROOT / "README.md").read_text(), re.DOTALL)
+    measured = re.search(
+        r"--data\.tasks '(\[.*?thin_predictions: true.*?\])'", (ROOT / "README.md").read_text(), re.DOTALL
+    )
     htt("test", options | {"--ckpt_path": str(checkpoint), "--data.tasks": measured[1]})
     assert "test/edges/ods_f" in capsys.readouterr().out
     config = yaml.safe_load(max(Path("runs").glob("*/config.yaml")).read_text())
     semseg, *_, edges = config["data"]["init_args"]["tasks"]
-    assert (semseg["init_args"], edges["init_args"]) == ({"absent": "zero"}, {"thin": True})
+    assert (semseg["init_args"], edges["init_args"]) == ({"absent_classes": "zero"}, {"thin_predictions": True})
 
 
 @pytest.mark.usefixtures("elsewhere")
