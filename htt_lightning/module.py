@@ -15,8 +15,6 @@ from torchmetrics import Metric, MetricCollection
 from htt_lightning.data.batch import Batch, labeled_indices
 from htt_lightning.discovery.loss import TeacherEnsemble
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.io.checkpoints import write_whole
-from htt_lightning.io.files import refuse_lost
 from htt_lightning.losses import SUPERVISED, Term
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
@@ -169,10 +167,6 @@ class HTTModule(L.LightningModule):
             cast(DensePredictionNetwork, self.net).backbone.load_state_dict(source.state_dict())
         self._has_weights = True
 
-    def setup(self, stage: str) -> None:
-        """See to it that no checkpoint is ever half written."""
-        write_whole(self.trainer)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the seed, and at what size the network sees images in evaluation: for prediction without the dataset."""
         checkpoint["seed"] = run_seed()
@@ -182,7 +176,6 @@ class HTTModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
         self._has_weights, self.input = True, checkpoint.get("input", {})
-        refuse_lost(checkpoint["hyper_parameters"])
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise HTTError(
                 "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "

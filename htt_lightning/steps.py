@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from htt_lightning.data.batch import Batch
 from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import atomic_path, read_checkpoint
+from htt_lightning.io.checkpoints import read_checkpoint
+from htt_lightning.io.files import atomic_path
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.pseudo_label import PseudoLabel

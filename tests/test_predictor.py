@@ -142,7 +142,7 @@ def test_what_is_no_image_is_refused(predictor, image, message):
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1}}, tmp_path / "other.ckpt")
-    with pytest.raises(HTTError, match=r"other\.ckpt is damaged or no checkpoint of htt_lightning"):
+    with pytest.raises(HTTError, match=r"other\.ckpt is corrupt or no checkpoint of htt_lightning"):
         HTTPredictor.from_checkpoint(tmp_path / "other.ckpt")
     with pytest.raises(HTTError, match=r"there is no checkpoint .*none\.ckpt"):
         HTTPredictor.from_checkpoint(tmp_path / "none.ckpt")

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from htt_lightning.data.batch import Batch
-from htt_lightning.io.files import atomic_path, run_directory
+from htt_lightning.io.files import atomic_path
+from htt_lightning.io.run_directory import run_directory
 from htt_lightning.tasks import PseudoLabel
 
 MARGIN, TITLE = 6, 18

@@ -9,15 +9,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from htt_lightning.data.batch import Batch
-from htt_lightning.discovery.ema import agree, clone_module, read_teacher, update_ema
+from htt_lightning.discovery.ema import agree, update_ema
 from htt_lightning.discovery.loss import DiscoveryLossWeights, Precision, TargetType, TeacherEnsemble
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import run_directory
+from htt_lightning.io.run_directory import run_directory
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.module import HTTModule
 from htt_lightning.seeding import derived_seed
 from htt_lightning.tasks import Task
-from htt_lightning.training.loading import module_from_state
+from htt_lightning.training.loading import clone_module, load_teacher, module_from_state
 
 EMA, PREVIOUS = "ema", "previous"
 
@@ -184,7 +184,7 @@ class LabelDiscovery(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Read teachers that are given, unless a resumed run has brought them along."""
         if isinstance(pl_module, HTTModule) and self._given and not self._pool:
-            self._pool = [read_teacher(path, pl_module) for path in self._given]
+            self._pool = [load_teacher(path, pl_module) for path in self._given]
             if self.student == "inherited":
                 self._inherit(pl_module, self._pool[0])
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
 from htt_lightning.data.batch import Batch
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import run_directory
+from htt_lightning.io.run_directory import run_directory
 from htt_lightning.losses import Term
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.module import HTTModule

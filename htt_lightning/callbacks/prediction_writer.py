@@ -20,7 +20,8 @@ from htt_lightning.callbacks.drawing import to_picture, with_title
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.input_size import ImageView
 from htt_lightning.errors import HTTError, several
-from htt_lightning.io.files import atomic_path, check_output_dir, run_directory
+from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 

@@ -17,8 +17,9 @@ from torchmetrics import MetricCollection
 
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.data.datamodule import PartialLabelDataModule
-from htt_lightning.io.files import RESULTS, atomic_path, run_directory
+from htt_lightning.io.files import atomic_path
 from htt_lightning.io.progress import track
+from htt_lightning.io.run_directory import RESULTS, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import MetricSpec, Task
 

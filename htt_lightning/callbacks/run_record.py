@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import Callback
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
 from htt_lightning.commands.info import versions
 from htt_lightning.data.dataset import PartialLabelDataset
-from htt_lightning.io.files import RUN_RECORD, atomic_path, run_directory
+from htt_lightning.io.files import atomic_path
+from htt_lightning.io.run_directory import RUN_RECORD, run_directory
 
 PATIENCE = 10
 """Seconds that git may take."""

@@ -8,7 +8,8 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from htt_lightning.io.files import CONFIG, TRAIN_CONFIG, atomic_path, run_directory
+from htt_lightning.io.files import atomic_path
+from htt_lightning.io.run_directory import CONFIG, TRAIN_CONFIG, run_directory
 from htt_lightning.training.results import training_of
 
 

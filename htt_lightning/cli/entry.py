@@ -34,9 +34,9 @@ from htt_lightning.commands.info import info
 from htt_lightning.commands.report import report
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.io.checkpoints import AUTO, LAST
-from htt_lightning.io.files import read_hyperparameters
+from htt_lightning.io.checkpoints import read_hyperparameters
 from htt_lightning.module import HTTModule
+from htt_lightning.training.resume import AUTO, LAST
 from htt_lightning.training.signals import exit_status
 from htt_lightning.training.trainer import HTTTrainer
 

@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from htt_lightning.errors import HTTError, did_you_mean, missing_extra
 from htt_lightning.io.files import atomic_path
-from htt_lightning.io.progress import waiting
+from htt_lightning.io.progress import status
 from htt_lightning.models.heads import ASPP
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
@@ -98,7 +98,7 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
     console = Console(soft_wrap=True)
     with atomic_path(path) as partial, torch.no_grad():
         partial.touch()  # a folder that cannot be written to is found before minutes of work
-        with waiting(f"Exporting as {format}: PyTorch may need minutes"), blamed_on(format):
+        with status(f"Exporting as {format}: PyTorch may need minutes"), blamed_on(format):
             compute = write(model, facts, partial)
             differences = compare(model, compute) if compute else {}
         for task, text in differences.items():

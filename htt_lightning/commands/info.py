@@ -12,7 +12,8 @@ from rich.console import Console
 
 from htt_lightning.data.datamodule import LABEL_MASK
 from htt_lightning.errors import HTTError, several
-from htt_lightning.io.files import CONFIG, RUN_RECORD, TRAIN_CONFIG, read_checkpoint
+from htt_lightning.io.checkpoints import read_checkpoint
+from htt_lightning.io.run_directory import CONFIG, RUN_RECORD, TRAIN_CONFIG
 from htt_lightning.training.results import Split, flat, found_results, read_values, read_yaml, settings_of, tasks_of
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "jsonargparse", "numpy", "albumentations", "wandb")

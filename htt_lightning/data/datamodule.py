@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +27,8 @@ from htt_lightning.data.pseudo_labels import PseudoLabelStore, moving
 from htt_lightning.data.samplers import PaddedEvalSampler, SeededDistributedSampler
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError, several, sound, tolerated
-from htt_lightning.io.files import run_directory
+from htt_lightning.io.run_directory import run_directory
 from htt_lightning.tasks import Task
-from htt_lightning.training.signals import ignore_signals_in_worker
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
-            worker_init_fn=begin_worker,
+            worker_init_fn=worker_init,
             generator=torch.Generator().manual_seed(self.run_seed),  # or it would draw from the global one
             **arguments,
         )
@@ -343,7 +343,13 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                 yield plain[index][task.name]
 
 
-def begin_worker(_: int) -> None:
-    """Loader processes are parallel already; OpenCV's threads inside each would only compete."""
+def worker_init(_: int) -> None:
+    """Prepare a loader process: no OpenCV threads, and no reaction to signals.
+
+    A terminal or a scheduler signals all processes of a run. The main process ends its loaders itself, and would fail if
+    one died first.
+    """
     cv2.setNumThreads(0)
-    ignore_signals_in_worker()
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

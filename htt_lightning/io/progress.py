@@ -1,4 +1,4 @@
-"""Progress of what takes long, on a terminal alone: files and pipes get what a command says, and nothing that moves."""
+"""Progress displays, shown on a terminal only."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,24 +10,26 @@ from rich.console import Console
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """Items as they come, below a bar that vanishes with the last of them.
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """Iterate below a progress bar, which disappears with the last item.
 
     Args:
-        items: The items.
-        what: What is done with them.
-        total: Their number, where they do not know it.
+        items: Items to iterate over.
+        description: Text beside the bar.
+        total: Number of items, where ``items`` has no length.
     """
     console = Console(stderr=True)
-    return progress.track(items, what, total, console=console, transient=True) if console.is_terminal else items
+    if not console.is_terminal:
+        return items
+    return progress.track(items, description, total, console=console, transient=True)
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Says what is waited for inside the block."""
+def status(description: str) -> Iterator[None]:
+    """Show a text and a spinner while the block runs."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    with console.status(what):
+    with console.status(description):
         yield

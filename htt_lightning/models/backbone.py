@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.io.files import verify_zip_checksums
+from htt_lightning.io.weights import verify_zip_checksums
 
 PYRAMID = (4, 8, 16, 32)
 """Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""

@@ -12,7 +12,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import check_finite
+from htt_lightning.io.weights import check_finite
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.fusion import Fusion, LazyFusedMap
 from htt_lightning.models.heads import BaselineHead, HTTHead

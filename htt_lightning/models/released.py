@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import check_finite, safe_torch_load
+from htt_lightning.io.weights import check_finite, safe_torch_load
 from htt_lightning.tasks.base import RELEASE_ALIASES
 
 _HEAD = {

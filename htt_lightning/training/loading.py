@@ -1,4 +1,4 @@
-"""Modules made anew: from a checkpoint, or from hyperparameters and weights."""
+"""Construction of modules from checkpoints, weights and other modules."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,45 +7,82 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from htt_lightning.errors import HTTError
-from htt_lightning.io.files import read_checkpoint
+from htt_lightning.errors import CheckpointError, ConfigError
+from htt_lightning.io.checkpoints import read_checkpoint
+from htt_lightning.models import DensePredictionNetwork
 from htt_lightning.module import HTTModule
+from htt_lightning.tasks.compared import check_same_tasks
 
 
 def load_module(
-    path: str | Path, argument: str, kind: type[HTTModule] = HTTModule, device: str | torch.device = "cpu"
+    path: str | Path, option: str, cls: type[HTTModule] = HTTModule, device: str | torch.device = "cpu"
 ) -> HTTModule:
-    """The module of a checkpoint; nothing in the file is executed.
+    """Load the module of a checkpoint; nothing in the file is executed.
 
     Args:
-        path: The checkpoint.
-        argument: What it was given as, for messages.
-        kind: Class of the module.
-        device: Where its weights are to be.
+        path: Checkpoint file.
+        option: Option that named the file, for messages.
+        cls: Class of the module.
+        device: Device of its weights.
 
     Raises:
-        HTTError: The file is missing, damaged, or no checkpoint of this library, or its weights are those of another
-            network than it describes.
+        CheckpointError: The file is missing, corrupt or not a checkpoint of this library, or its weights do not fit the
+            network that its hyperparameters describe.
     """
-    read_checkpoint(path, argument)
+    checkpoint = read_checkpoint(path, option)
     try:
-        return kind.load_from_checkpoint(path, map_location=device, weights_only=True)
-    except Exception as error:  # wrong hyperparameters fail wherever a network is built of them
-        cause = error.__cause__ or error  # ours says the same of any checkpoint
-        raise HTTError(f"{argument}: the weights of {path} do not fit the network it describes: {cause}") from error
+        module = cls(**checkpoint["hyper_parameters"])
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:  # hyperparameters may be wrong in any way
+        cause = error.__cause__ or error  # the module's own message does not name the file
+        raise CheckpointError(f"{option}: the weights of {path} do not fit its hyperparameters: {cause}") from error
+    return module.to(device)
 
 
 def module_from_state(
-    hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor], kind: type[HTTModule]
+    hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor], cls: type[HTTModule]
 ) -> HTTModule:
-    """A module whose network takes the very tensors given, so that one in double precision stays so.
+    """Build a module around existing weights, keeping their dtype.
 
     Args:
-        hyperparameters: Of the module.
-        weights: State of its network; copies, where what they come from goes on changing.
-        kind: Class of the module.
+        hyperparameters: Arguments of the module.
+        weights: State of its network. The tensors are used as they are, not copied.
+        cls: Class of the module.
     """
     with torch.random.fork_rng(devices=[]):
-        module = kind(**hyperparameters)
+        module = cls(**hyperparameters)
     module.net.load_state_dict(weights, assign=True)
     return module
+
+
+def clone_module(module: HTTModule) -> HTTModule:
+    """Copy a module: its hyperparameters and the weights of its network."""
+    weights = {key: value.clone() for key, value in module.net.state_dict().items()}
+    return module_from_state(module.hparams, weights, type(module))
+
+
+def load_teacher(path: str, student: HTTModule) -> HTTModule:
+    """Load a checkpoint as a teacher.
+
+    Args:
+        path: Checkpoint file.
+        student: Module to be taught.
+
+    Raises:
+        CheckpointError: The file is missing or corrupt.
+        ConfigError: The teacher has other tasks, classes or token width than the student, or no tokens.
+    """
+    teacher = load_module(path, "discovery.teacher", type(student))
+    check_same_tasks(student.tasks, teacher.hparams["tasks"], f"The teacher {path}")
+    width, expected = teacher.hparams["token_dim"], student.hparams["token_dim"]
+    if width != expected:
+        raise ConfigError(f"model.token_dim must be {width} to learn from discovery.teacher {path}, got {expected}.")
+    if student.hparams["network"] == "htt" and teacher.hparams["network"] != "htt":
+        raise ConfigError(f"discovery.teacher must have tokens, got {path}. Train it with model.network htt.")
+    nets = [net for net in (teacher.net, student.net) if isinstance(net, DensePredictionNetwork)]
+    if len({net.backbone.strides[0] for net in nets}) > 1:
+        raise ConfigError(
+            f"discovery.teacher must have features of the student's stride, got {path}. Use backbones of one family."
+        )
+    return teacher

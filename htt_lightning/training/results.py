@@ -12,7 +12,8 @@ import yaml
 
 from htt_lightning.data.datamodule import LABEL_MASK
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import CONFIG, RESULTS, TRAIN_CONFIG, read_checkpoint
+from htt_lightning.io.checkpoints import read_checkpoint
+from htt_lightning.io.run_directory import CONFIG, RESULTS, TRAIN_CONFIG
 from htt_lightning.tasks.metric_spec import MetricSpec
 
 Split = Literal["val", "test"]

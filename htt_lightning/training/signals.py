@@ -8,17 +8,6 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
-def ignore_signals_in_worker() -> None:
-    """Ignore, in a loader's process, what a terminal or a scheduler sends to all processes of a run.
-
-    The main process ends its loaders itself. They would die first, which is an error to it, or have inherited its own
-    way to answer.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows has not all of them
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
 def sync_sigterm_across_ranks(trainer: Any) -> None:
     """Let all processes of a training run answer SIGTERM together, between two steps, whichever of them it came to.
 

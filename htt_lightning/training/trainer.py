@@ -14,6 +14,7 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 from einops import rearrange
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -28,9 +29,10 @@ from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, fingerprint_of
 from htt_lightning.data.samplers import PaddedEvalSampler
 from htt_lightning.errors import HTTError
-from htt_lightning.io.checkpoints import AUTO, LAST, is_requeued, newest_checkpoint
-from htt_lightning.io.files import read_checkpoint, remove_partial_files
+from htt_lightning.io.checkpoints import AtomicCheckpointIO, read_checkpoint
+from htt_lightning.io.files import remove_partial_files
 from htt_lightning.module import HTTModule
+from htt_lightning.training.resume import AUTO, LAST, is_requeued, newest_checkpoint
 from htt_lightning.training.signals import sync_sigterm_across_ranks
 
 
@@ -41,6 +43,8 @@ class HTTTrainer(L.Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # keep a plugin of the user
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
         sync_sigterm_across_ranks(self)
 
     def fit(
@@ -125,8 +129,8 @@ class HTTTrainer(L.Trainer):
 
         Args:
             datamodule: The dataset and its label mask.
-            out: Folder for ``check.json``, ``label_mask.json`` (the label mask) and ``contact_sheet.png``; by default the
-                figures are only printed.
+            out: Folder for ``check.json``, ``label_mask.json`` and ``contact_sheet.png``; by default the figures
+                are only printed.
             overwrite: Whether files that are there may be replaced.
             images: Number of images on the contact sheet.
 

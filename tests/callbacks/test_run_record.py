@@ -8,7 +8,7 @@ import yaml
 from htt_lightning.callbacks import LabelDiscovery, RunRecord
 from htt_lightning.callbacks.run_record import git_state
 from htt_lightning.commands.info import info
-from htt_lightning.io.files import RUN_RECORD
+from htt_lightning.io.run_directory import RUN_RECORD
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 

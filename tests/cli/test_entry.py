@@ -284,7 +284,7 @@ def test_single_task_figures_may_come_after_training(capsys):
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
 def test_a_damaged_checkpoint_is_named(content):
     Path("broken.ckpt").write_bytes(content)
-    with pytest.raises(SystemExit, match=r"error: --ckpt_path: broken\.ckpt is damaged"):
+    with pytest.raises(SystemExit, match=r"error: --ckpt_path: broken\.ckpt is corrupt"):
         htt("validate", "--config", "synthetic.yaml", "--ckpt_path", "broken.ckpt", over=SCENES)
 
 

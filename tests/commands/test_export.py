@@ -190,7 +190,7 @@ def test_a_folder_without_permission_is_named(checkpoint):
 @pytest.mark.parametrize("content", [b"nothing", None])
 def test_a_file_that_is_no_checkpoint_is_named(content):
     Path("other.ckpt").write_bytes(content) if content else torch.save({"model": {}}, "other.ckpt")
-    with pytest.raises(SystemExit, match=r"error: --ckpt_path: other\.ckpt is damaged or no checkpoint"):
+    with pytest.raises(SystemExit, match=r"error: --ckpt_path: other\.ckpt is corrupt or no checkpoint"):
         export("other.ckpt", "safetensors", "a")
     with pytest.raises(SystemExit, match=r"there is no checkpoint missing\.ckpt"):
         export("missing.ckpt", "safetensors", "a")

@@ -72,7 +72,7 @@ def test_what_is_damaged_in_a_run_is_named_and_the_rest_is_shown(capsys):
     with pytest.raises(HTTError) as error:
         info(str(run))
     assert "val_metrics.json is truncated" in str(error.value)
-    assert "last.ckpt is damaged" in str(error.value)
+    assert "last.ckpt is corrupt" in str(error.value)
     assert "model.network" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import torch
 
 from htt_lightning.data import sample_mask
 from htt_lightning.data.synthetic_scenes import render
-from htt_lightning.discovery.ema import clone_module
+from htt_lightning.training.loading import clone_module
 from tests.tiny import tiny_data, tiny_module
 
 

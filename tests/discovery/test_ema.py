@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.discovery.ema import clone_module, update_ema
+from htt_lightning.discovery.ema import update_ema
 from htt_lightning.discovery.loss import DiscoveryLossWeights
+from htt_lightning.training.loading import clone_module
 from tests.callbacks.test_label_discovery import few, fitted, state_of, stored
 from tests.discovery.test_loss import Strided
 from tests.test_module import assert_same, weights

@@ -4,7 +4,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import atomic_path, run_directory
+from htt_lightning.io.files import atomic_path
+from htt_lightning.io.run_directory import run_directory
 from tests.tiny import tiny_trainer
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from htt_lightning.cli.entry import HTTCLI, main
 from htt_lightning.io import progress
-from htt_lightning.io.progress import track, waiting
+from htt_lightning.io.progress import status, track
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -14,7 +14,7 @@ def test_progress_is_shown_on_a_terminal_alone(terminal, monkeypatch):
     stream, console = io.StringIO(), progress.Console
     monkeypatch.setattr(progress, "Console", lambda **_: console(file=stream, force_terminal=terminal, width=80))
     assert list(track(iter(range(3)), "Counting", 3)) == [0, 1, 2]
-    with waiting("Thinking"):
+    with status("Thinking"):
         pass
     assert ("Counting" in stream.getvalue()) == terminal
     assert ("Thinking" in stream.getvalue()) == terminal

@@ -16,9 +16,9 @@ from htt_lightning import HTTModule, HTTNet, HTTPredictor, ImageFolder, NYUDData
 from htt_lightning.commands.export import export
 from htt_lightning.data.datasets.nyud import CLASSES
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
-from htt_lightning.discovery.ema import read_teacher
 from htt_lightning.errors import several
 from htt_lightning.tasks import IGNORE_INDEX, SemSeg, Task
+from htt_lightning.training.loading import load_teacher
 from htt_lightning.training.trainer import HTTTrainer
 from tests.data.datasets import test_nyud
 from tests.models.test_released import NUM_TOKENS, TINY, released_file
@@ -152,7 +152,7 @@ def as_teacher(root: Path) -> Values:
     """What a teacher says of an image."""
     student = tiny_module(data_of(root), dilations=(1, 2, 3))
     with torch.no_grad():
-        return HTTPredictor(read_teacher(str(root / "last.ckpt"), student))(PHOTO)
+        return HTTPredictor(load_teacher(str(root / "last.ckpt"), student))(PHOTO)
 
 
 def exported(root: Path) -> Values:

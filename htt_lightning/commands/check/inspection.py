@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from htt_lightning.commands.check.mask_figures import mask_doubts, mask_figures
 from htt_lightning.commands.check.readings import Fault, Inspection, Readings, attempt
-from htt_lightning.data.datamodule import PartialLabelDataModule, Split, begin_worker
+from htt_lightning.data.datamodule import PartialLabelDataModule, Split, worker_init
 from htt_lightning.data.dataset import overlap
 from htt_lightning.data.masks.label_mask import unable_message
 from htt_lightning.errors import HTTError, collected, several, tolerated
@@ -56,7 +56,7 @@ def inspect_split(data: PartialLabelDataModule, readings: Readings) -> Inspectio
     """Read a split, as many images at a time as ``data.num_workers`` says, and show progress."""
     found = Inspection(tallies={task.name: LabelStatistics() for task in data.tasks})
     loader = DataLoader(
-        readings, batch_size=8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=begin_worker
+        readings, batch_size=8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=worker_init
     )
     for batch in track(loader, f"Reading {len(readings)} {readings.name} images"):
         for one in batch:

@@ -10,7 +10,8 @@ from htt_lightning.commands.report.comparison import compare, measure
 from htt_lightning.commands.report.figure import draw
 from htt_lightning.commands.report.layout import markdown, numbers, table
 from htt_lightning.errors import HTTError, several
-from htt_lightning.io.files import RESULTS, atomic_path, check_output_dir
+from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.io.run_directory import RESULTS
 from htt_lightning.training.results import Run, Split, found_results, read_run
 
 TABLE, NUMBERS, FIGURE = "comparison.md", "comparison.csv", "comparison.png"

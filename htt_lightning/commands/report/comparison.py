@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.io.files import RESULTS
+from htt_lightning.io.run_directory import RESULTS
 from htt_lightning.tasks.metric_spec import MetricSpec, delta_m
 from htt_lightning.training.results import ALONE, STEPS, Run, Split
 

@@ -21,7 +21,7 @@ from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.input_size import ImageView, InputResizer, Size
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import read_checkpoint
+from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.images import read_photograph
 from htt_lightning.tasks import Task
 

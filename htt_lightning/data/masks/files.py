@@ -24,7 +24,7 @@ from htt_lightning.data.masks.label_mask import (
 )
 from htt_lightning.data.masks.published import published
 from htt_lightning.errors import HTTError
-from htt_lightning.io.files import safe_torch_load
+from htt_lightning.io.weights import safe_torch_load
 from htt_lightning.tasks.base import RELEASE_ALIASES
 
 logger = logging.getLogger(__name__)

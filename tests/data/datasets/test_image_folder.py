@@ -165,7 +165,7 @@ def test_the_command_says_what_is_missing(photos, checkpoint):
     for words, message in (
         (["--data.root", str(photos)], "give --ckpt_path"),
         (["--data.root", "nowhere", "--ckpt_path", checkpoint], "no image, folder or pattern nowhere"),
-        (["--data.root", str(photos), "--ckpt_path", "other.ckpt"], "other.ckpt is damaged or no checkpoint"),
+        (["--data.root", str(photos), "--ckpt_path", "other.ckpt"], "other.ckpt is corrupt or no checkpoint"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             predict(*words)
