@@ -144,5 +144,5 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1}}, tmp_path / "other.ckpt")
     with pytest.raises(HTTError, match=r"other\.ckpt is corrupt or no checkpoint of htt_lightning"):
         HTTPredictor.from_checkpoint(tmp_path / "other.ckpt")
-    with pytest.raises(HTTError, match=r"there is no checkpoint .*none\.ckpt"):
+    with pytest.raises(HTTError, match=r"existing checkpoint, got .*none\.ckpt"):
         HTTPredictor.from_checkpoint(tmp_path / "none.ckpt")

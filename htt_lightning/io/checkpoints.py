@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path, option: str) -> dict[str, Any]:
         status = Path(path).stat()
         return _read_verified(str(path), (status.st_mtime_ns, status.st_ctime_ns, status.st_size))
     except FileNotFoundError:
-        raise CheckpointError(f"{option} must be a checkpoint, got {path}, which does not exist.") from None
+        raise CheckpointError(f"{option} must be an existing checkpoint, got {path}.") from None
     except HTTError as error:
         raise CheckpointError(f"{option}: {path}: {error}") from error
     except Exception as error:  # the type depends on which byte is corrupt

@@ -214,7 +214,7 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"thresholds": {"dpeth": 0.5}}, "thresholds names dpeth"),
         ({"betas": {"dpeth": 0.5}}, "betas names dpeth"),
         ({"balances": {"depth": 0.5}}, "class_balance_powers names depth, which has no class_balance_power"),
-        ({"teacher": "absent.ckpt"}, "discovery.teacher: there is no checkpoint absent.ckpt"),
+        ({"teacher": "absent.ckpt"}, "existing checkpoint, got absent.ckpt"),
     ],
 )
 def test_bad_arguments_are_refused_before_training(arguments, message, tmp_path):

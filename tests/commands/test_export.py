@@ -192,7 +192,7 @@ def test_a_file_that_is_no_checkpoint_is_named(content):
     Path("other.ckpt").write_bytes(content) if content else torch.save({"model": {}}, "other.ckpt")
     with pytest.raises(SystemExit, match=r"error: --ckpt_path: other\.ckpt is corrupt or no checkpoint"):
         export("other.ckpt", "safetensors", "a")
-    with pytest.raises(SystemExit, match=r"there is no checkpoint missing\.ckpt"):
+    with pytest.raises(SystemExit, match=r"existing checkpoint, got missing\.ckpt"):
         export("missing.ckpt", "safetensors", "a")
     assert not Path("a").exists()
 
