@@ -50,6 +50,7 @@ UPWARD_IMPORTS = {
 LOOSE_LEFT = {"optimizer", "steps", "thinning"}
 IN_CIRCLES = {"htt_lightning.tasks.given"}
 LONG_FUNCTIONS = {
+    "htt_lightning.callbacks.label_discovery.__init__",
     "htt_lightning.commands.report.command.report",
     "htt_lightning.data.masks.label_mask.sample_mask",
     "htt_lightning.data.synthetic_scenes.people.person",
@@ -61,7 +62,7 @@ WRITTEN = {
     "config.yaml",
     "run_record.yaml",
     "train_config.yaml",
-    "test_results.md",
+    "test_metrics.md",
     "comparison.md",
     "configuration.md",
     "table.md",

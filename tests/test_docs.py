@@ -11,7 +11,7 @@ from jsonargparse import capture_parser
 from htt_lightning.cli.entry import ALONE, HTTCLI, main, specifies_dataset
 from tests.conftest import ROOT
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *map(ROOT.joinpath, ("README.md", "htt_lightning/data/README.md"))]
 PROGRAM = re.compile(rf"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:{'|'.join(HTTCLI.subcommands())}) .*)")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SECTION = re.compile(FENCE.pattern + r"|^#+ ([^\n]+)$", FENCE.flags)
