@@ -212,7 +212,7 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"teacher_precision": "half"}, "teacher_precision is 'half'; it must be run or bf16"),
         ({"thresholds": {"depth": 1.5}}, "thresholds of depth must be in"),
         ({"thresholds": {"dpeth": 0.5}}, "thresholds names dpeth"),
-        ({"betas": {"dpeth": 0.5}}, "betas names dpeth"),
+        ({"betas": {"dpeth": 0.5}}, "pseudo_label_weights names dpeth"),
         ({"balances": {"depth": 0.5}}, "class_balance_powers names depth, which has no class_balance_power"),
         ({"teacher": "absent.ckpt"}, "existing checkpoint, got absent.ckpt"),
     ],

@@ -8,7 +8,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet
 from htt_lightning.models.released import convert_key
 from htt_lightning.tasks.base import RELEASE_ALIASES
-from tests.conftest import ORACLE
+from tests.vectors import FOLDER
 
 TINY = {"backbone": "test_resnet", "token_dim": 8}
 NUM_TOKENS = {"semseg": 5, "saliency": 2, "edges": 1}
@@ -17,10 +17,7 @@ NUM_TOKENS = {"semseg": 5, "saliency": 2, "edges": 1}
 @pytest.fixture
 def released_keys():
     """Names and shapes of the published networks."""
-    path = ORACLE / "released_state_dict_keys.json"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    return json.loads(path.read_text())
+    return json.loads((FOLDER / "released_state_dict_keys.json").read_text())
 
 
 @pytest.mark.parametrize("benchmark", ["nyud", "pascal"])

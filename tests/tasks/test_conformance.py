@@ -17,6 +17,7 @@ from htt_lightning.losses import l1, labeled_sum
 from htt_lightning.output import upsample_to_image
 from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from tests.tasks.samples import output_of
+from tests.vectors import PRECISION, available, load
 
 SEMSEG = SemSeg(classes=("",) * 13)
 DEPTH = Depth()
@@ -29,7 +30,6 @@ DATASETS = {
     "cityscapes": {"semseg": SemSeg(classes=("",) * 7), "depth": CITYSCAPES_DEPTH},
     "pascal": {**INDEXED, "semseg": SemSeg(classes=("",) * 21), "normals": NORMALS},
 }
-PRECISION = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 pytestmark = pytest.mark.parametrize("dtype", PRECISION, ids=str)
 
@@ -73,8 +73,8 @@ def pooled(array: np.ndarray) -> np.ndarray:
     return np.concatenate([array[:1], array[1:]], axis=2)
 
 
-def test_bin_centres_are_the_published_ones(dtype, oracle):
-    vectors = oracle("bins")
+def test_bin_centers_are_published(dtype):
+    vectors = load("bins")
     like = torch.zeros((), dtype=dtype)
     for name, task in BINNED.items():
         assert_close(task.bin_centers(like), vectors[name], dtype)
@@ -83,8 +83,8 @@ def test_bin_centres_are_the_published_ones(dtype, oracle):
 
 
 @pytest.mark.parametrize("name", INDEXED)
-def test_losses_of_index_maps_agree_in_value_and_gradient(name, dtype, oracle):
-    vectors, task = oracle("supervised"), INDEXED[name]
+def test_index_map_losses_agree(name, dtype):
+    vectors, task = load("supervised"), INDEXED[name]
     logits, target = variable(vectors[f"{name}.pred"], dtype), label_of(task, vectors[f"{name}.label"], dtype)
     loss = task.loss(output_of(logits), target)
     assert_close(loss, vectors[f"{name}.loss_per_image"], dtype)
@@ -93,16 +93,16 @@ def test_losses_of_index_maps_agree_in_value_and_gradient(name, dtype, oracle):
 
 
 @pytest.mark.parametrize("name", INDEXED)
-def test_losses_of_index_maps_pool_the_pixels_of_a_larger_image(name, dtype, oracle):
-    vectors, task = oracle("supervised"), INDEXED[name]
+def test_index_map_losses_pool_pixels(name, dtype):
+    vectors, task = load("supervised"), INDEXED[name]
     logits = variable(pooled(vectors[f"{name}.pred"]), dtype)
     loss = task.loss(output_of(logits), label_of(task, pooled(vectors[f"{name}.label"]), dtype))
     assert_close(loss, vectors[f"{name}.loss_batch"][None], dtype)
 
 
 @pytest.mark.parametrize("task", [DEPTH, NORMALS], ids=lambda t: t.name)
-def test_l1_losses_agree_in_value_and_gradient(task, dtype, oracle):
-    vectors, name = oracle("supervised"), task.name
+def test_l1_losses_agree(task, dtype):
+    vectors, name = load("supervised"), task.name
     pred, target = variable(vectors[f"{name}.pred"], dtype), label_of(task, vectors[f"{name}.label"], dtype)
     loss = regression(task, pred, target)
     assert_close(loss, vectors[f"{name}.loss_per_image"], dtype)
@@ -114,8 +114,8 @@ def test_l1_losses_agree_in_value_and_gradient(task, dtype, oracle):
     assert_close(both, vectors[f"{name}.loss_batch"][None], dtype)
 
 
-def test_the_whole_depth_loss_agrees_for_logits_that_decode_to_the_prediction(dtype, oracle):
-    vectors = oracle("supervised")
+def test_depth_loss_agrees_through_decode(dtype):
+    vectors = load("supervised")
     task = Depth(num_bins=2, min_depth=0.1, max_depth=20.0, bin_loss_weight=0.0)
     pred = variable(vectors["depth.pred"], dtype)
     share = (pred - task.min_depth) / (task.max_depth - task.min_depth)
@@ -128,8 +128,8 @@ def test_the_whole_depth_loss_agrees_for_logits_that_decode_to_the_prediction(dt
 
 
 @pytest.mark.parametrize("name", ["semseg", "depth", "normals"])
-def test_an_image_without_any_valid_pixel_costs_nothing(name, dtype, oracle):
-    vectors, task = oracle("supervised"), {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}[name]
+def test_loss_without_valid_pixels_agrees(name, dtype):
+    vectors, task = load("supervised"), {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}[name]
     target = label_of(task, np.full_like(vectors[f"{name}.label"][:1], 255), dtype)
     if task.field_channels is None:
         loss = task.loss(output_of(variable(vectors[f"{name}.pred"][:1], dtype)), target)
@@ -138,16 +138,16 @@ def test_an_image_without_any_valid_pixel_costs_nothing(name, dtype, oracle):
     assert_close(loss, vectors[f"{name}.loss_all_ignored"][None], dtype)
 
 
-def test_an_image_without_anything_salient_costs_nothing(dtype, oracle):
-    vectors = oracle("supervised")
+def test_saliency_loss_of_background_agrees(dtype):
+    vectors = load("supervised")
     logits = variable(vectors["sal.pred"][:1], dtype)
     loss = Saliency().loss(output_of(logits), torch.zeros(1, *logits.shape[2:], dtype=torch.int64))
     assert_close(loss, vectors["sal.loss_all_background"][None], dtype)
 
 
 @pytest.mark.parametrize("name", BINNED)
-def test_every_label_falls_into_the_published_bin(name, dtype, oracle):
-    vectors, task = oracle("bin_classification"), BINNED[name]
+def test_nearest_bins_agree(name, dtype):
+    vectors, task = load("bin_classification"), BINNED[name]
     target = label_of(task, vectors[f"{name}.label"], dtype)
     valid = target.isfinite().all(1)
     index = task.nearest_bin(target).view(valid.shape)
@@ -156,8 +156,8 @@ def test_every_label_falls_into_the_published_bin(name, dtype, oracle):
 
 
 @pytest.mark.parametrize("name", BINNED)
-def test_bin_losses_agree_in_value_and_gradient(name, dtype, oracle):
-    vectors, task = oracle("bin_classification"), BINNED[name]
+def test_bin_losses_agree(name, dtype):
+    vectors, task = load("bin_classification"), BINNED[name]
     assert task.bin_loss_weight == 0.1
     logits, target = variable(vectors[f"{name}.logits"], dtype), label_of(task, vectors[f"{name}.label"], dtype)
     loss = classification(task, logits, target)
@@ -167,8 +167,8 @@ def test_bin_losses_agree_in_value_and_gradient(name, dtype, oracle):
 
 
 @pytest.mark.parametrize("name", BINNED)
-def test_expectations_over_bins_agree_in_value_and_gradient(name, dtype, oracle):
-    vectors, task = oracle("decode"), BINNED[name]
+def test_expected_values_agree(name, dtype):
+    vectors, task = load("decode"), BINNED[name]
     logits = variable(vectors[f"{name}.logits"], dtype)
     decoded = task.expected_value(output_of(logits))
     assert_close(decoded, vectors[f"{name}.decoded"], dtype)
@@ -178,9 +178,9 @@ def test_expectations_over_bins_agree_in_value_and_gradient(name, dtype, oracle)
 
 
 @pytest.mark.parametrize("name", BINNED)
-def test_decoded_maps_agree_at_the_size_of_the_image(name, dtype, oracle):
+def test_decoded_maps_agree_at_image_size(name, dtype):
     """The reference leaves resized normals shorter than one; ours have unit length again."""
-    vectors, task = oracle("decode"), BINNED[name]
+    vectors, task = load("decode"), BINNED[name]
     logits = variable(vectors[f"{name}.logits"], dtype)
     ours, theirs = task.decode(output_of(logits), (20, 24)), vectors[f"{name}.decoded_up"]
     if name == "normals":
@@ -193,9 +193,9 @@ def test_decoded_maps_agree_at_the_size_of_the_image(name, dtype, oracle):
 
 
 @pytest.mark.parametrize("ruined", [False, True], ids=["labels as given", "unlabelled maps missing"])
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_the_total_of_the_first_stage_agrees_in_value_and_gradient(dataset, ruined, dtype, oracle):
-    vectors = oracle(f"total_{dataset}")
+@pytest.mark.parametrize("dataset", available(DATASETS, "total_"))
+def test_total_of_stage_1_agrees(dataset, ruined, dtype):
+    vectors = load(f"total_{dataset}")
     names, mask = vectors["tasks"].tolist(), torch.from_numpy(vectors["mask"]) > 0
     images, scale = len(mask), len(names) / len(mask)
     assert set(names) == set(DATASETS[dataset])
@@ -227,9 +227,9 @@ def test_the_total_of_the_first_stage_agrees_in_value_and_gradient(dataset, ruin
             assert_close(gradient, vectors[f"stage2.grad.{key}"], dtype)
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_no_supervised_loss_looks_at_the_feature(dataset, dtype, oracle):
-    vectors = oracle(f"total_{dataset}")
+@pytest.mark.parametrize("dataset", available(DATASETS, "total_"))
+def test_supervised_losses_ignore_the_feature(dataset, dtype):
+    vectors = load(f"total_{dataset}")
     for name, task in DATASETS[dataset].items():
         assert not vectors[f"stage1.grad.student_feat.{name}"].any()
         key = "student_pred" if task.field_channels is None else "student_logits"

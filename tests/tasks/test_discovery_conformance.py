@@ -1,4 +1,4 @@
-"""Discovered labels and the losses on them against reference vectors of the published implementation.
+"""Pseudo-labels and their losses against reference vectors of the published implementation.
 
 The reference treats the decoded prediction and the bin logits of a regression task as independent inputs, so here the
 decoded prediction takes the place of the logits. Its saliency labels are truncated probabilities, hence all 0, and so
@@ -17,12 +17,13 @@ from htt_lightning.losses import bin_confidence, feature_mse
 from htt_lightning.output import TaskOutput
 from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, PseudoLabel, Saliency, SemSeg
 from tests.tasks.samples import output_of
-from tests.tasks.test_conformance import PRECISION, assert_close, variable
+from tests.tasks.test_conformance import assert_close, variable
+from tests.vectors import PRECISION, available, load
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedDepth(Depth):
-    """Its output's logits are the decoded depth, and it has discovered what it is given."""
+    """Its output's logits are the decoded depth, and its pseudo-label is given."""
 
     found: PseudoLabel | None = None
 
@@ -73,8 +74,8 @@ def label_of(array, channels):
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_discovered_labels_and_confidences_agree(name, dtype, oracle):
-    vectors, task = oracle("pseudo_labels"), RELEASED[name]
+def test_pseudo_labels_and_confidences_agree(name, dtype):
+    vectors, task = load("pseudo_labels"), RELEASED[name]
     shown = "teacher_pred" if task.field_channels is None else "teacher_logits"
     plain = {"depth": Depth(), "normals": Normals(bin_directions="published"), "sal": Saliency()}.get(name, task)
     teacher = output_of(torch.from_numpy(vectors[f"{name}.{shown}"]).to(dtype))
@@ -92,8 +93,8 @@ def test_discovered_labels_and_confidences_agree(name, dtype, oracle):
 
 @pytest.mark.parametrize("case", ["", "synthetic_"])
 @pytest.mark.parametrize("name", RELEASED)
-def test_losses_on_discovered_labels_agree_in_value_and_gradient(name, case, dtype, oracle):
-    vectors = oracle("semi_losses")
+def test_pseudo_label_losses_agree(name, case, dtype):
+    vectors = load("semi_losses")
     task = replace(RELEASED[name], confidence_threshold=float(vectors[f"{name}.threshold"]))
     given, confidence = ("synthetic_label", "synthetic_confidence") if case else ("pseudo_label", "confidence")
     label = label_of(vectors[f"{name}.{given}"], task.field_channels)
@@ -106,8 +107,8 @@ def test_losses_on_discovered_labels_agree_in_value_and_gradient(name, case, dty
     assert_close(gradient, vectors[f"{name}.{case}grad_per_image"], dtype)
 
 
-def test_released_saliency_labels_teach_nothing_and_ours_do(dtype, oracle):
-    vectors, shown = oracle("semi_losses"), oracle("pseudo_labels")["sal.teacher_pred"]
+def test_released_saliency_pseudo_labels_have_zero_loss(dtype):
+    vectors, shown = load("semi_losses"), load("pseudo_labels")["sal.teacher_pred"]
     student, teacher = (output_of(torch.from_numpy(x).to(dtype)) for x in (vectors["sal.student_pred"], shown))
     valid = torch.ones(2, 12, 14, dtype=torch.bool)
     losses = [
@@ -120,8 +121,8 @@ def test_released_saliency_labels_teach_nothing_and_ours_do(dtype, oracle):
 
 
 @pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "plain"])
-def test_feature_terms_agree_in_value_and_gradient(weighted, dtype, oracle):
-    vectors = oracle("feature_losses")
+def test_feature_losses_agree(weighted, dtype):
+    vectors = load("feature_losses")
     student, teacher = variable(vectors["student"], dtype), torch.from_numpy(vectors["teacher"]).to(dtype)
     score = torch.from_numpy(vectors["score"]).to(dtype) if weighted else None
     loss = feature_mse(student, teacher, torch.ones(2, 24, 28, dtype=torch.bool), score)
@@ -131,9 +132,9 @@ def test_feature_terms_agree_in_value_and_gradient(weighted, dtype, oracle):
     assert_close(gradient, vectors[f"{key}.grad_per_image"], dtype)
 
 
-@pytest.mark.parametrize("dataset", ["nyud", "pascal", "cityscapes"])
-def test_what_the_second_stage_adds_agrees_in_value_and_gradient(dataset, dtype, oracle):
-    vectors = oracle(f"total_{dataset}")
+@pytest.mark.parametrize("dataset", available(["nyud", "pascal", "cityscapes"], "total_"))
+def test_discovery_loss_of_stage_2_agrees(dataset, dtype):
+    vectors = load(f"total_{dataset}")
     names, mask = vectors["tasks"].tolist(), torch.from_numpy(vectors["mask"]) > 0
     valid, scale = torch.ones(len(mask), 12, 14, dtype=torch.bool), len(names) / len(mask)
 
