@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from htt_lightning import HTTModule, SyntheticDataModule, TaskOutput
-from htt_lightning.callbacks.results_table import constant_scores
+from htt_lightning.callbacks.results_table import constant_baseline_scores
 
 
 class PixelLinear(nn.Module):
@@ -45,7 +45,7 @@ def main(path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(max_epochs=6, accelerator="cpu", logger=False, default_root_dir=folder)
         trainer.fit(module, data)
-    constants = constant_scores(data, data.tasks)
+    constants = constant_baseline_scores(data, data.tasks)
     print(f"{'metric':24}{'constant':>10}{'linear':>10}{'network':>10}{'linear gain / network gain':>30}")
     for task in data.tasks:
         key = f"val/{task.name}/{task.primary_metric}"

@@ -170,7 +170,8 @@ class Study:
         words += ["--trainer.max_epochs", str(self.epochs * method.stages)]
         words += ["--trainer.check_val_every_n_epoch", str(self.epochs)]
         words += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-        words += ["--panel.images", "0", "--discovery_panel.images", "0", "--discovery_panel.train_images", "0"]
+        for option in ("panel.num_val_images", "discovery_panel.num_val_images", "discovery_panel.num_train_images"):
+            words += [f"--{option}", "0"]
         words += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(self.out / "runs")]
         words += ["--trainer.logger.name", run.key, "--trainer.logger.version", "run"]
         words += ["--data.tasks", run.task] if run.task else []

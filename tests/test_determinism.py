@@ -31,7 +31,7 @@ def run(seed, workers=0, validate=1.0):
         "--discovery.targets",
         "soft",
     ]
-    htt("fit", "--data", "SyntheticDataModule", *words, "--results.constant", "false", over=over)
+    htt("fit", "--data", "SyntheticDataModule", *words, over=over)
     folder = run_directory().rename(Path(f"seed{seed}_workers{workers}_{validate}"))
     weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     with (folder / "metrics.csv").open(newline="") as file:

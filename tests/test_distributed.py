@@ -67,11 +67,10 @@ def test_weights_and_metrics_of_two_processes_equal_those_of_one(records):
         assert two["metrics"][key] == pytest.approx(value, rel=1e-5, nan_ok=True), key
 
 
-def test_the_table_of_results_is_the_same_and_its_constants_are_scored_by_one_process(records):
+def test_val_metrics_of_two_processes_equal_those_of_one(records):
     one, two = (record["results"] for record in records)
     assert one.keys() == two.keys()
     for key, row in one.items():
-        assert two[key]["constant"] == row["constant"]
         assert two[key]["value"] == pytest.approx(row["value"], rel=1e-5)
 
 
@@ -113,7 +112,6 @@ def test_a_run_that_is_told_to_end_does_so_in_all_processes_and_goes_on(everyone
         "--discovery.stages=1",
         "--data.train_images=16",
         "--data.batch_size=2",
-        "--results.constant=false",
     ]
     words += ["--trainer.num_sanity_val_steps=0", "--trainer.devices=2", "--trainer.strategy=ddp", AUTO]
     command = [sys.executable, "-m", "htt_lightning", "fit", *words]

@@ -42,10 +42,9 @@ FIT = [
     *COMMON,
     "--model.lr=1e-3",
     "--discovery.targets=averaged",
-    "--discovery_panel.train_images=1",
+    "--discovery_panel.num_train_images=1",
     "--trainer.max_epochs=2",
     "--trainer.num_sanity_val_steps=0",
-    "--results.constant=false",
 ]
 DISCOVER = ["discover", *COMMON, "--out=completed"]
 AUTO = "--ckpt_path=auto"

@@ -12,12 +12,12 @@ from torch import Tensor
 from htt_lightning.callbacks.drawing import (
     TITLE,
     EpochImageLogger,
-    first_images,
     font,
+    head_of_batch,
     placeholder,
-    publish,
-    stack,
-    to_picture,
+    save_and_log,
+    to_uint8_image,
+    vstack_images,
     with_title,
 )
 from htt_lightning.data.batch import Batch
@@ -35,16 +35,16 @@ class DiscoveryPanel(EpochImageLogger):
 
     Training images show the labels they keep and what is discovered in place of the others; validation images show the
     truth and what would be discovered. Pixels that are not kept are grey. Pictures lie in ``discovery/`` of the run
-    directory, and heat maps of the cross-task affinity (method.md 1.4) in ``affinity/``.
+    directory, and heatmap maps of the cross-task affinity (method.md 1.4) in ``affinity/``.
 
     Args:
-        images: Validation images to draw.
-        train_images: Augmented training images to draw below them.
+        num_val_images: Validation images to draw.
+        num_train_images: Augmented training images to draw below them.
         every_n_epochs: Epochs between pictures.
     """
 
-    def __init__(self, images: int = 2, train_images: int = 3, every_n_epochs: int = 1) -> None:
-        super().__init__(images, train_images, every_n_epochs)
+    def __init__(self, num_val_images: int = 2, num_train_images: int = 3, every_n_epochs: int = 1) -> None:
+        super().__init__(num_val_images, num_train_images, every_n_epochs)
         self._batches: list[Batch] = []
 
     def on_validation_batch_end(
@@ -57,14 +57,14 @@ class DiscoveryPanel(EpochImageLogger):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first validation images."""
-        missing = self.images - sum(len(kept["id"]) for kept in self._batches)
-        if missing > 0 and trainer.state.fn == "fit" and self.wanted(trainer):
-            self._batches.append(first_images(batch, missing))
+        missing = self.num_val_images - sum(len(kept["id"]) for kept in self._batches)
+        if missing > 0 and trainer.state.fn == "fit" and self.should_draw(trainer):
+            self._batches.append(head_of_batch(batch, missing))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and write."""
-        batches = [*self._batches, *([self._training] if self._training else [])]
-        self._batches, self._training = [], None
+        batches = [*self._batches, *([self._train_batch] if self._train_batch else [])]
+        self._batches, self._train_batch = [], None
         if self._folder is None or not batches or not isinstance(pl_module, HTTModule):
             return
         name = f"epoch_{trainer.current_epoch:03d}.png"
@@ -72,7 +72,7 @@ class DiscoveryPanel(EpochImageLogger):
             affinity = pl_module.net.affinity() if isinstance(pl_module.net, HTTNet) else None
         if affinity is not None:
             picture = draw_affinity(affinity.float().cpu(), [task.name for task in pl_module.tasks])
-            publish(trainer, self._folder / "affinity" / name, "affinity", picture)
+            save_and_log(trainer, self._folder / "affinity" / name, "affinity", picture)
         discovery = pl_module.discovery
         if discovery is not None:
             drawn: list[np.ndarray] = []
@@ -80,7 +80,7 @@ class DiscoveryPanel(EpochImageLogger):
                 found = discovery.found({**batch, "image": batch["image"].to(pl_module.device)})
                 drawn += draw_discovered(batch, found, discovery.tasks)
             if drawn:
-                publish(trainer, self._folder / "discovery" / name, "discovery", stack(drawn))
+                save_and_log(trainer, self._folder / "discovery" / name, "discovery", vstack_images(drawn))
 
 
 def draw_discovered(batch: Batch, found: Mapping[str, PseudoLabel], tasks: Sequence[Task]) -> list[np.ndarray]:
@@ -95,7 +95,7 @@ def draw_discovered(batch: Batch, found: Mapping[str, PseudoLabel], tasks: Seque
         Per image, uint8 ``h w 3``; nothing if nothing is discovered.
     """
     shown = [task for task in tasks if task.name in found]
-    pictures = {"image": to_picture(batch["image"])}
+    pictures = {"image": to_uint8_image(batch["image"])}
     for task in shown:
         label, confidence = (values.cpu() for values in found[task.name])
         kept = task.confidence_mask(confidence) & batch["valid"]
@@ -103,7 +103,7 @@ def draw_discovered(batch: Batch, found: Mapping[str, PseudoLabel], tasks: Seque
             kept if label.ndim == 3 else kept[:, None], label, IGNORE_INDEX if label.ndim == 3 else torch.nan
         )
         rows = [task.colorize(batch[task.name]), task.colorize(cut), heatmap(confidence)]
-        pictures[task.name] = np.stack([to_picture(row) for row in rows])
+        pictures[task.name] = np.stack([to_uint8_image(row) for row in rows])
     drawn = []
     for k, name in enumerate(batch["id"]):
         image = pictures["image"][k]

@@ -1,4 +1,4 @@
-"""When callbacks draw, and the cells and rows of their pictures."""
+"""Drawing helpers for callbacks: panel cells, titles, PNG files and image loggers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,53 +19,50 @@ from htt_lightning.io.run_directory import run_directory
 from htt_lightning.tasks import PseudoLabel
 
 MARGIN, TITLE = 6, 18
-"""Pixels between the cells of a panel, and the height of its titles."""
+"""Margin around a panel cell and height of its title, in pixels."""
 
-WIDTH = 144
-"""Smaller images are enlarged to at least this many pixels, which the longest title needs."""
+MIN_CELL_WIDTH = 144
+"""Minimum width of a panel cell in pixels, which fits the longest title."""
 
 
 class EpochImageLogger(Callback):
-    """A callback that draws the first images of training and validation at the end of some epochs.
+    """Base class of callbacks that draw the first images of an epoch.
 
     Args:
-        images: Validation images to draw.
-        train_images: Augmented training images to draw below them.
-        every_n_epochs: Epochs between pictures.
+        num_val_images: Number of validation images to draw.
+        num_train_images: Number of augmented training images to draw below them.
+        every_n_epochs: Number of epochs between pictures. The last epoch is always drawn.
     """
 
-    def __init__(self, images: int, train_images: int, every_n_epochs: int) -> None:
-        self.images, self.train_images, self.every_n_epochs = images, train_images, max(1, every_n_epochs)
-        self._training: Batch | None = None
+    def __init__(self, num_val_images: int, num_train_images: int, every_n_epochs: int) -> None:
+        self.num_val_images, self.num_train_images = num_val_images, num_train_images
+        self.every_n_epochs = max(1, every_n_epochs)
+        self._train_batch: Batch | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, which all ranks have to ask for together."""
+        """Find the run directory on all ranks."""
         self._folder = run_directory(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Keep the first images of an epoch."""
-        if batch_idx == 0 and self.train_images and self.wanted(trainer):
-            self._training = first_images(batch, self.train_images)
+        """Keep the first training images of the epoch."""
+        if batch_idx == 0 and self.num_train_images and self.should_draw(trainer):
+            self._train_batch = head_of_batch(batch, self.num_train_images)
 
-    def wanted(self, trainer: L.Trainer) -> bool:
-        """Whether this process draws in this epoch.
-
-        Args:
-            trainer: Knows the epoch and the process.
-        """
+    def should_draw(self, trainer: L.Trainer) -> bool:
+        """Return True if this process draws in the current epoch."""
         due = trainer.current_epoch % self.every_n_epochs == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         return due and trainer.is_global_zero and not trainer.sanity_checking and self._folder is not None
 
 
-def publish(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> None:
-    """Write a picture as PNG and send it to the loggers.
+def save_and_log(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> None:
+    """Write a picture as PNG and send it to the image loggers.
 
     Args:
-        trainer: Knows the loggers and the step.
-        path: The file.
-        key: Name of the picture in loggers.
+        trainer: Trainer with the loggers and the global step.
+        path: File to write.
+        key: Name of the picture in the loggers.
         picture: uint8 ``h w 3``.
     """
     with atomic_path(path) as partial:
@@ -75,47 +72,51 @@ def publish(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> No
 
 
 def log_image(logger: Logger, key: str, picture: np.ndarray, step: int) -> None:
-    """Send a picture to a logger that takes pictures; others are left in peace.
+    """Send a picture to a logger; loggers without images are skipped.
 
     Args:
         logger: Any Lightning logger.
-        key: Name of the picture.
+        key: Name of the picture in the logger.
         picture: uint8 ``h w 3``.
         step: Global step.
     """
-    if hasattr(logger, "log_image"):  # Weights & Biases and its like
+    if hasattr(logger, "log_image"):  # Weights & Biases, Comet, Neptune
         logger.log_image(key=key, images=[picture], step=step)
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(key, picture, step, dataformats="HWC")
 
 
-def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures below each other, the narrower ones filled up with white: uint8 ``h w 3``."""
+def vstack_images(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Stack pictures vertically, padded with white to equal width: uint8 ``h w 3``."""
     width = max(picture.shape[1] for picture in pictures)
-    filled = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
-    return np.concatenate(filled)
+    padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+    return np.concatenate(padded)
 
 
-def first_images(batch: Batch, count: int) -> Batch:
-    """The first images of a batch, on the CPU."""
-    cut: Batch = {key: value[:count].cpu() for key, value in batch.items() if isinstance(value, Tensor)}
-    cut["labeled"] = {task: labeled[:count].cpu() for task, labeled in batch["labeled"].items()}
+def head_of_batch(batch: Batch, count: int) -> Batch:
+    """Copy the first ``count`` images of a batch, with all labels, to the CPU."""
+    head: Batch = {key: value[:count].cpu() for key, value in batch.items() if isinstance(value, Tensor)}
+    head["labeled"] = {task: labeled[:count].cpu() for task, labeled in batch["labeled"].items()}
     if "discovered" in batch:
-        found = batch["discovered"].items()
-        cut["discovered"] = {task: PseudoLabel(*(values[:count].cpu() for values in pair)) for task, pair in found}
-    cut["id"] = batch["id"][:count]
-    return cut
+        labels = batch["discovered"].items()
+        head["discovered"] = {task: PseudoLabel(*(values[:count].cpu() for values in pair)) for task, pair in labels}
+    head["id"] = batch["id"][:count]
+    return head
 
 
-def to_picture(values: Tensor) -> np.ndarray:
-    """``b 3 h w``, uint8 or in [0, 1], to uint8 ``b h w 3`` of a size one can look at."""
+def to_uint8_image(values: Tensor) -> np.ndarray:
+    """Convert images to uint8 ``b h w 3``, enlarged by a whole factor to at least ``MIN_CELL_WIDTH``.
+
+    Args:
+        values: ``b 3 h w``, uint8 or floats in [0, 1].
+    """
     pixels = values if values.dtype == torch.uint8 else (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    zoom = -(-WIDTH // pixels.shape[-1])
-    return rearrange(pixels.cpu(), "b c h w -> b h w c").numpy().repeat(zoom, 1).repeat(zoom, 2)
+    factor = -(-MIN_CELL_WIDTH // pixels.shape[-1])
+    return rearrange(pixels.cpu(), "b c h w -> b h w c").numpy().repeat(factor, 1).repeat(factor, 2)
 
 
 def placeholder(picture: np.ndarray, text: str) -> np.ndarray:
-    """A cell without content."""
+    """Draw an empty cell of the size of ``picture``, hatched and labeled if ``text`` is not empty."""
     height, width = picture.shape[:2]
     cell = Image.new("RGB", (width, height), (235, 235, 235))
     if text:
@@ -127,7 +128,7 @@ def placeholder(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def with_title(picture: np.ndarray, title: str) -> np.ndarray:
-    """A picture with its title above and a margin around."""
+    """Add a title above a picture and a margin around it."""
     height, width = picture.shape[:2]
     cell = Image.new("RGB", (width + MARGIN, height + TITLE + MARGIN), "white")
     cell.paste(Image.fromarray(picture), (MARGIN // 2, TITLE))
@@ -136,5 +137,5 @@ def with_title(picture: np.ndarray, title: str) -> np.ndarray:
 
 
 def font() -> Any:
-    """The font of all pictures."""
+    """Load the font of all panels."""
     return ImageFont.load_default(size=12)

@@ -1,4 +1,4 @@
-"""Pictures of what the network sees, is told and predicts."""
+"""Panels of input images, labels and predictions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from htt_lightning.callbacks.drawing import (
     EpochImageLogger,
-    first_images,
+    head_of_batch,
     placeholder,
-    publish,
-    stack,
-    to_picture,
+    save_and_log,
+    to_uint8_image,
+    vstack_images,
     with_title,
 )
 from htt_lightning.data.batch import Batch
@@ -24,18 +24,18 @@ from htt_lightning.tasks import Task
 
 
 class PredictionPanel(EpochImageLogger):
-    """Draws image, labels and predictions of every task at the end of validation, as PNG and into the logger.
+    """Draw image, labels and predictions of every task after validation.
 
-    Labels that an image does not have are hatched. The picture lies in ``panels/`` of the run directory.
+    The panel is written to ``panels/`` in the run directory and sent to the loggers. Hidden labels are hatched.
 
     Args:
-        images: Validation images to draw; 0 draws no panel.
-        train_images: Augmented training images to draw below them, with the labels they keep.
-        every_n_epochs: Epochs between panels.
+        num_val_images: Number of validation images to draw. 0 disables the panel.
+        num_train_images: Number of augmented training images to draw below them, with the labels they keep.
+        every_n_epochs: Number of epochs between panels. The last epoch is always drawn.
     """
 
-    def __init__(self, images: int = 3, train_images: int = 2, every_n_epochs: int = 1) -> None:
-        super().__init__(images, train_images, every_n_epochs)
+    def __init__(self, num_val_images: int = 3, num_train_images: int = 2, every_n_epochs: int = 1) -> None:
+        super().__init__(num_val_images, num_train_images, every_n_epochs)
         self.path: Path | None = None
         self._drawn: list[np.ndarray] = []
 
@@ -48,51 +48,49 @@ class PredictionPanel(EpochImageLogger):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first validation images as they come by."""
-        missing = self.images - len(self._drawn)
-        if missing > 0 and self.wanted(trainer) and isinstance(pl_module, HTTModule):
-            self._drawn += draw_images(first_images(batch, missing), outputs, pl_module.tasks)
+        """Draw validation images until there are enough."""
+        missing = self.num_val_images - len(self._drawn)
+        if missing > 0 and self.should_draw(trainer) and isinstance(pl_module, HTTModule):
+            self._drawn += draw_images(head_of_batch(batch, missing), outputs, pl_module.tasks)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the panel."""
+        """Write the panel and send it to the loggers."""
         if not self._drawn or self._folder is None or not isinstance(pl_module, HTTModule):
             return
-        if self._training is not None:
-            maps = pl_module.decode(self._training["image"].to(pl_module.device))
-            self._drawn += draw_images(self._training, maps, pl_module.tasks)
-        picture = stack(self._drawn)
-        self._drawn, self._training = [], None
+        if self._train_batch is not None:
+            maps = pl_module.decode(self._train_batch["image"].to(pl_module.device))
+            self._drawn += draw_images(self._train_batch, maps, pl_module.tasks)
+        picture = vstack_images(self._drawn)
+        self._drawn, self._train_batch = [], None
         self.path = self._folder / "panels" / f"epoch_{trainer.current_epoch:03d}.png"
-        publish(trainer, self.path, "panel", picture)
+        save_and_log(trainer, self.path, "panel", picture)
 
 
 def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task]) -> list[np.ndarray]:
-    """Two rows per image: the labels it has, and the predictions.
+    """Draw two rows per image: its labels, and the predictions.
 
     Args:
-        batch: As the network gets it.
-        maps: Decoded maps by task, for at least as many images.
-        tasks: The tasks to draw.
+        batch: Batch with images in [0, 1].
+        maps: Decoded maps by task, for at least as many images as in ``batch``.
+        tasks: Tasks to draw.
 
     Returns:
-        Per image, uint8 ``h w 3``.
+        One picture per image, uint8 ``h w 3``.
     """
     count = len(batch["id"])
-    columns = {"image": to_picture(batch["image"])}
-    rows = []
+    images = to_uint8_image(batch["image"])
+    cells = {}
     for task in tasks:
-        both = [task.colorize(values) for values in (batch[task.name], maps[task.name][:count].cpu())]
-        columns[task.name] = to_picture(torch.cat(both))
-    for k in range(count):
-        picture = columns["image"][k]
-        labels, predictions = (
-            [with_title(picture, f"image {batch['id'][k]}")],
-            [with_title(placeholder(picture, ""), "")],
-        )
+        colored = [task.colorize(values) for values in (batch[task.name], maps[task.name][:count].cpu())]
+        cells[task.name] = to_uint8_image(torch.cat(colored))
+    pictures = []
+    for k, image in enumerate(images):
+        labels = [with_title(image, f"image {batch['id'][k]}")]
+        predictions = [with_title(placeholder(image, ""), "")]
         for task in tasks:
-            label = columns[task.name][k]
-            given = bool(batch["labeled"][task.name][k])
-            labels.append(with_title(label if given else placeholder(label, "no label"), f"{task.name}: label"))
-            predictions.append(with_title(columns[task.name][count + k], f"{task.name}: prediction"))
-        rows.append(np.concatenate([np.concatenate(labels, 1), np.concatenate(predictions, 1)], 0))
-    return rows
+            label, prediction = cells[task.name][k], cells[task.name][count + k]
+            shown = label if batch["labeled"][task.name][k] else placeholder(label, "no label")
+            labels.append(with_title(shown, f"{task.name}: label"))
+            predictions.append(with_title(prediction, f"{task.name}: prediction"))
+        pictures.append(np.concatenate([np.concatenate(labels, 1), np.concatenate(predictions, 1)]))
+    return pictures

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import to_picture, with_title
+from htt_lightning.callbacks.drawing import to_uint8_image, with_title
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.input_size import ImageView
 from htt_lightning.errors import HTTError, several
@@ -50,8 +50,8 @@ class PredictionWriter(BasePredictionWriter):
         folder: Where to; ``predictions/`` of the run directory by default.
         overwrite: Whether files that are there may be replaced.
         format: ``png`` as above; ``npy`` stores every map exactly as it is decoded (classes int64 ``h w``).
-        views: Whether to write the views.
-        panel: Whether to write the panels.
+        save_visualizations: Whether to write the views.
+        save_panels: Whether to write the panels.
         num_workers: Threads that write.
 
     Raises:
@@ -64,15 +64,19 @@ class PredictionWriter(BasePredictionWriter):
         folder: str | None = None,
         overwrite: bool = False,
         format: Format = "png",
-        views: bool = True,
-        panel: bool = True,
+        save_visualizations: bool = True,
+        save_panels: bool = True,
         num_workers: int = 2,
     ) -> None:
         super().__init__(write_interval="batch")
         if format not in get_args(Format):
             raise HTTError(f"predictions.format is {format!r}; it must be one of {', '.join(get_args(Format))}.")
         self.folder, self.overwrite, self.format = folder, overwrite, format
-        self.views, self.panel, self.num_workers = views, panel, max(num_workers, 1)
+        self.save_visualizations, self.save_panels, self.num_workers = (
+            save_visualizations,
+            save_panels,
+            max(num_workers, 1),
+        )
         self._written, self._failed = 0, list[HTTError]()
         self._waiting: deque[Future[None]] = deque()
         self._pool: ThreadPoolExecutor | None = None
@@ -128,7 +132,7 @@ class PredictionWriter(BasePredictionWriter):
         maps = {task.name: prediction[task.name].cpu() for task in pl_module.tasks}
         for k, name in enumerate(prediction["id"]):
             row = {task: values[k : k + 1] for task, values in maps.items()}
-            image = inside(batch)[k : k + 1].cpu() if self.panel else None
+            image = inside(batch)[k : k + 1].cpu() if self.save_panels else None
             self._waiting.append(self._pool.submit(self._write, self._folder / name, pl_module.tasks, row, image))
         # Memory does not grow with the number of images: where threads lag behind, the network waits for them.
         while len(self._waiting) > 2 * max(self.num_workers, len(prediction["id"])):
@@ -148,9 +152,9 @@ class PredictionWriter(BasePredictionWriter):
         for task in tasks:
             values = maps[task.name]
             write_map(stem.with_name(f"{stem.name}_{task.name}"), task, values[0].numpy(), self.format)
-            if self.views or image is not None:
+            if self.save_visualizations or image is not None:
                 pictures[task.name] = rearrange(task.colorize(values), "1 c h w -> h w c").numpy()
-            if self.views:
+            if self.save_visualizations:
                 _save(stem.with_name(f"{stem.name}_{task.name}_view.png"), pictures[task.name])
         if image is not None:
             cells = {f"image {stem.name}": rearrange(_bytes(image), "1 c h w -> h w c").numpy(), **pictures}
@@ -231,4 +235,4 @@ def _cells(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     zoom = min(CELL / max(height, width), 1)
     size = max(round(width * zoom), 1), max(round(height * zoom), 1)
     small = [np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX)) for picture in pictures]
-    return [to_picture(torch.from_numpy(rearrange(cell.copy(), "h w c -> 1 c h w")))[0] for cell in small]
+    return [to_uint8_image(torch.from_numpy(rearrange(cell.copy(), "h w c -> 1 c h w")))[0] for cell in small]

@@ -1,14 +1,15 @@
-"""The results of a run: beside what a network that ignores its images would reach, and laid out as in papers."""
+"""Result tables and metric files of a run."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
@@ -23,115 +24,124 @@ from htt_lightning.io.run_directory import RESULTS, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import MetricSpec, Task
 
+Rows = dict[str, dict[str, Any]]
+"""Entries of a metric file by logged key."""
+
 
 class ResultsTable(Callback):
-    """Prints and writes results into the run directory.
+    """Print the metrics of a run and write them into the run directory.
 
-    Each task's headline figure when training ends (``val_metrics.json``); all figures after ``test``, laid out as in papers
-    (``test_metrics.json``, ``test_metrics.md``).
+    ``fit`` ends with the primary metric of each task (``val_metrics.json``). ``test`` ends with all metrics, as JSON
+    (``test_metrics.json``) and as a row of a paper's table (``test_metrics.md``).
 
     Args:
-        constant: Also fit a constant prediction per task to the training labels and score it on the validation images.
+        constant_baseline: Also score the best constant prediction of each task after ``fit``, fitted to the training
+            labels. This reads all labels once and needs a single process. Off by default.
     """
 
-    def __init__(self, constant: bool = True) -> None:
-        self.constant = constant
+    def __init__(self, constant_baseline: bool = False) -> None:
+        self.constant_baseline = constant_baseline
         self._values: dict[str, float] = {}
+        self._val_epoch: int | None = None
+        self._checkpoint_epoch: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The figures of the last validation: a run that was ended behind its last epoch has no other left to make."""
-        return {"values": self._values}
+        """Return the last validation metrics, which a run resumed after its last epoch still reports."""
+        return {"values": self._values, "epoch": self._val_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with those of the checkpoint."""
-        self._values = state_dict["values"]
+        """Restore the last validation metrics."""
+        self._values, self._val_epoch = state_dict["values"], state_dict["epoch"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the epoch of the checkpoint, which ``test`` reports."""
+        self._checkpoint_epoch = checkpoint["epoch"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, which all ranks have to ask for together."""
+        """Find the run directory on all ranks."""
         self._folder, self._values = run_directory(trainer), {}
+        self._val_epoch = self._checkpoint_epoch = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the headline figures."""
+        """Keep the primary metrics."""
         if isinstance(pl_module, HTTModule) and trainer.state.fn == "fit" and not trainer.sanity_checking:
             keys = [f"val/{task.name}/{task.primary_metric}" for task in pl_module.tasks]
             metrics = trainer.callback_metrics
             self._values = {key: float(metrics[key]) for key in keys if key in metrics}
+            self._val_epoch = trainer.current_epoch
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print and write the table."""
+        """Print the table and write ``val_metrics.json``."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
-        if trainer.progress_bar_callback:  # its last redraw would come after the table
-            trainer.progress_bar_callback.teardown(trainer, pl_module, "fit")
-        data = getattr(trainer, "datamodule", None)
-        constants = (
-            constant_scores(data, pl_module.tasks) if self.constant and isinstance(data, PartialLabelDataModule) else {}
-        )
-        rows: dict[str, dict[str, Any]] = {}
+        _close_progress_bar(trainer, pl_module, "fit")
+        constants = self._constants(trainer, pl_module.tasks) if self._values else {}
+        rows: Rows = {}
         for task in pl_module.tasks:
             key = f"val/{task.name}/{task.primary_metric}"
             if key in self._values:
-                value, constant = self._values[key], constants.get(task.name, math.nan)
-                gain = task.relative_gain(value, constant)
-                rows[key] = {"value": value, **task.metric_spec(task.primary_metric)._asdict()}
-                rows[key] |= {"constant": constant, "gain_percent": gain}
+                value = self._values[key]
+                rows[key] = _row(value, task.metric_spec(task.primary_metric), True, self._val_epoch)
+                if constants is not None:
+                    constant = constants.get(task.name, math.nan)
+                    rows[key] |= {"constant": constant, "gain_percent": task.relative_gain(value, constant)}
         if not rows:
             return
         path = self._folder / RESULTS["val"]
         _write_json(path, rows)
-        table = Table(title=f"Validation after {trainer.current_epoch} epochs")
-        for column in ("metric", "value", "constant", "better than the constant by"):
-            table.add_column(column, justify="left" if column == "metric" else "right")
-        for key, row in rows.items():
-            numbers = [_number(row[column], ".3f", row["unit"]) for column in ("value", "constant")]
-            table.add_row(key, *numbers, _number(row["gain_percent"], "+.1f", "%"))
         console = Console()
-        console.print(table)
+        console.print(_val_table(rows, trainer.current_epoch))
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
         for written in [path, *filter(None, panels)]:
             console.out(written, highlight=False)
 
+    def _constants(self, trainer: L.Trainer, tasks: list[Task]) -> dict[str, float] | None:
+        """Score the constant baselines, or return None if they are off."""
+        data = getattr(trainer, "datamodule", None)
+        if not self.constant_baseline or not isinstance(data, PartialLabelDataModule):
+            return None
+        if trainer.world_size > 1:  # the other ranks would wait
+            rank_zero_warn("Skipping results.constant_baseline, which needs a single process. Set trainer.devices=1.")
+            return None
+        return constant_baseline_scores(data, tasks)
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print and write the figures of ``test``: one row, with an arrow for the better direction."""
+        """Print the test metrics and write them as JSON and Markdown."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
         tasks = {task.name: task for task in pl_module.tasks}
-        rows: dict[str, dict[str, Any]] = {}
+        epoch = trainer.current_epoch - 1 if trainer.current_epoch else self._checkpoint_epoch
+        rows: Rows = {}
         columns: dict[str, dict[str, str]] = {}
-        for key, value in trainer.callback_metrics.items():
+        for key, metric in trainer.callback_metrics.items():
             split, *task, name = key.split("/")
             if split == "test" and (task[0] in tasks if task else name == "delta_m"):
-                kind = tasks[task[0]].metric_spec(name) if task else MetricSpec()
-                primary_metric = not task or name == tasks[task[0]].primary_metric
-                rows[key] = {"value": float(value), **kind._asdict(), "headline": primary_metric}
-                columns.setdefault(" ".join(task), {})[kind.column_header(name)] = kind.format(float(value))
+                value, spec = float(metric), tasks[task[0]].metric_spec(name) if task else MetricSpec()
+                primary = not task or name == tasks[task[0]].primary_metric
+                rows[key] = _row(value, spec, primary, epoch)
+                columns.setdefault(" ".join(task), {})[spec.column_header(name)] = spec.format(value)
         if not rows:
             return
         path = self._folder / RESULTS["test"]
         _write_json(path, rows)
-        table = {f"{task} {head}".strip(): cell for task, figures in columns.items() for head, cell in figures.items()}
+        table = {f"{task} {head}".strip(): cell for task, cells in columns.items() for head, cell in cells.items()}
         lines = (table, ["---:"] * len(table), table.values())
         with atomic_path(path.with_suffix(".md")) as partial:
             partial.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
-        if trainer.progress_bar_callback:
-            trainer.progress_bar_callback.teardown(trainer, pl_module, "test")
+        _close_progress_bar(trainer, pl_module, "test")
         console = Console()
-        parts = [Table(title=task) for task in columns]
-        for part, figures in zip(parts, columns.values(), strict=True):
-            for head in figures:
-                part.add_column(head.replace(" ", "\n", 1), justify="right")
-            part.add_row(*figures.values())
-        console.print(Columns(parts))  # one row, as far as the terminal is wide enough
+        console.print(Columns([_task_table(task, cells) for task, cells in columns.items()]))
         for written in (path, path.with_suffix(".md")):
             console.out(written, highlight=False)
 
 
-def _number(value: float, form: str, unit: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{form}} {unit}".rstrip()
+def _row(value: float, spec: MetricSpec, primary: bool, epoch: int | None) -> dict[str, Any]:
+    """Describe a metric; ``epoch`` counts from 0 and is None for a network that was not trained."""
+    return {"value": value, **spec._asdict(), "primary": primary, "epoch": epoch}
 
 
-def _write_json(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """JSON knows no NaN: what could not be computed is null."""
+def _write_json(path: Path, rows: Rows) -> None:
+    """Write a metric file with null for NaN, which JSON lacks."""
     plain = {
         key: {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
         for key, row in rows.items()
@@ -140,19 +150,49 @@ def _write_json(path: Path, rows: dict[str, dict[str, Any]]) -> None:
         partial.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
-def _never() -> bool:
+def _val_table(rows: Rows, epochs: int) -> Table:
+    """Lay out one metric per line, beside its constant baseline if there is one."""
+    table = Table(title=f"Validation after {epochs} epochs")
+    columns = {"value": "value", "constant": "constant", "gain_percent": "better than the constant by"}
+    shown = {name: title for name, title in columns.items() if any(name in row for row in rows.values())}
+    table.add_column("metric")
+    for title in shown.values():
+        table.add_column(title, justify="right")
+    for key, row in rows.items():
+        forms = {name: (":+.1f", "%") if name == "gain_percent" else (":.3f", row["unit"]) for name in shown}
+        texts = (f"{{{form}}} {unit}".format(row[name]).rstrip() for name, (form, unit) in forms.items())
+        table.add_row(key, *("-" if text.startswith(("nan", "+nan")) else text for text in texts))
+    return table
+
+
+def _task_table(task: str, cells: Mapping[str, str]) -> Table:
+    """Lay out the test metrics of one task as a row."""
+    table = Table(title=task)
+    for header in cells:
+        table.add_column(header.replace(" ", "\n", 1), justify="right")
+    table.add_row(*cells.values())
+    return table
+
+
+def _close_progress_bar(trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    """Close the progress bar, whose last redraw would overwrite the table."""
+    if trainer.progress_bar_callback:
+        trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
+
+
+def _not_distributed() -> bool:
     return False
 
 
-def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:
-    """Headline metric on the validation images of the best constant per task, fitted on the training labels.
+def constant_baseline_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:
+    """Score the best constant prediction of each task on the validation images.
 
     Args:
-        data: Set up for ``fit``.
-        tasks: The tasks to score; one without a single training label is left out.
+        data: Datamodule after ``setup("fit")``. Constants are fitted to its training labels.
+        tasks: Tasks to score. Tasks without training labels are skipped.
 
     Returns:
-        Scores by task name.
+        Primary metric by task name.
     """
     constants: dict[str, Tensor] = {}
     for task in tasks:
@@ -164,7 +204,7 @@ def constant_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str
     metrics = {task.name: task.metrics() for task in tasks if task.name in constants}
     for metric in metrics.values():
         for part in metric.values() if isinstance(metric, MetricCollection) else [metric]:
-            part.distributed_available_fn = _never  # other processes do not take part
+            part.distributed_available_fn = _not_distributed
     for index in track(range(len(data.val)), "Scoring constants"):
         sample = data.val[index]
         for name, metric in metrics.items():

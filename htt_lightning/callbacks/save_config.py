@@ -10,7 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.run_directory import CONFIG, TRAIN_CONFIG, run_directory
-from htt_lightning.training.results import training_of
+from htt_lightning.training.results import training_info
 
 
 class SaveConfig(SaveConfigCallback):
@@ -34,7 +34,7 @@ class SaveConfig(SaveConfigCallback):
         given = self.config.get("ckpt_path")
         if stage == "test" and given and Path(given).is_file():  # Lightning also knows words such as "last"
             with atomic_path(self._folder / TRAIN_CONFIG) as partial:
-                partial.write_text(yaml.safe_dump(training_of(given), sort_keys=False), encoding="utf-8")
+                partial.write_text(yaml.safe_dump(training_info(given), sort_keys=False), encoding="utf-8")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config, and how the label mask was drawn."""

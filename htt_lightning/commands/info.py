@@ -14,7 +14,15 @@ from htt_lightning.data.datamodule import LABEL_MASK
 from htt_lightning.errors import HTTError, several
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.run_directory import CONFIG, RUN_RECORD, TRAIN_CONFIG
-from htt_lightning.training.results import Split, flat, found_results, read_values, read_yaml, settings_of, tasks_of
+from htt_lightning.training.results import (
+    Split,
+    comparable_settings,
+    find_results,
+    flat,
+    read_metrics,
+    read_yaml,
+    tasks_of,
+)
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "jsonargparse", "numpy", "albumentations", "wandb")
 """Whose versions a report of a fault should name."""
@@ -95,13 +103,13 @@ def described_run(folder: Path, faults: list[HTTError]) -> Iterator[tuple[str, s
     values = {}
     for path, split in of_this(folder):
         try:
-            values[split] = read_values(path)
+            values[split] = read_metrics(path)
         except HTTError as error:
             faults.append(error)
     try:
         options = flat(read_yaml(folder / CONFIG, folder))
         tasks = next(map(tasks_of, values.values()), ())
-        known = options | settings_of(options, tasks)
+        known = options | comparable_settings(options, tasks)
         known["data.tasks"] = known["data.tasks"] or options.get("data.tasks") or "all of the dataset's"
         yield from ((key, str(known[key])) for key in SUMMED_UP if known.get(key) is not None)
     except HTTError as error:
@@ -134,4 +142,4 @@ def described_run(folder: Path, faults: list[HTTError]) -> Iterator[tuple[str, s
 
 def of_this(folder: Path) -> Iterator[tuple[Path, Split]]:
     """The files of figures of this run, not of those below it."""
-    return ((path, split) for path, split in found_results(folder) if path.parent == folder)
+    return ((path, split) for path, split in find_results(folder) if path.parent == folder)

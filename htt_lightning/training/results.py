@@ -74,7 +74,7 @@ class Run:
         return tasks_of(self.values)
 
 
-def training_of(path: str | Path) -> dict[str, Any]:
+def training_info(path: str | Path) -> dict[str, Any]:
     """How the network of a checkpoint was trained, in plain values.
 
     Args:
@@ -89,7 +89,7 @@ def training_of(path: str | Path) -> dict[str, Any]:
     checkpoint, folder = read_checkpoint(path, "--ckpt_path"), Path(path).parent.parent
     config, labels = (checkpoint.get("training", {}).get(key) for key in ("config", "labels"))
     if config is None and (beside := folder / CONFIG).is_file():  # weights alone, or of an earlier version
-        config, labels = beside.read_text(encoding="utf-8"), read_drawn(folder)
+        config, labels = beside.read_text(encoding="utf-8"), read_mask_provenance(folder)
     known = {STEPS: checkpoint["global_step"], "labels": labels, "config": config and yaml.safe_load(config)}
     return {"checkpoint": str(path), **known}
 
@@ -104,14 +104,14 @@ def read_run(path: Path, split: Split) -> Run:
     Raises:
         HTTError: It is damaged, or what tells the run from others is missing; the message names the file.
     """
-    values, options = read_values(path), flat(read_yaml(path.with_name(CONFIG), path))
-    names, drawn, further = tasks_of(values), read_drawn(path.parent), dict[str, str]()
+    values, options = read_metrics(path), flat(read_yaml(path.with_name(CONFIG), path))
+    names, drawn, further = tasks_of(values), read_mask_provenance(path.parent), dict[str, str]()
     if split == "test":
-        scored = settings_of(options, names)
+        scored = comparable_settings(options, names)
         training = read_yaml(beside, path) if (beside := path.with_name(TRAIN_CONFIG)).is_file() else {}
         options = flat(training.get("config") or {"checkpoint": options.get("ckpt_path")})
         drawn = training.get("labels")
-        trained = settings_of(options, names)
+        trained = comparable_settings(options, names)
         further = {
             f"test.{key}": value
             for key, value in scored.items()
@@ -119,10 +119,10 @@ def read_run(path: Path, split: Split) -> Run:
         }
         further |= {STEPS: str(training[STEPS])} if STEPS in training else {}
     seeds = [str(seed) for key in ("seed_everything", "data.seed") if (seed := options.get(key)) is not None]
-    return Run(path, split, settings_of(options, names, drawn) | further, "/".join(seeds), values)
+    return Run(path, split, comparable_settings(options, names, drawn) | further, "/".join(seeds), values)
 
 
-def settings_of(
+def comparable_settings(
     options: Mapping[str, Any], tasks: Sequence[str], drawn: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
     """What may change a figure of a run, except seeds, as text.
@@ -154,7 +154,7 @@ def settings_of(
     }
 
 
-def read_values(path: Path) -> dict[str, Value]:
+def read_metrics(path: Path) -> dict[str, Value]:
     """The figures in a file that ``fit`` or ``test`` has written, by ``<task>/<figure>``.
 
     Raises:
@@ -165,7 +165,7 @@ def read_values(path: Path) -> dict[str, Value]:
         for key, row in rows.items():
             value, kind = row["value"], MetricSpec(str(row["unit"]), bool(row["higher_is_better"]))
             number = math.nan if value is None else float(value)
-            values[key.partition("/")[2]] = Value(number, kind, bool(row.get("headline", True)))
+            values[key.partition("/")[2]] = Value(number, kind, bool(row["primary"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise HTTError(
             f"{path} holds no figures as this version writes them ({error!r}); score the network again with htt test."
@@ -173,7 +173,7 @@ def read_values(path: Path) -> dict[str, Value]:
     return values
 
 
-def read_drawn(folder: Path) -> dict[str, Any] | None:
+def read_mask_provenance(folder: Path) -> dict[str, Any] | None:
     """How the label mask of a run was drawn: protocol, seed and origin; None if it has left none."""
     mask = read_json(folder / LABEL_MASK) if (folder / LABEL_MASK).is_file() else None
     return mask and {key: mask.get(key) for key in ("protocol", "seed", "origin")}
@@ -234,7 +234,7 @@ def teacher_name(given: str) -> str:
     """What to call a teacher, so that those of other seeds have one name: its file, and a digest of its settings."""
     if not Path(given).is_file():
         return given
-    settings = settings_of(flat(training_of(given)["config"] or {"checkpoint": given}), ())
+    settings = comparable_settings(flat(training_info(given)["config"] or {"checkpoint": given}), ())
     digest = hashlib.sha256(json.dumps(sorted(settings.items())).encode()).hexdigest()
     return f"{Path(given).name} #{digest[:6]}"
 
@@ -244,7 +244,7 @@ def tasks_of(values: Mapping[str, Value]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key.partition("/")[0] for key in values if "/" in key))
 
 
-def found_results(folder: Path) -> Iterator[tuple[Path, Split]]:
+def find_results(folder: Path) -> Iterator[tuple[Path, Split]]:
     """Files of figures in a folder and below it.
 
     Raises:

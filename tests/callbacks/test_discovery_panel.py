@@ -33,7 +33,7 @@ def batch_of(**changes):
 
 def test_pictures_begin_with_the_second_stage_and_affinities_with_the_first(tmp_path):
     data = tiny_data(train_images=4)
-    callbacks = [LabelDiscovery(), DiscoveryPanel(images=2, train_images=3)]
+    callbacks = [LabelDiscovery(), DiscoveryPanel(num_val_images=2, num_train_images=3)]
     tiny_trainer(tmp_path, callbacks=callbacks).fit(tiny_module(data), data)
     assert names(tmp_path / "discovery") == ["epoch_001.png"]
     assert names(tmp_path / "affinity") == ["epoch_000.png", "epoch_001.png"]

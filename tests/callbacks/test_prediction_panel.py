@@ -5,7 +5,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from htt_lightning.callbacks import PredictionPanel
-from htt_lightning.callbacks.drawing import MARGIN, TITLE, stack
+from htt_lightning.callbacks.drawing import MARGIN, TITLE, vstack_images
 from htt_lightning.callbacks.prediction_panel import draw_images
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -48,7 +48,7 @@ def without_labels(data, batch, maps):
 
 
 def test_a_panel_of_the_last_epoch_lies_in_the_run_directory(tmp_path):
-    panel = fit(tmp_path, PredictionPanel(images=3, train_images=2))
+    panel = fit(tmp_path, PredictionPanel(num_val_images=3, num_train_images=2))
     assert panel.path == tmp_path / "panels" / "epoch_000.png"
     assert panels(tmp_path) == ["epoch_000.png"]
     # Two rows for each of 3 + 2 images; a column for the image and one per task.
@@ -58,21 +58,21 @@ def test_a_panel_of_the_last_epoch_lies_in_the_run_directory(tmp_path):
 def test_validation_images_show_all_labels_and_training_images_the_one_they_keep(tmp_path):
     data, batch, maps = training_batch()
     placeholder = without_labels(data, batch, maps)
-    panel = fit(tmp_path, PredictionPanel(images=2, train_images=3), data)
+    panel = fit(tmp_path, PredictionPanel(num_val_images=2, num_train_images=3), data)
     labels = cells(np.asarray(Image.open(panel.path)))[::2]
     hidden = [sum(np.array_equal(row[k], placeholder[k]) for k in range(1, 7)) for row in labels]
     assert hidden == [0, 0, 5, 5, 5]
 
 
 def test_the_images_are_collected_over_several_batches(tmp_path):
-    panel = fit(tmp_path, PredictionPanel(images=3, train_images=0), tiny_data(batch_size=2))
+    panel = fit(tmp_path, PredictionPanel(num_val_images=3, num_train_images=0), tiny_data(batch_size=2))
     pictures = cells(np.asarray(Image.open(panel.path)))[::2, 0]
     assert len(pictures) == 3
     assert not np.array_equal(pictures[0], pictures[2])
 
 
 def test_a_panel_asks_for_no_more_images_than_there_are(tmp_path):
-    panel = fit(tmp_path, PredictionPanel(images=9, train_images=9), tiny_data(val_images=2, batch_size=4))
+    panel = fit(tmp_path, PredictionPanel(num_val_images=9, num_train_images=9), tiny_data(val_images=2, batch_size=4))
     assert len(cells(np.asarray(Image.open(panel.path)))) == 2 * (2 + 4)
 
 
@@ -114,7 +114,7 @@ def test_titles_fit_into_the_cells_of_images_of_any_width(width):
 
 def test_pictures_of_unequal_width_are_filled_up_with_white():
     narrow, wide = np.zeros((2, 3, 3), np.uint8), np.zeros((1, 5, 3), np.uint8)
-    picture = stack([narrow, wide])
+    picture = vstack_images([narrow, wide])
     assert picture.shape == (3, 5, 3)
     assert (picture[:2, 3:] == 255).all()
     assert picture.sum() == 255 * 2 * 2 * 3
@@ -126,13 +126,13 @@ def test_panels_come_every_few_epochs_and_with_the_last_one(tmp_path):
 
 
 def test_validating_alone_draws_a_panel_without_training_images(tmp_path):
-    data, panel = tiny_data(), PredictionPanel(images=2)
+    data, panel = tiny_data(), PredictionPanel(num_val_images=2)
     tiny_trainer(tmp_path, callbacks=[panel]).validate(tiny_module(data), data, verbose=False)
     assert len(cells(np.asarray(Image.open(panel.path)))) == 4
 
 
 def test_no_images_no_panel(tmp_path):
-    panel = fit(tmp_path, PredictionPanel(images=0))
+    panel = fit(tmp_path, PredictionPanel(num_val_images=0))
     assert panel.path is None
     assert not (tmp_path / "panels").exists()
 
@@ -152,7 +152,7 @@ def test_a_trial_run_leaves_no_files(tmp_path, monkeypatch):
 
 def test_drawing_changes_nothing_in_training(tmp_path):
     states = []
-    for panel in (PredictionPanel(), PredictionPanel(images=0)):
+    for panel in (PredictionPanel(), PredictionPanel(num_val_images=0)):
         torch.manual_seed(0)
         data = tiny_data()
         module = tiny_module(data)

@@ -53,7 +53,7 @@ def test_the_files_hold_what_the_module_decodes(tmp_path):
 def test_pictures_hold_classes_millimetres_and_directions_that_the_library_reads_back(tmp_path):
     data = tiny_data()
     module = tiny_module(data).eval()
-    predict(tmp_path, PredictionWriter(views=False, panel=False), data, module)
+    predict(tmp_path, PredictionWriter(save_visualizations=False, save_panels=False), data, module)
     batch = next(iter(data.predict_dataloader()))
     with torch.no_grad():
         maps = {task: values.numpy() for task, values in module.decode(batch["image"]).items()}

@@ -2,20 +2,24 @@ import csv
 import json
 import math
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from htt_lightning import HTTModule
 from htt_lightning.callbacks import PredictionPanel, ResultsTable
-from htt_lightning.callbacks.results_table import constant_scores
+from htt_lightning.callbacks.results_table import constant_baseline_scores
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
 
-HEADLINES = {
+PRIMARY = {
     "val/semseg/miou": "%",
     "val/human_parts/miou": "%",
     "val/saliency/max_f": "%",
@@ -25,11 +29,197 @@ HEADLINES = {
 }
 
 
-def fit(folder, *callbacks, data=None, **trainer):
-    data = data or tiny_data()
-    trainer = tiny_trainer(folder, callbacks=list(callbacks), **trainer)
-    trainer.fit(tiny_module(data), data)
-    return trainer
+def read(path):
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A run of two epochs with constants and a panel, and its output."""
+    folder = tmp_path_factory.mktemp("runs") / "a [bold]long[/bold] name :smile: wider than any terminal"
+    data, panel, printed = tiny_data(), PredictionPanel(), StringIO()
+    callbacks = [ResultsTable(constant_baseline=True), panel, ModelCheckpoint(folder / "checkpoints", filename="last")]
+    options = {"logger": CSVLogger(folder, name=""), "enable_checkpointing": True, "enable_progress_bar": True}
+    trainer = tiny_trainer(folder, callbacks=callbacks, max_epochs=2, **options)
+    with redirect_stdout(printed):
+        trainer.fit(tiny_module(data), data)
+    return SimpleNamespace(
+        folder=folder / "version_0",
+        trainer=trainer,
+        data=data,
+        panel=panel,
+        checkpoint=str(folder / "checkpoints" / "last.ckpt"),
+        lines=printed.getvalue().rstrip().splitlines(),
+    )
+
+
+def test_fit_logs_the_contract_keys(fitted):
+    with (fitted.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = {"train/loss", *(f"train/{key.split('/')[1]}/loss" for key in PRIMARY)}
+    assert {"epoch", "step"} | set(PRIMARY) | losses <= set(rows[0])
+    validated = [row for row in rows if row["val/depth/abs_err"]]
+    assert [row["epoch"] for row in validated] == ["0", "1"]
+    last = read(fitted.folder / "val_metrics.json")["val/depth/abs_err"]
+    assert last["value"] == pytest.approx(float(validated[-1]["val/depth/abs_err"]))
+
+
+def test_val_metrics_hold_unit_epoch_constant_and_gain(fitted):
+    rows = read(fitted.folder / "val_metrics.json")
+    assert {key: row["unit"] for key, row in rows.items()} == PRIMARY
+    for task, (key, row) in zip(fitted.data.tasks, rows.items(), strict=True):
+        assert list(row) == ["value", "unit", "higher_is_better", "primary", "epoch", "constant", "gain_percent"]
+        assert (row["higher_is_better"], row["primary"], row["epoch"]) == (task.higher_is_better, True, 1)
+        assert row["value"] == pytest.approx(float(fitted.trainer.callback_metrics[key]))
+        sign = 1 if task.higher_is_better else -1
+        gain = sign * 100 * (row["value"] - row["constant"]) / row["constant"]
+        assert row["gain_percent"] == pytest.approx(gain)
+
+
+def test_val_table_shows_every_metric_and_ends_with_paths(fitted):
+    paths = [fitted.folder / "val_metrics.json", fitted.panel.path]
+    assert [Path(line) for line in fitted.lines[-2:]] == paths
+    for key, row in read(paths[0]).items():
+        (line,) = (line for line in fitted.lines if key in line)
+        numbers = [f"{row['value']:.3f} {row['unit']}", f"{row['constant']:.3f} {row['unit']}"]
+        assert re.findall(r"[-+]?[\d.]+ \S+", line) == [*numbers, f"{row['gain_percent']:+.1f} %"]
+    assert any("after 2 epochs" in line for line in fitted.lines)
+
+
+def test_constant_baseline_is_off_by_default(tmp_path, capsys):
+    data = tiny_data(tasks=["depth"], labels="full", train_images=4)
+    tiny_trainer(tmp_path, callbacks=[ResultsTable()]).fit(tiny_module(data), data)
+    (row,) = read(tmp_path / "val_metrics.json").values()
+    assert list(row) == ["value", "unit", "higher_is_better", "primary", "epoch"]
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith(str(tmp_path / "val_metrics.json"))
+    assert "better than" not in printed
+
+
+def test_constant_baseline_is_skipped_beside_other_ranks():
+    trainer = SimpleNamespace(world_size=2, datamodule=tiny_data())
+    with pytest.warns(UserWarning, match=r"results\.constant_baseline"):
+        assert ResultsTable(constant_baseline=True)._constants(trainer, []) is None
+
+
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_val_batches": 0}])
+def test_fit_without_validation_or_trial_writes_nothing(tmp_path, capsys, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    data = tiny_data(tasks=["depth"], labels="full", train_images=4)
+    callbacks = [ResultsTable(constant_baseline=True)]
+    tiny_trainer(tmp_path, callbacks=callbacks, **options).fit(tiny_module(data), data)
+    assert "Validation after" not in capsys.readouterr().out
+    assert not (tmp_path / "val_metrics.json").exists()
+
+
+def evaluate(folder, module, data, ckpt_path=None, **trainer):
+    callback = ResultsTable()
+    trainer = tiny_trainer(folder, callbacks=[callback], **trainer)
+    trainer.test(module, data, ckpt_path=ckpt_path, verbose=False)
+    return SimpleNamespace(folder=folder, trainer=trainer, module=module, data=data, callback=callback)
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    data = tiny_data()
+    module = tiny_module(data, single_task={task.name: 10.0 for task in data.tasks})
+    with redirect_stdout(StringIO()):
+        return evaluate(tmp_path_factory.mktemp("tested"), module, data, enable_progress_bar=True)
+
+
+def test_test_metrics_hold_every_metric_with_its_spec(tested):
+    tasks, rows = tested.data.tasks, read(tested.folder / "test_metrics.json")
+    specs = {f"test/{t.name}/{name}": t.metric_spec(name) for t in tasks for name in t.metrics().compute()}
+    assert list(rows) == [*specs, "test/delta_m"]
+    for key, row in rows.items():
+        assert list(row) == ["value", "unit", "higher_is_better", "primary", "epoch"]
+        assert row["value"] == float(tested.trainer.callback_metrics[key])
+        assert row["epoch"] is None
+    for key, spec in specs.items():
+        assert (rows[key]["unit"], rows[key]["higher_is_better"]) == spec
+    assert (rows["test/delta_m"]["unit"], rows["test/delta_m"]["higher_is_better"]) == ("%", True)
+    primary = [f"test/{task.name}/{task.primary_metric}" for task in tasks]
+    assert [key for key, row in rows.items() if row["primary"]] == [*primary, "test/delta_m"]
+
+
+def test_test_markdown_is_one_row_with_units_and_arrows(tested):
+    rows = read(tested.folder / "test_metrics.json")
+    headers, rule, cells = (tested.folder / "test_metrics.md").read_text().splitlines()
+    assert headers.startswith("| semseg miou % \u2191 | semseg pixel_acc % \u2191 | ")
+    assert " | depth abs_err m \u2193 | " in headers
+    assert headers.endswith(" | delta_m % \u2191 |")
+    assert rule == "|" + " ---: |" * len(rows)
+    assert [float(cell) for cell in cells.strip("| ").split(" | ")] == pytest.approx(
+        [row["value"] for row in rows.values()], abs=0.006
+    )
+
+
+@pytest.mark.parametrize("width", ["80", "700"])
+def test_test_tables_fit_any_terminal_width(tested, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    tested.callback.on_test_end(tested.trainer, tested.module)
+    printed = capsys.readouterr().out
+    markdown = (tested.folder / "test_metrics.md").read_text().splitlines()
+    headers, _, cells = (line.strip("| ").split(" | ") for line in markdown)
+    for header, cell in zip(headers[:-1], cells[:-1], strict=True):
+        task, metric = header.split(" ", 1)
+        name, _, unit = metric.partition(" ")
+        assert task in printed
+        assert re.search(rf"┃ +{name} ┃", printed)
+        assert re.search(rf"┃ +{re.escape(unit)} ┃", printed)
+        assert re.search(rf"│ +{re.escape(cell)} │", printed), cell
+    paths = [str(tested.folder / name) for name in ("test_metrics.json", "test_metrics.md")]
+    assert printed.rstrip().splitlines()[-2:] == paths
+    assert (len([line for line in printed.splitlines() if "┡" in line]) == 1) == (width == "700")
+
+
+def test_test_metrics_name_the_epoch_of_the_checkpoint(fitted, tmp_path):
+    module = tiny_module(fitted.data)
+    evaluate(tmp_path, module, fitted.data, fitted.checkpoint, limit_test_batches=1)
+    assert {row["epoch"] for row in read(tmp_path / "test_metrics.json").values()} == {1}
+
+
+def test_a_checkpoint_restores_the_last_validation(fitted):
+    stored = torch.load(fitted.checkpoint, weights_only=True)["callbacks"]["ResultsTable"]
+    callback = ResultsTable()
+    callback.load_state_dict(stored)
+    values = {key: row["value"] for key, row in read(fitted.folder / "val_metrics.json").items()}
+    assert callback.state_dict() == {"values": values, "epoch": 1}
+
+
+def test_a_metric_without_labels_is_null_and_a_dash(tmp_path):
+    class Unlabeled(SyntheticScenes):
+        def label(self, index, task):
+            label = super().label(index, task)
+            return np.full_like(label, np.nan) if task == "depth" else label
+
+    data = tiny_data(tasks=["semseg", "depth"])
+    data.source = lambda split: Unlabeled(split, data.counts[split], data.image_size, data.scenes_seed, data.cache)
+    evaluate(tmp_path, tiny_module(data), data)
+    rows = read(tmp_path / "test_metrics.json")
+    assert rows["test/depth/abs_err"]["value"] is rows["test/depth/delta1"]["value"] is None
+    assert rows["test/semseg/miou"]["value"] > 0
+    assert (tmp_path / "test_metrics.md").read_text().splitlines()[-1].count("| - ") == 7
+
+
+def test_values_logged_by_others_are_left_out(tmp_path):
+    class Chatty(HTTModule):
+        def on_test_epoch_end(self):
+            super().on_test_epoch_end()
+            self.log_dict({"test/loss": 1.0, "test/elsewhere/loss": 1.0})
+
+    data = tiny_data(tasks="saliency", labels="full")
+    run = evaluate(tmp_path, Chatty(data.tasks, backbone=BACKBONE, token_dim=8), data)
+    assert run.trainer.callback_metrics["test/loss"] == 1
+    assert {key.split("/")[1] for key in read(tmp_path / "test_metrics.json")} == {"saliency"}
+
+
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_test_batches": 0}])
+def test_a_trial_or_empty_test_writes_nothing(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    data = tiny_data(tasks="depth", labels="full")
+    evaluate(tmp_path, tiny_module(data), data, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def set_up(**settings):
@@ -42,181 +232,9 @@ def maps(source, task, ids):
     return [source.label(source.ids.index(name), task) for name in ids]
 
 
-def test_a_run_writes_its_metrics_under_the_contract_keys(tmp_path):
-    fit(tmp_path, ResultsTable(), logger=CSVLogger(tmp_path, name=""), max_epochs=2)
-    with (tmp_path / "version_0" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    losses = {"train/loss", *(f"train/{key.split('/')[1]}/loss" for key in HEADLINES)}
-    assert {"epoch", "step"} | set(HEADLINES) | losses <= set(rows[0])
-    assert len([row for row in rows if row["val/depth/abs_err"]]) == 2
-    results = json.loads((tmp_path / "version_0" / "val_metrics.json").read_text())
-    last = [float(row["val/depth/abs_err"]) for row in rows if row["val/depth/abs_err"]][-1]
-    assert results["val/depth/abs_err"]["value"] == pytest.approx(last)
-
-
-def test_the_table_and_the_paths_are_the_last_lines(tmp_path, capsys):
-    fit(tmp_path, ResultsTable(), PredictionPanel(), enable_progress_bar=True)
-    lines = capsys.readouterr().out.rstrip().splitlines()
-    assert lines[-1] == str(tmp_path / "panels" / "epoch_000.png")
-    assert lines[-2] == str(tmp_path / "val_metrics.json")
-    assert "val/depth/abs_err" in lines[-4]
-
-
-def test_results_hold_value_unit_constant_and_gain_of_every_task(tmp_path):
-    data = tiny_data()
-    trainer = fit(tmp_path, ResultsTable(), data=data)
-    results = json.loads((tmp_path / "val_metrics.json").read_text())
-    assert {key: row["unit"] for key, row in results.items()} == HEADLINES
-    for task, (key, row) in zip(data.tasks, results.items(), strict=True):
-        assert list(row) == ["value", "unit", "higher_is_better", "constant", "gain_percent"]
-        assert row["higher_is_better"] == task.higher_is_better
-        assert row["value"] == pytest.approx(float(trainer.callback_metrics[key]))
-        sign = 1 if task.higher_is_better else -1
-        gain = sign * 100 * (row["value"] - row["constant"]) / row["constant"]
-        assert row["gain_percent"] == pytest.approx(gain)
-
-
-def test_the_table_shows_every_figure_and_ends_with_paths_that_exist(tmp_path, capsys):
-    folder = tmp_path / "a [bold]long[/bold] name of a folder :smile: which no terminal has the width for"
-    panel = PredictionPanel()
-    fit(folder, panel, ResultsTable())
-    lines = capsys.readouterr().out.rstrip().splitlines()
-    assert [Path(line) for line in lines[-2:]] == [folder / "val_metrics.json", panel.path]
-    assert all(Path(line).is_file() for line in lines[-2:])
-    printed = "\n".join(lines)
-    for key, row in json.loads((folder / "val_metrics.json").read_text()).items():
-        (line,) = (line for line in lines if key in line)
-        numbers = [f"{row['value']:.3f} {row['unit']}", f"{row['constant']:.3f} {row['unit']}"]
-        assert re.findall(r"[-+]?[\d.]+ \S+", line) == [*numbers, f"{row['gain_percent']:+.1f} %"]
-    assert "after 1 epochs" in printed
-
-
-def test_without_a_panel_the_table_ends_with_the_results(tmp_path, capsys):
-    fit(tmp_path, PredictionPanel(images=0), ResultsTable())
-    assert capsys.readouterr().out.rstrip().splitlines()[-1] == str(tmp_path / "val_metrics.json")
-
-
-def test_without_constants_they_are_null_and_shown_as_a_dash(tmp_path, capsys):
-    fit(tmp_path, ResultsTable(constant=False))
-    rows = json.loads((tmp_path / "val_metrics.json").read_text(), parse_constant=pytest.fail)
-    assert all(row["constant"] is None and row["gain_percent"] is None for row in rows.values())
-    assert "nan" not in capsys.readouterr().out
-
-
-def test_a_trial_run_prints_and_writes_no_results(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fit(tmp_path, ResultsTable(), fast_dev_run=True)
-    assert "constant" not in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_training_without_validation_leaves_no_empty_table(tmp_path, capsys):
-    fit(tmp_path, ResultsTable(), limit_val_batches=0)
-    assert not (tmp_path / "val_metrics.json").exists()
-    assert "constant" not in capsys.readouterr().out
-
-
-DELTA_M = {"value": None, "unit": "%", "higher_is_better": True, "headline": True}
-
-
-def evaluate(folder, module=None, data=None, **trainer):
-    data = data or tiny_data()
-    trainer = tiny_trainer(folder, callbacks=[ResultsTable()], **trainer)
-    trainer.test(module or tiny_module(data), data, verbose=False)
-    return trainer
-
-
-def test_testing_writes_every_figure_with_its_unit_and_direction(tmp_path):
-    data = tiny_data()
-    module = tiny_module(data, single_task={task.name: 10.0 for task in data.tasks})
-    trainer = evaluate(tmp_path, module, data)
-    rows = json.loads((tmp_path / "test_metrics.json").read_text())
-    figures = {f"test/{t.name}/{name}": t.metric_spec(name) for t in data.tasks for name in t.metrics().compute()}
-    assert list(rows) == [*figures, "test/delta_m"]
-    for key, row in rows.items():
-        assert list(row) == ["value", "unit", "higher_is_better", "headline"]
-        assert row["value"] == float(trainer.callback_metrics[key])
-    for key, figure in figures.items():
-        assert (rows[key]["unit"], rows[key]["higher_is_better"]) == figure
-    assert rows["test/delta_m"] | {"value": None} == DELTA_M
-    headlines = [f"test/{task.name}/{task.primary_metric}" for task in data.tasks]
-    assert [key for key, row in rows.items() if row["headline"]] == [*headlines, "test/delta_m"]
-
-
-def test_the_table_of_a_test_has_one_row_with_arrows(tmp_path):
-    data = tiny_data(tasks=["semseg", "depth"])
-    module = tiny_module(data, single_task={"semseg": 40.0, "depth": 0.5})
-    evaluate(tmp_path, module, data)
-    rows = json.loads((tmp_path / "test_metrics.json").read_text())
-    heads, rule, cells = (tmp_path / "test_metrics.md").read_text().splitlines()
-    assert heads == (
-        "| semseg miou % ↑ | semseg pixel_acc % ↑ | depth abs_err m ↓ | depth abs_rel ↓ | depth rmse m ↓ "
-        "| depth rmse_log ↓ | depth delta1 % ↑ | depth delta2 % ↑ | depth delta3 % ↑ | delta_m % ↑ |"
-    )
-    assert rule == "|" + " ---: |" * 10
-    numbers = [float(cell) for cell in cells.strip("| ").split(" | ")]
-    assert numbers == pytest.approx([row["value"] for row in rows.values()], abs=0.006)
-    assert numbers[3] == pytest.approx(rows["test/depth/abs_rel"]["value"], abs=6e-5)
-
-
-@pytest.mark.parametrize("width", ["80", "400"])
-def test_the_printed_table_shows_every_figure_in_full_and_ends_with_the_paths(tmp_path, capsys, monkeypatch, width):
-    monkeypatch.setenv("COLUMNS", width)
-    evaluate(tmp_path, enable_progress_bar=True)
-    printed = capsys.readouterr().out
-    heads, _, cells = (
-        (line.strip("| ").split(" | ")) for line in (tmp_path / "test_metrics.md").read_text().splitlines()
-    )
-    for head, cell in zip(heads, cells, strict=True):
-        task, figure = head.split(" ", 1)
-        assert task in printed
-        name, _, kind = figure.partition(" ")
-        assert re.search(rf"┃ +{name} ┃", printed)
-        assert re.search(rf"┃ +{kind} ┃", printed)
-        assert re.search(rf"│ +{re.escape(cell)} │", printed), cell
-    paths = [str(tmp_path / name) for name in ("test_metrics.json", "test_metrics.md")]
-    assert printed.rstrip().splitlines()[-2:] == paths
-    assert (len([line for line in printed.splitlines() if "┡" in line]) == 1) == (width == "400")
-
-
-def test_a_figure_without_a_single_label_is_null_and_a_dash(tmp_path):
-    class Unlabelled(SyntheticScenes):
-        def label(self, index, task):
-            label = super().label(index, task)
-            return np.full_like(label, np.nan) if task == "depth" else label
-
-    data = tiny_data(tasks=["semseg", "depth"])
-    data.source = lambda split: Unlabelled(split, data.counts[split], data.image_size, data.scenes_seed, data.cache)
-    evaluate(tmp_path, data=data)
-    rows = json.loads((tmp_path / "test_metrics.json").read_text(), parse_constant=pytest.fail)
-    assert rows["test/depth/abs_err"]["value"] is rows["test/depth/delta1"]["value"] is None
-    assert rows["test/semseg/miou"]["value"] > 0
-    assert (tmp_path / "test_metrics.md").read_text().splitlines()[-1].count("| - ") == 7
-
-
-def test_what_others_log_is_not_in_the_table(tmp_path):
-    class Chatty(HTTModule):
-        def on_test_epoch_end(self):
-            super().on_test_epoch_end()
-            self.log_dict({"test/loss": 1.0, "test/elsewhere/loss": 1.0})
-
-    data = tiny_data(tasks="saliency", labels="full")
-    trainer = evaluate(tmp_path, Chatty(data.tasks, backbone=BACKBONE, token_dim=8), data)
-    assert trainer.callback_metrics["test/loss"] == 1
-    rows = json.loads((tmp_path / "test_metrics.json").read_text())
-    assert list(rows) == ["test/saliency/max_f", "test/saliency/max_f_double_sigmoid"]
-
-
-def test_a_trial_test_and_one_without_batches_write_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    evaluate(tmp_path, fast_dev_run=True)
-    evaluate(tmp_path, limit_test_batches=0)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_constants_agree_with_plain_formulas():
     data = set_up()
-    scores = constant_scores(data, data.tasks)
+    scores = constant_baseline_scores(data, data.tasks)
     train, val = data.train.source, data.val.source
     keep = data.labels_per_image("train", train)
 
@@ -261,7 +279,7 @@ def test_constants_never_read_a_hidden_label(monkeypatch):
     data, read = set_up(), set()
     keep, label = data.labels_per_image("train", data.train.source), SyntheticScenes.label
     monkeypatch.setattr(SyntheticScenes, "label", guarded)
-    constant_scores(data, data.tasks)
+    constant_baseline_scores(data, data.tasks)
     assert {(0, "depth"), (1, "depth"), (0, "semseg"), (1, "semseg")} <= read
 
 
@@ -269,6 +287,6 @@ def test_a_task_without_a_single_training_label_has_no_constant():
     data = set_up(train_images=4)  # fewer images than tasks
     kept = {name for names in data.labels_per_image("train", data.train.source).values() for name in names}
     assert len(kept) == 4
-    scores = constant_scores(data, data.tasks)
+    scores = constant_baseline_scores(data, data.tasks)
     assert set(scores) == kept
     assert all(math.isfinite(score) for score in scores.values())

@@ -7,7 +7,7 @@ import yaml
 from htt_lightning import HTTModule
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth
-from htt_lightning.training.results import flat, found_results, labels_name, read_run, settings_of, training_of
+from htt_lightning.training.results import comparable_settings, find_results, flat, labels_name, read_run, training_info
 from tests.commands.report.folders import config_of, fitted_run, scored_run
 from tests.tiny import BACKBONE
 
@@ -21,7 +21,7 @@ def test_options_have_the_names_of_the_command_line():
 
 def test_settings_are_what_may_change_a_figure():
     options = flat(config_of(seed=1, root="/data", num_workers=4, image_size=[32, 48]))
-    settings = settings_of(options, ["semseg", "depth"])
+    settings = comparable_settings(options, ["semseg", "depth"])
     assert settings == {
         "data": "SyntheticDataModule",
         "data.labels": "one-label",
@@ -38,7 +38,7 @@ def test_settings_of_tasks_are_settings():
         "semseg",
         {"class_path": "htt_lightning.tasks.Edges", "init_args": {"thin_predictions": True, "loss_weight": 1.0}},
     ]
-    settings = settings_of(flat(config_of(tasks=described)), ["semseg", "edges"])
+    settings = comparable_settings(flat(config_of(tasks=described)), ["semseg", "edges"])
     assert settings["tasks.Edges.thin_predictions"] == "true"
     assert settings["tasks.Edges.loss_weight"] == "1.0"
 
@@ -85,17 +85,17 @@ def checkpoint(path, **noted):
 
 def test_a_checkpoint_says_how_it_was_trained_wherever_it_lies(tmp_path):
     noted = {"config": yaml.safe_dump(config_of(seed=5)), "labels": {"protocol": "full", "seed": None, "origin": None}}
-    found = training_of(checkpoint(tmp_path / "moved.ckpt", training=noted))
+    found = training_info(checkpoint(tmp_path / "moved.ckpt", training=noted))
     assert (found["config"]["seed_everything"], found["steps"]) == (5, 7)
     assert found["labels"]["protocol"] == "full"
 
 
 def test_a_checkpoint_of_weights_alone_is_described_by_what_lies_beside_it(tmp_path):
     path = checkpoint(tmp_path / "run" / "checkpoints" / "stage_1.ckpt")
-    assert training_of(path)["config"] is None
+    assert training_info(path)["config"] is None
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config_of(seed=6)))
     (tmp_path / "run" / "label_mask.json").write_text(json.dumps(MASK))
-    found = training_of(path)
+    found = training_info(path)
     assert found["config"]["seed_everything"] == 6
     assert found["labels"] == {"protocol": "one-label", "seed": 3, "origin": None}
 
@@ -103,10 +103,10 @@ def test_a_checkpoint_of_weights_alone_is_described_by_what_lies_beside_it(tmp_p
 def test_results_are_found_below_a_folder(tmp_path):
     fitted_run(tmp_path / "x" / "a", {})
     scored_run(tmp_path / "y", {}, None)
-    found = list(found_results(tmp_path))
+    found = list(find_results(tmp_path))
     assert found == [(tmp_path / "x/a/val_metrics.json", "val"), (tmp_path / "y/test_metrics.json", "test")]
     with pytest.raises(HTTError, match="no folder"):
-        list(found_results(tmp_path / "z"))
+        list(find_results(tmp_path / "z"))
 
 
 def test_teachers_of_other_seeds_have_one_name(tmp_path):
@@ -114,8 +114,8 @@ def test_teachers_of_other_seeds_have_one_name(tmp_path):
     for seed, labels in ((0, "full"), (1, "full"), (1, "one-label")):
         noted = {"config": yaml.safe_dump(config_of(seed=seed, labels=labels)), "labels": None}
         path = checkpoint(tmp_path / f"{seed}_{labels}" / "last.ckpt", training=noted)
-        names.append(settings_of(flat({"discovery": {"teacher": str(path)}}), ["depth"])["discovery.teacher"])
+        names.append(comparable_settings(flat({"discovery": {"teacher": str(path)}}), ["depth"])["discovery.teacher"])
     assert names[0] == names[1] != names[2]
     assert names[0].startswith("last.ckpt #")
-    kept = settings_of({"discovery.teacher": ["ema", "lost.ckpt"]}, ["depth"])
+    kept = comparable_settings({"discovery.teacher": ["ema", "lost.ckpt"]}, ["depth"])
     assert kept["discovery.teacher"] == "ema, lost.ckpt"

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from htt_lightning.callbacks.drawing import placeholder, stack, to_picture, with_title
+from htt_lightning.callbacks.drawing import placeholder, to_uint8_image, vstack_images, with_title
 from htt_lightning.commands.check.inspection import inspect, open_splits
 from htt_lightning.commands.check.readings import Readings
 from htt_lightning.data.batch import to_target
@@ -128,7 +128,7 @@ def contact_sheet(
         rest = [place for place in places.values() if place not in chosen]
         spread = np.linspace(0, len(rest) - 1, min(share - len(chosen), len(rest))).round().astype(int)
         rows += [draw_row(readings, place) for place in [*chosen, *(rest[index] for index in spread)]]
-    return stack(rows) if rows else None
+    return vstack_images(rows) if rows else None
 
 
 def draw_row(readings: Readings, position: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def draw_row(readings: Readings, position: int) -> np.ndarray:
     image = readings.image(position, [])
     pixels = np.zeros((64, 96, 3), np.uint8) if image is None else image
     pixels = resized(pixels, split.size, smooth=True) if split.size else pixels
-    picture = to_picture(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])[0]
+    picture = to_uint8_image(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])[0]
     cells = [with_title(placeholder(picture, "broken") if image is None else picture, f"{readings.name} image {name}")]
     for task in split.tasks:
         given = task.name in readings.labels[name]
@@ -146,7 +146,7 @@ def draw_row(readings: Readings, position: int) -> np.ndarray:
             cell = placeholder(picture, "no label" if not given else "broken" if label is None else "image broken")
         else:
             array = resized(label[0], split.size, smooth=False) if split.size else label[0]
-            cell = to_picture(task.colorize(to_target(array, task)[None]))[0]
+            cell = to_uint8_image(task.colorize(to_target(array, task)[None]))[0]
         cells.append(with_title(cell, task.name))
     return np.concatenate(cells, 1)
 

@@ -12,7 +12,7 @@ from htt_lightning.commands.report.layout import markdown, numbers, table
 from htt_lightning.errors import HTTError, several
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import RESULTS
-from htt_lightning.training.results import Run, Split, found_results, read_run
+from htt_lightning.training.results import Run, Split, find_results, read_run
 
 TABLE, NUMBERS, FIGURE = "comparison.md", "comparison.csv", "comparison.png"
 
@@ -20,7 +20,7 @@ TABLE, NUMBERS, FIGURE = "comparison.md", "comparison.csv", "comparison.png"
 def report(
     folders: list[str],
     out: str = "comparison",
-    reference: str | None = None,
+    baseline: str | None = None,
     split: Split | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -33,14 +33,14 @@ def report(
         folders: Runs, or folders that hold runs, such as ``runs``.
         out: Folder for ``comparison.md`` (headline figures), ``comparison.csv`` (all figures, and the settings that
             differ) and ``comparison.png``.
-        reference: The row that Delta_m is measured against: its name, a part of it that no other name has, or the
+        baseline: The row that Delta_m is measured against: its name, a part of it that no other name has, or the
             folder of one of its runs.
         split: ``test`` for the figures of ``test``, the default where there are any; ``val`` for those that ``fit``
             ends with.
         overwrite: Whether files that are there may be replaced.
 
     Raises:
-        HTTError: There are no results, the folder is not empty, or the reference is unknown: then nothing is written.
+        HTTError: There are no results, the folder is not empty, or the baseline is unknown: then nothing is written.
             Some results are damaged or cannot be compared, or the picture cannot be drawn: then all else is written.
     """
     place = Path(out)
@@ -49,8 +49,8 @@ def report(
     if not runs:
         raise several(faults, shown=None)
     comparison = compare(runs, split, faults)
-    if reference is not None:
-        measure(comparison, reference, faults)
+    if baseline is not None:
+        measure(comparison, baseline, faults)
     console, text = Console(), markdown(comparison)
     if console.is_terminal:
         console.print(table(comparison))
@@ -80,7 +80,7 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[HTTError]]:
     runs, faults = list[Run](), list[HTTError]()
     for folder in folders:
         try:
-            found = {path.resolve(): (path, split) for path, split in found_results(Path(folder))}
+            found = {path.resolve(): (path, split) for path, split in find_results(Path(folder))}
         except HTTError as error:
             faults.append(error)
             continue

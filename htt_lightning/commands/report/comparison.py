@@ -28,7 +28,7 @@ class Row:
         settings: What they have in common.
         runs: The runs.
         name: Short, from what tells the row from others.
-        gains: Delta_m of each seed against a reference.
+        gains: Delta_m of each seed against a baseline.
     """
 
     settings: Mapping[str, str]
@@ -182,24 +182,24 @@ def short(key: str, others: Iterable[str]) -> str:
     return key if any(other != key and (other.partition(".")[2] or other) == rest for other in others) else rest
 
 
-def measure(comparison: Comparison, reference: str, faults: list[HTTError]) -> None:
+def measure(comparison: Comparison, baseline: str, faults: list[HTTError]) -> None:
     """Add Delta_m against a row, for every seed of each row of the same tasks.
 
     Args:
         comparison: The rows.
-        reference: Name of one of them, or a part of it that no other has, or the folder of one of its runs.
+        baseline: Name of one of them, or a part of it that no other has, or the folder of one of its runs.
         faults: Where to add rows of other tasks.
 
     Raises:
         HTTError: There is no such row.
     """
-    base = referred(comparison.rows, reference)
+    base = referred(comparison.rows, baseline)
     kinds = {key: kind for key, kind in comparison.headlines.items() if key != DELTA_M and base.values(key)}
     single = {key: statistics.mean(base.values(key)) for key in kinds}
     for row in comparison.rows:
         if row.tasks != base.tasks:
             theirs, ours = (", ".join(sorted(one.tasks)) for one in (row, base))
-            what = f"{row.runs[0].path}: the tasks of its row are {theirs}, those of the reference {ours}"
+            what = f"{row.runs[0].path}: the tasks of its row are {theirs}, those of the baseline {ours}"
             faults.append(HTTError(f"{what}; Delta_m needs the same."))
             continue
         for runs in row.seeds.values():
@@ -209,19 +209,19 @@ def measure(comparison: Comparison, reference: str, faults: list[HTTError]) -> N
     comparison.notes.append(f"Delta_m is measured against {base.name}.")
 
 
-def referred(rows: Sequence[Row], reference: str) -> Row:
+def referred(rows: Sequence[Row], baseline: str) -> Row:
     """The row of a name, or of a part of it that no other has, or of the folder of one of its runs.
 
     Raises:
         HTTError: There is none, or more than one; the message names those there are.
     """
-    place, known = Path(reference).resolve(), [row.name for row in rows]
-    named = [row for row in rows if row.name == reference] or [row for row in rows if reference in row.name]
+    place, known = Path(baseline).resolve(), [row.name for row in rows]
+    named = [row for row in rows if row.name == baseline] or [row for row in rows if baseline in row.name]
     found = named or [row for row in rows if any(run.path.resolve().parent == place for run in row.runs)]
     if len(found) == 1:
         return found[0]
     listed = "\n".join(f"  {row.name}" for row in found or rows)
     if found:
-        raise HTTError(f"--reference {reference!r} is part of several names. Rows:\n{listed}")
-    hint = did_you_mean(reference, known)
-    raise HTTError(f"--reference {reference!r} names no row, nor the folder of one of its runs.{hint} Rows:\n{listed}")
+        raise HTTError(f"--baseline {baseline!r} is part of several names. Rows:\n{listed}")
+    hint = did_you_mean(baseline, known)
+    raise HTTError(f"--baseline {baseline!r} names no row, nor the folder of one of its runs.{hint} Rows:\n{listed}")

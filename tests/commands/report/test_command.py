@@ -35,7 +35,7 @@ def failing(*folders, **options):
 def test_the_command_prints_and_writes_a_report_or_says_what_is_wrong(runs, capsys):
     with pytest.raises(SystemExit, match="error: There is no folder runs/full_0/lost"):
         main(["report", "runs/full_0/lost"])
-    main(["report", "runs", "--out", "mine", "--reference", "labels=one-label"])
+    main(["report", "runs", "--out", "mine", "--baseline", "labels=one-label"])
     printed = capsys.readouterr().out
     assert {path.name for path in Path("mine").iterdir()} == FILES
     assert Path("mine/comparison.md").read_text() in printed
@@ -95,7 +95,7 @@ def test_folders_without_results_are_named(runs):
 
 
 def test_a_wrong_reference_writes_nothing(runs):
-    assert "Did you mean 'labels=full'?" in failing("runs", reference="labels=fulll")
+    assert "Did you mean 'labels=full'?" in failing("runs", baseline="labels=fulll")
     assert not Path("comparison").exists()
 
 

@@ -146,7 +146,7 @@ def test_a_row_of_other_tasks_has_no_delta_m_and_is_named(tmp_path):
     measure(found, str(tmp_path / "a"), faults)
     (fault,) = faults
     assert str(odd / "val_metrics.json") in str(fault)
-    assert "semseg, those of the reference depth, semseg" in str(fault)
+    assert "semseg, those of the baseline depth, semseg" in str(fault)
     assert [bool(row.gains) for row in found.rows] == [True, False]
 
 
