@@ -92,10 +92,10 @@ METHODS = {
         Method("offline predictions", teacher=SUPERVISED, offline=True),
         Method("moving average", (*AVERAGE, "--discovery.ramp", "N"), stages=2),
         Method("moving average, raised, no ramp", (*AVERAGE, "--discovery.balances", BALANCED), stages=2),
-        Method(NO_GLOBAL, ("--model.global_tokens", "false")),
-        Method("+ predictions, no global tokens", ("--model.global_tokens", "false"), teacher=NO_GLOBAL),
-        Method(NO_FINE, ("--model.fine_tokens", "false")),
-        Method("+ predictions, no fine-grained tokens", ("--model.fine_tokens", "false"), teacher=NO_FINE),
+        Method(NO_GLOBAL, ("--model.use_global_tokens", "false")),
+        Method("+ predictions, no global tokens", ("--model.use_global_tokens", "false"), teacher=NO_GLOBAL),
+        Method(NO_FINE, ("--model.use_fine_tokens", "false")),
+        Method("+ predictions, no fine-grained tokens", ("--model.use_fine_tokens", "false"), teacher=NO_FINE),
         Method(FULL),
     )
 }

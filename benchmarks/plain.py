@@ -27,7 +27,7 @@ TASKS = (
 class PlainHTTNet(HTTNet):
     """``HTTNet`` with global and fine-grained tokens over a pyramid of maps, transcribed."""
 
-    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
+    def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
         """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size; always of all images."""
         net: Any = self
         glob = net.global_tokens

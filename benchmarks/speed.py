@@ -61,7 +61,7 @@ class Fast:
         labels: Where labels of unlabelled images come from: nowhere, a teacher, or the batch.
         features: Whether a teacher teaches its features as well, for which it has to look at every image.
         precision: What the teacher computes in.
-        checkpointing: See ``HTTModule``.
+        gradient_checkpointing: See ``HTTModule``.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Fast:
         labels: str = "",
         features: bool = True,
         precision: Precision = "run",
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.batch = dict(batch)
-        self.module = HTTModule(TASKS, backbone=backbone, checkpointing=checkpointing)
+        self.module = HTTModule(TASKS, backbone=backbone, gradient_checkpointing=gradient_checkpointing)
         self.module.epochs_per_stage = 1
         if labels:
             known = (
@@ -152,7 +152,7 @@ TABLES: dict[str, list[Candidate]] = {
     "step of stage 1": [
         Candidate("plain", Plain),
         Candidate("htt_lightning", Fast),
-        Candidate("htt_lightning, checkpointing", Fast, {"checkpointing": True}),
+        Candidate("htt_lightning, gradient checkpointing", Fast, {"gradient_checkpointing": True}),
     ],
     "step of stage 2": [
         Candidate("htt_lightning, stage 1", Fast),

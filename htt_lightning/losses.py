@@ -1,5 +1,6 @@
-"""Masked losses, one value per image: what is not labelled can neither count nor leak (method.md 3)."""
+"""Per-image losses that ignore unlabeled pixels."""
 
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
@@ -9,51 +10,65 @@ from torch import Tensor
 
 from htt_lightning.output import TaskOutput, feature_stride, upsample_to_image
 
-SUPERVISED, PREDICTION, FEATURE = "supervised", "discovered prediction", "feature"
-"""Kinds of terms."""
-
 BIN_LOSS_WEIGHT = 0.1
-"""Weight of the bin classification that goes with the L1 loss of a regression task (method.md 3)."""
+"""Weight of the bin classification loss beside the L1 loss of a regression task."""
 
 CONFIDENCE_INV_TEMPERATURE = 5.0
-"""Factor on bin logits whose largest probability is the confidence in a discovered value (method.md 4)."""
+"""Factor on bin logits before the softmax whose maximum is the confidence of a pseudo-label."""
 
 
-class Term(NamedTuple):
-    """A part of the loss of a batch, image by image; no gradient flows through it.
+class LossKind(StrEnum):
+    """Name the kinds of loss terms."""
+
+    SUPERVISED = "supervised"
+    PSEUDO_LABEL = "pseudo-label"
+    FEATURE = "feature"
+
+
+class LossTerm(NamedTuple):
+    """Hold one term of a batch's loss, image by image, detached from the graph.
 
     Attributes:
-        task: The task's name.
-        kind: ``supervised``, ``discovered prediction`` or ``feature``.
-        loss: One value per image that it is on.
-        rows: Positions of these images in the batch; None for all.
+        task: Name of the task.
+        kind: Kind of the term.
+        loss: One value per selected image.
+        indices: Indices of the selected images in the batch; None for all.
     """
 
     task: str
-    kind: str
+    kind: LossKind
     loss: Tensor
-    rows: Tensor | None = None
+    indices: Tensor | None = None
 
 
 def upcast(x: Tensor) -> Tensor:
-    """Half precision to float32: sums over pixels and norms need the range; wider types stay as they are."""
+    """Cast half precision to float32, whose range sums over pixels need; keep other types.
+
+    Examples:
+        >>> upcast(torch.zeros(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def einsum_no_autocast(equation: str, *operands: Tensor) -> Tensor:
-    """``torch.einsum`` in the operands' own type: autocast would go back to half precision."""
+    """Compute ``torch.einsum`` in the type of the operands; autocast would return to half precision."""
     with torch.autocast(operands[0].device.type, enabled=False):
         return torch.einsum(equation, *operands)
 
 
 def labeled_sum(loss: Tensor, labeled: Tensor) -> Tensor:
-    """Sum of the losses of the labelled images.
+    """Sum the losses of the labeled images.
 
-    ``torch.where`` keeps an unlabelled image's head in the graph with zero gradient, so distributed training never
-    waits for it, and lets no NaN through, which a product with zero would.
+    ``torch.where`` keeps the head of an unlabeled image in the graph with zero gradient, so distributed training never
+    waits for it. A product with zero would let NaN through.
+
+    Examples:
+        >>> labeled_sum(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
+        tensor(1.)
 
     Args:
-        loss: One value per image ``b``.
+        loss: One value per image, ``b``.
         labeled: bool ``b``.
 
     Returns:
@@ -63,21 +78,31 @@ def labeled_sum(loss: Tensor, labeled: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean over each image's valid pixels, 0 where an image has none.
+    """Average each image's valid pixels.
+
+    Examples:
+        >>> valid = torch.tensor([[[True, True]], [[False, False]]])
+        >>> masked_mean(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), valid)
+        tensor([1.5000, 0.0000])
 
     Args:
         values: Finite ``b h w``.
         valid: bool ``b h w``.
 
     Returns:
-        ``b``.
+        ``b``, 0 where an image has no valid pixel.
     """
     total = reduce(torch.where(valid, values, torch.zeros_like(values)), "b h w -> b", "sum")
     return total / reduce(valid, "b h w -> b", "sum").clamp(min=1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Cross entropy per pixel, 0 where invalid.
+    """Compute the cross entropy of each pixel.
+
+    Examples:
+        >>> valid = torch.tensor([[[True, False]]])
+        >>> cross_entropy(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]]), valid)
+        tensor([[[1.3863, 0.0000]]])
 
     Args:
         logits: ``b k h w``.
@@ -85,37 +110,47 @@ def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         valid: bool ``b h w``.
 
     Returns:
-        ``b h w``.
+        ``b h w``, 0 where invalid.
     """
     return F.cross_entropy(logits, target.masked_fill(~valid, -100), reduction="none", ignore_index=-100)
 
 
-def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor, positive: float = 0.95) -> Tensor:
-    """Binary cross entropy with fixed class weights (method.md 3, edges).
+def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor, pos_weight: float = 0.95) -> Tensor:
+    """Compute the binary cross entropy with fixed class weights.
 
-    The mean over valid pixels of ``w y softplus(-x) + (1 - w) (1 - y) softplus(x)``.
+    It is the mean over valid pixels of ``w y softplus(-x) + (1 - w) (1 - y) softplus(x)``.
+
+    Examples:
+        >>> valid = torch.ones(1, 1, 1, dtype=torch.bool)
+        >>> balanced_bce(torch.zeros(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.long), valid)
+        tensor([0.6585])
 
     Args:
         logits: ``b h w``.
         target: ``b h w``, 0 or 1, any value where invalid.
         valid: bool ``b h w``.
-        positive: Weight w of the positive class; the negative class has ``1 - w``.
+        pos_weight: Weight w of the positive class in [0, 1]; the negative class has ``1 - w``.
 
     Returns:
         ``b``.
     """
     truth = target.masked_fill(~valid, 0).to(logits.dtype)
-    pixel = positive * truth * F.softplus(-logits) + (1 - positive) * (1 - truth) * F.softplus(logits)
+    pixel = pos_weight * truth * F.softplus(-logits) + (1 - pos_weight) * (1 - truth) * F.softplus(logits)
     return masked_mean(pixel, valid)
 
 
 def l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Absolute error summed over channels, mean over each image's valid pixels.
+    """Average the absolute error, summed over channels, over each image's valid pixels.
+
+    Examples:
+        >>> target = torch.tensor([[[[2.0, float("nan")]]]])
+        >>> l1(torch.zeros(1, 1, 1, 2), target, torch.tensor([[[True, False]]]))
+        tensor([2.])
 
     Args:
         pred: ``b c h w``.
-        target: ``b c h w``, may be NaN where invalid: it is replaced before the arithmetic, because a NaN masked
-            afterwards may live on in gradients.
+        target: ``b c h w``, any value where invalid. NaN is replaced before the arithmetic, because a NaN that is
+            masked afterwards can survive in gradients.
         valid: bool ``b h w``.
 
     Returns:
@@ -125,23 +160,35 @@ def l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return masked_mean((pred - truth).abs().sum(1), valid)
 
 
-def bin_confidence(output: TaskOutput, size: tuple[int, int], sharpness: float) -> Tensor:
-    """How far one bin stands out from the others: ``b h w`` in [0, 1] (method.md 4).
+def bin_confidence(output: TaskOutput, size: tuple[int, int], inverse_temperature: float) -> Tensor:
+    """Compute the confidence of a binned regression: the largest bin probability of each pixel.
 
-    Resized bins lie side by side in memory; told so, softmax takes a third of the time on a CPU.
+    Args:
+        output: Output with bin logits ``b k h/s w/s``.
+        size: Image height and width in pixels.
+        inverse_temperature: Factor on the logits before the softmax.
+
+    Returns:
+        ``b h w`` in [0, 1].
     """
-    sharp = upsample_to_image(sharpness * upcast(output.logits), size)
-    return rearrange(sharp, "b k h w -> b h w k").softmax(-1).amax(-1)
+    scaled = upsample_to_image(inverse_temperature * upcast(output.logits), size)
+    # Upsampling leaves the bins contiguous, for which softmax takes a third of the time on a CPU.
+    return rearrange(scaled, "b k h w -> b h w k").softmax(-1).amax(-1)
 
 
 def feature_mse(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared difference of features, weighted per cell if there are weights (method.md 4).
+    """Average the squared difference of two features over each image's valid cells.
+
+    Examples:
+        >>> valid = torch.ones(1, 8, 8, dtype=torch.bool)
+        >>> feature_mse(torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2), valid)
+        tensor([1.])
 
     Args:
         student: ``b d h/s w/s``.
-        teacher: Likewise.
-        valid: bool ``b h w`` of the pixels: a cell that holds padding does not count.
-        weight: ``b 1 h/s w/s``, such as the teacher's confidence.
+        teacher: ``b d h/s w/s``.
+        valid: bool ``b h w`` of the pixels; a cell that contains padding is left out.
+        weight: ``b 1 h/s w/s``, such as the teacher's confidence; None weights all cells alike.
 
     Returns:
         ``b``.
@@ -152,7 +199,19 @@ def feature_mse(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor 
 
 
 def fully_valid_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cells of a feature map that hold no invalid pixel of their image: bool ``b h/s w/s`` of ``b h w``."""
+    """Mark the cells of a feature map that contain no invalid pixel.
+
+    Examples:
+        >>> fully_valid_cells(torch.tensor([[[True, True, True, False]] * 2]), (1, 2))
+        tensor([[[ True, False]]])
+
+    Args:
+        valid: bool ``b h w`` of the pixels.
+        size: Rows and columns of the feature map.
+
+    Returns:
+        bool ``b h/s w/s``.
+    """
     stride = feature_stride(size, (valid.shape[-2], valid.shape[-1]))
     invalid = F.max_pool2d((~valid)[:, None].float(), stride, ceil_mode=True)
     return invalid[:, 0] == 0

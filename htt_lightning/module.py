@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from htt_lightning.data.batch import Batch, labeled_indices
 from htt_lightning.discovery.loss import TeacherEnsemble
 from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.losses import SUPERVISED, Term
+from htt_lightning.losses import LossKind, LossTerm
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
@@ -47,13 +47,13 @@ class HTTModule(L.LightningModule):
         token_dim: Token width D.
         dropout: Rate in ASPP.
         dilations: In ASPP, in pixels of the finest map (a quarter of the image for ResNets).
-        reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores of ``htt``.
-        global_tokens: Whether ``htt`` has global tokens; false for ablation.
-        fine_tokens: Whether it has fine-grained tokens; false for ablation (with several processes, strategy
+        token_stride: Kernel and stride r of the depthwise convolutions behind gates and token scores of ``htt``.
+        use_global_tokens: Whether ``htt`` has global tokens; false for ablation.
+        use_fine_tokens: Whether it has fine-grained tokens; false for ablation (with several processes, strategy
             ``ddp_find_unused_parameters_true``).
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
-        checkpointing: Whether heads are computed once more in the backward pass instead of kept: less memory, longer
-            steps, the same gradients.
+        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping them: less memory,
+            longer steps, the same gradients.
         lr: Learning rate of Adam.
         weight_decay: Of all parameters.
         power: Of the polynomial decay to zero, per epoch.
@@ -76,11 +76,11 @@ class HTTModule(L.LightningModule):
         token_dim: int = 256,
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
-        reduction: int = 1,
-        global_tokens: bool = True,
-        fine_tokens: bool = True,
+        token_stride: int = 1,
+        use_global_tokens: bool = True,
+        use_fine_tokens: bool = True,
         backbone_options: dict[str, Any] | None = None,
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
         lr: float = 2e-5,
         weight_decay: float = 1e-6,
         power: float = 0.9,
@@ -115,7 +115,7 @@ class HTTModule(L.LightningModule):
         self.input: dict[str, Any] = {}
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
-        self.last_loss_terms: list[Term] = []  # what the loss of the last training batch was made of
+        self.last_loss_terms: list[LossTerm] = []  # what the loss of the last training batch was made of
         self.generators: list[Tensor] = []  # states of the CPU's and the GPU's as that step began
 
     def build_network(self) -> nn.Module:
@@ -124,8 +124,8 @@ class HTTModule(L.LightningModule):
         A subclass may return any module that keeps the contract of ``TaskOutput``.
         """
         network = self.hparams["network"]
-        keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "checkpointing"]
-        keys += ["reduction", "global_tokens", "fine_tokens"] if network == "htt" else []
+        keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "gradient_checkpointing"]
+        keys += ["token_stride", "use_global_tokens", "use_fine_tokens"] if network == "htt" else []
         counts = {task.name: task.num_tokens for task in self.tasks}
         net = NETWORKS[network](counts, **{key: self.hparams[key] for key in keys})
         return net.to(memory_format=torch.channels_last)  # what convolutions are fastest in
@@ -211,7 +211,7 @@ class HTTModule(L.LightningModule):
         """The loss of a batch, and the means over an epoch of what it is made of."""
         (total, discovered), images = self.loss(batch), len(batch["image"])
         for task, kind, losses, _ in self.last_loss_terms:
-            if kind == SUPERVISED:
+            if kind == LossKind.SUPERVISED:
                 self._log_loss(f"train/{task}/loss", losses.sum(), batch["labeled"][task].sum(), images)
         if discovered is not None:
             self._log_loss("train/discovery/loss", discovered.sum(), images, images)
@@ -230,7 +230,7 @@ class HTTModule(L.LightningModule):
         for task in self.tasks:
             name = task.name
             losses = self._labeled_losses(task, outputs[name], batch[name], rows[name])
-            self.last_loss_terms.append(Term(name, SUPERVISED, losses.detach(), rows[name]))
+            self.last_loss_terms.append(LossTerm(name, LossKind.SUPERVISED, losses.detach(), rows[name]))
             total = total + self.loss_weights[name] * (losses * factor[rows[name]]).sum()
         if self.discovery is not None:
             discovered = self.discovery.loss(batch, outputs)

@@ -1,4 +1,4 @@
-"""What every network returns for every task, and the way back to pixels."""
+"""Network outputs, and the way from feature resolution back to pixels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,20 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError
 
 
 class TaskOutput(NamedTuple):
-    """One task's raw output, at feature resolution (stride ``s``: 4, or 16 with a single-scale backbone).
+    """Hold one task's raw output at feature resolution.
 
-    This is all that the rest of the library asks of a network: a module that takes RGB in [0, 1], ``b 3 h w``, and
-    returns a dict with an ``TaskOutput`` per task may be trained, taught and a teacher. Its stride is a power of two, one
-    for all tasks, and sizes are rounded up: ``ceil(h/s) ceil(w/s)``.
+    Any module that maps RGB images in [0, 1] (``b 3 h w``) to a dict of ``TaskOutput`` can be trained, and can act as
+    teacher or student. All tasks share one stride ``s``, a power of two. Sizes are rounded up: ``ceil(h/s) ceil(w/s)``.
 
     Attributes:
-        logits: ``b k h/s w/s``, one channel per class or bin (method.md 2.4): ``k = task.num_tokens``.
-        feature: ``b d h/s w/s``, the task feature G' that feature-level discovery compares.
-        confidence: ``b 1 h/s w/s`` in (0, 1), how far to trust the feature; ones from a network that does not say.
+        logits: ``b k h/s w/s``, one channel per class or bin: ``k = task.num_tokens``.
+        feature: ``b d h/s w/s``, the task feature that feature losses compare.
+        confidence: ``b 1 h/s w/s`` in (0, 1), the reliability of the feature; ones if the network has no estimate.
     """
 
     logits: Tensor
@@ -28,73 +27,118 @@ class TaskOutput(NamedTuple):
     confidence: Tensor
 
 
+class ImageView(NamedTuple):
+    """Locate an image inside the input of the network.
+
+    Attributes:
+        size: Original height and width in pixels.
+        resized: Height and width in pixels after resizing.
+        offset: Rows and columns of padding above and to the left of the resized image.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+
+
 BatchIndices = Sequence[Tensor | None]
-"""For each task, positions of the images in a batch that it is asked about; None for all."""
+"""Per task, the indices of the selected images of a batch; None selects all."""
 
 
-def picked(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Some images of a batch ``b ...``; where ``rows`` is None, the very tensor."""
-    return x if rows is None else x[rows]
+def select(x: Tensor, indices: Tensor | None) -> Tensor:
+    """Select images of a batch.
+
+    Examples:
+        >>> select(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([2, 0]))
+        tensor([7., 5.])
+
+    Args:
+        x: ``b ...``.
+        indices: Indices of the images; None returns ``x`` itself.
+    """
+    return x if indices is None else x[indices]
 
 
-def spread(values: Tensor, rows: Tensor | None, images: int) -> Tensor:
-    """One value per picked image as one per image of the batch, ``b``: 0 for those that were not picked."""
-    return values if rows is None else values.new_zeros(images).index_add(0, rows, values)
+def scatter_to_batch(values: Tensor, indices: Tensor | None, batch_size: int) -> Tensor:
+    """Scatter one value per selected image to all images of the batch.
+
+    Examples:
+        >>> scatter_to_batch(torch.tensor([7.0, 5.0]), torch.tensor([2, 0]), 3)
+        tensor([5., 0., 7.])
+
+    Args:
+        values: One value per selected image.
+        indices: Indices of the selected images; None if all are selected.
+        batch_size: Number of images ``b`` in the batch.
+
+    Returns:
+        ``b``, 0 for images that were not selected.
+    """
+    return values if indices is None else values.new_zeros(batch_size).index_add(0, indices, values)
 
 
-def asked(rows: Tensor | None) -> bool:
-    """Whether ``rows`` are any."""
-    return rows is None or len(rows) > 0
+def any_selected(indices: Tensor | None) -> bool:
+    """Return whether at least one image is selected."""
+    return indices is None or len(indices) > 0
 
 
 def upsample_to_image(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a map from feature resolution to its image.
+    """Upsample a map from feature resolution to its image.
 
-    A network rounds an odd image up to whole cells of its stride, so the map is enlarged by that stride and cut, never
-    squeezed into ``size``. Strides are powers of two, hence the stride is the next one above ``h / rows``.
+    A network rounds the image size up to whole cells. The map is enlarged by the stride and cropped, never squeezed.
+
+    Examples:
+        >>> upsample_to_image(torch.zeros(1, 2, 8, 9), (30, 33)).shape
+        torch.Size([1, 2, 30, 33])
 
     Args:
         values: ``b c ceil(h/s) ceil(w/s)``.
         size: Image height and width in pixels.
 
     Returns:
-        ``b c h w``, bilinear with half-pixel centres (method.md 1).
+        ``b c h w``, bilinear with half-pixel centers.
     """
     (rows, columns), (height, width) = values.shape[-2:], size
     stride = feature_stride((rows, columns), size)
-    return resize(values, (rows * stride, columns * stride))[..., :height, :width]
+    return resize_bilinear(values, (rows * stride, columns * stride))[..., :height, :width]
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resizing with half-pixel centres; the map itself where it has that size.
-
-    Channels that lie side by side in memory are interpolated several times faster on a CPU.
-    """
+def resize_bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize ``b c h w`` bilinearly with half-pixel centers; return ``x`` itself if it has that size."""
     if x.shape[-2:] == torch.Size(size):
         return x
-    if not torch.compiler.is_compiling():  # a compiler lays memory out itself, and export wants no branches on strides
+    # Channels-last interpolation is several times faster on a CPU. Compilers choose their own layout, and an exported
+    # program must not branch on strides.
+    if not torch.compiler.is_compiling():
         x = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)
 
 
 def feature_stride(cells: tuple[int, int], size: tuple[int, int]) -> int:
-    """Stride of a feature map over its image: a power of two.
+    """Return the stride of a feature map over its image.
+
+    Examples:
+        >>> feature_stride((8, 9), (30, 33))
+        4
 
     Args:
         cells: Rows and columns of the map.
-        size: Height and width of the image.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        A power of two.
 
     Raises:
-        HTTError: With no such stride the map has as many cells.
+        ConfigError: No power of two maps this image to this number of cells.
     """
     stride = 1
     while stride * cells[0] < size[0] or stride * cells[1] < size[1]:
         stride *= 2
-    if torch.compiler.is_compiling():  # where sizes are symbols, and a comparison would be a condition on them
+    if torch.compiler.is_compiling():  # sizes are symbols: comparing them would add a guard
         return stride
     if tuple(-(-length // stride) for length in size) != tuple(cells):
-        raise HTTError(
-            f"A map of {cells[0]}x{cells[1]} cells does not fit an image of {size[0]}x{size[1]} pixels: a network's "
-            "stride must be a power of two, and sizes rounded up; resize what it returns."
+        raise ConfigError(
+            f"The stride of a network must be a power of two, with sizes rounded up, got {cells[0]}x{cells[1]} cells "
+            f"for an image of {size[0]}x{size[1]} pixels. Resize the network's outputs."
         )
     return stride

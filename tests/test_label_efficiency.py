@@ -60,7 +60,7 @@ def test_teachers_come_first_and_are_shared(study):
         assert runs.index(run.teacher) < runs.index(run)
         assert run.teacher.turn != run.turn  # they never run side by side
         assert (run.teacher.labels, run.teacher.seed) == (run.labels, run.seed)
-        for option in ("--model.global_tokens", "--model.fine_tokens"):
+        for option in ("--model.use_global_tokens", "--model.use_fine_tokens"):
             assert (option in run.method.words) == (option in run.teacher.method.words)
     assert {run.method.name for run in study.plan(1, quick=True)} == set(study.MAIN)
 

@@ -85,8 +85,8 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_class(seed):
     ours = cross_entropy(logits, target.masked_fill(~valid, 255), valid).numpy()
     x = logits.numpy()
     probability = np.exp(x) / np.exp(x).sum(1, keepdims=True)
-    picked = np.take_along_axis(probability, target.numpy()[:, None], 1)[:, 0]
-    np.testing.assert_allclose(ours, np.where(valid, -np.log(picked), 0), rtol=1e-9, atol=1e-12)
+    select = np.take_along_axis(probability, target.numpy()[:, None], 1)[:, 0]
+    np.testing.assert_allclose(ours, np.where(valid, -np.log(select), 0), rtol=1e-9, atol=1e-12)
 
 
 def test_cross_entropy_has_no_gradient_at_invalid_pixels_whatever_their_target():

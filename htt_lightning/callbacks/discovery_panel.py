@@ -69,7 +69,7 @@ class DiscoveryPanel(EpochImageLogger):
             return
         name = f"epoch_{trainer.current_epoch:03d}.png"
         with torch.no_grad():
-            affinity = pl_module.net.affinity() if isinstance(pl_module.net, HTTNet) else None
+            affinity = pl_module.net.task_affinity() if isinstance(pl_module.net, HTTNet) else None
         if affinity is not None:
             picture = draw_affinity(affinity.float().cpu(), [task.name for task in pl_module.tasks])
             save_and_log(trainer, self._folder / "affinity" / name, "affinity", picture)

@@ -14,7 +14,7 @@ from htt_lightning.callbacks.label_discovery import LabelDiscovery
 from htt_lightning.data.batch import Batch
 from htt_lightning.errors import HTTError
 from htt_lightning.io.run_directory import run_directory
-from htt_lightning.losses import Term
+from htt_lightning.losses import LossTerm
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.module import HTTModule
 from htt_lightning.steps import keep_step
@@ -183,7 +183,7 @@ def teachers_of(trainer: L.Trainer, module: HTTModule) -> Sequence[Mapping[str, 
     return teachers
 
 
-def findings(terms: Sequence[Term], batch: Batch) -> Iterator[str]:
+def findings(terms: Sequence[LossTerm], batch: Batch) -> Iterator[str]:
     """Which terms of which tasks are not finite on which images, or on what else it lies; line by line."""
     ids, found = batch["id"], False
     if names := named(batch["image"].flatten(1).isfinite().all(1), ids):

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from htt_lightning.callbacks.drawing import to_uint8_image, with_title
 from htt_lightning.data.batch import Batch
-from htt_lightning.data.input_size import ImageView
 from htt_lightning.errors import HTTError, several
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
+from htt_lightning.output import ImageView
 from htt_lightning.tasks import Task
 
 Format = Literal["png", "npy"]
@@ -190,7 +190,7 @@ def inside(batch: Batch) -> Tensor:
     if view is None:
         images: Tensor = batch["image"]
         return images
-    (top, left), (height, width) = view.corner, view.inner
+    (top, left), (height, width) = view.offset, view.resized
     inner: Tensor = batch["image"][..., top : top + height, left : left + width]
     return inner
 

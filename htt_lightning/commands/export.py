@@ -27,7 +27,7 @@ from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 from htt_lightning.training.loading import load_module
 
-NEEDED: Mapping[str, tuple[str, ...]] = {
+REQUIRED_PACKAGES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "torch-export": (),
     "safetensors": (),
@@ -35,17 +35,17 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 """Packages of the extra ``export`` by format."""
 SMALLEST, LARGEST = 32, 8192
 """Height and width of the images that an exported program takes, in pixels."""
-TRACED = (2, 3, 72, 104)
+TRACE_SHAPE = (2, 3, 72, 104)
 """Shape of the image that the network is followed with: no length that another one could be taken for."""
-CHECKED = ((1, 3, 64, 96), (3, 3, 101, 75))
+PARITY_SHAPES = ((1, 3, 64, 96), (3, 3, 101, 75))
 """Shapes at which an exported program is compared with the network: two batch sizes and two sizes, one of them odd."""
 TOLERANCE = 1e-4
 """Largest difference of a field or a probability, as a share of the output's largest magnitude."""
-AGREEMENT = 0.999
+MIN_CLASS_AGREEMENT = 0.999
 """Smallest share of equal pixels of a class map: classes may change places where their scores are as good as equal."""
 
 
-class Decoder(nn.Module):
+class ExportWrapper(nn.Module):
     """What is exported: from an image to the decoded maps.
 
     Args:
@@ -78,10 +78,10 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
         HTTError: The format is unknown, its packages are not installed, the checkpoint is none of this library, the
             file exists or cannot be written, or what it computes is not what the network does. Nothing is written then.
     """
-    if format not in NEEDED:
-        hint = did_you_mean(format, NEEDED)
-        raise HTTError(f"--format is {format!r}; it must be one of {', '.join(NEEDED)}.{hint}")
-    for package in NEEDED[format]:
+    if format not in REQUIRED_PACKAGES:
+        hint = did_you_mean(format, REQUIRED_PACKAGES)
+        raise HTTError(f"--format is {format!r}; it must be one of {', '.join(REQUIRED_PACKAGES)}.{hint}")
+    for package in REQUIRED_PACKAGES[format]:
         try:
             import_module(package)
         except ImportError as error:
@@ -91,23 +91,23 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
         raise HTTError(f"--out {out} is a folder; name a file.")
     if path.exists() and not overwrite:
         raise HTTError(f"{out} exists; choose another file with --out, or give --overwrite true.")
-    model = Decoder(load(ckpt_path)).eval()
-    facts = describe(model)
-    write: Callable[[Decoder, dict[str, Any], Path], Callable[[Tensor], Mapping[str, Tensor]] | None]
+    model = ExportWrapper(load(ckpt_path)).eval()
+    metadata = model_metadata(model)
+    write: Callable[[ExportWrapper, dict[str, Any], Path], Callable[[Tensor], Mapping[str, Tensor]] | None]
     write = {"onnx": _write_onnx, "torch-export": _write_program, "safetensors": _write_weights}[format]
     console = Console(soft_wrap=True)
     with atomic_path(path) as partial, torch.no_grad():
         partial.touch()  # a folder that cannot be written to is found before minutes of work
-        with status(f"Exporting as {format}: PyTorch may need minutes"), blamed_on(format):
-            compute = write(model, facts, partial)
-            differences = compare(model, compute) if compute else {}
+        with status(f"Exporting as {format}: PyTorch may need minutes"), export_errors(format):
+            compute = write(model, metadata, partial)
+            differences = check_parity(model, compute) if compute else {}
         for task, text in differences.items():
             console.out(f"{task}: {text}", highlight=False)
     console.out(path, highlight=False)
 
 
 @contextmanager
-def blamed_on(format: str) -> Iterator[None]:
+def export_errors(format: str) -> Iterator[None]:
     """What an exporter raises inside the block, each a different one for every mishap, becomes one error.
 
     Raises:
@@ -121,7 +121,7 @@ def blamed_on(format: str) -> Iterator[None]:
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
         raise HTTError(
             f"--format {format}: this network cannot be exported: {type(error).__name__}: {cause}\n"
-            f"Try another --format ({', '.join(NEEDED)}), or other versions of its packages; `htt info` names them."
+            f"Try another --format ({', '.join(REQUIRED_PACKAGES)}), or other versions of its packages (`htt info`)."
         ) from error
 
 
@@ -137,7 +137,7 @@ def load(ckpt_path: str) -> HTTModule:
     return module
 
 
-def describe(model: Decoder) -> dict[str, Any]:
+def model_metadata(model: ExportWrapper) -> dict[str, Any]:
     """What a reader of an exported file has to know, in plain values.
 
     Returns:
@@ -176,12 +176,12 @@ def _described(task: Task, decoded: Tensor) -> dict[str, Any]:
     }
 
 
-def program_of(model: Decoder) -> ExportedProgram:
+def to_exported_program(model: ExportWrapper) -> ExportedProgram:
     """The computation for any batch and, from 32 pixels on, any image size.
 
     PyTorch asks of every size that it be on the same side of each comparison as the traced one. Those that the network
     itself makes hold for all sizes; the others choose memory layouts, on which values do not depend. So they become
-    assertions, and those are taken out; ``compare`` looks at sizes for which they would not have held.
+    assertions, and those are taken out; ``check_parity`` looks at sizes for which they would not have held.
     """
     axes = {
         0: Dim("batch", min=1),
@@ -190,7 +190,7 @@ def program_of(model: Decoder) -> ExportedProgram:
     }
     program = torch.export.export(
         model,
-        (torch.rand(TRACED),),
+        (torch.rand(TRACE_SHAPE),),
         dynamic_shapes={"image": axes},
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
@@ -204,7 +204,7 @@ def program_of(model: Decoder) -> ExportedProgram:
     return program
 
 
-def compare(model: Decoder, compute: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, str]:
+def check_parity(model: ExportWrapper, compute: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, str]:
     """What an exported program and the network differ by, in words, by task.
 
     Args:
@@ -212,11 +212,11 @@ def compare(model: Decoder, compute: Callable[[Tensor], Mapping[str, Tensor]]) -
         compute: The program: an image ``b 3 h w`` to decoded maps by task.
 
     Raises:
-        HTTError: They differ by more than ``TOLERANCE``, or agree on fewer pixels than ``AGREEMENT``.
+        HTTError: They differ by more than ``TOLERANCE``, or agree on fewer pixels than ``MIN_CLASS_AGREEMENT``.
     """
     worst: dict[str, tuple[bool, float]] = {}
     generator = torch.Generator().manual_seed(0)
-    for shape in CHECKED:
+    for shape in PARITY_SHAPES:
         image = torch.rand(shape, generator=generator)
         expected, found = model(image), compute(image)
         for name, values in expected.items():
@@ -235,12 +235,12 @@ def compare(model: Decoder, compute: Callable[[Tensor], Mapping[str, Tensor]]) -
         for name, (index, value) in worst.items()
     }
     for name, (index, value) in worst.items():
-        if not value <= (1 - AGREEMENT if index else TOLERANCE):  # NaN is no agreement either
+        if not value <= (1 - MIN_CLASS_AGREEMENT if index else TOLERANCE):  # NaN is no agreement either
             raise HTTError(f"The exported model is not the network, so it is not written: {name}: {words[name]}.")
     return words
 
 
-def _write_onnx(model: Decoder, facts: dict[str, Any], path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def _write_onnx(model: ExportWrapper, metadata: dict[str, Any], path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
     """Write ONNX; what it computes is computed by onnxruntime, from the file."""
     import onnx
     import onnxruntime
@@ -253,15 +253,15 @@ def _write_onnx(model: Decoder, facts: dict[str, Any], path: Path) -> Callable[[
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
-                program_of(model), dynamo=True, input_names=["image"], output_names=names, verbose=False
+                to_exported_program(model), dynamo=True, input_names=["image"], output_names=names, verbose=False
             )
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
     assert exported is not None
     proto = exported.model_proto
-    _name_axes(proto, facts)
-    onnx.helper.set_model_props(proto, {"htt_lightning": json.dumps(facts)})
+    _name_axes(proto, metadata)
+    onnx.helper.set_model_props(proto, {"htt_lightning": json.dumps(metadata)})
     path.write_bytes(proto.SerializeToString())
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
@@ -272,9 +272,9 @@ def _write_onnx(model: Decoder, facts: dict[str, Any], path: Path) -> Callable[[
     return compute
 
 
-def _name_axes(proto: Any, facts: dict[str, Any]) -> None:
+def _name_axes(proto: Any, metadata: dict[str, Any]) -> None:
     """Call the free axes of inputs and outputs by their names instead of formulas."""
-    axes = {"image": facts["input"]["axes"]} | {name: output["axes"] for name, output in facts["outputs"].items()}
+    axes = {"image": metadata["input"]["axes"]} | {name: output["axes"] for name, output in metadata["outputs"].items()}
     words = {"b": "batch", "h": "height", "w": "width"}
     for value in (*proto.graph.input, *proto.graph.output):
         for axis, dimension in zip(axes[value.name].split(), value.type.tensor_type.shape.dim, strict=True):
@@ -282,10 +282,10 @@ def _name_axes(proto: Any, facts: dict[str, Any]) -> None:
                 dimension.dim_param = words[axis]
 
 
-def _write_program(model: Decoder, facts: dict[str, Any], path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+def _write_program(model: ExportWrapper, metadata: dict[str, Any], path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
     """Write what ``torch.export.load`` reads; what it computes is computed from the file."""
     with path.open("wb") as file:
-        torch.export.save(program_of(model), file, extra_files={"htt_lightning.json": json.dumps(facts)})
+        torch.export.save(to_exported_program(model), file, extra_files={"htt_lightning.json": json.dumps(metadata)})
     with path.open("rb") as written:
         program = torch.export.load(written).module()
 
@@ -296,9 +296,9 @@ def _write_program(model: Decoder, facts: dict[str, Any], path: Path) -> Callabl
     return compute
 
 
-def _write_weights(model: Decoder, facts: dict[str, Any], path: Path) -> None:
+def _write_weights(model: ExportWrapper, metadata: dict[str, Any], path: Path) -> None:
     """Write the weights of the network alone, under their names in it; nothing to compare, as they are copies."""
     from safetensors.torch import save_file
 
     state = {name: value.contiguous() for name, value in model.net.state_dict().items()}
-    save_file(state, path, metadata={"htt_lightning": json.dumps(facts)})
+    save_file(state, path, metadata={"htt_lightning": json.dumps(metadata)})

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -11,26 +11,13 @@ from htt_lightning.data.transforms import finish
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resized
 from htt_lightning.models.network import STRIDE
+from htt_lightning.output import ImageView
 
 Size = Literal["trained", "own"] | tuple[int, int]
 """At what size the network sees images; see ``InputResizer.of``."""
 
 LIMIT = 2**25
 """Pixels that the network is given at once; beyond, an image needs a sliding window."""
-
-
-class ImageView(NamedTuple):
-    """Where an image lies in what the network sees of it.
-
-    Attributes:
-        size: The image's own height and width.
-        inner: Its height and width before the network.
-        corner: Rows and columns of padding above and to the left of it.
-    """
-
-    size: tuple[int, int]
-    inner: tuple[int, int]
-    corner: tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from htt_lightning.data.batch import Batch, unlabeled_indices
 from htt_lightning.losses import (
-    FEATURE,
-    PREDICTION,
-    Term,
+    LossKind,
+    LossTerm,
     feature_mse,
     fully_valid_cells,
     labeled_sum,
@@ -22,7 +21,7 @@ from htt_lightning.losses import (
 )
 from htt_lightning.metrics import MeanLoss
 from htt_lightning.models.network import DensePredictionNetwork
-from htt_lightning.output import TaskOutput, asked, feature_stride, picked, spread
+from htt_lightning.output import TaskOutput, any_selected, feature_stride, scatter_to_batch, select
 from htt_lightning.tasks import PseudoLabel, Task
 
 
@@ -169,7 +168,7 @@ class TeacherEnsemble:
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
         self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
         self.targets, self.teacher_precision, self.scale = targets, precision, 1.0
-        self.last_loss_terms: list[Term] = []
+        self.last_loss_terms: list[LossTerm] = []
         names = [
             f"{task.name}/{key}" for task in tasks if task.supports_pseudo_labels for key in ("coverage", "confidence")
         ]
@@ -194,18 +193,18 @@ class TeacherEnsemble:
         total, self.last_loss_terms = torch.zeros(len(valid), device=valid.device), []
         for task in self.tasks:
             name, row = task.name, rows[task.name] if rows else None
-            if not asked(row):
+            if not any_selected(row):
                 continue
-            labeled, student = picked(batch["labeled"][name], row), TaskOutput(*(picked(x, row) for x in outputs[name]))
-            known = PseudoLabel(*(picked(x, row) for x in found[name])) if name in found else None
-            weight, seen, soft_target = self.loss_weights[name], picked(valid, row), soft_targets.get(name)
+            labeled, student = select(batch["labeled"][name], row), TaskOutput(*(select(x, row) for x in outputs[name]))
+            known = PseudoLabel(*(select(x, row) for x in found[name])) if name in found else None
+            weight, seen, soft_target = self.loss_weights[name], select(valid, row), soft_targets.get(name)
             added = discovery_loss(
                 task, student, taught.get(name), labeled, seen, weight, self.terms, known, soft_target
             )
-            total = total + spread(added.loss, row, len(valid))
+            total = total + scatter_to_batch(added.loss, row, len(valid))
             self.last_loss_terms += [
-                Term(name, FEATURE, added.feature.detach(), row),
-                Term(name, PREDICTION, added.prediction.detach(), row),
+                LossTerm(name, LossKind.FEATURE, added.feature.detach(), row),
+                LossTerm(name, LossKind.PSEUDO_LABEL, added.prediction.detach(), row),
             ]
             for key in ("coverage", "confidence") if task.supports_pseudo_labels else ():
                 figure = getattr(added, key).detach()
@@ -233,7 +232,7 @@ class TeacherEnsemble:
                 taught = teacher(image, rows)
             else:
                 seen = teacher(image)
-                taught = {name: TaskOutput(*(picked(x, row) for x in seen[name])) for name, row in rows.items()}
+                taught = {name: TaskOutput(*(select(x, row) for x in seen[name])) for name, row in rows.items()}
         return taught
 
     def _mean(self, image: Tensor) -> dict[str, TaskOutput]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.io.weights import verify_zip_checksums
 
-PYRAMID = (4, 8, 16, 32)
+PYRAMID_STRIDES = (4, 8, 16, 32)
 """Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""
 
 
@@ -37,8 +37,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        arguments = _feature_arguments(name) | dict(options or {})
-        self.model = _create(name, pretrained, **arguments)
+        arguments = _feature_kwargs(name) | dict(options or {})
+        self.model = _create_timm_model(name, pretrained, **arguments)
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
 
@@ -48,9 +48,9 @@ class Backbone(nn.Module):
         return [rearrange(x, "b h w c -> b c h w") for x in maps] if _channels_last(self.model) else maps
 
 
-def _feature_arguments(name: str) -> dict[str, Any]:
+def _feature_kwargs(name: str) -> dict[str, Any]:
     """Which levels to ask timm for; a look at the untrained model tells."""
-    model = _create(name, pretrained=False)
+    model = _create_timm_model(name, pretrained=False)
     strides: list[int] = model.feature_info.reduction()
     if len(set(strides)) == 1:
         if strides[0] not in (4, 8, 16):
@@ -58,9 +58,11 @@ def _feature_arguments(name: str) -> dict[str, Any]:
         # A plain transformer: four evenly spaced depths, (2, 5, 8, 11) of twelve.
         depth = len(model.model.blocks) if hasattr(model.model, "blocks") else len(strides)
         return {"out_indices": tuple(depth * k // 4 - 1 for k in (1, 2, 3, 4)), "dynamic_img_size": True}
-    if not set(PYRAMID) <= set(strides):
-        raise HTTError(f"Backbone {name!r} has maps of strides {strides}; strides {PYRAMID} or one stride are needed.")
-    arguments: dict[str, Any] = {"out_indices": tuple(strides.index(stride) for stride in PYRAMID)}
+    if not set(PYRAMID_STRIDES) <= set(strides):
+        raise HTTError(
+            f"Backbone {name!r} has maps of strides {strides}; strides {PYRAMID_STRIDES} or one stride are needed."
+        )
+    arguments: dict[str, Any] = {"out_indices": tuple(strides.index(stride) for stride in PYRAMID_STRIDES)}
     if any(hasattr(part, "strict_img_size") for part in model.modules()):  # Swin, at sizes other than its own
         arguments["strict_img_size"] = False
     return arguments
@@ -71,7 +73,7 @@ def _channels_last(model: Any) -> bool:
     return bool(getattr(model, "output_fmt", "NCHW") != "NCHW")
 
 
-def _create(name: str, pretrained: bool | str, **arguments: Any) -> Any:
+def _create_timm_model(name: str, pretrained: bool | str, **arguments: Any) -> Any:
     if not timm.is_model(name.split(".")[0].removeprefix("hf-hub:")) and ":" not in name:
         hint = did_you_mean(name, timm.list_models())
         raise HTTError(

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from htt_lightning.models.layers import atrous, seen, shifts
-from htt_lightning.output import resize
+from htt_lightning.models.layers import atrous, tap_offsets, valid_tap_fraction
+from htt_lightning.output import resize_bilinear
 
 
 class LazyFusedMap(NamedTuple):
@@ -29,12 +29,12 @@ class LazyFusedMap(NamedTuple):
         """Those of each map."""
         return [x.shape[1] for x in self.maps]
 
-    def dense(self) -> Tensor:
+    def materialize(self) -> Tensor:
         """The sum ``b f h_0 w_0``: projected at each map's own size, which commutes with resizing (method.md 1)."""
         (first, *others), (weight, *weights) = self.maps, torch.split(self.weight, self.channels, 1)
         out = F.conv2d(first, weight[..., None, None], self.bias)
         for x, weight in zip(others, weights, strict=True):
-            out = out + resize(F.conv2d(x, weight[..., None, None]), first.shape[-2:])
+            out = out + resize_bilinear(F.conv2d(x, weight[..., None, None]), first.shape[-2:])
         return out
 
     def mean(self) -> Tensor:
@@ -42,7 +42,7 @@ class LazyFusedMap(NamedTuple):
         size = self.maps[0].shape[-2:]
         out = self.bias
         for x, weight in zip(self.maps, torch.split(self.weight, self.channels, 1), strict=True):
-            rows, columns = (_resizing(x, axis, to).mean(0) for axis, to in zip((2, 3), size, strict=True))
+            rows, columns = (_resize_matrix(x, axis, to).mean(0) for axis, to in zip((2, 3), size, strict=True))
             out = out + torch.einsum("b c h w, h, w -> b c", x, rows, columns) @ weight.T
         return out[..., None, None]
 
@@ -67,12 +67,12 @@ class LazyFusedMap(NamedTuple):
             ``b d h_0 w_0``.
         """
         first, size = self.maps[0], self.maps[0].shape[-2:]
-        aside = shifts(weight.shape[-1], dilation)
+        aside = tap_offsets(weight.shape[-1], dilation)
         taps = weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1])  # (i j d) f
         shape = (len(aside), len(aside), weight.shape[0], -1)
         composed = torch.split((taps @ self.weight).view(shape), self.channels, -1)  # i j d c_s
         kernel = composed[0].permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
-        sees = [torch.stack([_moved(first.new_ones(n, 1), by)[:, 0] for by in aside], 1) for n in size]
+        sees = [torch.stack([_shift_rows(first.new_ones(n, 1), by)[:, 0] for by in aside], 1) for n in size]
         out = atrous(first, kernel, (dilation, dilation)).permute(0, 2, 3, 1)
         # From here on in place: many maps of this size that come and go leave holes in memory.
         out = out.add_(torch.einsum("y i, x j, i j d -> y x d", *sees, (taps @ self.bias).view(shape[:3])))
@@ -80,17 +80,17 @@ class LazyFusedMap(NamedTuple):
         reach = [k for k, by in enumerate(aside) if abs(by) < size[0]]  # rows of taps that see any of the map
         for x, product in zip(self.maps[1:], composed[1:], strict=True):
             batch, channels, height, width = x.shape
-            down, right = (_resizing(x, axis, to) for axis, to in zip((2, 3), size, strict=True))
-            across = torch.stack([_moved(right, by) for by in aside], 2).flatten(1)  # x (w j)
-            along = torch.cat([_moved(down, aside[k]) for k in reach], 1)  # y (i h)
+            down, right = (_resize_matrix(x, axis, to) for axis, to in zip((2, 3), size, strict=True))
+            across = torch.stack([_shift_rows(right, by) for by in aside], 2).flatten(1)  # x (w j)
+            along = torch.cat([_shift_rows(down, aside[k]) for k in reach], 1)  # y (i h)
             rows = product[reach[0] : reach[-1] + 1].reshape(len(reach), -1, channels).mT  # i c_s (j d)
             seen = x.permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels) @ rows  # b i (h w) (j d)
             seen = across @ seen.reshape(batch * len(reach) * height, width * len(aside), -1)  # (b i h) x d
             out.baddbmm_(along.expand(batch, -1, -1), seen.reshape(batch, len(reach) * height, -1))
         return out.reshape(*out.shape[:2], size[1], -1).permute(0, 3, 1, 2)
 
-    def pays(self, weights: Sequence[Tensor], dilations: Sequence[int]) -> bool:
-        """Whether ``conv`` takes fewer products per image than the same convolutions of ``dense``.
+    def is_cheaper(self, weights: Sequence[Tensor], dilations: Sequence[int]) -> bool:
+        """Whether ``conv`` takes fewer products per image than the same convolutions of ``materialize``.
 
         Counted for one image, so that what is computed does not depend on how many there are in a batch. Only on a CPU
         and in full precision: nothing else was measured.
@@ -104,7 +104,7 @@ class LazyFusedMap(NamedTuple):
         composed = 0.0
         for weight, dilation in zip(weights, dilations, strict=True):
             out, size = weight.shape[0], weight.shape[-1]
-            inside = seen(weight.shape[-2:], (dilation, dilation), (height, width)) * size * size
+            inside = valid_tap_fraction(weight.shape[-2:], (dilation, dilation), (height, width)) * size * size
             direct += pixels * features * out * inside
             composed += pixels * self.channels[0] * out * inside + size * size * out * features * inputs
             for m in self.maps[1:]:
@@ -131,14 +131,14 @@ class Fusion(nn.Module):
         return LazyFusedMap(list(maps), self.conv.weight.flatten(1), cast(Tensor, self.conv.bias))
 
 
-def _resizing(x: Tensor, axis: int, to: int) -> Tensor:
-    """The matrix ``to n`` that resizes an axis of length n as ``resize`` does."""
+def _resize_matrix(x: Tensor, axis: int, to: int) -> Tensor:
+    """The matrix ``to n`` that resizes an axis of length n as ``resize_bilinear`` does."""
     size = x.shape[axis]
     same = torch.eye(size, dtype=x.dtype, device=x.device)
     return F.interpolate(same[None], size=to, mode="linear", align_corners=False)[0].T if to != size else same
 
 
-def _moved(matrix: Tensor, by: int) -> Tensor:
+def _shift_rows(matrix: Tensor, by: int) -> Tensor:
     """Row r is row ``r + by``, or zero where there is none."""
     size = len(matrix)
     kept = matrix[max(by, 0) : max(size + min(by, 0), 0)]

@@ -9,8 +9,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from htt_lightning.models.fusion import LazyFusedMap
-from htt_lightning.models.layers import Reduce, conv_bn_relu, light, xavier
-from htt_lightning.output import TaskOutput, resize
+from htt_lightning.models.layers import DepthwiseDownsample, checkpoint_if_large, conv_bn_relu, init_xavier
+from htt_lightning.output import TaskOutput, resize_bilinear
 
 
 class ASPP(nn.Module):
@@ -45,17 +45,19 @@ class ASPP(nn.Module):
         *own, last = weight.chunk(len(self.branches) + 1, dim=1)
         convs = [cast(nn.Conv2d, branch[0]) for branch in cast(Sequence[nn.Sequential], self.branches)]
         weights, dilations = [conv.weight for conv in convs], [conv.dilation[0] for conv in convs]
-        if isinstance(x, LazyFusedMap) and self.composed and x.pays(weights, dilations):
+        if isinstance(x, LazyFusedMap) and self.composed and x.is_cheaper(weights, dilations):
             mean, seen = x.mean(), (x.conv(w, dilation) for w, dilation in zip(weights, dilations, strict=True))
         else:
-            dense = x.dense() if isinstance(x, LazyFusedMap) else x
+            dense = x.materialize() if isinstance(x, LazyFusedMap) else x
             mean, seen = dense.mean((2, 3), keepdim=True), (conv(dense) for conv in convs)
         out = F.conv2d(self.pool(mean), last)
         for branch, part, features in zip(self.branches, own, seen, strict=True):
             norm_relu = cast(nn.Sequential, branch)[1:]
             # In place of the newest map: nothing else needs it.
-            out = light(lambda x, w, act=norm_relu: F.conv2d(act(x), w), norm_relu, features, part).add_(out)
-        return light(lambda x: self.dropout(self.project[1:](x)), self.project, out)
+            out = checkpoint_if_large(lambda x, w, act=norm_relu: F.conv2d(act(x), w), norm_relu, features, part).add_(
+                out
+            )
+        return checkpoint_if_large(lambda x: self.dropout(self.project[1:](x)), self.project, out)
 
 
 class TaskTokenAttention(nn.Module):
@@ -93,7 +95,7 @@ class TaskTokenAttention(nn.Module):
         else:
             attended = F.scaled_dot_product_attention(query, key, value)
         context = rearrange(self.feature_out(attended[:, :-1]), "b (h w) d -> b d h w", h=x.shape[2] // 2)
-        return self.refine(x + resize(context, x.shape[-2:])), self.token_out(attended[:, -1])
+        return self.refine(x + resize_bilinear(context, x.shape[-2:])), self.token_out(attended[:, -1])
 
 
 class FineGrainedTokens(nn.Module):
@@ -130,8 +132,8 @@ class HTTHead(nn.Module):
         count: K, number of classes or bins.
         dropout: Rate in ASPP.
         dilations: In ASPP.
-        reduction: Kernel and stride r of the depthwise convolution that token scores are computed on.
-        fine: Whether there are fine-grained tokens; without them, logits are not weighted by scores.
+        token_stride: Kernel and stride r of the depthwise convolution that token scores are computed on.
+        use_fine_tokens: Whether there are fine-grained tokens; without them, logits are not weighted by scores.
     """
 
     def __init__(
@@ -141,26 +143,26 @@ class HTTHead(nn.Module):
         count: int,
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
-        reduction: int = 1,
-        fine: bool = True,
+        token_stride: int = 1,
+        use_fine_tokens: bool = True,
     ) -> None:
         super().__init__()
         self.aspp = ASPP(inputs, dim, dropout, dilations)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
         self.attention = TaskTokenAttention(dim)
-        self.fine_tokens = FineGrainedTokens(dim, count) if fine else None
-        self.reduce = Reduce(dim, reduction) if fine else None
+        self.fine_tokens = FineGrainedTokens(dim, count) if use_fine_tokens else None
+        self.reduce = DepthwiseDownsample(dim, token_stride) if use_fine_tokens else None
         self.classify = nn.Conv2d(dim, count, 1)
         self.refine = nn.Conv2d(count, count, 3, padding=1)
-        self.apply(xavier)
+        self.apply(init_xavier)
 
     def forward(self, x: Tensor | LazyFusedMap, token: Tensor) -> TaskOutput:
         """Features ``b c h w`` and the task's token ``d`` to the task's output."""
         feature, own = self.attention(self.conv(self.aspp(x)), token)
         logits = self.classify(feature)
         if self.fine_tokens is not None and self.reduce is not None:
-            scores = F.softplus(self.reduce.products(feature, self.fine_tokens(own).mT))
-            logits = logits * self.reduce.enlarge(scores, feature.shape[-2:])
+            scores = F.softplus(self.reduce.token_scores(feature, self.fine_tokens(own).mT))
+            logits = logits * self.reduce.upsample(scores, feature.shape[-2:])
         logits = self.refine(logits)
         confidence = torch.einsum("b d h w, b d -> b h w", feature, own).sigmoid()
         return TaskOutput(logits, feature, rearrange(confidence, "b h w -> b 1 h w"))
@@ -184,7 +186,7 @@ class BaselineHead(nn.Module):
         self.aspp = ASPP(inputs, dim, dropout, dilations)
         self.conv = conv_bn_relu(dim, dim, 3)
         self.classify = nn.Conv2d(dim, count, 1)
-        self.apply(xavier)
+        self.apply(init_xavier)
 
     def forward(self, x: LazyFusedMap) -> TaskOutput:
         """Features ``b c h w`` to the task's output, with a confidence of one."""

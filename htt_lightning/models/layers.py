@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_input
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from htt_lightning.output import resize
+from htt_lightning.output import resize_bilinear
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -47,27 +47,27 @@ class DilatedConv2d(nn.Conv2d):
         return atrous(x, self.weight, (self.dilation[0], self.dilation[1]))
 
 
-MOST_TAPS = 0.7
+MAX_VALID_TAPS = 0.7
 """Share of a dilated convolution's products that see no padding, up to which leaving out the others pays."""
 
 
-def shifts(size: int, step: int) -> list[int]:
+def tap_offsets(size: int, step: int) -> list[int]:
     """Where the taps along an axis look, relative to the middle one."""
     return [step * (k - size // 2) for k in range(size)]
 
 
-def seen(kernel: Sequence[int], dilation: Sequence[int], size: Sequence[int]) -> float:
+def valid_tap_fraction(kernel: Sequence[int], dilation: Sequence[int], size: Sequence[int]) -> float:
     """Share of a convolution's products that see no padding, on a map of a size."""
     share = 1.0
     for taps, step, length in zip(kernel, dilation, size, strict=True):
-        share *= sum([max(1 - abs(shift) / length, 0) for shift in shifts(taps, step)]) / taps
+        share *= sum([max(1 - abs(shift) / length, 0) for shift in tap_offsets(taps, step)]) / taps
     return share
 
 
 def atrous(x: Tensor, weight: Tensor, dilation: tuple[int, int]) -> Tensor:
     """Dilated convolution of unchanged size, by the cheaper gradient: ``b c h w``, ``d c k k`` to ``b d h w``."""
     gains = x.device.type == "cpu" and torch.is_grad_enabled()  # asked first: exports want no branches on sizes
-    if not gains or seen(weight.shape[-2:], dilation, x.shape[-2:]) > MOST_TAPS:
+    if not gains or valid_tap_fraction(weight.shape[-2:], dilation, x.shape[-2:]) > MAX_VALID_TAPS:
         padding = [step * (size // 2) for size, step in zip(weight.shape[-2:], dilation, strict=True)]
         return F.conv2d(x, weight, padding=padding, dilation=dilation)
     out: Tensor = _Atrous.apply(x, weight, dilation)
@@ -101,8 +101,8 @@ class _Atrous(torch.autograd.Function):
             of_weight = torch.zeros_like(weight)
             pixels, grads = x.to(grad.dtype).permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
             _, height, width, _ = pixels.shape
-            for row, down in enumerate(shifts(weight.shape[2], ctx.dilation[0])):
-                for column, right in enumerate(shifts(weight.shape[3], ctx.dilation[1])):
+            for row, down in enumerate(tap_offsets(weight.shape[2], ctx.dilation[0])):
+                for column, right in enumerate(tap_offsets(weight.shape[3], ctx.dilation[1])):
                     rows, columns = height - abs(down), width - abs(right)
                     if rows > 0 and columns > 0:
                         top, left = max(-down, 0), max(-right, 0)
@@ -113,7 +113,7 @@ class _Atrous(torch.autograd.Function):
         return of_x, of_weight, None
 
 
-class Reduce(nn.Conv2d):
+class DepthwiseDownsample(nn.Conv2d):
     """Depthwise convolution of kernel and stride r: what is computed per pixel costs r * r times less (method.md 1).
 
     Args:
@@ -131,7 +131,7 @@ class Reduce(nn.Conv2d):
             x = F.pad(x, (0, -x.shape[-1] % self.factor, 0, -x.shape[-2] % self.factor))
         return super().forward(x)
 
-    def products(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def token_scores(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Inner products of the reduced map with tokens.
 
         With r = 1 the convolution is a scale and a shift per channel, which the tokens take over: no map is made.
@@ -151,12 +151,12 @@ class Reduce(nn.Conv2d):
         shift = (tokens * cast(Tensor, self.bias)).sum(-1).to(products.dtype)
         return products + shift[..., None, None]
 
-    def enlarge(self, x: Tensor, size: Sequence[int]) -> Tensor:
+    def upsample(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Back to the grid that was reduced: cells are enlarged by r, then the fill is cut off."""
-        return resize(x, [length * self.factor for length in x.shape[-2:]])[..., : size[0], : size[1]]
+        return resize_bilinear(x, [length * self.factor for length in x.shape[-2:]])[..., : size[0], : size[1]]
 
 
-def recomputed(run: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
+def checkpoint_with_frozen_bn_stats(run: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
     """What ``run`` returns, keeping its inputs alone for the backward pass, which computes all else once more.
 
     Running statistics of BatchNorm move in the first pass only; dropout is the same in both.
@@ -168,26 +168,26 @@ def recomputed(run: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_kept(module)
+        return nullcontext(), _frozen_bn_stats(module)
 
     call: Callable[..., Any] = checkpoint
     return call(run, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-LARGE = 2**20
+MIN_CHECKPOINT_NUMEL = 2**20
 """Values in a map from which on it is worth computing again: below, that costs a step 7 to 14 % and saves little."""
 
 
-def light(run: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
-    """The same as ``recomputed`` for what is cheap: a third less memory in a step for a few percent of its time."""
+def checkpoint_if_large(run: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
+    """Recompute a cheap function in the backward pass where its input is large."""
     again = module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    again = again and inputs[0].numel() >= LARGE
-    out: Tensor = recomputed(run, module, *inputs) if again else run(*inputs)
+    again = again and inputs[0].numel() >= MIN_CHECKPOINT_NUMEL
+    out: Tensor = checkpoint_with_frozen_bn_stats(run, module, *inputs) if again else run(*inputs)
     return out
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+def _frozen_bn_stats(module: nn.Module) -> Iterator[None]:
     """Running statistics move by nothing: they have to be passed on, or less would be saved than in the first pass."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     before = [(norm, norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
@@ -201,7 +201,7 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             cast(Tensor, norm.num_batches_tracked).copy_(count)
 
 
-def xavier(module: nn.Module) -> None:
+def init_xavier(module: nn.Module) -> None:
     """Xavier-normal weights and zero biases for convolutions and linear layers (method.md 2); use with ``apply``."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_normal_(module.weight)

@@ -16,10 +16,10 @@ from htt_lightning.io.weights import check_finite
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.fusion import Fusion, LazyFusedMap
 from htt_lightning.models.heads import BaselineHead, HTTHead
-from htt_lightning.models.layers import recomputed, xavier
+from htt_lightning.models.layers import checkpoint_with_frozen_bn_stats, init_xavier
 from htt_lightning.models.released import load_released
 from htt_lightning.models.tokens import IndependentTaskTokens, MultiScaleTaskTokens, SingleScaleTaskTokens
-from htt_lightning.output import BatchIndices, TaskOutput, asked, picked
+from htt_lightning.output import BatchIndices, TaskOutput, any_selected, select
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +27,21 @@ STRIDE = 32
 """Images are padded to multiples of this: the coarsest stride, and twice a single-scale one, which attention halves."""
 
 
-MOST = 2**16
+MAX_CHANNELS = 2**16
 """More channels, or more pixels between two taps, than any network has: such a number is a mistake, or damage."""
 
 
-def refuse_unusable(token_dim: Any, dropout: Any, dilations: Any, reduction: Any = 1) -> None:
+def check_sizes(token_dim: Any, dropout: Any, dilations: Any, token_stride: Any = 1) -> None:
     """Look at the sizes of a network before anything is built from them, as a damaged checkpoint may have any.
 
     Raises:
         HTTError: One is no number of its kind; the message names it.
     """
     several = dilations if isinstance(dilations, list | tuple) else [dilations]
-    for key, values in {"token_dim": [token_dim], "dilations": several, "reduction": [reduction]}.items():
+    for key, values in {"token_dim": [token_dim], "dilations": several, "token_stride": [token_stride]}.items():
         for value in values:
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MOST:
-                raise HTTError(f"model.{key}: whole numbers from 1 to {MOST - 1} are possible, not {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MAX_CHANNELS:
+                raise HTTError(f"model.{key}: whole numbers from 1 to {MAX_CHANNELS - 1} are possible, not {value!r}.")
     if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
         raise HTTError(f"model.dropout must be in [0, 1], not {dropout!r}.")
 
@@ -54,8 +54,8 @@ class DensePredictionNetwork(nn.Module, ABC):
         backbone: A timm model's name, or a module with ``channels`` and ``strides`` that returns a list of maps.
         pretrained: Backbone weights: true (timm's hub), false (none) or a local file.
         backbone_options: Further arguments of ``timm.create_model``.
-        checkpointing: Whether training keeps only what goes into each task's head, and computes the heads once more in
-            the backward pass: less memory, longer steps, the same gradients.
+        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping them: less
+            memory, longer steps, the same gradients.
         mean: Of the channels R, G, B in [0, 1]; ImageNet's by default, as in the published recipe.
         std: Likewise.
     """
@@ -69,7 +69,7 @@ class DensePredictionNetwork(nn.Module, ABC):
         backbone: str | nn.Module = "resnet18",
         pretrained: bool | str = False,
         backbone_options: Mapping[str, Any] | None = None,
-        checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
@@ -78,40 +78,40 @@ class DensePredictionNetwork(nn.Module, ABC):
             raise HTTError("A network needs at least one task.")
         if not isinstance(backbone, str | nn.Module):
             raise HTTError(f"model.backbone must be the name of a timm model, or a module, not {backbone!r}.")
-        self.tasks, self.checkpointing = list(num_tokens), checkpointing
+        self.tasks, self.gradient_checkpointing = list(num_tokens), gradient_checkpointing
         self.backbone: Any = Backbone(backbone, pretrained, backbone_options) if isinstance(backbone, str) else backbone
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     @abstractmethod
-    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
+    def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
         """Backbone maps to outputs.
 
         Args:
             maps: ``b c_s h/s w/s``, finest first.
-            rows: The images that each task is asked about.
+            indices: Per task, the images to predict.
 
         Returns:
             Outputs by task name, of the finest map's size; a task that is asked about no image is left out.
         """
 
-    def run(self, module: nn.Module, *inputs: Tensor | LazyFusedMap) -> TaskOutput:
+    def _run_head(self, module: nn.Module, *inputs: Tensor | LazyFusedMap) -> TaskOutput:
         """A head's output, computed once more in the backward pass if so wanted.
 
         Args:
             module: The head.
             *inputs: What it takes.
         """
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
-        output: TaskOutput = recomputed(module, module, *inputs) if again else module(*inputs)
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        output: TaskOutput = checkpoint_with_frozen_bn_stats(module, module, *inputs) if again else module(*inputs)
         return output
 
-    def forward(self, image: Tensor, rows: Mapping[str, Tensor] | None = None) -> dict[str, TaskOutput]:
+    def forward(self, image: Tensor, indices: Mapping[str, Tensor] | None = None) -> dict[str, TaskOutput]:
         """Predict every task.
 
         Args:
             image: RGB in [0, 1], ``b 3 h w`` of any size; it is padded right and bottom with the mean colour.
-            rows: By task, positions of the images that it is asked about: the others are not computed. All by default.
+            indices: By task, the images to predict; None predicts all.
 
         Returns:
             Outputs by task name, ``ceil(h/s) ceil(w/s)`` for stride s; a task that is asked about no image is left out.
@@ -129,7 +129,9 @@ class DensePredictionNetwork(nn.Module, ABC):
         padded = F.pad(normalised, (0, right, 0, down))
         stride = self.backbone.strides[0]
         grid = [(length + stride - 1) // stride for length in (height, width)]
-        outputs = self.decode(self.backbone(padded), [None if rows is None else rows[task] for task in self.tasks])
+        outputs = self.forward_features(
+            self.backbone(padded), [None if indices is None else indices[task] for task in self.tasks]
+        )
         return {task: TaskOutput(*(x[..., : grid[0], : grid[1]] for x in output)) for task, output in outputs.items()}
 
 
@@ -154,9 +156,9 @@ class HTTNet(
         token_dim: Token width D.
         dropout: Rate in ASPP.
         dilations: In ASPP, in pixels of the finest map; the published ones suit images of 288x384 and more.
-        reduction: Kernel and stride r of the depthwise convolutions behind gates and token scores.
-        global_tokens: Whether tasks are gated and mixed by tokens at every scale; false for ablation.
-        fine_tokens: Whether logits are weighted by the scores of a token per class or bin; false for ablation.
+        token_stride: Kernel and stride r of the depthwise convolutions behind gates and token scores.
+        use_global_tokens: Whether tasks are gated and mixed by tokens at every scale; false for ablation.
+        use_fine_tokens: Whether logits are weighted by the scores of a token per class or bin; false for ablation.
         **kwargs: See ``DensePredictionNetwork``.
     """
 
@@ -166,26 +168,26 @@ class HTTNet(
         token_dim: int = 256,
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
-        reduction: int = 1,
-        global_tokens: bool = True,
-        fine_tokens: bool = True,
+        token_stride: int = 1,
+        use_global_tokens: bool = True,
+        use_fine_tokens: bool = True,
         **kwargs: Any,
     ) -> None:
-        refuse_unusable(token_dim, dropout, dilations, reduction)
+        check_sizes(token_dim, dropout, dilations, token_stride)
         num_tokens = dict(num_tokens)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
         count = len(num_tokens)
         self.global_tokens: nn.Module
-        if not global_tokens:
+        if not use_global_tokens:
             self.global_tokens = IndependentTaskTokens(channels, count, token_dim)
         elif len(set(self.backbone.strides)) == 1:
-            self.global_tokens = SingleScaleTaskTokens(channels, count, token_dim, reduction)
+            self.global_tokens = SingleScaleTaskTokens(channels, count, token_dim, token_stride)
         else:
-            self.global_tokens = MultiScaleTaskTokens(channels, count, token_dim, reduction)
+            self.global_tokens = MultiScaleTaskTokens(channels, count, token_dim, token_stride)
         self.heads = nn.ModuleDict(
             {
-                task: HTTHead(channels[-1], token_dim, k, dropout, dilations, reduction, fine_tokens)
+                task: HTTHead(channels[-1], token_dim, k, dropout, dilations, token_stride, use_fine_tokens)
                 for task, k in num_tokens.items()
             }
         )
@@ -264,16 +266,16 @@ class HTTNet(
             ) from error
         return net
 
-    def affinity(self) -> Tensor | None:
+    def task_affinity(self) -> Tensor | None:
         """Cross-task affinity ``s t t`` at every scale, rows sum to one (method.md 1.4); None without global tokens."""
         tokens = self.global_tokens
-        return tokens.affinity() if isinstance(tokens, MultiScaleTaskTokens | SingleScaleTaskTokens) else None
+        return tokens.task_affinity() if isinstance(tokens, MultiScaleTaskTokens | SingleScaleTaskTokens) else None
 
-    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
+    def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
         """Tokens first, then one head per task."""
-        features, tokens = self.global_tokens(maps, rows)
-        inputs = zip(self.tasks, features, tokens, rows, strict=True)
-        return {task: self.run(self.heads[task], x, token) for task, x, token, row in inputs if asked(row)}
+        features, tokens = self.global_tokens(maps, indices)
+        inputs = zip(self.tasks, features, tokens, indices, strict=True)
+        return {task: self._run_head(self.heads[task], x, token) for task, x, token, row in inputs if any_selected(row)}
 
 
 class MultiTaskNet(DensePredictionNetwork):
@@ -297,18 +299,18 @@ class MultiTaskNet(DensePredictionNetwork):
         dilations: Sequence[int] = (12, 24, 36),
         **kwargs: Any,
     ) -> None:
-        refuse_unusable(token_dim, dropout, dilations)
+        check_sizes(token_dim, dropout, dilations)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
-        self.fuse = nn.ModuleDict({task: Fusion(channels, channels[-1]) for task in num_tokens}).apply(xavier)
+        self.fuse = nn.ModuleDict({task: Fusion(channels, channels[-1]) for task in num_tokens}).apply(init_xavier)
         self.heads = nn.ModuleDict(
             {task: BaselineHead(channels[-1], token_dim, k, dropout, dilations) for task, k in num_tokens.items()}
         )
 
-    def decode(self, maps: Sequence[Tensor], rows: BatchIndices) -> dict[str, TaskOutput]:
+    def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
         """Fuse and predict, task by task."""
         return {
-            task: self.run(self.heads[task], self.fuse[task]([picked(x, row) for x in maps]))
-            for task, row in zip(self.tasks, rows, strict=True)
-            if asked(row)
+            task: self._run_head(self.heads[task], self.fuse[task]([select(x, row) for x in maps]))
+            for task, row in zip(self.tasks, indices, strict=True)
+            if any_selected(row)
         }

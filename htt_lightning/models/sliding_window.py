@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from htt_lightning.data.input_size import ImageView
 from htt_lightning.losses import upcast
 from htt_lightning.models.network import STRIDE
-from htt_lightning.output import TaskOutput, feature_stride
+from htt_lightning.output import ImageView, TaskOutput, feature_stride
 from htt_lightning.tasks import Task
 
 Network = Callable[[Tensor], Mapping[str, TaskOutput]]
@@ -16,10 +15,10 @@ Network = Callable[[Tensor], Mapping[str, TaskOutput]]
 OVERLAP = 4
 """Neighbouring windows share at least the fourth part of their width."""
 
-ROWS = 128
+DECODE_ROWS = 128
 """Rows of pixels that are decoded at a time, so that a large image never has all its logits in memory."""
 
-TINY = 1e-30
+MIN_PROB = 1e-30
 """Least probability, whose logarithm is finite."""
 
 
@@ -43,12 +42,12 @@ def predict_at_original_size(
     """
     seen = image.shape[-2], image.shape[-1]
     slides = tile is not None and max(seen) > tile
-    if not slides and view.inner == view.size:
-        outputs, (top, left), (height, width) = network(image), view.corner, view.size
+    if not slides and view.resized == view.size:
+        outputs, (top, left), (height, width) = network(image), view.offset, view.size
         maps = {task.name: task.decode(outputs[task.name], seen) for task in tasks}
         return {name: values[..., top : top + height, left : left + width] for name, values in maps.items()}
     if slides and tile is not None:
-        means = _slide(network, tasks, image, tile)
+        means = _sliding_window(network, tasks, image, tile)
     else:
         outputs = network(image)
         means = {task.name: _mean(task, outputs[task.name]) for task in tasks}
@@ -61,7 +60,7 @@ def _mean(task: Task, output: TaskOutput) -> Tensor:
     return logits.softmax(1) if task.logits_are_distribution else logits
 
 
-def _slide(network: Network, tasks: Sequence[Task], image: Tensor, tile: int) -> dict[str, Tensor]:
+def _sliding_window(network: Network, tasks: Sequence[Task], image: Tensor, tile: int) -> dict[str, Tensor]:
     """Means ``b k h/s w/s`` over the windows that see a cell; a window's weight falls off to its border."""
     sums: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
@@ -78,7 +77,7 @@ def _slide(network: Network, tasks: Sequence[Task], image: Tensor, tile: int) ->
                     cells = -(-height // stride), -(-width // stride)
                     sums[task.name] = mean.new_zeros(batch, channels, *cells)
                     weights[task.name] = mean.new_zeros(cells)
-                weight = _ramp(rows, mean)[:, None] * _ramp(columns, mean)
+                weight = _window_weights(rows, mean)[:, None] * _window_weights(columns, mean)
                 place = slice(top // stride, top // stride + rows), slice(left // stride, left // stride + columns)
                 sums[task.name][..., place[0], place[1]] += mean * weight
                 weights[task.name][place] += weight
@@ -92,7 +91,7 @@ def window_starts(length: int, tile: int) -> list[int]:
     return [*range(0, last, step), last]
 
 
-def _ramp(cells: int, like: Tensor) -> Tensor:
+def _window_weights(cells: int, like: Tensor) -> Tensor:
     """Weights of the cells of a window along one axis: positive, largest in the middle."""
     place = torch.arange(cells, device=like.device, dtype=like.dtype)
     return torch.minimum(place + 1, cells - place) / cells
@@ -102,22 +101,24 @@ def _decode(task: Task, mean: Tensor, seen: tuple[int, int], view: ImageView) ->
     """Decode means ``b k rows columns`` of what the network has seen at the image's own size, some rows at a time."""
     cells = mean.shape[-2], mean.shape[-1]
     stride = feature_stride(cells, seen)
-    if view.inner == view.size:
-        maps = torch.cat([_strip(task, mean, first, stride, seen) for first in range(0, cells[0], ROWS // stride)], -2)
-        (top, left), (height, width) = view.corner, view.size
+    if view.resized == view.size:
+        maps = torch.cat(
+            [_decode_rows(task, mean, first, stride, seen) for first in range(0, cells[0], DECODE_ROWS // stride)], -2
+        )
+        (top, left), (height, width) = view.offset, view.size
         return maps[..., top : top + height, left : left + width]
-    (low, high, share), across = (_places(axis, cells[axis], stride, view, mean) for axis in (0, 1))
-    wide = _between(mean, -1, *across)
+    (low, high, share), across = (_interp_indices(axis, cells[axis], stride, view, mean) for axis in (0, 1))
+    wide = _lerp(mean, -1, *across)
     parts = []
-    for rows in (slice(start, start + ROWS) for start in range(0, view.size[0], ROWS)):
-        part = _between(wide, -2, low[rows], high[rows], share[rows])
+    for rows in (slice(start, start + DECODE_ROWS) for start in range(0, view.size[0], DECODE_ROWS)):
+        part = _lerp(wide, -2, low[rows], high[rows], share[rows])
         parts.append(task.decode(_output(task, part), (part.shape[-2], part.shape[-1])))
     return torch.cat(parts, -2)
 
 
-def _strip(task: Task, mean: Tensor, first: int, stride: int, seen: tuple[int, int]) -> Tensor:
+def _decode_rows(task: Task, mean: Tensor, first: int, stride: int, seen: tuple[int, int]) -> Tensor:
     """What the task makes of some rows of cells, from ``first`` on; the rows around them are interpolated with."""
-    last = min(first + ROWS // stride, mean.shape[-2])
+    last = min(first + DECODE_ROWS // stride, mean.shape[-2])
     above, below = max(first - 1, 0), min(last + 1, mean.shape[-2])
     start, stop = above * stride, min(below * stride, seen[0])
     maps = task.decode(_output(task, mean[..., above:below, :]), (stop - start, seen[1]))
@@ -126,19 +127,19 @@ def _strip(task: Task, mean: Tensor, first: int, stride: int, seen: tuple[int, i
 
 def _output(task: Task, mean: Tensor) -> TaskOutput:
     """An output whose logits have this mean, the opposite of ``_mean``; tasks decode logits alone."""
-    logits = mean.clamp(min=TINY).log() if task.logits_are_distribution else mean
+    logits = mean.clamp(min=MIN_PROB).log() if task.logits_are_distribution else mean
     return TaskOutput(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
 
 
-def _places(axis: int, cells: int, stride: int, view: ImageView, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _interp_indices(axis: int, cells: int, stride: int, view: ImageView, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For every pixel along an axis the cells on both sides of its centre, and the share of the second one."""
-    centre = (torch.arange(view.size[axis], device=like.device, dtype=torch.float64) + 0.5) * view.inner[axis]
-    place = ((centre / view.size[axis] + view.corner[axis]) / stride - 0.5).clamp(0, cells - 1)
+    centre = (torch.arange(view.size[axis], device=like.device, dtype=torch.float64) + 0.5) * view.resized[axis]
+    place = ((centre / view.size[axis] + view.offset[axis]) / stride - 0.5).clamp(0, cells - 1)
     low = place.floor().long()
     return low, (low + 1).clamp(max=cells - 1), (place - low).to(like.dtype)
 
 
-def _between(values: Tensor, axis: int, low: Tensor, high: Tensor, share: Tensor) -> Tensor:
+def _lerp(values: Tensor, axis: int, low: Tensor, high: Tensor, share: Tensor) -> Tensor:
     """Linear interpolation along one axis, counted from the end."""
     share = share.reshape(-1, *[1] * (-1 - axis))
     return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share)

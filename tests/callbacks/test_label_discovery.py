@@ -163,7 +163,7 @@ def test_a_student_inherits_a_given_teacher_at_the_beginning_alone(tmp_path, thr
 
 def test_a_network_that_cannot_be_inherited_is_refused(tmp_path, through):
     teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
-    module = tiny_module(few(), fine_tokens=False)
+    module = tiny_module(few(), use_fine_tokens=False)
     with pytest.raises(HTTError, match="no student can inherit its weights"):
         fitted(tmp_path, LabelDiscovery(teacher=teacher, student="inherited"), module=module)
 

@@ -105,10 +105,10 @@ def test_terms_of_label_discovery_are_named_and_done_again_with_their_teacher(tm
     message = str(caught.value)
     assert message.startswith("The loss of step 3 (epoch 1) is not finite:\n")
     lacking = [name for name, given in zip(deaf.ids, deaf.given, strict=True) if not given]
-    found = re.findall(r"  (\w+), ([\w ]+): images? (.*)", message)
+    found = re.findall(r"  (\w+), ([\w-]+): images? (.*)", message)
     assert found == [
         ("depth", "feature", ", ".join(map(repr, deaf.ids))),
-        ("depth", "discovered prediction", ", ".join(map(repr, lacking))),
+        ("depth", "pseudo-label", ", ".join(map(repr, lacking))),
     ]
     assert 0 < len(lacking) < 4
     again = replay(tmp_path / "replay" / "step_3.pt")

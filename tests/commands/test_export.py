@@ -14,9 +14,9 @@ from torch import nn
 from htt_lightning import HTTModule
 from htt_lightning.cli import main
 from htt_lightning.commands import export as exporting
-from htt_lightning.commands.export import Decoder, compare, describe
+from htt_lightning.commands.export import ExportWrapper, check_parity, model_metadata
 from htt_lightning.errors import HTTError
-from htt_lightning.models.layers import Reduce
+from htt_lightning.models.layers import DepthwiseDownsample
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.tiny import BACKBONE, tiny_trainer
 
@@ -82,7 +82,7 @@ def test_onnx_equals_the_network_at_any_batch_and_size_and_says_what_it_is(modul
         largest = expected["depth"].abs().max().item()
         np.testing.assert_allclose(found[1], expected["depth"], rtol=0, atol=1e-4 * largest)
     stored = {entry.key: entry.value for entry in onnx.load("net.onnx").metadata_props}
-    assert json.loads(stored["htt_lightning"]) == describe(Decoder(module))
+    assert json.loads(stored["htt_lightning"]) == model_metadata(ExportWrapper(module))
     assert sorted(path.name for path in Path().iterdir()) == ["net.onnx"]
 
 
@@ -105,10 +105,10 @@ class Scores(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.reduce = Reduce(6)
+        self.reduce = DepthwiseDownsample(6)
 
     def forward(self, feature, tokens):
-        return self.reduce.products(feature, tokens.mT)
+        return self.reduce.token_scores(feature, tokens.mT)
 
 
 @torch.no_grad()
@@ -127,18 +127,20 @@ def test_weights_alone_are_those_of_the_network(module, checkpoint):
     export(checkpoint, "safetensors", "net.safetensors")
     with safe_open("net.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-        facts = json.loads(file.metadata()["htt_lightning"])
+        metadata = json.loads(file.metadata()["htt_lightning"])
     state = module.net.state_dict()
     assert stored.keys() == state.keys()
     assert all(torch.equal(stored[name], values) for name, values in state.items())
-    assert facts["outputs"]["semseg"]["classes"] == ["floor", "wall", "door"]
+    assert metadata["outputs"]["semseg"]["classes"] == ["floor", "wall", "door"]
 
 
 def test_what_outputs_mean_is_described():
     tasks = [*TASKS, Normals(num_bins=6), Edges(), Saliency()]
-    facts = describe(Decoder(HTTModule(tasks, network="multitask", backbone=BACKBONE, token_dim=8).eval()))
-    assert json.loads(json.dumps(facts))["input"]["normalisation"] == "inside the model"
-    short = {name: (x["axes"], x["type"], tuple(x["range"])) for name, x in facts["outputs"].items()}
+    metadata = model_metadata(
+        ExportWrapper(HTTModule(tasks, network="multitask", backbone=BACKBONE, token_dim=8).eval())
+    )
+    assert json.loads(json.dumps(metadata))["input"]["normalisation"] == "inside the model"
+    short = {name: (x["axes"], x["type"], tuple(x["range"])) for name, x in metadata["outputs"].items()}
     assert short == {
         "semseg": ("b h w", "int64", (0, 2)),
         "depth": ("b 1 h w", "float32", (0.5, 8.0)),
@@ -152,10 +154,10 @@ def test_what_outputs_mean_is_described():
 @pytest.mark.parametrize("task", ["depth", "semseg"])
 @pytest.mark.parametrize("change", [lambda x: x + 1, lambda x: x[..., :-1]], ids=["values", "shape"])
 def test_a_program_that_computes_something_else_is_refused(module, task, change):
-    model = Decoder(module)
+    model = ExportWrapper(module)
     with pytest.raises(HTTError, match=task):
-        compare(model, lambda image: {name: change(x) if name == task else x for name, x in model(image).items()})
-    assert compare(model, model)["depth"].startswith("largest difference 0.0e+00")
+        check_parity(model, lambda image: {name: change(x) if name == task else x for name, x in model(image).items()})
+    assert check_parity(model, model)["depth"].startswith("largest difference 0.0e+00")
 
 
 @pytest.mark.parametrize(

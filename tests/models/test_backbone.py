@@ -39,7 +39,7 @@ def test_an_unknown_backbone_gets_a_suggestion():
 
 
 def test_a_backbone_without_the_strides_is_refused(monkeypatch):
-    monkeypatch.setattr("htt_lightning.models.backbone.PYRAMID", (4, 64))
+    monkeypatch.setattr("htt_lightning.models.backbone.PYRAMID_STRIDES", (4, 64))
     with pytest.raises(HTTError, match=r"strides \[2, 4, 8, 16, 32\]"):
         Backbone("resnet18")
 

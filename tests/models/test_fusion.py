@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from htt_lightning import HTTNet
 from htt_lightning.models.fusion import Fusion, LazyFusedMap
 from htt_lightning.models.heads import ASPP
-from htt_lightning.output import resize
+from htt_lightning.output import resize_bilinear
 
 CHANNELS = (3, 5, 6, 4)
 
@@ -19,8 +19,8 @@ def pyramid(sizes, seed=0, batch=2):
 
 def test_fusing_before_resizing_equals_concatenating_first():
     fusion, maps = pyramid([(8, 6), (4, 3)])
-    theirs = fusion.conv(torch.cat([maps[0], resize(maps[1], (8, 6))], 1))
-    torch.testing.assert_close(fusion(maps).dense(), theirs)
+    theirs = fusion.conv(torch.cat([maps[0], resize_bilinear(maps[1], (8, 6))], 1))
+    torch.testing.assert_close(fusion(maps).materialize(), theirs)
 
 
 @settings(max_examples=30, deadline=None)
@@ -34,12 +34,12 @@ def test_a_convolution_of_what_is_never_made_is_that_of_what_is(sizes, kernel, d
     weight = torch.randn(4, 7, kernel, kernel).double().requires_grad_()
     ours = fusion(maps).conv(weight, dilation)
     padding = dilation * (kernel // 2)
-    theirs = torch.nn.functional.conv2d(fusion(maps).dense(), weight, padding=padding, dilation=dilation)
+    theirs = torch.nn.functional.conv2d(fusion(maps).materialize(), weight, padding=padding, dilation=dilation)
     torch.testing.assert_close(ours, theirs)
     inputs, given = [*maps, *fusion.parameters(), weight], torch.randn_like(ours)
     of_ours, of_theirs = (torch.autograd.grad((out * given).sum(), inputs) for out in (ours, theirs))
     torch.testing.assert_close(of_ours, of_theirs)
-    torch.testing.assert_close(fusion(maps).mean(), fusion(maps).dense().mean((2, 3), keepdim=True))
+    torch.testing.assert_close(fusion(maps).mean(), fusion(maps).materialize().mean((2, 3), keepdim=True))
 
 
 def published(height, width, batch=1):
@@ -54,24 +54,26 @@ BRANCHES = [torch.zeros(256, 512, 1, 1), *(torch.zeros(256, 512, 3, 3) for _ in 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_it_pays_on_large_maps_whatever_the_batch(batch):
-    assert published(288, 384, batch).pays(BRANCHES, (1, 12, 24, 36))
-    assert not published(64, 96, batch).pays(BRANCHES, (1, 3, 3, 3))
+    assert published(288, 384, batch).is_cheaper(BRANCHES, (1, 12, 24, 36))
+    assert not published(64, 96, batch).is_cheaper(BRANCHES, (1, 3, 3, 3))
 
 
 def test_it_is_left_alone_in_mixed_precision_and_on_other_devices():
     with torch.autocast("cpu", torch.bfloat16):
-        assert not published(288, 384).pays(BRANCHES, (1, 12, 24, 36))
+        assert not published(288, 384).is_cheaper(BRANCHES, (1, 12, 24, 36))
     maps, weight, bias = published(288, 384)
     elsewhere = LazyFusedMap([m.to("meta") for m in maps], weight, bias)
-    assert not elsewhere.pays(BRANCHES, (1, 12, 24, 36))
+    assert not elsewhere.is_cheaper(BRANCHES, (1, 12, 24, 36))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_network_gives_the_same_either_way(checkpointing, monkeypatch):
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_network_gives_the_same_either_way(gradient_checkpointing, monkeypatch):
     torch.manual_seed(0)
-    net = HTTNet({"semseg": 5, "depth": 4}, token_dim=8, dropout=0, checkpointing=checkpointing).double()
+    net = HTTNet(
+        {"semseg": 5, "depth": 4}, token_dim=8, dropout=0, gradient_checkpointing=gradient_checkpointing
+    ).double()
     image, found, asked = torch.rand(2, 3, 64, 96).double(), [], []
-    monkeypatch.setattr(LazyFusedMap, "pays", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr(LazyFusedMap, "is_cheaper", lambda *args: asked.append(args) or True)
     for composed in (True, False):
         for module in net.modules():
             if isinstance(module, ASPP):

@@ -17,8 +17,8 @@ TOKENS = {task.name: task.num_tokens for task in TASKS}
 KINDS = {
     "htt": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE),
     "single_scale": lambda: HTTNet(TOKENS, token_dim=8, backbone="test_vit"),
-    "reduced": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, reduction=2),
-    "separate": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, global_tokens=False),
+    "reduced": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, token_stride=2),
+    "separate": lambda: HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, use_global_tokens=False),
     "multitask": lambda: MultiTaskNet(TOKENS, token_dim=8, backbone=BACKBONE),
     "single_task": lambda: MultiTaskNet({"depth": 5}, token_dim=8, backbone=BACKBONE),
     "one_task_htt": lambda: HTTNet({"depth": 5}, token_dim=8, backbone=BACKBONE),
@@ -140,7 +140,7 @@ def test_mixing_gates_equals_mixing_task_features():
     prompt = TaskPromptBlock(6, 3).double().eval()
     x, tokens = torch.randn(2, 6, 5, 4).double(), torch.randn(3, 6).double()
     ours, updated = prompt(x, tokens, [None] * 3)
-    affinity = prompt.affinity(tokens)
+    affinity = prompt.task_affinity(tokens)
     gates = torch.sigmoid(torch.einsum("bchw,tc->btchw", prompt.reduce(x), tokens).sum(2))
     features = x[:, None] * gates[:, :, None]
     for t in range(3):
@@ -151,19 +151,19 @@ def test_mixing_gates_equals_mixing_task_features():
 
 def test_affinity_rows_sum_to_one_at_every_scale():
     tokens = MultiScaleTaskTokens([4, 6], tasks=3, dim=5)
-    assert tokens.affinity().shape == (2, 3, 3)
-    torch.testing.assert_close(tokens.affinity().sum(2), torch.ones(2, 3))
-    assert KINDS["single_scale"]().global_tokens.affinity().shape == (1, 4, 4)
+    assert tokens.task_affinity().shape == (2, 3, 3)
+    torch.testing.assert_close(tokens.task_affinity().sum(2), torch.ones(2, 3))
+    assert KINDS["single_scale"]().global_tokens.task_affinity().shape == (1, 4, 4)
 
 
-@pytest.mark.parametrize(("without", "gone"), [("global_tokens", "scales"), ("fine_tokens", "mix")])
+@pytest.mark.parametrize(("without", "gone"), [("use_global_tokens", "scales"), ("use_fine_tokens", "mix")])
 def test_tokens_of_either_kind_can_be_left_out(without, gone):
     whole, net = (
         HTTNet({"semseg": 5, "depth": 4}, token_dim=8, backbone=BACKBONE, **k) for k in ({}, {without: False})
     )
     assert any(gone in name for name, _ in whole.named_parameters())
     assert not any(gone in name for name, _ in net.named_parameters())
-    assert (net.affinity() is None) == (without == "global_tokens")
+    assert (net.task_affinity() is None) == (without == "use_global_tokens")
     outputs = net(torch.rand(2, 3, 64, 64))
     sum(x.square().mean() for output in outputs.values() for x in output).backward()
     assert all(p.grad is not None for p in net.parameters())
@@ -251,7 +251,7 @@ def test_heads_that_are_computed_twice_give_the_same_gradients_and_statistics(ki
     for again in (False, True):
         torch.manual_seed(0)
         net = KINDS[kind]()
-        net.checkpointing = again
+        net.gradient_checkpointing = again
         for _ in range(2):
             torch.manual_seed(1)  # of dropout
             sum(x.square().sum() for x in flat(net(image))).backward()
@@ -264,7 +264,7 @@ def test_heads_that_are_computed_twice_give_the_same_gradients_and_statistics(ki
 def test_heads_that_are_computed_twice_keep_less():
     kept = []
     for again in (False, True):
-        net, maps = HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, checkpointing=again), []
+        net, maps = HTTNet(TOKENS, token_dim=8, backbone=BACKBONE, gradient_checkpointing=again), []
 
         def keep(x, to=maps):
             to.append(0 if isinstance(x, nn.Parameter) else x.numel())
@@ -279,7 +279,7 @@ def test_heads_that_are_computed_twice_keep_less():
 def test_cheap_layers_of_large_maps_are_computed_twice_give_the_same_and_keep_less(monkeypatch):
     image, results, kept = torch.rand(2, 3, 64, 64), [], []
     for large in (0, 2**20):
-        monkeypatch.setattr(layers, "LARGE", large)
+        monkeypatch.setattr(layers, "MIN_CHECKPOINT_NUMEL", large)
         torch.manual_seed(0)
         net, sizes = HTTNet(TOKENS, token_dim=32, backbone=BACKBONE), []
 

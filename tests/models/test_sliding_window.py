@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from htt_lightning.data.input_size import LIMIT, ImageView, InputResizer
+from htt_lightning.data.input_size import LIMIT, InputResizer
 from htt_lightning.errors import HTTError
 from htt_lightning.models.sliding_window import predict_at_original_size, window_starts
-from htt_lightning.output import TaskOutput
+from htt_lightning.output import ImageView, TaskOutput
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.flow import Height
 

@@ -259,7 +259,7 @@ HYPERPARAMETERS = [
 ]  # fmt: skip
 HUB_CONFIG = [
     Damage(f"{key}: {name}", OTHER, _manifest((key,), value))
-    for key in ("num_tokens", "token_dim", "dilations", "reduction", "backbone")
+    for key in ("num_tokens", "token_dim", "dilations", "token_stride", "backbone")
     for name, value in ({"lost": KeyError} | WRONG).items()
 ]
 UNFIT = ["The weights of the checkpoint", "The checkpoint was trained"]

@@ -18,11 +18,12 @@ from torch import Tensor
 from htt_lightning.data.batch import Batch, planes
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
-from htt_lightning.data.input_size import ImageView, InputResizer, Size
+from htt_lightning.data.input_size import InputResizer, Size
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import HTTError
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.images import read_photograph
+from htt_lightning.output import ImageView
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)

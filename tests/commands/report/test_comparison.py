@@ -39,16 +39,16 @@ def test_the_seed_of_the_data_is_a_seed(tmp_path):
 
 
 def test_rows_are_named_by_what_differs_and_once_by_what_goes_together(tmp_path):
-    fitted_run(tmp_path / "a", {"semseg/miou": 1.0}, labels="one-label", model={"token_dim": 8, "reduction": 1})
-    fitted_run(tmp_path / "b", {"semseg/miou": 2.0}, labels="full", model={"token_dim": 8, "reduction": 1})
-    fitted_run(tmp_path / "c", {"semseg/miou": 3.0}, labels="full", model={"token_dim": 16, "reduction": 2})
+    fitted_run(tmp_path / "a", {"semseg/miou": 1.0}, labels="one-label", model={"token_dim": 8, "token_stride": 1})
+    fitted_run(tmp_path / "b", {"semseg/miou": 2.0}, labels="full", model={"token_dim": 8, "token_stride": 1})
+    fitted_run(tmp_path / "c", {"semseg/miou": 3.0}, labels="full", model={"token_dim": 16, "token_stride": 2})
     found = comparison(tmp_path)
     assert list(by_name(found)) == [
         "labels=one-label token_dim=8",
         "labels=full token_dim=8",
         "labels=full token_dim=16",
     ]
-    assert set(found.differing) == {"model.token_dim", "model.reduction", "data.labels"}
+    assert set(found.differing) == {"model.token_dim", "model.token_stride", "data.labels"}
 
 
 def test_a_setting_that_only_some_runs_have_is_null_in_the_others(tmp_path):
