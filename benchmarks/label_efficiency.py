@@ -35,11 +35,11 @@ NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.tok
 NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
 PREDICTIONS, TOGETHER = "+ predictions", "+ predictions, 3 teachers"
 TWICE = "+ predictions, 3 teachers, 2 students"
-FEATURES = ("--discovery.terms.feature_labeled", "1", "--discovery.terms.feature_unlabeled", "1")
+FEATURES = ("--discovery.loss_weights.feature_labeled", "1", "--discovery.loss_weights.feature_unlabeled", "1")
 UNBALANCED, BALANCED = "{semseg: 0, human_parts: 0}", "{semseg: 0.5, human_parts: 0.5}"
 AVERAGE = ("--discovery.teacher", "ema")
-EDGES = ("--discovery.betas", "{edges: 0.05}")
-PUBLISHED = (*FEATURES, *EDGES, "--discovery.targets", "hard", "--discovery.student", "fresh")
+EDGES = ("--discovery.pseudo_label_weights", "{edges: 0.05}")
+PUBLISHED = (*FEATURES, *EDGES, "--discovery.target_type", "hard", "--discovery.student_init", "random")
 
 
 @dataclass(frozen=True)
@@ -72,26 +72,26 @@ METHODS = {
         Method(LONGER, stages=2),
         Method("supervised, 4N", stages=4),
         Method("published recipe", PUBLISHED, teacher=SUPERVISED),
-        Method("+ features", (*FEATURES, "--discovery.terms.prediction", "0"), teacher=SUPERVISED),
+        Method("+ features", (*FEATURES, "--discovery.loss_weights.pseudo_label", "0"), teacher=SUPERVISED),
         Method(PREDICTIONS, teacher=SUPERVISED),  # the recipe of synthetic.yaml
         Method("+ both", FEATURES, teacher=SUPERVISED),
         Method("+ predictions, 3 stages", teacher=PREDICTIONS),
-        Method(TOGETHER, ("--discovery.stages", "4", "--discovery.teachers", "3")),
+        Method(TOGETHER, ("--discovery.stages", "4", "--discovery.num_teachers", "3")),
         Method(TWICE, teacher=TOGETHER),
         Method("+ predictions, 3 teachers, 3 students", teacher=TWICE),
         Method(
             "+ predictions, 3 teachers, 3 students, last not raised",
-            ("--discovery.balances", UNBALANCED),
+            ("--discovery.class_balance_powers", UNBALANCED),
             teacher=TWICE,
         ),
-        Method("+ predictions, hard labels", ("--discovery.targets", "hard"), teacher=SUPERVISED),
-        Method("+ predictions, one view", ("--discovery.targets", "soft"), teacher=SUPERVISED),
-        Method("+ predictions, fresh student", ("--discovery.student", "fresh"), teacher=SUPERVISED),
+        Method("+ predictions, hard labels", ("--discovery.target_type", "hard"), teacher=SUPERVISED),
+        Method("+ predictions, one view", ("--discovery.target_type", "soft"), teacher=SUPERVISED),
+        Method("+ predictions, fresh student", ("--discovery.student_init", "random"), teacher=SUPERVISED),
         Method("+ predictions, also edges", EDGES, teacher=SUPERVISED),
-        Method("+ predictions, no balance", ("--discovery.balances", UNBALANCED), teacher=SUPERVISED),
+        Method("+ predictions, no balance", ("--discovery.class_balance_powers", UNBALANCED), teacher=SUPERVISED),
         Method("offline predictions", teacher=SUPERVISED, offline=True),
-        Method("moving average", (*AVERAGE, "--discovery.ramp", "N"), stages=2),
-        Method("moving average, raised, no ramp", (*AVERAGE, "--discovery.balances", BALANCED), stages=2),
+        Method("moving average", (*AVERAGE, "--discovery.rampup_epochs", "N"), stages=2),
+        Method("moving average, raised, no ramp", (*AVERAGE, "--discovery.class_balance_powers", BALANCED), stages=2),
         Method(NO_GLOBAL, ("--model.use_global_tokens", "false")),
         Method("+ predictions, no global tokens", ("--model.use_global_tokens", "false"), teacher=NO_GLOBAL),
         Method(NO_FINE, ("--model.use_fine_tokens", "false")),

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from htt_lightning import HTTModule
-from htt_lightning.discovery.loss import DiscoveryLossWeights, Precision, TeacherEnsemble
+from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.io.files import atomic_path
 
 Work = Callable[[], object]
@@ -70,7 +70,7 @@ class Fast:
         backbone: str,
         labels: str = "",
         features: bool = True,
-        precision: Precision = "run",
+        precision: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         torch.manual_seed(0)
@@ -85,10 +85,10 @@ class Fast:
                 torch.device("cpu"),
             )
             self.module.discovery = TeacherEnsemble(
-                [HTTModule(TASKS, backbone=backbone).net], *known, precision=precision
+                [HTTModule(TASKS, backbone=backbone).net], *known, teacher_precision=precision
             )
             if labels == "stored":
-                self.batch["discovered"] = self.module.discovery.found(batch)
+                self.batch["discovered"] = self.module.discovery.pseudo_labels(batch)
                 self.module.discovery = TeacherEnsemble([], *known)
         configured: Any = self.module.configure_optimizers()
         self.optimizer: torch.optim.Optimizer = configured["optimizer"]
@@ -159,7 +159,7 @@ TABLES: dict[str, list[Candidate]] = {
         Candidate("htt_lightning, labels stored", Fast, {"labels": "stored"}),
         Candidate("htt_lightning, teacher of labels", Fast, {"labels": "teacher", "features": False}),
         Candidate("htt_lightning, teacher of both", Fast, {"labels": "teacher"}),
-        Candidate("htt_lightning, that in bf16", Fast, {"labels": "teacher", "precision": "bf16"}),
+        Candidate("htt_lightning, that in bf16", Fast, {"labels": "teacher", "precision": "bf16-mixed"}),
     ],
 }
 FORWARD = next(iter(TABLES))

@@ -13,10 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.batch import Batch, labeled_indices
-from htt_lightning.discovery.loss import TeacherEnsemble
+from htt_lightning.discovery.loss import TeacherEnsemble, make_mean_metric
 from htt_lightning.errors import HTTError, did_you_mean
 from htt_lightning.losses import LossKind, LossTerm
-from htt_lightning.metrics import MeanLoss
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.sliding_window import predict_at_original_size
@@ -28,7 +27,7 @@ from htt_lightning.tasks.compared import check_same_tasks
 from htt_lightning.tasks.metric_spec import delta_m
 
 M = TypeVar("M", bound=nn.Module)
-Balance = Literal["tasks", "labels", "none"]
+ImageWeighting = Literal["num_tasks", "per_label", "none"]
 """What the loss of an image is multiplied by; see ``HTTModule``."""
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
@@ -37,7 +36,7 @@ class HTTModule(L.LightningModule):
     """A network trained on the labels there are (method.md 3 and 5).
 
     The loss is the mean over the images of a batch of the sum over tasks of their labelled terms, weighted by lambda,
-    times T (see ``balance``). Several processes agree with one that has the whole batch.
+    times T (see ``image_weighting``). Several processes agree with one that has the whole batch.
 
     Args:
         tasks: The tasks, as objects or as the dicts a checkpoint holds; the command line takes them from the data.
@@ -52,16 +51,15 @@ class HTTModule(L.LightningModule):
         use_fine_tokens: Whether it has fine-grained tokens; false for ablation (with several processes, strategy
             ``ddp_find_unused_parameters_true``).
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
-        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping them: less memory,
-            longer steps, the same gradients.
+        gradient_checkpointing: Whether heads are computed once more in the backward pass instead of kept: less memory, longer
+            steps, the same gradients.
         lr: Learning rate of Adam.
         weight_decay: Of all parameters.
-        power: Of the polynomial decay to zero, per epoch.
+        poly_power: Of the polynomial decay to zero, per epoch.
         loss_weights: Loss weights lambda by task that replace the dataset's.
-        balance: What an image's loss is multiplied by, discovered labels included: ``tasks``, their number T, as in the
-            method; ``labels``, T over the number of labels that the image has, as in DiffusionMTL, so that one with few
-            labels counts as much as one with many; ``none``, nothing, as in MTPSL (protocol.md 6.19).
-        single_task: Headline figures of single-task models by task; with them, ``val/delta_m`` is logged.
+        image_weighting: Factor on the loss of an image: ``num_tasks`` for the number of tasks T; ``per_label`` for T
+            over the number of its labels, so that images count equally (DiffusionMTL); ``none`` for 1 (MTPSL).
+        single_task_baselines: Headline figures of single-task models by task; with them, ``val/delta_m`` is logged.
 
     Raises:
         HTTError: An argument is wrong, or (from ``on_fit_start``) pretrained weights cannot be had.
@@ -83,10 +81,10 @@ class HTTModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         lr: float = 2e-5,
         weight_decay: float = 1e-6,
-        power: float = 0.9,
+        poly_power: float = 0.9,
         loss_weights: dict[str, float] | None = None,
-        balance: Balance = "tasks",
-        single_task: dict[str, float] | None = None,
+        image_weighting: ImageWeighting = "num_tasks",
+        single_task_baselines: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.tasks = [task if isinstance(task, Task) else Task.from_config(task) for task in tasks]
@@ -96,27 +94,33 @@ class HTTModule(L.LightningModule):
         if not isinstance(network, str) or network not in NETWORKS:
             hint = did_you_mean(str(network), NETWORKS)
             raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.{hint}")
-        if balance not in get_args(Balance):
-            raise HTTError(f"model.balance is {balance!r}; it must be one of {', '.join(get_args(Balance))}.")
+        if image_weighting not in get_args(ImageWeighting):
+            raise HTTError(
+                f"model.image_weighting is {image_weighting!r}; it must be one of "
+                f"{', '.join(get_args(ImageWeighting))}."
+            )
         self.net = self.build_network()
-        self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | self._known(
+        self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | self._validate_task_keys(
             "loss_weights", loss_weights
         )
-        self.single_task = single_task or {}
-        figures = {task.name: self.single_task.get(task.name) for task in self.tasks if self.single_task}
+        self.single_task_baselines = single_task_baselines or {}
+        figures = {
+            task.name: self.single_task_baselines.get(task.name) for task in self.tasks if self.single_task_baselines
+        }
         lacking = [name for name, figure in figures.items() if not figure or not math.isfinite(figure)]
         if lacking:
-            raise HTTError(f"model.single_task needs a finite figure other than zero for {', '.join(lacking)}.")
-        logged = [*(f"{task.name}/loss" for task in self.tasks), "discovery/loss", "loss"]
-        self.losses = _registered({f"train/{name}": MeanLoss() for name in logged})
-        self.val_metrics = _registered({task.name: task.metrics() for task in self.tasks})
-        self.test_metrics = _registered({task.name: task.test_metrics() for task in self.tasks})
-        self._has_weights = pretrained is False
-        self.input: dict[str, Any] = {}
+            raise HTTError(
+                f"model.single_task_baselines needs a finite figure other than zero for {', '.join(lacking)}."
+            )
+        logged = [*(f"{task.name}/loss" for task in self.tasks), "pseudo_label_loss", "loss"]
+        self.loss_metrics = _module_dict({f"train/{name}": make_mean_metric() for name in logged})
+        self.val_metrics = _module_dict({task.name: task.metrics() for task in self.tasks})
+        self.test_metrics = _module_dict({task.name: task.test_metrics() for task in self.tasks})
+        self._pretrained_loaded = pretrained is False
+        self.input_size: dict[str, Any] = {}
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
         self.last_loss_terms: list[LossTerm] = []  # what the loss of the last training batch was made of
-        self.generators: list[Tensor] = []  # states of the CPU's and the GPU's as that step began
 
     def build_network(self) -> nn.Module:
         """A network as the hyperparameters say, with new random weights that are not pretrained.
@@ -141,9 +145,9 @@ class HTTModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net.load_state_dict(self.build_network().state_dict())
-        self._fetch_weights()
+        self._load_pretrained_backbone()
 
-    def _known(self, key: str, values: Mapping[str, float] | None) -> dict[str, float]:
+    def _validate_task_keys(self, key: str, values: Mapping[str, float] | None) -> dict[str, float]:
         names = [task.name for task in self.tasks]
         for name in values or {}:
             if name not in names:
@@ -158,24 +162,24 @@ class HTTModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Fetch the backbone's pretrained weights when training begins, unless a checkpoint has brought its own."""
-        if not self._has_weights:
-            self._fetch_weights()
+        if not self._pretrained_loaded:
+            self._load_pretrained_backbone()
 
-    def _fetch_weights(self) -> None:
+    def _load_pretrained_backbone(self) -> None:
         if self.hparams["pretrained"] is not False:
             source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
             cast(DensePredictionNetwork, self.net).backbone.load_state_dict(source.state_dict())
-        self._has_weights = True
+        self._pretrained_loaded = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the seed, and at what size the network sees images in evaluation: for prediction without the dataset."""
         checkpoint["seed"] = run_seed()
         data = getattr(self._trainer, "datamodule", None)
-        checkpoint["input"] = getattr(data, "input_size", self.input)
+        checkpoint["input_size"] = getattr(data, "input_size", self.input_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
-        self._has_weights, self.input = True, checkpoint.get("input", {})
+        self._pretrained_loaded, self.input_size = True, checkpoint.get("input_size", {})
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             raise HTTError(
                 "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "
@@ -204,18 +208,16 @@ class HTTModule(L.LightningModule):
         """
         if batch_idx == 0:
             torch.manual_seed(derived_seed(self.current_epoch))
-        own = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
-        self.generators = [torch.get_rng_state(), *own]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, and the means over an epoch of what it is made of."""
         (total, discovered), images = self.loss(batch), len(batch["image"])
         for task, kind, losses, _ in self.last_loss_terms:
             if kind == LossKind.SUPERVISED:
-                self._log_loss(f"train/{task}/loss", losses.sum(), batch["labeled"][task].sum(), images)
+                self._log_loss(f"train/{task}/loss", losses, images)
         if discovered is not None:
-            self._log_loss("train/discovery/loss", discovered.sum(), images, images)
-        self._log_loss("train/loss", total.detach() * images, images, images, prog_bar=True)
+            self._log_loss("train/pseudo_label_loss", discovered, images)
+        self._log_loss("train/loss", total.detach(), images, prog_bar=True)
         return total
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -225,11 +227,11 @@ class HTTModule(L.LightningModule):
             batch: A training batch.
         """
         outputs, rows = self(batch["image"]), batch.get("rows") or labeled_indices(batch)
-        factor = self._factor(batch["labeled"])
+        factor = self._image_weights(batch["labeled"])
         total, discovered, self.last_loss_terms = torch.zeros((), device=self.device), None, []
         for task in self.tasks:
             name = task.name
-            losses = self._labeled_losses(task, outputs[name], batch[name], rows[name])
+            losses = self._supervised_losses(task, outputs[name], batch[name], rows[name])
             self.last_loss_terms.append(LossTerm(name, LossKind.SUPERVISED, losses.detach(), rows[name]))
             total = total + self.loss_weights[name] * (losses * factor[rows[name]]).sum()
         if self.discovery is not None:
@@ -238,16 +240,16 @@ class HTTModule(L.LightningModule):
             total = total + (discovered * factor).sum()
         return total / len(factor), None if discovered is None else discovered.detach()
 
-    def _factor(self, labeled: Mapping[str, Tensor]) -> Tensor:
+    def _image_weights(self, labeled: Mapping[str, Tensor]) -> Tensor:
         """What the loss of each image is multiplied by, ``b``, from which labels it has."""
         marks, tasks = torch.stack([labeled[task.name] for task in self.tasks]), len(self.tasks)
-        if self.hparams["balance"] == "labels":
+        if self.hparams["image_weighting"] == "per_label":
             return tasks / marks.sum(0).clamp(min=1)
         return torch.full(
-            marks.shape[1:], float(tasks if self.hparams["balance"] == "tasks" else 1), device=marks.device
+            marks.shape[1:], float(tasks if self.hparams["image_weighting"] == "num_tasks" else 1), device=marks.device
         )
 
-    def _labeled_losses(self, task: Task, output: TaskOutput, target: Tensor, rows: Tensor) -> Tensor:
+    def _supervised_losses(self, task: Task, output: TaskOutput, target: Tensor, rows: Tensor) -> Tensor:
         """Loss of each labelled image, ``len(rows)``; the others are not even enlarged to pixels.
 
         Where no image is labelled, the head stays in the graph with zero gradient: distributed training waits for it.
@@ -255,10 +257,10 @@ class HTTModule(L.LightningModule):
         chosen = TaskOutput(*(x[rows] for x in output))
         return task.loss(chosen, target[rows]) if len(rows) else chosen.logits.flatten(1).sum(1)
 
-    def _log_loss(self, key: str, loss: Tensor, count: Tensor | int, images: int, **options: Any) -> None:
+    def _log_loss(self, key: str, loss: Tensor, images: int, **options: Any) -> None:
         """Log the mean loss per image over an epoch."""
-        self.losses[key].update(loss, count)
-        self.log(key, self.losses[key], on_step=False, on_epoch=True, batch_size=images, **options)
+        self.loss_metrics[key].update(loss)
+        self.log(key, self.loss_metrics[key], on_step=False, on_epoch=True, batch_size=images, **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update the metrics; the decoded maps go to whoever draws them."""
@@ -306,10 +308,10 @@ class HTTModule(L.LightningModule):
         for task, metric in metrics.items():
             values |= {f"{task}/{figure}": float(value) for figure, value in metric.compute().items()}
             metric.reset()
-        if self.single_task:
+        if self.single_task_baselines:
             headlines = {task.name: values[f"{task.name}/{task.primary_metric}"] for task in self.tasks}
             kinds = {task.name: task.metric_spec(task.primary_metric) for task in self.tasks}
-            values["delta_m"] = delta_m(kinds, headlines, self.single_task)
+            values["delta_m"] = delta_m(kinds, headlines, self.single_task_baselines)
         # Every metric has synchronised itself, so all ranks hold the same values.
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})
 
@@ -322,10 +324,10 @@ class HTTModule(L.LightningModule):
         # Many small tensors: one pass over all of them. Lightning cannot clip gradients of mixed precision then.
         fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = adam(self.parameters(), rate, decay, fused)
-        schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** self.hparams["power"])
+        schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** self.hparams["poly_power"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
-def _registered(metrics: dict[str, M]) -> Mapping[str, M]:
+def _module_dict(metrics: dict[str, M]) -> Mapping[str, M]:
     """Metrics that move with the module."""
     return cast("Mapping[str, M]", nn.ModuleDict(metrics))

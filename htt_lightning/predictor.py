@@ -42,7 +42,7 @@ class HTTPredictor:
     def __init__(self, module: HTTModule, size: Size = "trained", tile: int | None = None) -> None:
         self.module = module.eval()
         self.tasks = {task.name: task for task in module.tasks}
-        self.policy = InputResizer.of(module.input, size, tile)
+        self.policy = InputResizer.of(module.input_size, size, tile)
 
     @classmethod
     def from_checkpoint(

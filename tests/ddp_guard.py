@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
         module = tiny_module(data)
         trainer.fit(module, data)
         record = {"images": poison.images, "before": poison.before[0], "after": poison.after[0]}
-        record |= {"end": module.state_dict(), "skipped": trainer.callback_metrics["train/skipped"]}
+        record |= {"end": module.state_dict(), "skipped": trainer.callback_metrics["train/skipped_steps"]}
         torch.save(record, folder / f"rank{trainer.global_rank}.pt")
 
 

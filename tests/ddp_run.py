@@ -44,13 +44,15 @@ def main(folder: Path, devices: int, targets: TargetType) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     # Two kinds of masks, and of balancing images by their labels, in no more runs than there are.
-    labels, balance = ("one-label", "tasks") if targets == "hard" else ("random-label", "labels")
+    labels, image_weighting = ("one-label", "num_tasks") if targets == "hard" else ("random-label", "per_label")
     data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5, labels=labels)
-    module = Recorder(data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3, balance=cast(Any, balance))
+    module = Recorder(
+        data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3, image_weighting=cast(Any, image_weighting)
+    )
     strategy = "ddp" if devices > 1 else "auto"
     # In double precision, because Adam blows rounding errors of vanishing gradients up to whole steps.
     settings: dict[str, Any] = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10}
-    settings["callbacks"] = [LabelDiscovery(targets=targets), ResultsTable()]
+    settings["callbacks"] = [LabelDiscovery(target_type=targets), ResultsTable()]
     trainer = tiny_trainer(folder / f"run{devices}", devices=devices, strategy=strategy, **settings)
     trainer.fit(module, data)
     if trainer.is_global_zero:

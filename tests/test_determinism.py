@@ -28,7 +28,7 @@ def run(seed, workers=0, validate=1.0):
         str(seed),
         "--trainer.val_check_interval",
         str(validate),
-        "--discovery.targets",
+        "--discovery.target_type",
         "soft",
     ]
     htt("fit", "--data", "SyntheticDataModule", *words, over=over)

@@ -14,7 +14,7 @@ def test_every_metric_and_loss_is_logged_under_its_contract_key(tmp_path):
     data = tiny_data()
     single = {task.name: 10.0 for task in data.tasks}
     trainer = tiny_trainer(tmp_path)
-    trainer.fit(tiny_module(data, single_task=single), data)
+    trainer.fit(tiny_module(data, single_task_baselines=single), data)
     logged = trainer.callback_metrics
     headlines = ["semseg/miou", "human_parts/miou", "saliency/max_f", "normals/mean", "edges/ods_f", "depth/abs_err"]
     for key in headlines:

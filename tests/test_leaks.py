@@ -42,7 +42,7 @@ def outcome(root, folder, workers=0):
     data = rooms(root, workers)
     module = tiny_module(data)
     best = ModelCheckpoint(dirpath=folder / "kept", monitor="val/semseg/pixel_acc", mode="max", filename="{epoch}")
-    callbacks = [LabelDiscovery(targets="averaged"), best, ResultsTable()]
+    callbacks = [LabelDiscovery(target_type="soft_tta"), best, ResultsTable()]
     trainer = tiny_trainer(folder, callbacks=callbacks, enable_checkpointing=True)
     trainer.fit(module, data)
     return {
@@ -79,4 +79,11 @@ def test_hidden_labels_change_nothing_that_a_run_leaves_behind(workers, true, tm
 
 def test_given_labels_do_change_it(true, tmp_path):
     found = differences(true[1], outcome(ruin(true[0], tmp_path / "NYUDv2", given=True), tmp_path / "run"))
-    assert {"weights", "best", "files", "val/depth/abs_err", "train/semseg/confidence", "train/loss"} <= set(found)
+    assert {
+        "weights",
+        "best",
+        "files",
+        "val/depth/abs_err",
+        "train/semseg/pseudo_label_confidence",
+        "train/loss",
+    } <= set(found)

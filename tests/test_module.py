@@ -38,10 +38,10 @@ def fitted(tmp_path, data, seed=0, module=None, ckpt_path=None, **trainer):
     return module
 
 
-@pytest.mark.parametrize("balance", [None, "tasks", "labels", "none"])
-def test_the_loss_is_the_balanced_mean_over_images_of_their_labelled_terms(balance):
+@pytest.mark.parametrize("image_weighting", [None, "num_tasks", "per_label", "none"])
+def test_the_loss_is_the_balanced_mean_over_images_of_their_labelled_terms(image_weighting):
     data = tiny_data(labels="random-label")
-    chosen = {"balance": balance} if balance else {}
+    chosen = {"image_weighting": image_weighting} if image_weighting else {}
     module = tiny_module(data, dropout=0.0, loss_weights={"depth": 0.25}, **chosen)
     batch = batch_of(data)
     module.log = lambda *args, **kwargs: None
@@ -56,14 +56,14 @@ def test_the_loss_is_the_balanced_mean_over_images_of_their_labelled_terms(balan
         names = [name for name, marks in batch["labeled"].items() if marks[image]]
         sizes.append(len(names))
         terms = image + sum(weights[name] * float(losses[name][image]) for name in names)
-        expected += {"labels": 6 / len(names), "none": 1}.get(balance, 6) * terms / 4
+        expected += {"per_label": 6 / len(names), "none": 1}.get(image_weighting, 6) * terms / 4
     assert len(set(sizes)) > 1
     assert float(ours) == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_image_without_a_label_keeps_the_loss_finite():
     data = tiny_data()
-    module = tiny_module(data, balance="labels")
+    module = tiny_module(data, image_weighting="per_label")
     batch = batch_of(data)
     for task in data.tasks:
         batch["labeled"][task.name][:2] = False
@@ -272,9 +272,15 @@ def test_an_endless_run_is_refused_because_the_rate_decays_over_epochs(tmp_path)
     ("arguments", "message"),
     [
         ({"network": "mtl"}, "model.network is 'mtl'; it must be one of htt, multitask"),
-        ({"balance": "images"}, "model.balance is 'images'; it must be one of tasks, labels, none"),
+        (
+            {"image_weighting": "images"},
+            "model.image_weighting is 'images'; it must be one of num_tasks, per_label, none",
+        ),
         ({"loss_weights": {"dpeth": 1.0}}, "loss_weights names 'dpeth'.*Did you mean 'depth'"),
-        ({"single_task": {"semseg": 30.0}}, "single_task needs a finite figure other than zero for .*depth"),
+        (
+            {"single_task_baselines": {"semseg": 30.0}},
+            "single_task_baselines needs a finite figure other than zero for .*depth",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -29,7 +29,7 @@ def pixels():
 
 
 def test_a_checkpoint_is_all_it_takes(checkpoint, predictor):
-    assert torch.load(checkpoint, weights_only=True)["input"] == {"image_size": [32, 48], "least": None}
+    assert torch.load(checkpoint, weights_only=True)["input_size"] == {"image_size": [32, 48], "least": None}
     assert predictor.policy.image_size == (32, 48)
     assert predictor.tasks["semseg"].class_names == tiny_data().tasks[0].class_names
     assert predictor.tasks["depth"].metric_unit == "m"

@@ -41,7 +41,7 @@ FIT = [
     "fit",
     *COMMON,
     "--model.lr=1e-3",
-    "--discovery.targets=averaged",
+    "--discovery.target_type=soft_tta",
     "--discovery_panel.num_train_images=1",
     "--trainer.max_epochs=2",
     "--trainer.num_sanity_val_steps=0",

@@ -77,13 +77,13 @@ class DiscoveryPanel(EpochImageLogger):
         if discovery is not None:
             drawn: list[np.ndarray] = []
             for batch in batches:
-                found = discovery.found({**batch, "image": batch["image"].to(pl_module.device)})
-                drawn += draw_discovered(batch, found, discovery.tasks)
+                found = discovery.pseudo_labels({**batch, "image": batch["image"].to(pl_module.device)})
+                drawn += draw_pseudo_labels(batch, found, discovery.tasks)
             if drawn:
                 save_and_log(trainer, self._folder / "discovery" / name, "discovery", vstack_images(drawn))
 
 
-def draw_discovered(batch: Batch, found: Mapping[str, PseudoLabel], tasks: Sequence[Task]) -> list[np.ndarray]:
+def draw_pseudo_labels(batch: Batch, found: Mapping[str, PseudoLabel], tasks: Sequence[Task]) -> list[np.ndarray]:
     """Three rows per image: the labels it has, what is discovered, and the confidence.
 
     Args:

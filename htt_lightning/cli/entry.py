@@ -104,7 +104,11 @@ class HTTCLI(LightningCLI):
             return
         stored = read_hyperparameters(path, "--ckpt_path")
         asked = self.config[command].model
-        known = {key: value for key, value in stored.items() if key in asked and key not in ("tasks", "single_task")}
+        known = {
+            key: value
+            for key, value in stored.items()
+            if key in asked and key not in ("tasks", "single_task_baselines")
+        }
         defaults = self._parser(command).get_defaults().model
         for key, value in known.items():
             given = asked[key] != defaults[key] or any(word.startswith(f"--model.{key}") for word in self.words)

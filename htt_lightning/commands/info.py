@@ -28,8 +28,8 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "jsonargparse", "numpy
 """Whose versions a report of a fault should name."""
 SUMMED_UP = (
     *("data", "data.root", "data.labels", "data.tasks", "data.image_size", "data.batch_size", "data.discovered"),
-    *("model.network", "model.backbone", "model.pretrained", "model.token_dim", "model.lr", "model.balance"),
-    *("discovery.stages", "discovery.teacher", "discovery.student", "discovery.targets"),
+    *("model.network", "model.backbone", "model.pretrained", "model.token_dim", "model.lr", "model.image_weighting"),
+    *("discovery.stages", "discovery.teacher", "discovery.student_init", "discovery.target_type"),
     *("trainer.max_epochs", "trainer.devices", "trainer.precision", "seed_everything", "ckpt_path"),
 )
 """The options of a run that say most about it."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 
-def agree(trainer: L.Trainer, net: nn.Module) -> None:
+def sync_buffers(trainer: L.Trainer, net: nn.Module) -> None:
     """Give all processes the first one's running statistics: without synchronised BatchNorm, each has its own."""
     buffers = dict(net.named_buffers())
     for name, value in trainer.strategy.broadcast({key: value.cpu() for key, value in buffers.items()}).items():

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from htt_lightning.data.batch import Batch, unlabeled_indices
 from htt_lightning.losses import (
@@ -15,11 +16,9 @@ from htt_lightning.losses import (
     LossTerm,
     feature_mse,
     fully_valid_cells,
-    labeled_sum,
     masked_mean,
     upcast,
 )
-from htt_lightning.metrics import MeanLoss
 from htt_lightning.models.network import DensePredictionNetwork
 from htt_lightning.output import TaskOutput, any_selected, feature_stride, scatter_to_batch, select
 from htt_lightning.tasks import PseudoLabel, Task
@@ -33,31 +32,28 @@ class DiscoveryLossWeights:
     truth is known (README, "Do discovered labels help?").
 
     Args:
-        prediction: Of the discovered labels, beside lambda and beta of each task.
+        pseudo_label: Of the discovered labels, beside lambda and beta of each task.
         feature_labeled: Of the distance to the teacher's features where the task is labelled.
         feature_unlabeled: Of the distance weighted by the teacher's confidence where it is not.
     """
 
-    prediction: float = 1.0
+    pseudo_label: float = 1.0
     feature_labeled: float = 0.0
     feature_unlabeled: float = 0.0
 
-    def teach(self, task: Task) -> bool:
+    def uses_pseudo_labels(self, task: Task) -> bool:
         """Whether discovered labels of a task count.
 
         Args:
             task: The task.
         """
-        return task.supports_pseudo_labels and bool(self.prediction and task.pseudo_label_weight)
+        return task.supports_pseudo_labels and bool(self.pseudo_label and task.pseudo_label_weight)
 
 
-TargetType = Literal["hard", "soft", "averaged"]
+TargetType = Literal["hard", "soft", "soft_tta"]
 """What a student learns from at prediction level; see ``LabelDiscovery``."""
 
-Precision = Literal["run", "bf16"]
-"""What a teacher computes in: the run's precision, or bfloat16 with weights of float32."""
-
-SHIFT = 2
+MAX_VIEW_SHIFT = 2
 """Cells by which the second view of an image is shifted at most, in both directions: views on other grids of the coarse
 scales differ, and their mean is better than either."""
 
@@ -67,7 +63,7 @@ class DiscoveryLoss(NamedTuple):
 
     Attributes:
         feature: Of the features, one value per image, ``b``; images without an active term have 0.
-        prediction: Of the discovered labels, likewise.
+        pseudo_label: Of the discovered labels, likewise.
         coverage: Share of the valid pixels whose discovered label is kept, ``b``.
         confidence: Mean confidence over the valid pixels, ``b``.
     """
@@ -89,9 +85,9 @@ def discovery_loss(
     teacher: TaskOutput | None,
     labeled: Tensor,
     valid: Tensor,
-    weight: float,
-    terms: DiscoveryLossWeights,
-    found: PseudoLabel | None = None,
+    task_weight: float,
+    loss_weights: DiscoveryLossWeights,
+    pseudo_label: PseudoLabel | None = None,
     soft_target: Tensor | None = None,
 ) -> DiscoveryLoss:
     """The terms of label discovery of one task (method.md 4), vectorised over the batch.
@@ -102,35 +98,50 @@ def discovery_loss(
         teacher: The teacher's on the same images; no gradient flows into it. None leaves out the feature terms.
         labeled: bool ``b``: images with a given label learn nothing from a discovered one.
         valid: bool ``b h w``, False on padding, which never counts.
-        weight: The task's loss weight lambda.
-        terms: Weights of the terms.
-        found: Labels discovered before; by default they are the teacher's.
+        task_weight: The task's loss weight lambda.
+        loss_weights: Weights of the terms.
+        pseudo_label: Labels discovered before; by default they are the teacher's.
         soft_target: Soft labels ``b c h/s w/s`` to learn from instead; they count everywhere, whatever the threshold.
 
     Returns:
         Loss, coverage and confidence per image.
     """
     feature = nothing = torch.zeros(len(labeled), device=labeled.device)
-    if teacher and (terms.feature_labeled or terms.feature_unlabeled):
+    if teacher and (loss_weights.feature_labeled or loss_weights.feature_unlabeled):
         trust = torch.where(
-            labeled[:, None, None, None], terms.feature_labeled, terms.feature_unlabeled * upcast(teacher.confidence)
+            labeled[:, None, None, None],
+            loss_weights.feature_labeled,
+            loss_weights.feature_unlabeled * upcast(teacher.confidence),
         )
         feature = feature + feature_mse(student.feature, teacher.feature, valid, trust)
-    if not terms.teach(task):
+    if not loss_weights.uses_pseudo_labels(task):
         return DiscoveryLoss(feature, nothing, nothing, nothing)
     if soft_target is not None:  # of cells, not of pixels
         valid = fully_valid_cells(valid, (soft_target.shape[-2], soft_target.shape[-1]))
         soft_target = task.finalize_soft_target(soft_target, valid)
-    if teacher and found is None:
-        found = task.pseudo_label(teacher, (valid.shape[-2], valid.shape[-1]))
-    if found is None:
+    if teacher and pseudo_label is None:
+        pseudo_label = task.pseudo_label(teacher, (valid.shape[-2], valid.shape[-1]))
+    if pseudo_label is None:
         return DiscoveryLoss(feature, nothing, nothing, nothing)
     if soft_target is None:
-        kept, on_labels = task.confidence_mask(found.confidence), task.pseudo_label_loss(student, found, valid)
+        kept, on_labels = (
+            task.confidence_mask(pseudo_label.confidence),
+            task.pseudo_label_loss(student, pseudo_label, valid),
+        )
     else:
         kept, on_labels = valid, masked_mean(task.distillation_loss(student, soft_target), valid)
-    prediction = terms.prediction * weight * task.pseudo_label_weight * torch.where(labeled, 0, on_labels)
-    return DiscoveryLoss(feature, prediction, masked_mean(kept.float(), valid), masked_mean(found.confidence, valid))
+    prediction = loss_weights.pseudo_label * task_weight * task.pseudo_label_weight * torch.where(labeled, 0, on_labels)
+    return DiscoveryLoss(
+        feature, prediction, masked_mean(kept.float(), valid), masked_mean(pseudo_label.confidence, valid)
+    )
+
+
+def make_mean_metric() -> MeanMetric:
+    """Create a metric for the mean of a value per image, over batches and ranks."""
+    # Any other `nan_strategy` waits for the GPU at every update; with this one, `MeanMetric` ignores weights.
+    metric = MeanMetric(nan_strategy="disable")
+    metric.set_dtype(torch.float64)
+    return metric
 
 
 class TeacherEnsemble:
@@ -140,15 +151,15 @@ class TeacherEnsemble:
     an image asks one, drawn at random: they cost no more than a single one, and the student learns their mean.
 
     Args:
-        teachers: Modules that keep the contract of ``TaskOutput``; they are put into evaluation mode and frozen. None where
-            batches carry ``discovered`` labels: then there are no features to learn from.
+        teachers: Modules that keep the contract of ``TaskOutput``; they are put into evaluation mode and frozen. None
+            where batches carry ``discovered`` labels: then there are no features to learn from.
         tasks: The tasks to discover labels of.
-        loss_weights: Weights lambda by task.
-        terms: Weights of the terms.
+        task_weights: Weights lambda by task.
+        loss_weights: Weights of the terms.
         device: Where batches are.
-        targets: ``hard`` labels above the threshold, ``soft`` ones, or soft ones ``averaged`` over the image and its
-            mirror image, shifted at random. Labels that batches carry are hard.
-        precision: What teachers compute in.
+        target_type: ``hard`` labels above the threshold, ``soft`` ones, or ``soft_tta``, soft ones averaged over the
+            image and its mirror image, shifted at random. Labels that batches carry are hard.
+        teacher_precision: What teachers compute in: ``bf16-mixed``, or by default what the student does.
 
     Attributes:
         scale: What the loss is multiplied by; it may change from epoch to epoch.
@@ -159,20 +170,23 @@ class TeacherEnsemble:
         self,
         teachers: Sequence[nn.Module],
         tasks: Sequence[Task],
-        loss_weights: Mapping[str, float],
-        terms: DiscoveryLossWeights,
+        task_weights: Mapping[str, float],
+        loss_weights: DiscoveryLossWeights,
         device: torch.device,
-        targets: TargetType = "hard",
-        precision: Precision = "run",
+        target_type: TargetType = "hard",
+        teacher_precision: str | None = None,
     ) -> None:
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-        self.tasks, self.loss_weights, self.terms = list(tasks), loss_weights, terms
-        self.targets, self.teacher_precision, self.scale = targets, precision, 1.0
+        self.tasks, self.task_weights, self.loss_weights = list(tasks), task_weights, loss_weights
+        self.target_type, self.teacher_precision, self.scale = target_type, teacher_precision, 1.0
         self.last_loss_terms: list[LossTerm] = []
         names = [
-            f"{task.name}/{key}" for task in tasks if task.supports_pseudo_labels for key in ("coverage", "confidence")
+            f"{task.name}/pseudo_label_{key}"
+            for task in tasks
+            if task.supports_pseudo_labels
+            for key in ("coverage", "confidence")
         ]
-        self.account = {name: MeanLoss().to(device) for name in names}
+        self.metrics = {name: make_mean_metric().to(device) for name in names}
 
     def loss(self, batch: Batch, outputs: Mapping[str, TaskOutput]) -> Tensor:
         """What label discovery adds to the loss of each image: a sum over tasks.
@@ -184,7 +198,9 @@ class TeacherEnsemble:
         Returns:
             One value per image, ``b``.
         """
-        valid, found, rows = batch["valid"], batch.get("discovered", {}), self._rows(batch)
+        valid, found = batch["valid"], batch.get("discovered", {})
+        unlabeled = batch.get("lacking") or unlabeled_indices(batch)
+        rows = None if self.teachers and self.loss_weights.feature_labeled else unlabeled
         # The same for all images and drawn on the CPU: no synchronisation.
         one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
         taught = self._taught(batch["image"], one, rows)
@@ -194,12 +210,14 @@ class TeacherEnsemble:
         for task in self.tasks:
             name, row = task.name, rows[task.name] if rows else None
             if not any_selected(row):
+                for key in ("coverage", "confidence") if task.supports_pseudo_labels else ():
+                    self.metrics[f"{name}/pseudo_label_{key}"].update(total.new_empty(0))
                 continue
             labeled, student = select(batch["labeled"][name], row), TaskOutput(*(select(x, row) for x in outputs[name]))
             known = PseudoLabel(*(select(x, row) for x in found[name])) if name in found else None
-            weight, seen, soft_target = self.loss_weights[name], select(valid, row), soft_targets.get(name)
+            weight, seen, soft_target = self.task_weights[name], select(valid, row), soft_targets.get(name)
             added = discovery_loss(
-                task, student, taught.get(name), labeled, seen, weight, self.terms, known, soft_target
+                task, student, taught.get(name), labeled, seen, weight, self.loss_weights, known, soft_target
             )
             total = total + scatter_to_batch(added.loss, row, len(valid))
             self.last_loss_terms += [
@@ -207,23 +225,17 @@ class TeacherEnsemble:
                 LossTerm(name, LossKind.PSEUDO_LABEL, added.prediction.detach(), row),
             ]
             for key in ("coverage", "confidence") if task.supports_pseudo_labels else ():
-                figure = getattr(added, key).detach()
-                self.account[f"{name}/{key}"].update(labeled_sum(figure, ~labeled), (~labeled).sum())
+                values = getattr(added, key).detach()
+                metric = self.metrics[f"{name}/pseudo_label_{key}"]
+                metric.update(values[unlabeled[name]] if row is None else values)
         return self.scale * total
-
-    def _rows(self, batch: Batch) -> dict[str, Tensor] | None:
-        """By task, the images that have something to learn: those without its label; None where all have."""
-        if self.teachers and self.terms.feature_labeled:
-            return None
-        rows: dict[str, Tensor] = batch.get("lacking") or unlabeled_indices(batch)
-        return rows
 
     @torch.no_grad()
     def _taught(self, image: Tensor, index: int = 0, rows: Mapping[str, Tensor] | None = None) -> dict[str, TaskOutput]:
         """A teacher's outputs, if there is one; for each task those of the images at ``rows``, if any."""
         if not self.teachers:
             return {}
-        teacher, half = self.teachers[index], self.teacher_precision == "bf16"
+        teacher, half = self.teachers[index], self.teacher_precision == "bf16-mixed"
         taught: dict[str, TaskOutput]
         with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
             if rows is None:
@@ -252,25 +264,25 @@ class TeacherEnsemble:
         lacking: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Soft labels ``b c h/s w/s`` of tasks that learn from them; ``other`` says which teacher has a second look."""
-        tasks = [task for task in self.tasks if self.terms.teach(task) and task.name in taught]
-        if self.targets == "hard" or not tasks:
+        tasks = [task for task in self.tasks if self.loss_weights.uses_pseudo_labels(task) and task.name in taught]
+        if self.target_type == "hard" or not tasks:
             return {}
         soft_targets = {task.name: task.soft_target(taught[task.name]) for task in tasks}
-        if self.targets == "averaged":
+        if self.target_type == "soft_tta":
             rows, columns = taught[tasks[0].name].logits.shape[-2:]
             stride = feature_stride((rows, columns), (image.shape[-2], image.shape[-1]))
-            most = min(SHIFT, rows - 1, columns - 1)
+            most = min(MAX_VIEW_SHIFT, rows - 1, columns - 1)
             down, right = torch.randint(-most, most + 1, (2,)).tolist()
-            seen = self._taught(mirrored(image, stride, down, right), other, lacking)
-            inside = shifted(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
+            seen = self._taught(flip_and_shift_image(image, stride, down, right), other, lacking)
+            inside = shift_map(torch.ones(1, 1, rows, columns, device=image.device, dtype=torch.bool), -down, right)
             for task in tasks:
-                second = shifted(task.unflip(task.soft_target(seen[task.name])), -down, right)
+                second = shift_map(task.unflip(task.soft_target(seen[task.name])), -down, right)
                 soft_targets[task.name] = torch.where(
                     inside, (soft_targets[task.name] + second) / 2, soft_targets[task.name]
                 )
         return soft_targets
 
-    def found(self, batch: Batch) -> dict[str, PseudoLabel]:
+    def pseudo_labels(self, batch: Batch) -> dict[str, PseudoLabel]:
         """The labels discovered on a batch, by task; those that it carries, or else the teachers'.
 
         Args:
@@ -284,14 +296,14 @@ class TeacherEnsemble:
                 found.setdefault(task.name, labels)
         return found
 
-    def collect(self) -> dict[str, float]:
+    def compute_and_reset(self) -> dict[str, float]:
         """Coverage and confidence by ``task/figure`` since the last time, over all processes."""
-        figures = {name: float(metric.compute()) for name, metric in self.account.items()}
-        for metric in self.account.values():
+        figures = {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        for metric in self.metrics.values():
             metric.reset()
         return figures
 
-    def precision(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def pseudo_label_hits(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """How much of what would be kept is right, on images whose labels are given.
 
         Args:
@@ -300,7 +312,7 @@ class TeacherEnsemble:
         Returns:
             By task that discovers labels, the number of right pixels and that of kept ones.
         """
-        found, counts = self.found(batch), {}
+        found, counts = self.pseudo_labels(batch), {}
         for task in self.tasks:
             if task.name in found:
                 label, confidence = found[task.name]
@@ -310,7 +322,7 @@ class TeacherEnsemble:
         return counts
 
 
-def mirrored(image: Tensor, stride: int, down: int, right: int) -> Tensor:
+def flip_and_shift_image(image: Tensor, stride: int, down: int, right: int) -> Tensor:
     """The mirror image, shifted by whole cells; pixels at the border fill what comes into view.
 
     Args:
@@ -330,6 +342,6 @@ def mirrored(image: Tensor, stride: int, down: int, right: int) -> Tensor:
     return wide[..., top : top + height, left : left + width]
 
 
-def shifted(cells: Tensor, down: int, right: int) -> Tensor:
+def shift_map(cells: Tensor, down: int, right: int) -> Tensor:
     """A map ``b c h w`` shifted, with zeros (or False) where nothing is known."""
     return F.pad(cells, (right, -right, down, -down))

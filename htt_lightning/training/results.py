@@ -21,7 +21,7 @@ Split = Literal["val", "test"]
 ASIDE = (
     *("seed_everything", "data.seed", "ckpt_path", "verbose", "weights_only", "trainer.logger"),
     *("trainer.default_root_dir", "trainer.enable_", "trainer.log_every_n_steps", "trainer.profiler"),
-    *("checkpoint.", "panel.", "discovery_panel.", "results.", "model.single_task"),
+    *("checkpoint.", "panel.", "discovery_panel.", "results.", "model.single_task_baselines"),
     *("data.root", "data.cache", "data.num_workers", "data.tasks", "data.class_path"),
 )
 """Options, by how they begin, in which runs of the same settings may differ (seeds, places, what is shown), or which

@@ -107,7 +107,9 @@ class HTTTrainer(L.Trainer):
         model.load_state_dict(checkpoint["state_dict"])
         datamodule.prepare_data()
         rules = [
-            callback.rules(model) for callback in cast(Any, self).callbacks if isinstance(callback, LabelDiscovery)
+            callback.tasks_with_overrides(model)
+            for callback in cast(Any, self).callbacks
+            if isinstance(callback, LabelDiscovery)
         ]
         thresholds = {task.name: task.confidence_threshold for task in next(iter(rules), model.tasks)}
         made_by = {"name": Path(ckpt_path).name, "sha256": fingerprint_of(Path(ckpt_path)), "thresholds": thresholds}

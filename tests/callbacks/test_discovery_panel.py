@@ -5,7 +5,7 @@ from PIL import Image
 
 from htt_lightning import LabelDiscovery
 from htt_lightning.callbacks import DiscoveryPanel
-from htt_lightning.callbacks.discovery_panel import draw_affinity, draw_discovered
+from htt_lightning.callbacks.discovery_panel import draw_affinity, draw_pseudo_labels
 from htt_lightning.callbacks.drawing import MARGIN, TITLE
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.tasks import PseudoLabel
@@ -56,7 +56,7 @@ def test_labels_that_are_not_there_are_hatched_and_pixels_that_are_not_kept_are_
     found = {"depth": PseudoLabel(torch.full((4, 1, 32, 48), 3.0), confidence)}
     batch["valid"][:] = True
     batch["labeled"]["depth"] = torch.tensor([True, False, True, False])
-    drawn = [cells(picture) for picture in draw_discovered(batch, found, [depth])]
+    drawn = [cells(picture) for picture in draw_pseudo_labels(batch, found, [depth])]
     assert [picture.shape[:2] for picture in drawn] == [(3, 2)] * 4
     lower = drawn[0][1, 1][TITLE + 60 : TITLE + 90, 10:100]
     assert (lower == 128).all()
@@ -67,7 +67,7 @@ def test_labels_that_are_not_there_are_hatched_and_pixels_that_are_not_kept_are_
 
 def test_nothing_discovered_is_nothing_drawn():
     data, batch = batch_of()
-    assert draw_discovered(batch, {}, data.tasks) == []
+    assert draw_pseudo_labels(batch, {}, data.tasks) == []
 
 
 @pytest.mark.parametrize("scales", [1, 4])

@@ -34,13 +34,13 @@ def test_a_moving_average_raises_no_classes_unless_told_to():
     def balances(**arguments):
         return {
             task.name: task.class_balance_power
-            for task in LabelDiscovery(**arguments).rules(module)
+            for task in LabelDiscovery(**arguments).tasks_with_overrides(module)
             if hasattr(task, "class_balance_power")
         }
 
     assert balances() == {"semseg": 0.5, "human_parts": 0.5}
     assert balances(teacher="ema") == {"semseg": 0, "human_parts": 0}
-    assert balances(teacher="ema", balances={"semseg": 0.3}) == {"semseg": 0.3, "human_parts": 0}
+    assert balances(teacher="ema", class_balance_powers={"semseg": 0.3}) == {"semseg": 0.3, "human_parts": 0}
 
 
 @pytest.mark.slow
@@ -58,11 +58,11 @@ def test_the_weight_of_what_is_discovered_rises_in_every_stage_and_after_a_resta
         return watch.seen, module
 
     rising = [math.exp(-5), math.exp(-5 / 4), 1]
-    assert scales("average", LabelDiscovery(teacher="ema", ramp=2))[0] == pytest.approx(rising)
-    seen, whole = scales("stages", LabelDiscovery(stages=3, ramp=2))
+    assert scales("average", LabelDiscovery(teacher="ema", rampup_epochs=2))[0] == pytest.approx(rising)
+    seen, whole = scales("stages", LabelDiscovery(stages=3, rampup_epochs=2))
     assert seen == pytest.approx([None] * 3 + 2 * rising)
     path = tmp_path / "stages" / "kept" / "epoch=6.ckpt"
-    seen, resumed = scales("again", LabelDiscovery(stages=3, ramp=2), ckpt_path=path)
+    seen, resumed = scales("again", LabelDiscovery(stages=3, rampup_epochs=2), ckpt_path=path)
     assert seen == pytest.approx(rising[1:])
     assert_same(weights(whole), weights(resumed))
     assert scales("flat", LabelDiscovery(teacher="ema"))[0] == [1, 1, 1]

@@ -75,15 +75,15 @@ def test_a_fresh_student_is_another_draw_and_an_inherited_one_is_the_teacher(tmp
             begun.append(weights(pl_module))
 
     begun = []
-    for student in ("fresh", "inherited"):
-        discovery = LabelDiscovery(student=student)
+    for student in ("random", "teacher"):
+        discovery = LabelDiscovery(student_init=student)
         fitted(tmp_path / student, discovery, max_epochs=1, callbacks=[Beginning()])
         first, second = begun[-2:]
         teacher = state_of(stored(tmp_path / student, 1))["teachers"][0]["state_dict"]
         key = "global_tokens.tokens" if "global_tokens.tokens" in first else next(iter(first))
         assert not torch.equal(first[key], second[key])
         same = all(torch.equal(second[name], teacher[name]) for name in second)
-        assert same == (student == "inherited")
+        assert same == (student == "teacher")
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
@@ -96,7 +96,7 @@ def test_resuming_at_the_end_of_any_epoch_of_any_stage_is_bitwise(epoch, tmp_pat
 
 def test_the_second_views_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path, through):
     teacher = str(through.folder / "kept" / "epoch=1.ckpt")
-    discovery = [LabelDiscovery(teacher=teacher, targets="averaged") for _ in range(2)]
+    discovery = [LabelDiscovery(teacher=teacher, target_type="soft_tta") for _ in range(2)]
     whole, _ = fitted(tmp_path / "whole", discovery[0], max_epochs=2)
     path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
     resumed, _ = fitted(tmp_path / "resumed", discovery[1], seed=99, max_epochs=2, ckpt_path=path)
@@ -153,7 +153,7 @@ def test_a_student_inherits_a_given_teacher_at_the_beginning_alone(tmp_path, thr
 
     begun = []
     teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
-    discovery = LabelDiscovery(teacher=teacher, student="inherited")
+    discovery = LabelDiscovery(teacher=teacher, student_init="teacher")
     whole, _ = fitted(tmp_path / "whole", discovery, max_epochs=2, callbacks=[Beginning()])
     assert_same(begun[0], state_of(stored(through.folder, 3))["teachers"][0]["state_dict"])
     path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
@@ -165,7 +165,7 @@ def test_a_network_that_cannot_be_inherited_is_refused(tmp_path, through):
     teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
     module = tiny_module(few(), use_fine_tokens=False)
     with pytest.raises(HTTError, match="no student can inherit its weights"):
-        fitted(tmp_path, LabelDiscovery(teacher=teacher, student="inherited"), module=module)
+        fitted(tmp_path, LabelDiscovery(teacher=teacher, student_init="teacher"), module=module)
 
 
 def test_every_checkpoint_loads_as_the_student(through):
@@ -175,9 +175,9 @@ def test_every_checkpoint_loads_as_the_student(through):
 
 def test_coverage_confidence_and_precision_are_logged(through):
     for task in ("semseg", "depth", "edges"):
-        for key in (f"train/{task}/coverage", f"train/{task}/confidence"):
+        for key in (f"train/{task}/pseudo_label_coverage", f"train/{task}/pseudo_label_confidence"):
             assert 0 <= through.trainer.callback_metrics[key] <= 1
-        precision = through.trainer.callback_metrics[f"val/{task}/kept_precision"]
+        precision = through.trainer.callback_metrics[f"val/{task}/pseudo_label_accuracy"]
         assert torch.isnan(precision) or 0 <= precision <= 100
 
 
@@ -201,19 +201,25 @@ def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, m
         ({"stages": 0}, "discovery.stages must be at least 1"),
         ({"stages": 1, "teacher": "x.ckpt"}, "discovery.stages to at least 2"),
         ({"teacher": []}, "discovery.teacher names no checkpoint"),
-        ({"teachers": 0}, "discovery.teachers is 0; it must be at least 1"),
-        ({"teachers": 2}, "a stage each before that of the student: discovery.stages is 2"),
-        ({"teachers": 2, "stages": 3, "teacher": "ema"}, "more only with discovery.teacher previous"),
-        ({"teachers": 2, "stages": 3, "terms": DiscoveryLossWeights(1, 1, 1)}, "Features of several teachers"),
-        ({"teacher": ["a.ckpt", "b.ckpt"], "terms": DiscoveryLossWeights(1, 1, 1)}, "Features of several teachers"),
+        ({"num_teachers": 0}, "discovery.num_teachers is 0; it must be at least 1"),
+        ({"num_teachers": 2}, "a stage each before that of the student: discovery.stages is 2"),
+        ({"num_teachers": 2, "stages": 3, "teacher": "ema"}, "more only with discovery.teacher previous"),
+        (
+            {"num_teachers": 2, "stages": 3, "loss_weights": DiscoveryLossWeights(1, 1, 1)},
+            "Features of several teachers",
+        ),
+        (
+            {"teacher": ["a.ckpt", "b.ckpt"], "loss_weights": DiscoveryLossWeights(1, 1, 1)},
+            "Features of several teachers",
+        ),
         ({"ema_decay": 1.0}, "ema_decay must be in"),
-        ({"ramp": -1}, "ramp must be a number of epochs"),
-        ({"targets": "firm"}, "targets is 'firm'; it must be one of hard, soft, averaged"),
-        ({"teacher_precision": "half"}, "teacher_precision is 'half'; it must be run or bf16"),
-        ({"thresholds": {"depth": 1.5}}, "thresholds of depth must be in"),
-        ({"thresholds": {"dpeth": 0.5}}, "thresholds names dpeth"),
-        ({"betas": {"dpeth": 0.5}}, "pseudo_label_weights names dpeth"),
-        ({"balances": {"depth": 0.5}}, "class_balance_powers names depth, which has no class_balance_power"),
+        ({"rampup_epochs": -1}, "rampup_epochs must be a number of epochs"),
+        ({"target_type": "firm"}, "target_type is 'firm'; it must be one of hard, soft, soft_tta"),
+        ({"teacher_precision": "half"}, "teacher_precision is 'half'; it must be null or bf16-mixed"),
+        ({"confidence_thresholds": {"depth": 1.5}}, "confidence_thresholds of depth must be in"),
+        ({"confidence_thresholds": {"dpeth": 0.5}}, "confidence_thresholds names dpeth"),
+        ({"pseudo_label_weights": {"dpeth": 0.5}}, "pseudo_label_weights names dpeth"),
+        ({"class_balance_powers": {"depth": 0.5}}, "class_balance_powers names depth, which has no"),
         ({"teacher": "absent.ckpt"}, "existing checkpoint, got absent.ckpt"),
     ],
 )
@@ -245,18 +251,20 @@ def test_a_teacher_without_tokens_is_refused(tmp_path):
 
 
 def test_terms_can_be_switched_off(tmp_path):
-    nothing = DiscoveryLossWeights(prediction=0, feature_labeled=0, feature_unlabeled=0)
-    discovery = LabelDiscovery(student="inherited", terms=nothing)
+    nothing = DiscoveryLossWeights(pseudo_label=0, feature_labeled=0, feature_unlabeled=0)
+    discovery = LabelDiscovery(student_init="teacher", loss_weights=nothing)
     _, trainer = fitted(tmp_path, discovery, max_epochs=1)
-    assert trainer.callback_metrics["train/discovery/loss"] == 0
+    assert trainer.callback_metrics["train/pseudo_label_loss"] == 0
 
 
-@pytest.mark.parametrize("targets", ["soft", "averaged"])
+@pytest.mark.parametrize("targets", ["soft", "soft_tta"])
 def test_soft_labels_count_everywhere_and_teach_something_else(targets, tmp_path, through):
     path = str(through.folder / "kept" / "epoch=1.ckpt")
     hard, _ = fitted(tmp_path / "hard", LabelDiscovery(teacher=path), max_epochs=1)
-    soft, trainer = fitted(tmp_path / targets, LabelDiscovery(teacher=path, targets=targets), max_epochs=1)
-    coverage = [trainer.callback_metrics[f"train/{name}/coverage"] for name in ("semseg", "depth", "edges")]
+    soft, trainer = fitted(tmp_path / targets, LabelDiscovery(teacher=path, target_type=targets), max_epochs=1)
+    coverage = [
+        trainer.callback_metrics[f"train/{name}/pseudo_label_coverage"] for name in ("semseg", "depth", "edges")
+    ]
     assert coverage == [1, 1, 0]  # nothing of edges is asked for
     assert any(not torch.equal(weights(hard)[key], value) for key, value in weights(soft).items())
 
@@ -267,8 +275,8 @@ def test_the_precision_of_a_frozen_teacher_is_measured_once(teacher, times, tmp_
         seen.append(batch["id"])
         return precision(self, batch)
 
-    seen, precision = [], TeacherEnsemble.precision
-    monkeypatch.setattr(TeacherEnsemble, "precision", counted)
+    seen, precision = [], TeacherEnsemble.pseudo_label_hits
+    monkeypatch.setattr(TeacherEnsemble, "pseudo_label_hits", counted)
     fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=3)
     assert len(seen) == times
 

@@ -122,7 +122,7 @@ def evaluate(folder, module, data, ckpt_path=None, **trainer):
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory):
     data = tiny_data()
-    module = tiny_module(data, single_task={task.name: 10.0 for task in data.tasks})
+    module = tiny_module(data, single_task_baselines={task.name: 10.0 for task in data.tasks})
     with redirect_stdout(StringIO()):
         return evaluate(tmp_path_factory.mktemp("tested"), module, data, enable_progress_bar=True)
 

@@ -7,7 +7,7 @@ import pytest
 
 from htt_lightning.cli.entry import CALLBACKS, HTTCLI, main
 
-GROUPS = ("trainer", "model", "discovery.terms", *CALLBACKS)
+GROUPS = ("trainer", "model", "discovery.loss_weights", *CALLBACKS)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,9 @@ def test_null_is_refused_where_a_value_is_needed(text, key):
 
 def test_null_is_a_value_where_it_means_something(monkeypatch):
     monkeypatch.setattr(HTTCLI, "_run_subcommand", lambda self, name: None)
-    Path("run.yaml").write_text("{model: {backbone: test_resnet, single_task: null}, discovery: {balances: null}}")
+    Path("run.yaml").write_text(
+        "{model: {backbone: test_resnet, single_task_baselines: null}, discovery: {class_balance_powers: null}}"
+    )
     words = ["--data.augment=null", "--data.cache=null", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     main(["fit", "--config=run.yaml", *words])
 

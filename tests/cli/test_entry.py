@@ -99,7 +99,8 @@ def test_the_published_recipe_is_what_nyud_config_says(capsys):
         main(["fit", "--config", "nyud.yaml", "--data.root", ".", "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     recipe = {
-        "backbone": "resnet18", "pretrained": True, "token_dim": 256, "lr": 2e-5, "weight_decay": 1e-6, "power": 0.9,
+        "backbone": "resnet18", "pretrained": True, "token_dim": 256, "lr": 2e-5, "weight_decay": 1e-6,
+        "poly_power": 0.9,
     }  # fmt: skip
     assert config["model"] | recipe == config["model"]
     assert config["trainer"]["gradient_clip_val"] == 10
@@ -117,7 +118,7 @@ def test_the_embedded_scenes_train_in_two_stages(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", "synthetic.yaml", "--print_config"])
     discovery = yaml.safe_load(capsys.readouterr().out)["discovery"]
-    assert (discovery["stages"], discovery["student"], discovery["targets"]) == (2, "inherited", "averaged")
+    assert (discovery["stages"], discovery["student_init"], discovery["target_type"]) == (2, "teacher", "soft_tta")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_all_three_names_are_the_same_program(words, tmp_path):
 
 def test_a_seventh_task_trains_from_a_config(tmp_path):
     config = {
-        "model": {"single_task": {"height": 1.0, "depth": 1.0}, "loss_weights": {"height": 0.5}},
+        "model": {"single_task_baselines": {"height": 1.0, "depth": 1.0}, "loss_weights": {"height": 0.5}},
         "data": {
             "class_path": "tests.flow.HeightDataModule",
             "init_args": {"tasks": ["depth", {"class_path": "tests.flow.Height", "init_args": {"reach": 5.0}}]},
@@ -181,7 +182,7 @@ def test_two_stages_then_discover_then_train_on_what_was_discovered(capsys):
     htt("fit", "--config", "synthetic.yaml", over=once | {"--discovery.stages": "2", "--data.labels": "one-label"})
     run = run_directory()
     rows = (run / "metrics.csv").read_text()
-    assert "train/depth/coverage" in rows
+    assert "train/depth/pseudo_label_coverage" in rows
     assert (run / "checkpoints" / "stage_1.ckpt").is_file()
     checkpoint = str(run / "checkpoints" / "last.ckpt")
     assert torch.load(checkpoint, weights_only=True)["callbacks"]["LabelDiscovery"]["stage"] == 1
@@ -195,7 +196,7 @@ def test_two_stages_then_discover_then_train_on_what_was_discovered(capsys):
         over=once | {"--data.labels": "one-label"},
     )
     rows = (run_directory() / "metrics.csv").read_text()
-    assert "train/depth/coverage" in rows
+    assert "train/depth/pseudo_label_coverage" in rows
 
 
 def test_augmentation_can_be_switched_off():
@@ -274,7 +275,7 @@ def test_predictions_go_where_asked_and_are_replaced_only_on_demand(capsys):
 
 
 def test_single_task_figures_may_come_after_training(capsys):
-    depth = ["--config", "synthetic.yaml", "--data.tasks", "depth", "--model.single_task", "{depth: 2.0}"]
+    depth = ["--config", "synthetic.yaml", "--data.tasks", "depth", "--model.single_task_baselines", "{depth: 2.0}"]
     htt("fit", *depth[:-2], over=SCENES | {"--data.labels": "full"})
     checkpoint = str(run_directory() / "checkpoints" / "last.ckpt")
     htt("test", *depth, "--ckpt_path", checkpoint, over=SCENES)

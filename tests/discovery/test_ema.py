@@ -29,7 +29,7 @@ def together(tmp_path_factory):
     class Run:
         folder = tmp_path_factory.mktemp("together")
 
-    Run.module, Run.trainer = fitted(Run.folder, LabelDiscovery(stages=3, teachers=2, targets="averaged"))
+    Run.module, Run.trainer = fitted(Run.folder, LabelDiscovery(stages=3, num_teachers=2, target_type="soft_tta"))
     return Run
 
 
@@ -45,7 +45,7 @@ def test_networks_trained_apart_teach_together(together, tmp_path):
         assert_same(network, teacher["state_dict"])
     assert any(not torch.equal(networks[0][key], value) for key, value in networks[1].items())
     plain, _ = fitted(
-        tmp_path, LabelDiscovery(stages=2, terms=DiscoveryLossWeights(0, 0, 0))
+        tmp_path, LabelDiscovery(stages=2, loss_weights=DiscoveryLossWeights(0, 0, 0))
     )  # the second stage learns nothing else
     assert_same(weights(plain), networks[1])
 
@@ -53,14 +53,14 @@ def test_networks_trained_apart_teach_together(together, tmp_path):
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_a_run_with_several_teachers_resumes_bitwise(epoch, together, tmp_path):
     path = together.folder / "kept" / f"epoch={epoch}.ckpt"
-    discovery = LabelDiscovery(stages=3, teachers=2, targets="averaged")
+    discovery = LabelDiscovery(stages=3, num_teachers=2, target_type="soft_tta")
     resumed, _ = fitted(tmp_path, discovery, seed=99, ckpt_path=path)
     assert_same(weights(together.module), weights(resumed))
 
 
 def test_several_checkpoints_teach_as_the_stages_did(together, tmp_path):
     paths = [str(together.folder / "checkpoints" / f"stage_{k}.ckpt") for k in (1, 2)]
-    fitted(tmp_path, LabelDiscovery(teacher=paths, targets="averaged"))
+    fitted(tmp_path, LabelDiscovery(teacher=paths, target_type="soft_tta"))
     ours, theirs = (state_of(stored(*run))["teachers"] for run in ((tmp_path, 0), (together.folder, 2)))
     for one, other in zip(ours, theirs, strict=True):
         assert_same(one["state_dict"], other["state_dict"])
@@ -80,6 +80,6 @@ def test_another_network_goes_through_the_stages_and_teaches_from_a_file(tmp_pat
     assert trainer.current_epoch == 2
     path = tmp_path / "staged" / "checkpoints" / "stage_1.ckpt"
     learned = OtherModule.load_from_checkpoint(path, weights_only=True)
-    discovery = LabelDiscovery(teacher=str(path), student="inherited", terms=DiscoveryLossWeights(1, 1, 1))
+    discovery = LabelDiscovery(teacher=str(path), student_init="teacher", loss_weights=DiscoveryLossWeights(1, 1, 1))
     fitted(tmp_path / "taught", discovery, module=OtherModule(data.tasks, token_dim=8, lr=1e-3))
     assert_same(weights(learned), state_of(stored(tmp_path / "taught", 0))["teachers"][0]["state_dict"])

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble, discovery_loss, mirrored, shifted
+from htt_lightning.discovery.loss import (
+    DiscoveryLossWeights,
+    TeacherEnsemble,
+    discovery_loss,
+    flip_and_shift_image,
+    shift_map,
+)
 from htt_lightning.output import TaskOutput
 from tests.tasks.samples import TASKS, random_logits
 from tests.tiny import tiny_data, tiny_module
@@ -78,7 +84,7 @@ class Strided(nn.Module):
     [
         ("hard", 8, DiscoveryLossWeights()),
         ("soft", 4, DiscoveryLossWeights()),
-        ("averaged", 4, DiscoveryLossWeights()),
+        ("soft_tta", 4, DiscoveryLossWeights()),
         ("hard", 4, DiscoveryLossWeights(1, 1, 1)),
     ],
 )
@@ -126,9 +132,9 @@ def test_only_images_that_have_something_to_learn_are_looked_at(terms):
     torch.testing.assert_close(loss, sum(added.loss for added in expected.values()), rtol=1e-4, atol=1e-6)
     lacking = [int((~batch["labeled"][task.name]).sum()) for task in data.tasks]
     assert asked == ([4] * len(data.tasks) if terms.feature_labeled else [count for count in lacking if count])
-    for key, value in taught.collect().items():
+    for key, value in taught.compute_and_reset().items():
         name, figure = key.split("/")
-        values = getattr(expected[name], figure)[~batch["labeled"][name]]
+        values = getattr(expected[name], figure.removeprefix("pseudo_label_"))[~batch["labeled"][name]]
         assert value == pytest.approx(float(values.mean()), rel=1e-3, nan_ok=True)
 
 
@@ -141,10 +147,10 @@ def discovery(teacher, tasks, targets):
 @given(st.integers(9, 15), st.integers(9, 15), st.sampled_from([1, 2, 4]), st.integers(-2, 2), st.integers(-2, 2))
 def test_what_is_seen_again_lies_upon_itself(height, width, stride, down, right):
     image = torch.rand(1, 2, height, width)
-    view = mirrored(image, stride, down, right)
+    view = flip_and_shift_image(image, stride, down, right)
     assert view.shape[-2:] == (-(-height // stride) * stride, -(-width // stride) * stride)
-    back = shifted(view.flip(-1), -down * stride, right * stride)
-    inside = shifted(torch.ones_like(view[:1, :1], dtype=torch.bool), -down * stride, right * stride)
+    back = shift_map(view.flip(-1), -down * stride, right * stride)
+    inside = shift_map(torch.ones_like(view[:1, :1], dtype=torch.bool), -down * stride, right * stride)
     back, inside = (values[..., :height, :width] for values in (back, inside))
     assert torch.equal(torch.where(inside, back, image), image)
     assert inside.any()
@@ -154,7 +160,7 @@ def test_what_is_seen_again_lies_upon_itself(height, width, stride, down, right)
 def test_beliefs_about_both_views_lie_upon_each_other(width):
     """Also where the width is no multiple of the stride."""
     tasks = [task for task in TASKS if task.name != "normals"]
-    averaged = discovery(Pointwise(tasks), tasks, "averaged")
+    averaged = discovery(Pointwise(tasks), tasks, "soft_tta")
     image = torch.rand(2, 3, 8, width)
     image[..., 12:] = image[..., 12:13]
     taught = averaged.teachers[0](image)
@@ -167,10 +173,10 @@ def test_beliefs_about_both_views_lie_upon_each_other(width):
 
 
 def test_averaged_beliefs_of_a_network_mirror_with_the_image(monkeypatch):
-    monkeypatch.setattr("htt_lightning.discovery.loss.SHIFT", 0)
+    monkeypatch.setattr("htt_lightning.discovery.loss.MAX_VIEW_SHIFT", 0)
     data = tiny_data()
     teacher = tiny_module(data).net
-    averaged = discovery(teacher, data.tasks, "averaged")
+    averaged = discovery(teacher, data.tasks, "soft_tta")
     image = torch.rand(2, 3, 32, 64)
     one = averaged._beliefs(image, teacher(image))
     other = averaged._beliefs(image.flip(-1), teacher(image.flip(-1)))
@@ -181,7 +187,7 @@ def test_averaged_beliefs_of_a_network_mirror_with_the_image(monkeypatch):
 
 def test_the_second_view_depends_on_the_seed_alone():
     data = tiny_data()
-    averaged = discovery(tiny_module(data).net, data.tasks, "averaged")
+    averaged = discovery(tiny_module(data).net, data.tasks, "soft_tta")
     image = torch.rand(2, 3, 32, 64)
     taught, drawn = averaged.teachers[0](image), []
     for seed in (0, 0, 1):
@@ -201,7 +207,7 @@ def test_nothing_is_believed_that_nobody_learns():
     assert discovery(None, data.tasks, "soft")._beliefs(image, {}) == {}
     assert discovery(teacher, data.tasks, "hard")._beliefs(image, taught) == {}
     features = TeacherEnsemble(
-        [teacher], data.tasks, {}, DiscoveryLossWeights(prediction=0), torch.device("cpu"), "averaged"
+        [teacher], data.tasks, {}, DiscoveryLossWeights(pseudo_label=0), torch.device("cpu"), "soft_tta"
     )
     assert features._beliefs(image, taught) == {}
 
@@ -209,7 +215,7 @@ def test_nothing_is_believed_that_nobody_learns():
 def test_several_teachers_are_asked_in_turn_and_shown_as_their_mean():
     data = tiny_data()
     teachers, image = [tiny_module(data).net.eval() for _ in range(3)], torch.rand(2, 3, 32, 64)
-    several = TeacherEnsemble(teachers, data.tasks, {}, DiscoveryLossWeights(), torch.device("cpu"), "averaged")
+    several = TeacherEnsemble(teachers, data.tasks, {}, DiscoveryLossWeights(), torch.device("cpu"), "soft_tta")
     logits = torch.stack([teacher(image)["depth"].logits for teacher in teachers])
     torch.testing.assert_close(several._mean(image)["depth"].logits, logits.mean(0))
     asked = []
@@ -217,7 +223,7 @@ def test_several_teachers_are_asked_in_turn_and_shown_as_their_mean():
         teacher.register_forward_pre_hook(lambda *_, index=index: asked.append(index))
     batch = {"image": image, "valid": torch.ones(2, 32, 64, dtype=torch.bool)}
     batch["labeled"] = {task.name: torch.zeros(2, dtype=torch.bool) for task in data.tasks}
-    several.loss_weights = {task.name: 1.0 for task in data.tasks}
+    several.task_weights = {task.name: 1.0 for task in data.tasks}
     outputs = tiny_module(data)(image)
     for _ in range(12):
         assert several.loss(batch, outputs).isfinite().all()
@@ -237,7 +243,9 @@ def test_a_teacher_may_compute_in_bfloat16_while_the_run_does_not():
         DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1),
         torch.device("cpu"),
     )
-    whole, half = (TeacherEnsemble([teacher], *arguments, precision=precision) for precision in ("run", "bf16"))
+    whole, half = (
+        TeacherEnsemble([teacher], *arguments, teacher_precision=precision) for precision in (None, "bf16-mixed")
+    )
     outputs = teacher(batch["image"])
     losses = [discovery.loss(batch, outputs) for discovery in (whole, half)]
     assert losses[0].shape == (4,)

@@ -145,12 +145,14 @@ def test_training_on_a_completed_dataset_needs_no_teacher_and_no_hidden_label(tm
     def trained(stages, **data):
         torch.manual_seed(0)
         module, source = tiny_module(tiny_data(**FEW)), tiny_data(**FEW, **data)
-        trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=stages, thresholds=all_kept)], max_epochs=1)
+        trainer = tiny_trainer(
+            tmp_path, callbacks=[LabelDiscovery(stages=stages, confidence_thresholds=all_kept)], max_epochs=1
+        )
         trainer.fit(module, source)
         return weights(module), trainer.callback_metrics
 
     taught, metrics = trained(1, discovered=out)
-    assert 0 < metrics["train/depth/confidence"] <= 1
+    assert 0 < metrics["train/depth/pseudo_label_confidence"] <= 1
     plain, _ = trained(1)
     assert any(not torch.equal(taught[key], value) for key, value in plain.items())
     workers, _ = trained(1, discovered=out, num_workers=2)
@@ -256,8 +258,8 @@ def test_a_task_that_discovers_nothing_is_left_out(tmp_path):
     callbacks = [keep, LabelDiscovery()]
     trainer = tiny_trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)
     trainer.fit(tiny_module(data), data)
-    assert "train/depth/coverage" in trainer.callback_metrics
-    assert "train/height/coverage" not in trainer.callback_metrics
+    assert "train/depth/pseudo_label_coverage" in trainer.callback_metrics
+    assert "train/height/pseudo_label_coverage" not in trainer.callback_metrics
     completed = discover(tmp_path / "out", str(tmp_path / "kept" / "run.ckpt"), data)
     images = completed.manifest()["images"].values()
     assert {what.get("height") for what in images} == {"given", None}

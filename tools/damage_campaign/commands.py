@@ -34,8 +34,9 @@ def command(*words: str) -> None:
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
     "trainer": {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False},
-    "model": {"backbone": BACKBONE, "token_dim": 8, "lr": 0.001, "single_task": {"depth": 0.5, "semseg": 30.0}},
-    "discovery": {"stages": 1, "thresholds": {"depth": 0.9}, "terms": {"prediction": 1.0}},
+    "model": {"backbone": BACKBONE, "token_dim": 8, "lr": 0.001,
+              "single_task_baselines": {"depth": 0.5, "semseg": 30.0}},
+    "discovery": {"stages": 1, "confidence_thresholds": {"depth": 0.9}, "loss_weights": {"pseudo_label": 1.0}},
     "data": {
         "class_path": "SyntheticDataModule",
         "init_args": {

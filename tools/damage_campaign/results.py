@@ -136,7 +136,7 @@ def make_checkpoint(root: Path) -> None:
     torch.manual_seed(0)
     test_nyud.write_tree(root / "NYUDv2")
     module = tiny_module(data_of(root), dilations=(1, 2, 3))
-    module.input = {"image_size": None, "least": None}  # as its data would say
+    module.input_size = {"image_size": None, "least": None}  # as its data would say
     trainer = tiny_trainer(root)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(root / "last.ckpt", weights_only=True)
@@ -247,12 +247,14 @@ def _hyper(at: tuple[Any, ...], value: Any) -> Callable[[dict[str, Any]], Any]:
 _SAID: dict[str, Any] = {
     "hyper_parameters": {key: parameter.default for key, parameter in signature(HTTModule).parameters.items()}
     | {"tasks": [SemSeg(classes=CLASSES).to_config()]},
-    "input": {"image_size": None, "least": None},
+    "input_size": {"image_size": None, "least": None},
 }
 """What a checkpoint says besides its weights, as far as it decides what is predicted."""
-_TRAINED_WITH = ("lr", "weight_decay", "power", "loss_weights", "balance", "single_task", "pretrained", "dropout")
+_TRAINED_WITH = ("lr", "weight_decay", "poly_power", "loss_weights", "image_weighting", "single_task_baselines",
+                 "pretrained", "dropout")
 HYPERPARAMETERS = [
-    checkpoint(f"{'.'.join(map(str, at))}: {name}", VALID if at[0] == "input" or at[-1] in _TRAINED_WITH else OTHER,
+    checkpoint(f"{'.'.join(map(str, at))}: {name}", VALID if at[0] == "input_size" or at[-1] in _TRAINED_WITH
+               else OTHER,
                _hyper(at, value))
     for at in places(_SAID, 5)
     for name, value in ({"lost": KeyError} | WRONG).items()

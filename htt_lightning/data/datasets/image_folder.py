@@ -65,7 +65,7 @@ class ImageFolder(PartialLabelDataModule):
         stored = read_checkpoint(checkpoint, "--ckpt_path")
         self._stored_tasks = [Task.from_config(task) for task in stored["hyper_parameters"]["tasks"]]
         super().__init__(labels="full", batch_size=batch_size, augment=None, num_workers=num_workers)
-        self.root, self.policy = root, InputResizer.of(stored.get("input"), size, tile)
+        self.root, self.policy = root, InputResizer.of(stored.get("input_size"), size, tile)
         self.failed: list[HTTError] = []
         self.images: dict[str, Path] = {}
 

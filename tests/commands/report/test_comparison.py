@@ -200,7 +200,7 @@ def test_the_best_mean_goes_by_the_direction(tmp_path):
     ("key", "others", "end"),
     [
         ("model.lr", [], "lr"),
-        ("discovery.terms.prediction", ["discovery.stages"], "terms.prediction"),
+        ("discovery.loss_weights.pseudo_label", ["discovery.stages"], "loss_weights.pseudo_label"),
         ("data.tasks", ["test.tasks"], "data.tasks"),
         ("data", ["model.lr"], "data"),
     ],

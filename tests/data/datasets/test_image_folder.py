@@ -173,7 +173,7 @@ def test_the_command_says_what_is_missing(photos, checkpoint):
 
 def test_the_panel_of_a_padded_image_shows_the_image_alone(photos, checkpoint, tmp_path):
     stored = torch.load(checkpoint, weights_only=True)
-    stored["input"] = {"image_size": None, "least": [128, 128]}
+    stored["input_size"] = {"image_size": None, "least": [128, 128]}
     torch.save(stored, tmp_path / "padded.ckpt")
     data = ImageFolder(str(photos / "0.png"), str(tmp_path / "padded.ckpt"))
     (batch,) = batches(data)
