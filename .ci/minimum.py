@@ -1,6 +1,6 @@
-"""The lowest version of every dependency that pyproject.toml admits, as constraints for pip.
+"""Print the oldest version of every dependency that pyproject.toml allows, as constraints for pip.
 
-``pip install -c`` with what this prints, as ``make test-minimum`` does, shows whether the bounds hold.
+``make test-minimum`` installs them by ``pip install -c`` and runs the core tests.
 """
 
 import re
@@ -8,11 +8,11 @@ import tomllib
 from pathlib import Path
 
 EXTRAS = ("export", "report", "notebooks", "test")
-"""Those that the tests need."""
+"""Extras that the tests need."""
 
 
 def minimum() -> list[str]:
-    """Lines ``name==version.*``: the first release of a version, with what was mended in it since."""
+    """Return lines ``name==version.*``: the first release of a version with its later fixes."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
     found = (re.match(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)", line) for line in [*project["dependencies"], *extras])

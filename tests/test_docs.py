@@ -1,4 +1,4 @@
-"""What the documentation shows is what the program does: commands and configs are parsed, Python is run."""
+"""Check the documentation: commands and configs are parsed, Python examples run."""
 
 import re
 import shlex
@@ -61,7 +61,7 @@ def parser():
         return capture_parser(main)
 
 
-def test_there_are_pages_with_commands_and_recipes():
+def test_pages_have_commands_and_recipes():
     assert {"index", "concepts", "datasets", "cookbook", "metrics", "differences"} <= {page.stem for page in PAGES}
     assert "reproduction" in {page.stem for page in PAGES}
     assert len(COMMANDS) > 20
@@ -69,7 +69,7 @@ def test_there_are_pages_with_commands_and_recipes():
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
-def test_a_command_is_one_that_the_program_takes(words, parser, monkeypatch):
+def test_command_is_valid(words, parser, monkeypatch):
     monkeypatch.chdir(ROOT / "configs")  # packaged configs by their names
     given = (
         words if specifies_dataset(words) or words[0] in ALONE else [words[0], "--data=SyntheticDataModule", *words[1:]]
@@ -78,7 +78,7 @@ def test_a_command_is_one_that_the_program_takes(words, parser, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
-def test_a_config_is_one_that_the_program_takes(page, parser, tmp_path):
+def test_config_is_valid(page, parser, tmp_path):
     for body in blocks(page, "yaml"):
         if not body.startswith("--8<--"):  # a file of the package's own
             (tmp_path / "config.yaml").write_text(body)
@@ -86,7 +86,7 @@ def test_a_config_is_one_that_the_program_takes(page, parser, tmp_path):
 
 
 @pytest.mark.parametrize("title", PROGRAMS)
-def test_python_runs(title, tmp_path, tmp_path_factory, monkeypatch):
+def test_python_example_runs(title, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
     exec(compile(PROGRAMS[title], title, "exec"), {"__name__": "example"})

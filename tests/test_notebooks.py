@@ -12,18 +12,18 @@ def outputs(notebook):
 
 
 def execute(path, folder):
-    """The notebook with its outputs, run in a folder of its own."""
+    """Run a notebook in a folder and return it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     return client.execute()
 
 
-def test_there_are_notebooks():
+def test_notebooks_exist():
     assert NOTEBOOKS
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stored_notebooks_carry_no_outputs(path):
+def test_stored_notebook_has_no_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert outputs(notebook) == []
@@ -32,7 +32,7 @@ def test_stored_notebooks_carry_no_outputs(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_shows_pictures_but_no_warnings(path, tmp_path):
+def test_notebook_runs_and_shows_pictures_only(path, tmp_path):
     shown = outputs(execute(path, tmp_path))
     assert [output for output in shown if output.output_type == "error"] == []
     assert [output.text for output in shown if output.get("name") == "stderr"] == []

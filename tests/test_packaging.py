@@ -61,7 +61,7 @@ def installed(wheel, tmp_path_factory):
     return target
 
 
-def test_the_wheel_carries_everything_the_package_reads(wheel):
+def test_wheel_contains_sources_data_and_configs(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = ROOT / "htt_lightning"
@@ -73,7 +73,7 @@ def test_the_wheel_carries_everything_the_package_reads(wheel):
     assert {name.split("/")[0] for name in names} == {"htt_lightning", f"htt_lightning-{PROJECT['version']}.dist-info"}
 
 
-def test_the_source_distribution_makes_the_same_wheel_and_brings_its_tests(sdist, wheel, tmp_path):
+def test_sdist_builds_the_same_wheel_and_contains_tests(sdist, wheel, tmp_path):
     run("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, sdist, cwd=tmp_path)
     with zipfile.ZipFile(tmp_path / wheel.name) as ours, zipfile.ZipFile(wheel) as theirs:
         contents = [{name: archive.read(name) for name in archive.namelist()} for archive in (ours, theirs)]
@@ -88,7 +88,7 @@ def test_the_source_distribution_makes_the_same_wheel_and_brings_its_tests(sdist
     assert (sdist / "Makefile").read_text() == (ROOT / "Makefile").read_text()
 
 
-def test_the_wheel_says_what_it_is(wheel):
+def test_wheel_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         info = f"htt_lightning-{PROJECT['version']}.dist-info/"
         metadata = message_from_string(archive.read(info + "METADATA").decode())
@@ -104,9 +104,13 @@ def test_the_wheel_says_what_it_is(wheel):
         assert f"{command} = htt_lightning.cli:main" in commands
 
 
-@pytest.fixture(scope="module")
-def trial(installed, tmp_path_factory):
-    """A folder in which the installed package has made a trial run by the names of packaged configs alone."""
+@pytest.mark.slow
+def test_installed_wheel_trains_by_packaged_configs(installed, tmp_path):
+    """The run leaves no files."""
+    # -P keeps the working directory off the path; PYTHONPATH comes before an editable install.
+    code = "from importlib.util import find_spec; print(find_spec('htt_lightning').origin)"
+    origin = run("-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).strip()
+    assert origin == str(installed / "htt_lightning" / "__init__.py")
     options = {
         "trainer.fast_dev_run": 1,
         "trainer.accelerator": "cpu",
@@ -120,39 +124,19 @@ def trial(installed, tmp_path_factory):
         "data.num_workers": 0,
     }
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    folder = tmp_path_factory.mktemp("elsewhere")
     fit = ["-P", "-m", "htt_lightning", "fit", "--config", "synthetic.yaml", "--config", "loggers/wandb.yaml", *words]
-    run(*fit, cwd=folder, PYTHONPATH=str(installed))
-    return folder
+    run(*fit, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_is_imported_rather_than_the_checkout(installed, tmp_path):
-    # -P keeps the working directory off the path; PYTHONPATH comes before an editable install.
-    code = "from importlib.util import find_spec; print(find_spec('htt_lightning').origin)"
-    assert run("-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).strip() == str(
-        installed / "htt_lightning" / "__init__.py"
-    )
-
-
-@pytest.mark.slow
-def test_the_installed_wheel_trains_by_configs_of_its_own(trial):
-    assert trial.is_dir()
-
-
-@pytest.mark.slow
-def test_a_trial_run_of_the_installed_wheel_leaves_no_files(trial):
-    assert list(trial.rglob("*")) == []
-
-
-@pytest.mark.slow
-def test_the_package_is_imported_where_the_logger_services_are_missing(tmp_path):
+def test_package_imports_without_logger_services(tmp_path):
     """timm imports them where it can, so that ``sys.modules`` alone would not tell."""
     blocked = dict.fromkeys(["wandb", "tensorboard", "pandas", "pytorch_lightning"])
     run("-c", f"import sys; sys.modules.update({blocked}); import htt_lightning.cli", cwd=tmp_path)
 
 
-def test_the_sources_import_lightning_by_one_name_and_no_logger_service():
+def test_sources_import_lightning_by_one_name():
     for path in sorted((ROOT / "htt_lightning").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -160,7 +144,7 @@ def test_the_sources_import_lightning_by_one_name_and_no_logger_service():
             assert not [name for name in names if name.split(".")[0] in ("pytorch_lightning", "wandb")], path
 
 
-def test_one_version_is_told_everywhere():
+def test_version_is_the_same_everywhere():
     assert htt_lightning.__version__ == PROJECT["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == PROJECT["version"]
@@ -170,7 +154,7 @@ def test_one_version_is_told_everywhere():
 
 
 @pytest.mark.slow
-def test_importing_the_transforms_leaves_the_network_alone():
+def test_importing_transforms_opens_no_connection():
     code = """
 import sys
 def watch(event, args):
