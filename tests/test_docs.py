@@ -42,7 +42,7 @@ def quoted_lines(text):
 def programs():
     """The Python of every section that has some; its blocks run one after the other."""
     found = {}
-    for page in PAGES:
+    for page in sorted((ROOT / "docs").glob("*.md")):
         title = page.stem
         for _, language, body, heading in SECTION.findall(page.read_text()):
             title = f"{page.stem}: {heading}" if heading else title
