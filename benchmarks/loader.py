@@ -29,7 +29,7 @@ from htt_lightning import NYUDDataModule, PASCALContextDataModule
 from htt_lightning.data.batch import SampleIndex, collate, to_sample
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.datasets.pascal_context import FLAT, PARTS
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.synthetic_scenes import render
 
 try:  # what protocol.md 1.5 names, and whoever writes the recipe down takes
@@ -214,7 +214,7 @@ def main() -> None:
         root = Path(folder)
         if given.dataset == "nyud":
             size, read = (288, 384), plain_nyud
-            write_nyud(root, train=images, val=1, size=size)
+            write_nyud_tree(root, train=images, val=1, size=size)
             data = NYUDDataModule(str(root), labels="full", seed=0).dataset("train")
         else:
             size, read = (512, 512), plain_pascal

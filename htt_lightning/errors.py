@@ -1,42 +1,38 @@
-"""The one exception for everything a user can mend, naming several faults at once, and hints in messages."""
+"""Exceptions for bad input, and hints for their messages."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
 class HTTError(Exception):
-    """Bad input: the message names the file, key or argument at fault and says what to do.
+    """Base class of all errors about bad input: an option, file or argument.
 
-    The command line prints the message alone and exits with status 1.
+    The command line prints the message without a traceback and exits with status 1.
 
     Args:
-        message: What is wrong.
-        faults: Each of several faults, where the message names only some of them.
-        missing: The file or folder that is not there, if that is what is wrong.
-        trees: The expected folders and files of the datasets at fault, shown below the message.
-
-    Attributes:
-        message: The message without the trees.
+        message: Problem and next step; it names the file, option or argument.
+        missing_path: File or folder that does not exist, if that is the problem.
+        expected_layout: Folders and files of the dataset, shown below the message.
     """
 
-    def __init__(
-        self,
-        message: str,
-        faults: Sequence["HTTError"] = (),
-        missing: Path | None = None,
-        trees: Iterable[str] = (),
-    ) -> None:
-        self.message, self.missing, self.trees = message, missing, tuple(trees)
-        super().__init__("\n".join([message, *(f"The dataset must read:\n{tree}" for tree in self.trees)]))
-        self._faults = tuple(faults)
+    def __init__(self, message: str, missing_path: Path | None = None, expected_layout: str = "") -> None:
+        super().__init__(message)
+        self.missing_path, self.expected_layout = missing_path, expected_layout
+
+    def __str__(self) -> str:
+        layout = self.expected_layout
+        return f"{self.message}\nExpected layout of the dataset:\n{layout}" if layout else self.message
 
     @property
-    def faults(self) -> tuple["HTTError", ...]:
-        """All of them, or the error alone."""
-        return self._faults or (self,)
+    def message(self) -> str:
+        """The message without the layout."""
+        return str(self.args[0])
+
+    @property
+    def errors(self) -> tuple["HTTError", ...]:
+        """The errors of a group, or the error alone."""
+        return (self,)
 
 
 class ConfigError(HTTError, ValueError):
@@ -51,81 +47,60 @@ class CheckpointError(HTTError):
     """A checkpoint or weights file is missing, corrupt or does not fit."""
 
 
-def several(errors: Sequence[HTTError], shown: int | None = 3, tree: str = "") -> HTTError:
-    """One error for all that is at fault.
+class DataErrorGroup(ExceptionGroup[HTTError], DataError):
+    """Several errors at once; ``except HTTError`` and ``except*`` both catch it."""
+
+    __str__ = HTTError.__str__
+
+    def __init__(self, message: str, errors: Sequence[HTTError]) -> None:
+        DataError.__init__(self, message)
+        self.args = message, errors
+
+    @property
+    def errors(self) -> tuple[HTTError, ...]:
+        """The errors of the group."""
+        return tuple(error for error in self.exceptions if isinstance(error, HTTError))
+
+
+def combine_errors(errors: Iterable[HTTError], shown: int | None = 3, expected_layout: str = "") -> HTTError:
+    """Combine errors into one; a single error stays what it is.
 
     Args:
-        errors: At least one.
-        shown: So many faults are in its message; None for all.
-        tree: The expected folders and files; shown where some are missing, as are those of the errors themselves.
+        errors: At least one error; groups are flattened, and equal messages count once.
+        shown: Number of messages in the combined message; None for all.
+        expected_layout: Layout to show if a file or folder is missing, in addition to those of the errors.
     """
-    faults = list({fault.message: fault for error in errors for fault in error.faults}.values())
-    lines = [fault.message for fault in faults[:shown]]
-    more = len(faults) - len(lines)
-    trees = [tree] if tree and any(fault.missing for fault in faults) else []
-    return HTTError(
-        "\n".join([*lines, *([f"... and {more} more"] if more else [])]),
-        faults if len(faults) > 1 else (),
-        faults[0].missing if len(faults) == 1 else None,
-        dict.fromkeys([*trees, *(found for error in errors for found in error.trees)]),
-    )
+    given = list(errors)
+    single = list({error.message: error for group in given for error in group.errors}.values())
+    layouts = [expected_layout if any(error.missing_path for error in single) else ""]
+    lines = [error.message for error in single[:shown]]
+    lines += [f"... and {len(single) - len(lines)} more"] if len(lines) < len(single) else []
+    combined = single[0] if len(single) == 1 else DataErrorGroup("\n".join(lines), single)
+    layouts += [error.expected_layout for error in given]
+    combined.expected_layout = "\n".join(filter(None, dict.fromkeys(layouts)))
+    return combined
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """A sentence for the end of a message, with a space before it, that names what is nearest to an unknown name.
+    """Return a hint with the known name that is closest to an unknown one.
 
     Args:
-        name: What was given.
-        known: What could have been.
-        cutoff: How alike they have to be, from 0 to 1.
+        name: Unknown name.
+        known: Known names.
+        cutoff: Minimum similarity, from 0 to 1.
 
     Returns:
-        Nothing where nothing is alike.
+        A sentence with a leading space, or nothing where no name is similar enough.
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def missing_extra(what: str, extra: str) -> HTTError:
-    """The error for a package that is not installed.
+def missing_extra(needed_by: str, extra: str) -> HTTError:
+    """Return the error for a package that is not installed.
 
     Args:
-        what: Beginning of the message: who needs which package.
-        extra: Of this library, that the package belongs to.
+        needed_by: Beginning of the message: feature and package.
+        extra: Extra of this library that installs the package.
     """
-    return HTTError(f'{what}, which cannot be imported: pip install "htt-lightning[{extra}]".')
-
-
-@contextmanager
-def collected() -> Iterator[list[HTTError]]:
-    """Collects what ``raise_or_collect`` is told inside the block: who opens a dataset there goes on with the rest."""
-    errors: list[HTTError] = []
-    token = _collected.set(errors)
-    try:
-        yield errors
-    finally:
-        _collected.reset(token)
-
-
-_collected: ContextVar[list[HTTError] | None] = ContextVar("errors", default=None)
-
-
-def raise_or_collect(error: HTTError) -> None:
-    """Raise an error, unless errors are collected."""
-    if (errors := _collected.get()) is None:
-        raise error
-    errors.append(error)
-
-
-@contextmanager
-def tolerated() -> Iterator[None]:
-    """Where errors are collected, one that is raised inside the block ends only the block."""
-    try:
-        yield
-    except HTTError as error:
-        raise_or_collect(error)
-
-
-def sound() -> bool:
-    """Whether nothing has been collected: only then is what was opened complete."""
-    return not _collected.get()
+    return HTTError(f'{needed_by}, which cannot be imported: pip install "htt-lightning[{extra}]".')

@@ -66,4 +66,4 @@ class HeightDataModule(SyntheticDataModule):
         return [*super().dataset_tasks(), Height()]
 
     def source(self, split: Any) -> HeightScenes:
-        return HeightScenes(split, self.counts[split], self.image_size, self.scenes_seed, self.cache)
+        return HeightScenes(split, self.counts[split], self.image_size, self.scene_seed, self.cache)

@@ -39,7 +39,6 @@ UPWARD_IMPORTS = {
     "htt_lightning.data.datamodule -> htt_lightning.training.signals",
     "htt_lightning.discovery.ema -> htt_lightning.module",
     "htt_lightning.discovery.ema -> htt_lightning.training.loading",
-    "htt_lightning.io.arrays -> htt_lightning.data.observed",
     "htt_lightning.models.sliding_window -> htt_lightning.data.input_size",
     "htt_lightning.training.trainer -> htt_lightning.callbacks",
     "htt_lightning.training.trainer -> htt_lightning.commands.check.command",

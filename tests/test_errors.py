@@ -1,69 +1,68 @@
+"""Error classes, groups of errors, and hints."""
+
 import pickle
 from pathlib import Path
 
 import pytest
 
 from htt_lightning.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DataErrorGroup,
     HTTError,
-    collected,
+    combine_errors,
     did_you_mean,
     missing_extra,
-    raise_or_collect,
-    several,
-    sound,
-    tolerated,
 )
 
-TREE = "root/\n    a"
+LAYOUT = "root/\n    a"
 
 
-def test_one_error_for_several_names_three_and_has_all():
-    errors = [HTTError(f"fault {k}") for k in range(5)]
-    error = several([errors[0], several(errors[1:]), errors[0]])
-    assert str(error) == "fault 0\nfault 1\nfault 2\n... and 2 more"
-    assert [fault.message for fault in error.faults] == [f"fault {k}" for k in range(5)]
-    assert str(several(errors, shown=None)).splitlines() == [f"fault {k}" for k in range(5)]
+def test_a_group_shows_three_errors_and_has_all():
+    errors = [DataError(f"problem {k}") for k in range(5)]
+    group = combine_errors([errors[0], combine_errors(errors[1:]), errors[0]])
+    assert str(group).splitlines() == ["problem 0", "problem 1", "problem 2", "... and 2 more"]
+    assert group.errors == tuple(errors)
+    assert len(combine_errors(errors, shown=None).message.splitlines()) == 5
+    assert combine_errors(errors[:1]) is errors[0]
 
 
-def test_the_tree_is_shown_once_and_only_where_something_is_missing():
-    lost = HTTError("a is missing", missing=Path("a"), trees=[TREE])
-    assert str(lost) == f"a is missing\nThe dataset must read:\n{TREE}"
-    assert lost.message == "a is missing"
-    assert str(several([lost, HTTError("b is missing", missing=Path("b"))], tree=TREE)).count(TREE) == 1
-    assert TREE not in str(several([HTTError("b is broken")], tree=TREE))
-    assert several([lost]).missing == Path("a")
+def test_a_group_is_caught_as_error_and_by_type():
+    with pytest.raises(HTTError):
+        raise combine_errors([DataError("a"), ConfigError("b")])
+    caught = []
+    try:
+        raise combine_errors([DataError("a"), ConfigError("b")])
+    except* ConfigError as found:
+        caught += found.exceptions
+    except* DataError as found:
+        caught += found.exceptions
+    assert [str(error) for error in caught] == ["b", "a"]
 
 
-def test_an_error_is_its_own_fault_and_travels_between_processes():
-    error = HTTError("a is missing", missing=Path("a"), trees=[TREE])
-    assert error.faults == (error,)
-    again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.missing, again.trees) == (str(error), error.missing, (TREE,))
+def test_the_expected_layout_is_shown_once_if_files_are_missing():
+    missing = [DataError(f"{name} is missing", Path(name), LAYOUT) for name in ("a", "b")]
+    assert str(missing[0]) == f"a is missing\nExpected layout of the dataset:\n{LAYOUT}"
+    assert str(combine_errors(missing, expected_layout=LAYOUT)).count(LAYOUT) == 1
+    assert LAYOUT in str(combine_errors([DataError("a", Path("a")), DataError("b")], expected_layout=LAYOUT))
+    assert LAYOUT not in str(combine_errors([DataError("a"), DataError("b")], expected_layout=LAYOUT))
 
 
-def test_errors_are_raised_unless_they_are_collected():
-    with pytest.raises(HTTError, match="first"):
-        raise_or_collect(HTTError("first"))
-    with pytest.raises(HTTError, match="second"), tolerated():
-        raise HTTError("second")
-    with collected() as errors:
-        assert sound()
-        raise_or_collect(HTTError("first"))
-        with tolerated():
-            raise HTTError("second")
-        with pytest.raises(ZeroDivisionError), tolerated():
-            raise ZeroDivisionError
-        assert not sound()
-    assert sound()
-    assert list(map(str, errors)) == ["first", "second"]
+def test_errors_survive_pickling():
+    error = DataError("a is missing", Path("a"), LAYOUT)
+    group = combine_errors([error, CheckpointError("b")])
+    for one in (error, group):
+        again = pickle.loads(pickle.dumps(one))
+        assert (type(again), str(again), again.missing_path) == (type(one), str(one), one.missing_path)
+    assert isinstance(again, DataErrorGroup)
+    assert [str(one) for one in again.errors] == [str(error), "b"]
 
 
-def test_a_hint_names_what_is_nearest_if_anything_is():
-    assert did_you_mean("dpeth", ["semseg", "depth"]) == " Did you mean 'depth'?"
-    assert did_you_mean("cheese", ["semseg", "depth"]) == ""
+def test_did_you_mean_names_the_closest():
+    assert did_you_mean("semsegg", ["depth", "semseg"]) == " Did you mean 'semseg'?"
+    assert did_you_mean("xyz", ["depth", "semseg"]) == ""
 
 
-def test_a_missing_extra_is_one_sentence_with_what_to_run():
-    assert str(missing_extra("X needs y", "export")) == (
-        'X needs y, which cannot be imported: pip install "htt-lightning[export]".'
-    )
+def test_missing_extra_says_how_to_install():
+    assert 'pip install "htt-lightning[report]"' in str(missing_extra("The figure needs matplotlib", "report"))

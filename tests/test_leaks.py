@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import LabelDiscovery, NYUDDataModule
 from htt_lightning.callbacks import ResultsTable
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from tests.test_module import weights
 from tests.tiny import tiny_module, tiny_trainer
 
@@ -67,7 +67,7 @@ def differences(one, other):
 @pytest.fixture(scope="module")
 def true(tmp_path_factory):
     folder = tmp_path_factory.mktemp("true")
-    write_nyud(folder / "NYUDv2", train=9, val=3, size=SIZE)
+    write_nyud_tree(folder / "NYUDv2", train=9, val=3, size=SIZE)
     return folder / "NYUDv2", outcome(folder / "NYUDv2", folder / "run")
 
 

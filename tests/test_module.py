@@ -329,7 +329,7 @@ def test_eight_images_are_learned_by_every_task(seed):
     # Crops of large images, and borders of three pixels: logits at a quarter of the size cannot draw a line of one.
     crop = AugmentConfig(scale=(1, 1), crop=(64, 96), flip=0, colour=0)
     data = tiny_data(
-        train_images=8, image_size=(192, 288), batch_size=8, labels="full", augment=crop, scenes_seed=seed
+        train_images=8, image_size=(192, 288), batch_size=8, labels="full", augment=crop, scene_seed=seed
     )  # fmt: skip
     batch = batch_of(data)
     batch["edges"] = torch.nn.functional.max_pool2d(batch["edges"].float(), 3, 1, 1).long()

@@ -11,7 +11,7 @@ import yaml
 from wandb import wandb_agent
 
 from htt_lightning.cli.entry import main, packaged_config
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from tests.conftest import ROOT
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -32,7 +32,7 @@ TRIAL = {
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    write_nyud(root / "NYUDv2", train=6, val=3, size=(32, 48))
+    write_nyud_tree(root / "NYUDv2", train=6, val=3, size=(32, 48))
     return root
 
 

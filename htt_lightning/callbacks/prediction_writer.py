@@ -18,7 +18,7 @@ from torch import Tensor
 
 from htt_lightning.callbacks.drawing import to_uint8_image, with_title
 from htt_lightning.data.batch import Batch
-from htt_lightning.errors import HTTError, several
+from htt_lightning.errors import HTTError, combine_errors
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
@@ -168,7 +168,7 @@ class PredictionWriter(BasePredictionWriter):
             Console().out(self._folder, highlight=False)
         failed = [*getattr(getattr(trainer, "datamodule", None), "failed", ()), *self._failed]
         if failed:
-            named = several(failed, shown=None).message
+            named = combine_errors(failed, shown=None).message
             count = self._written + len(failed)
             raise HTTError(f"{len(failed)} of {count} images failed, the others are in {self._folder}:\n{named}")
 

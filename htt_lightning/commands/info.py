@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from htt_lightning.data.datamodule import LABEL_MASK
-from htt_lightning.errors import HTTError, several
+from htt_lightning.errors import HTTError, combine_errors
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.run_directory import CONFIG, RUN_RECORD, TRAIN_CONFIG
 from htt_lightning.training.results import (
@@ -48,7 +48,7 @@ def info(run: str | None = None) -> None:
     for title, text in described_run(Path(run), faults) if run is not None else installation():
         console.out(f"{title:<20} {text}".rstrip(), highlight=False)
     if faults:
-        raise several(faults, shown=None)
+        raise combine_errors(faults, shown=None)
 
 
 def installation() -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from htt_lightning.data.datasets.cityscapes import Cityscapes, CityscapesDataMod
 from htt_lightning.data.datasets.folder import Folder, FolderDataModule
 from htt_lightning.data.datasets.image_folder import ImageFolder
 from htt_lightning.data.datasets.label_files import LabelFiles
-from htt_lightning.data.datasets.mixed import Mixed, MixedDataModule
+from htt_lightning.data.datasets.mixed import MixedDataModule, MixedDataset
 from htt_lightning.data.datasets.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.datasets.nyud40 import NYUD40, NYUD40DataModule
 from htt_lightning.data.datasets.pascal_context import PASCALContext, PASCALContextDataModule
@@ -27,8 +27,8 @@ __all__ = [
     "ImageFolder",
     "LabelFiles",
     "LabelMask",
-    "Mixed",
     "MixedDataModule",
+    "MixedDataset",
     "NYUD40DataModule",
     "NYUDDataModule",
     "PASCALContext",

@@ -26,7 +26,7 @@ from htt_lightning.data.masks.label_mask import LabelMask, is_protocol, natural_
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, moving
 from htt_lightning.data.samplers import PaddedEvalSampler, SeededDistributedSampler
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
-from htt_lightning.errors import HTTError, several, sound, tolerated
+from htt_lightning.errors import HTTError
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.tasks import Task
 
@@ -147,11 +147,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """
         names = [task.name for task in self.tasks]
         ids, labeled = source.ids, source.availability(names)
-        # What is at fault may have left images without a label, and for them no mask can be drawn.
-        if split == "train" and (sound() or source.availability(self.canonical).any(1).all()):
-            with tolerated():
-                mask = self.label_mask(source).select(names)
-                ids, labeled = list(mask.ids), mask.labeled
+        if split == "train":
+            mask = self.label_mask(source).select(names)
+            ids, labeled = list(mask.ids), mask.labeled
         return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
     def dataset(self, split: Split, fitting: bool = False) -> PartialLabelDataset:
@@ -215,7 +213,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return {"kind": type(source).__name__, "images": source.digest(), "image_size": size, "tasks": meaning}
 
     def prepare_data(self) -> None:
-        """Check the files the run will use, once per machine."""
+        """Check existence and headers of the files of the run, once per machine."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
         splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
         sources: dict[Split, DenseDataset] = {}
@@ -223,8 +221,6 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             source = sources[split] = self.source(split)
             labels = self.labels_per_image(split, source)
             source.check(labels)
-            if harm := source.damaged(labels):  # some cameras write files that are damaged only by the letter
-                logger.warning("%s", several(list(harm.values())))
             if split == "train" and self.completed:
                 self.completed.check(labels, self.tasks, self.identity())
         if fitting and (shared := overlap(sources["train"], sources["val"])):
@@ -346,8 +342,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 def worker_init(_: int) -> None:
     """Prepare a loader process: no OpenCV threads, and no reaction to signals.
 
-    A terminal or a scheduler signals all processes of a run. The main process ends its loaders itself, and would fail if
-    one died first.
+    A terminal or a scheduler signals all processes of a run. The main process ends its loaders itself, and would fail
+    if one died first.
     """
     cv2.setNumThreads(0)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from filecmp import cmp
 from pathlib import Path
@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from htt_lightning.data.batch import Arrays, Batch, SampleIndex, to_sample
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, to_discovered
-from htt_lightning.errors import HTTError, several
+from htt_lightning.errors import ConfigError, DataError, HTTError
 from htt_lightning.io.arrays import resized
-from htt_lightning.io.jpeg import damage, is_jpeg
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
 
@@ -30,15 +29,13 @@ class DenseDataset(ABC):
 
     Attributes:
         ids: Image ids in natural order ("2" before "10").
-        tree: The expected folders and files, where they are always the same.
-        published: How many images the split has as it was published, if it was.
-        usual: What of the shares that a task measures is as it should be here, and no cause for doubt.
+        expected_layout: Folders and files of the dataset, for error messages; empty if they are not fixed.
+        published: Number of images in the published split; None if it was not published.
     """
 
     ids: list[str]
-    tree: str = ""
+    expected_layout: str = ""
     published: int | None = None
-    usual: frozenset[str] = frozenset()
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
@@ -97,14 +94,6 @@ class DenseDataset(ABC):
             pixels.update(self.image(index).tobytes())
         return pixels.hexdigest()
 
-    def origin(self, index: int) -> "DenseDataset":
-        """The dataset that an image comes from: this one, unless it is a mixture.
-
-        Args:
-            index: Position in ``ids``.
-        """
-        return self
-
     def doubts(self) -> list[str]:
         """What may be wrong with the split as a whole, though all of it can be read; each is a sentence."""
         if self.published is None or self.published == len(self.ids):
@@ -112,31 +101,14 @@ class DenseDataset(ABC):
         hint = ": a part of the archive is missing, unless fewer are meant" if len(self.ids) < self.published else ""
         return [f"{len(self.ids)} images, where {self.published} were published{hint}."]
 
-    def damaged(self, names: Iterable[str]) -> dict[str, HTTError]:
-        """What is wrong inside JPEG files that can be read nevertheless, by id.
-
-        Args:
-            names: Ids of the images to look at.
-        """
-        places = {name: index for index, name in enumerate(self.ids)}
-        paths = {name: self.image_file(places[name]) for name in names}
-        files = {name: path for name, path in paths.items() if path and is_jpeg(path)}
-        said = damage(list(files.values()))
-        shown = track(said, f"Decoding {len(files)} JPEG files", len(files)) if files else said
-        return {
-            name: HTTError(f"{path} is damaged inside ({text}); copy or unpack it again")
-            for (name, path), text in zip(files.items(), shown, strict=True)
-            if text
-        }
-
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Look for broken files before any training time is lost.
+        """Check that the files of a run exist and have valid headers; nothing is decoded.
 
         Args:
-            labels: Names of the tasks whose labels will be used, by image id.
+            labels: Names of the tasks whose labels will be used, by image id; other labels are not touched.
 
         Raises:
-            HTTError: A file is missing, truncated or holds values that it must not; the message names it.
+            HTTError: Files are missing or corrupt; the message names three of them, and ``errors`` all.
         """
         return
 
@@ -169,54 +141,50 @@ def same(one: Path, other: Path) -> bool:
         return False
 
 
-def dataset_folder(title: str, root: str | Path, home: str, split: str, tree: str) -> Path:
-    """A dataset's own folder ``home``, which the root is or holds; ``tree`` is what it must look like.
+def dataset_folder(title: str, root: str | Path, folder_name: str, split: str, expected_layout: str) -> Path:
+    """Return the dataset's own folder, which the root is or contains.
+
+    Args:
+        title: Name of the dataset, for messages.
+        root: The folder, or its parent.
+        folder_name: Name of the folder.
+        split: ``train`` or ``val``.
+        expected_layout: Folders and files of the dataset, for messages.
 
     Raises:
-        HTTError: There is no such split or no such folder.
+        HTTError: The split or the root does not exist.
     """
     if split not in ("train", "val"):
-        raise HTTError(f"{title} has no split {split!r}; choose train or val")
+        raise ConfigError(f"The split of {title} must be train or val, got {split!r}.")
     root = Path(root).expanduser()
     if not root.is_dir():
         problem = "is a file" if root.exists() else "is missing"
-        raise HTTError(
-            f"data.root {root} {problem}; it must be, or hold, the folder {home}", missing=root, trees=[tree]
-        )
-    return root / home if (root / home).is_dir() else root
+        message = f"data.root {root} {problem}; it must be, or contain, the folder {folder_name}."
+        raise DataError(message, missing_path=root, expected_layout=expected_layout)
+    return root / folder_name if (root / folder_name).is_dir() else root
 
 
-def refuse_other_size(path: Path, size: tuple[int, int], first: tuple[int, int]) -> None:
-    """Raise an ``HTTError`` for an image that is not as large as the first one."""
-    if size != first:
-        raise HTTError(f"{path} is {size}, but the first image {first}; set data.image_size, or data.augment.crop")
-
-
-def check_each(names: Collection[str], look: Callable[[str], None], tree: str = "", what: str = "Looking at") -> None:
-    """Look at samples side by side.
+def check_in_parallel(
+    names: Collection[str], check: Callable[[str], None], description: str = "Checking"
+) -> list[HTTError]:
+    """Check samples in several threads and return their errors in the order of the samples.
 
     Args:
-        names: Their ids.
-        look: Raises an ``HTTError`` for a faulty one.
-        tree: The expected folders and files, if they are always the same.
-        what: What to call the work while its progress is shown.
-
-    Raises:
-        HTTError: Some are faulty: the message has the first three faults, and shows the tree where files are missing.
+        names: Ids of the samples.
+        check: Function that raises an ``HTTError`` for an invalid sample.
+        description: Verb for the progress bar.
     """
 
-    def fault(name: str) -> HTTError | None:
+    def find_error(name: str) -> HTTError | None:
         try:
-            look(name)
+            check(name)
         except HTTError as error:
             return error
         return None
 
     with ThreadPoolExecutor() as pool:
-        looked = track(pool.map(fault, names), f"{what} {len(names)} images", len(names))
-        faults = [error for error in looked if error]
-    if faults:
-        raise several(faults, tree=tree)
+        results = track(pool.map(find_error, names), f"{description} {len(names)} images", len(names))
+        return [error for error in results if error]
 
 
 class PartialLabelDataset(Dataset[Batch]):

@@ -1,12 +1,36 @@
 """Images and maps as numpy arrays: resizing them, and the lengths of vectors."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from htt_lightning.data.observed import observer
+from htt_lightning.errors import DataError
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Memory-map the array of a ``.npy`` file; nothing is unpickled.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The array, read-only, with its values still on disk.
+
+    Raises:
+        DataError: The file is missing or corrupt.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+        if (size := path.stat().st_size) != array.offset + array.nbytes:
+            raise ValueError(f"it has {size} bytes, but its header describes {array.offset + array.nbytes}")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path) from None
+    except Exception as error:  # corrupt headers raise errors of many types
+        raise DataError(f"{path} is corrupt or no .npy array ({error}). Copy or unpack it again.") from error
+    return np.asarray(array)
 
 
 def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
@@ -46,8 +70,6 @@ def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarra
     """An image or map at another size ``(h, w)``, pixel centres matched: bilinear if smooth, else nearest neighbour."""
     if array.shape[:2] == size:
         return array
-    if (seen := observer()) is not None:
-        seen.sizes.append((array.shape[0], array.shape[1]))
     return cv2.resize(array, size[::-1]) if smooth else nearest(array, size, slice(0, size[0]), slice(0, size[1]))
 
 
@@ -61,7 +83,5 @@ def normalised(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
 
     In this form it is several times as quick as broadcasting along a short axis.
     """
-    if (seen := observer()) is not None:
-        seen.lengths.append(length)
     vectors /= cv2.merge([length, length, length])
     return vectors

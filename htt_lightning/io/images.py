@@ -232,7 +232,7 @@ def opened(path: Path, form: ImageFormat, whole: bool = True) -> Iterator[Image.
     except HTTError:
         raise
     except FileNotFoundError:
-        raise HTTError(f"{path} is missing; copy or unpack it again", missing=path) from None
+        raise HTTError(f"{path} is missing; copy or unpack it again", missing_path=path) from None
     except Exception as error:  # damaged pictures fail in many ways
         kind = "picture" if form is ImageFormat.ANY else "JPEG or PNG picture"
         raise HTTError(f"{path} is truncated or no {kind} ({error}); copy or unpack it again") from error

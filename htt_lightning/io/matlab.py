@@ -33,7 +33,7 @@ def look_at_mat(path: Path) -> None:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise HTTError(f"{path} is missing; copy or unpack it again", missing=path) from None
+        raise HTTError(f"{path} is missing; copy or unpack it again", missing_path=path) from None
     except OSError as error:
         raise HTTError(f"{path} cannot be read ({error.strerror}); copy or unpack it again") from error
     little, end = content[124:HEADER] == b"\0\1IM", HEADER

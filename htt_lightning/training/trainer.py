@@ -139,7 +139,7 @@ class HTTTrainer(L.Trainer):
         Raises:
             HTTError: The dataset has faults or cannot be opened, or the folder is not empty or cannot be written.
         """
-        check(datamodule, out, overwrite, images)
+        check(datamodule, out, overwrite, num_images=images)
 
 
 class _Discoverer(L.LightningModule):

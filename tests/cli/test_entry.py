@@ -11,7 +11,7 @@ import yaml
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.cli.entry import main, packaged_config, specifies_dataset
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from tests.conftest import ROOT
 
 TINY = {
@@ -41,7 +41,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    write_nyud(root / "NYUDv2", train=9, val=3, size=(32, 48))
+    write_nyud_tree(root / "NYUDv2", train=9, val=3, size=(32, 48))
     return root
 
 
@@ -290,7 +290,7 @@ def test_a_damaged_checkpoint_is_named(content):
 
 
 def test_an_error_in_a_loader_process_is_as_short(tree, tmp_path):
-    write_nyud(tmp_path / "tree", train=6, val=2, size=(32, 48))
+    write_nyud_tree(tmp_path / "tree", train=6, val=2, size=(32, 48))
     # The header of a file is checked before training, the values of a normal map as they are read.
     path = tmp_path / "tree" / "train" / "normal" / "3.npy"
     np.save(path, 300 * np.ones_like(np.load(path)))

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.data import NYUDDataModule
 from htt_lightning.data.choosing import scored, select_tasks
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.masks.published import PUBLISHED
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Normals, SemSeg
@@ -24,7 +24,7 @@ AVAILABLE = [SemSeg(classes=("a", "b")), Depth(), Normals()]
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "NYUDv2"
-    write_nyud(root, train=9, val=3, size=(24, 32))
+    write_nyud_tree(root, train=9, val=3, size=(24, 32))
     return root
 
 
@@ -163,7 +163,7 @@ def test_an_empty_split_is_refused(tree, tmp_path):
 
 
 def test_broken_files_are_found_before_training(tree, tmp_path):
-    write_nyud(tmp_path, train=6, val=2, size=(24, 32))
+    write_nyud_tree(tmp_path, train=6, val=2, size=(24, 32))
     data = NYUDDataModule(root=str(tmp_path), num_workers=0, batch_size=2, seed=0, labels="full")
     data.prepare_data()
     path = tmp_path / "train" / "label" / "3.npy"
@@ -178,7 +178,7 @@ def test_broken_files_are_found_before_training(tree, tmp_path):
 
 
 def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
-    write_nyud(tmp_path, train=6, val=2, size=(24, 32))
+    write_nyud_tree(tmp_path, train=6, val=2, size=(24, 32))
     data = NYUDDataModule(root=str(tmp_path), num_workers=0, batch_size=2, seed=0)
     for name, kept in data.labels_per_image("train", data.source("train")).items():
         if "depth" not in kept:

@@ -16,9 +16,9 @@ from htt_lightning import (
     NYUDDataModule,
     PASCALContextDataModule,
 )
-from htt_lightning.commands.check.inspection import inspect
+from htt_lightning.commands.check.command import inspect
 from htt_lightning.data.dataset import overlap
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from tests.data.datasets.folder_tree import MAPS
 from tests.data.datasets.folder_tree import write_tree as write_folder
 from tests.data.datasets.pascal_tree import write_tree as write_pascal
@@ -30,7 +30,7 @@ from tests.tiny import tiny_data
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
     root = tmp_path_factory.mktemp("trees")
-    write_nyud(root / "NYUDv2", train=4, val=2, size=(24, 32))
+    write_nyud_tree(root / "NYUDv2", train=4, val=2, size=(24, 32))
     write_nyud40(root / "NYUD40" / "NYUDv2")
     write_cityscapes(root / "cityscapes")
     write_pascal(root / "PASCALContext")
@@ -63,7 +63,7 @@ def warned(data, caplog, text):
     caplog.set_level(logging.WARNING)
     data.prepare_data()
     assert text in caplog.text
-    assert any(text in warning for warning in inspect(data)["warnings"])
+    assert any(text in warning for warning in inspect(data)[1]["warnings"])
     return True
 
 

@@ -96,7 +96,7 @@ def _cityscapes(root: Path) -> Values:
 
 
 def _pascal(root: Path) -> Values:
-    return everything(PASCALContext(root, "train", one_size=False), pascal_tree.ALL)
+    return everything(PASCALContext(root, "train", uniform_size=False), pascal_tree.ALL)
 
 
 def _folder(root: Path) -> Values:

@@ -16,7 +16,7 @@ from htt_lightning import HTTModule, HTTNet, HTTPredictor, ImageFolder, NYUDData
 from htt_lightning.commands.export import export
 from htt_lightning.data.datasets.nyud import CLASSES
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
-from htt_lightning.errors import several
+from htt_lightning.errors import combine_errors
 from htt_lightning.tasks import IGNORE_INDEX, SemSeg, Task
 from htt_lightning.training.loading import load_teacher
 from htt_lightning.training.trainer import HTTTrainer
@@ -200,7 +200,7 @@ def read_photos(root: Path) -> Values:
     for batch in data.predict_dataloader():
         found |= zip(batch["id"], batch["image"], strict=True)
     if data.failed:
-        raise several(data.failed)
+        raise combine_errors(data.failed)
     return found
 
 

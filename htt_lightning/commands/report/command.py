@@ -9,7 +9,7 @@ from rich.console import Console
 from htt_lightning.commands.report.comparison import compare, measure
 from htt_lightning.commands.report.figure import draw
 from htt_lightning.commands.report.layout import markdown, numbers, table
-from htt_lightning.errors import HTTError, several
+from htt_lightning.errors import HTTError, combine_errors
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import RESULTS
 from htt_lightning.training.results import Run, Split, find_results, read_run
@@ -47,7 +47,7 @@ def report(
     check_output_dir(place, overwrite)
     runs, faults = read_runs(folders)
     if not runs:
-        raise several(faults, shown=None)
+        raise combine_errors(faults, shown=None)
     comparison = compare(runs, split, faults)
     if baseline is not None:
         measure(comparison, baseline, faults)
@@ -71,7 +71,9 @@ def report(
         console.out(place / name, highlight=False)
     if faults:
         count = f"{len(faults)} thing{'s' if len(faults) > 1 else ''}"
-        raise HTTError(f"{count} could not be reported, all else is in {out}:\n{several(faults, shown=None).message}")
+        raise HTTError(
+            f"{count} could not be reported, all else is in {out}:\n{combine_errors(faults, shown=None).message}"
+        )
 
 
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[HTTError]]:

@@ -1,9 +1,9 @@
 """Cityscapes with 7 or 19 classes and inverse depth, as the npy archive of MTAN holds it (protocol.md 1.4).
 
 Cite M. Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016. The data set has its
-own licence, which allows research and asks for registration; no part of it comes with this package. ``TREE`` shows the
-expected files. The release of the method has no working Cityscapes configuration (protocol.md 6.34): its class count,
-bins and thresholds are used here, everything else is this library's.
+own licence, which allows research and asks for registration; no part of it comes with this package.
+``EXPECTED_LAYOUT`` shows the expected files. The release of the method has no working Cityscapes configuration: its
+class count, bins and thresholds are used here, everything else is this library's.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ CLASSES: Mapping[int, tuple[str, ...]] = MappingProxyType(
 )  # fmt: skip
 """Class names in the order of their indices: categories, or train ids (protocol.md 1.4)."""
 
-TREE = """\
+EXPECTED_LAYOUT = """\
 cityscapes/
     train/                  2975 samples, named by an integer
         image/0.npy ...     float h w 3, RGB in [0, 1]
@@ -50,20 +50,20 @@ class Cityscapes(npy_tree.NpyTree):
         root: The folder ``cityscapes``, or the one that holds it.
         split: ``train`` or ``val``.
         classes: 7 or 19.
-        one_size: Whether ``check`` refuses images of different sizes.
+        uniform_size: Whether ``check`` refuses images of different sizes.
     """
 
-    def __init__(self, root: str | Path, split: str, classes: Literal[7, 19] = 7, one_size: bool = True) -> None:
+    def __init__(self, root: str | Path, split: str, classes: Literal[7, 19] = 7, uniform_size: bool = True) -> None:
         title, home, labels = f"Cityscapes with {classes} classes", "cityscapes", f"label_{classes}"
-        folder = dataset_folder(title, root, home, split, TREE) / split
+        folder = dataset_folder(title, root, home, split, EXPECTED_LAYOUT) / split
         if classes == 7 and (folder / "label").is_dir() and not (folder / labels).is_dir():
             labels = "label"
-        layouts = {
-            "image": npy_tree.images("image"),
-            "semseg": npy_tree.classes(labels, classes),
-            "depth": npy_tree.distances("depth"),
+        formats = {
+            "image": npy_tree.image_format("image"),
+            "semseg": npy_tree.class_format(labels, classes),
+            "depth": npy_tree.depth_format("depth"),
         }
-        super().__init__(title, root, home, split, layouts, TREE, PUBLISHED, one_size)
+        super().__init__(title, root, home, split, formats, EXPECTED_LAYOUT, PUBLISHED, uniform_size)
 
 
 class CityscapesDataModule(PartialLabelDataModule):
@@ -95,4 +95,4 @@ class CityscapesDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> Cityscapes:
         """A split of the tree."""
-        return Cityscapes(self.root, split, self.classes, one_size=self.requires_uniform_size(split))
+        return Cityscapes(self.root, split, self.classes, uniform_size=self.requires_uniform_size(split))

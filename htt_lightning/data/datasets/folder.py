@@ -1,11 +1,11 @@
-"""Your own images and labels, declared in a config: where the files lie and what the values in them mean."""
+"""Your own images and labels, declared in a config: where the files are and what their values mean."""
 
 import csv
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from glob import glob
-from itertools import pairwise
 from os.path import lexists
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.dataset import DenseDataset, check_each, refuse_other_size
-from htt_lightning.data.datasets.label_files import LabelFiles, is_npy, read_npy
-from htt_lightning.data.datasets.npy_tree import TOLERANCE, floats
+from htt_lightning.data.datasets.file_dataset import FileDataset
+from htt_lightning.data.datasets.label_files import LabelFiles, is_npy
+from htt_lightning.data.datasets.npy_tree import TOLERANCE, as_float32
 from htt_lightning.data.masks.label_mask import natural_key
-from htt_lightning.errors import HTTError, raise_or_collect, several, sound, tolerated
+from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.io.arrays import read_npy
 from htt_lightning.io.files import is_outside
 from htt_lightning.io.images import ImageFormat, read_rgb, size_of
 from htt_lightning.tasks import Task
@@ -26,31 +27,31 @@ from htt_lightning.tasks import Task
 logger = logging.getLogger(__name__)
 
 
-class Entry(NamedTuple):
-    """An image, the labels it has, and what to call it in messages."""
+class ImageRecord(NamedTuple):
+    """An image, its labels, and its location for messages: the path, or the line of the table."""
 
-    name: str
+    image_id: str
     image: Path
     labels: dict[str, Path]
-    where: str
+    location: str
 
 
-class Folder(DenseDataset):
-    """One split of images and labels in a folder. Files are listed once, and read when they are asked for.
+class Folder(FileDataset):
+    """One split of images and labels in a folder. Files are listed once and read when they are used.
 
-    Training images without any label are left out. An image's id is what the wildcards of the pattern stand for, from
-    the first to the last, without the file's suffix; in a table, the image's path without it.
+    Training images without labels are left out. An image's id is the part of its path that the wildcards of the
+    pattern match, from the first to the last, without the suffix; in a table, the image's path without the suffix.
 
     Args:
         root: The folder.
         split: ``train`` or ``val``.
-        images: A pattern of images relative to the root, with wildcards ``*``, ``?``, ``[...]`` and ``**``; or a CSV
-            file with a row for each image, whose path is in the column ``image``. An empty cell is a missing label.
-        maps: Labels by task.
-        one_size: Whether ``check`` refuses images of different sizes.
+        images: Pattern of images relative to the root, with wildcards ``*``, ``?``, ``[...]`` and ``**``; or a CSV file
+            with a row per image, whose path is in the column ``image``. An empty cell is a missing label.
+        label_files: Label files of each task.
+        uniform_size: True if ``check`` rejects images that differ in size.
 
     Raises:
-        HTTError: There is no such folder, image or label, or the table is broken or names files outside the root.
+        HTTError: The folder, images or labels are missing, or the table is invalid or names files outside the root.
     """
 
     def __init__(
@@ -58,62 +59,73 @@ class Folder(DenseDataset):
         root: str | Path,
         split: Split,
         images: str,
-        maps: Sequence[LabelFiles],
-        one_size: bool = True,
+        label_files: Sequence[LabelFiles],
+        uniform_size: bool = True,
     ) -> None:
-        self.root, self.one_size = Path(root).expanduser(), one_size
+        self.root, self.uniform_size = Path(root).expanduser(), uniform_size
         if not self.root.is_dir():
-            problem = "is a file and no folder" if self.root.exists() else "is no folder"
-            raise HTTError(
-                f"data.root {self.root} {problem}; name the one that data.train and data.val are relative to"
-            )
-        self.maps = {files.task.name: files for files in maps}
-        is_table = images.endswith(".csv")
-        places: dict[str, str] = {}
-        for task, files in self.maps.items():
-            with tolerated():
-                if place := files.val if split == "val" else files.train:
-                    places[task] = _place(place, task, split, is_table)
-        listed = list(self._rows(images, places) if is_table else self._matches(images, split, places))
-        entries = sorted(listed, key=lambda entry: natural_key(entry.name))
-        for one, other in list(pairwise(entries)):
-            if one.name == other.name:
-                entries.remove(other)
-                raise_or_collect(
-                    HTTError(f"{one.where} and {other.where} have the same id {one.name!r}; keep or rename one")
+            raise DataError(f"data.root must be the folder of data.train and data.val, got {self.root}.", self.root)
+        self.label_files = {files.task.name: files for files in label_files}
+        is_table, errors = images.endswith(".csv"), list[HTTError]()
+        patterns: dict[str, str] = {}
+        for task, files in self.label_files.items():
+            if pattern := files.val if split == "val" else files.train:
+                try:
+                    _check_pattern(pattern, task, split, is_table)
+                    patterns[task] = pattern
+                except HTTError as error:
+                    errors.append(error)
+        find = self._read_table if is_table else self._find_images
+        records = sorted(find(images, split, patterns, errors), key=lambda record: natural_key(record.image_id))
+        for image_id, count in Counter(record.image_id for record in records).items():
+            if count > 1:
+                same = ", ".join(record.location for record in records if record.image_id == image_id)
+                errors.append(DataError(f"{same} have the same id {image_id!r}. Keep or rename one."))
+        if not errors:
+            errors += [
+                DataError(
+                    f"No {split} image has a label of {task}: looked for {_example(pattern, self.root, records)}."
                 )
-        for task, place in places.items() if entries else ():
-            if not any(task in entry.labels for entry in entries):
-                looked = self.root / _labelled(place, entries[0].name) if "{id}" in place else f"the column {place!r}"
-                raise_or_collect(HTTError(f"No {split} image has a label of {task}: looked for {looked} and the like"))
-        # Where files are not found, images that seem to have no label are read as well.
-        self._entries = [entry for entry in entries if entry.labels or split == "val" or not sound()]
-        if left := [entry.name for entry in entries if not entry.labels and split == "train" and sound()]:
+                for task, pattern in patterns.items()
+                if not any(task in record.labels for record in records)
+            ]
+        if errors:
+            raise combine_errors(errors)
+        self._records = [record for record in records if record.labels or split == "val"]
+        if unlabeled := [record.image_id for record in records if not record.labels and split == "train"]:
             logger.warning(
-                "%d of %d training images have no label and are left out, such as %r.", len(left), len(entries), left[0]
+                "Leaving out %d of %d training images without labels (e.g. %r).",
+                *(len(unlabeled), len(records), unlabeled[0]),
             )
-        self.ids = [entry.name for entry in self._entries]
+        self.ids = [record.image_id for record in self._records]
 
-    def _matches(self, pattern: str, split: Split, places: Mapping[str, str]) -> Iterator[Entry]:
+    def _find_images(
+        self, pattern: str, split: Split, label_patterns: Mapping[str, str], errors: list[HTTError]
+    ) -> list[ImageRecord]:
+        """Find the images that match a pattern; errors about single images are appended."""
         pattern = _relative(pattern, f"data.{split}")
         if not re.search(r"[*?[]", pattern):
-            raise HTTError(f"data.{split} {pattern!r} has no wildcard; for a folder of images write {pattern}/*")
-        found = glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207  # Path's finds hidden files as well
-        paths = [path for path in found if not (self.root / path).is_dir()]  # a link to nowhere is an image lost
+            raise ConfigError(f"data.{split} must have a wildcard, got {pattern!r}. For a folder write {pattern}/*")
+        found = glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207  # Path.glob finds hidden files too
+        paths = [path for path in found if not (self.root / path).is_dir()]  # keeps broken links, to report them
         if not paths:
-            raise HTTError(f"No image matches data.{split}: looked for {self.root / pattern}")
+            raise DataError(f"No image matches data.{split}: looked for {self.root / pattern}.")
+        records = []
         for path in paths:
-            name = identify(Path(path).as_posix(), pattern)
+            name = image_id(Path(path).as_posix(), pattern)
             if not name or ".." in PurePosixPath(name).parts:
-                wrong = f"data.{split} {pattern!r} gives {self.root / path} no id; shift its wildcards"
-                raise_or_collect(HTTError(wrong))
+                message = f"data.{split} {pattern!r} gives {self.root / path} no id. Move its wildcards."
+                errors.append(ConfigError(message))
                 continue
-            labels = {task: self.root / _labelled(place, name) for task, place in places.items()}
-            there = {task: label for task, label in labels.items() if lexists(label)}
-            yield Entry(name, self.root / path, there, str(self.root / path))
+            labels = {task: self.root / _label_path(place, name) for task, place in label_patterns.items()}
+            existing = {task: label for task, label in labels.items() if lexists(label)}
+            records.append(ImageRecord(name, self.root / path, existing, str(self.root / path)))
+        return records
 
-    def _rows(self, table: str, places: dict[str, str]) -> Iterator[Entry]:
-        """The images of a table; tasks of which it cannot tell what has a label are taken out of ``places``."""
+    def _read_table(
+        self, table: str, _: Split, label_patterns: Mapping[str, str], errors: list[HTTError]
+    ) -> list[ImageRecord]:
+        """Read the images of a table; errors about single rows are appended."""
         path = self.root / table
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
@@ -121,124 +133,122 @@ class Folder(DenseDataset):
                 columns = list(reader.fieldnames or [])
                 rows = [(reader.line_num, row) for row in reader]
         except (OSError, ValueError, csv.Error) as error:
-            raise HTTError(f"{path} cannot be read as a table ({error})") from error
-        for task, column in {"": "image", **places}.items():
-            if "{id}" not in column and columns.count(column) != 1:
-                wrong = HTTError(f"{path} needs one column {column!r}; it has {', '.join(columns) or 'none'}")
-                if not task:
-                    raise wrong
-                raise_or_collect(wrong)
-                del places[task]
+            raise DataError(f"{path} must be a CSV table ({error}).") from error
+        columns_needed = [column for column in ("image", *label_patterns.values()) if "{id}" not in column]
+        errors += [
+            DataError(f"{path} must have one column {column!r}, got {', '.join(columns) or 'none'}.")
+            for column in columns_needed
+            if columns.count(column) != 1
+        ]
         if not rows:
-            raise HTTError(f"{path} lists no image")
-        errors = []
-        for line, row in rows:
+            errors.append(DataError(f"{path} lists no image."))
+        records: list[ImageRecord] = []
+        for line, row in rows if not errors else ():
             try:
-                yield self._entry(row, places, f"{path}, line {line}")
+                records.append(self._record(row, label_patterns, f"{path}, line {line}"))
             except HTTError as error:
                 errors.append(error)
-        if errors:
-            raise_or_collect(several(errors))
-            places.clear()  # those rows may have had the labels of any task
+        return records
 
-    def _entry(self, row: Mapping[str, Any], places: Mapping[str, str], where: str) -> Entry:
+    def _record(self, row: Mapping[str, Any], label_patterns: Mapping[str, str], location: str) -> ImageRecord:
         if None in row or None in row.values():
-            raise HTTError(f"{where}: expected {len(row) - (None in row)} cells, one for each column")
+            raise DataError(f"{location} must have {len(row) - (None in row)} cells, one for each column.")
         cells = {key: cell.strip() for key, cell in row.items()}
         if not cells["image"]:
-            raise HTTError(f"{where}: the cell of its image is empty; name one, or delete the row")
-        image, name = self._inside(cells["image"], where), _stem(cells["image"])
+            raise DataError(f"{location} has no image. Name one, or delete the row.")
+        image, name = self._resolve_inside_root(cells["image"], location), _stem(cells["image"])
         labels = {}
-        for task, place in places.items():
-            cell = _labelled(place, name) if "{id}" in place else cells[place]
-            label = self._inside(cell, where)
-            if cell and ("{id}" not in place or lexists(label)):
+        for task, pattern in label_patterns.items():
+            cell = _label_path(pattern, name) if "{id}" in pattern else cells[pattern]
+            label = self._resolve_inside_root(cell, location)
+            if cell and ("{id}" not in pattern or lexists(label)):
                 labels[task] = label
-        return Entry(name, image, labels, where)
+        return ImageRecord(name, image, labels, location)
 
-    def _inside(self, cell: str, where: str) -> Path:
-        """A file that a table names, which must not lead out of the root."""
-        path = self.root / _relative(cell, where)
+    def _resolve_inside_root(self, cell: str, location: str) -> Path:
+        path = self.root / _relative(cell, location)
         if is_outside(path, self.root):
-            raise HTTError(f"{where}: {cell!r} leads out of {self.root}")
+            raise DataError(f"{location}: {cell!r} must stay in {self.root}.")
         return path
 
     def available(self, task: str) -> NDArray[np.bool_]:
-        """Which images have a label of the task, bool ``n``."""
-        return np.array([task in entry.labels for entry in self._entries], np.bool_)
+        """Return which images have a label of the task, bool ``n``."""
+        return np.array([task in record.labels for record in self._records], np.bool_)
 
     def image(self, index: int) -> np.ndarray:
-        """RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats.
+        """Read an RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats.
+
+        Args:
+            index: Position in ``ids``.
 
         Raises:
-            HTTError: The file is missing or broken, or holds no such image.
+            HTTError: The file is missing or corrupt, or has another type, shape or range.
         """
-        path = self._entries[index].image
+        path = self._records[index].image
         if not is_npy(path):
             return read_rgb(path, ImageFormat.ANY)
-        stored = read_npy(path)
-        if stored.shape[2:] != (3,) or not (stored.dtype == np.uint8 or stored.dtype.kind == "f"):
-            raise HTTError(f"{path} is {stored.dtype} {stored.shape}; an image must be uint8 or float, h w 3")
+        stored = self._open_npy_image(path)
         if stored.dtype == np.uint8:
             return np.array(stored)
-        image = floats(stored)
-        if not (image.min() >= -TOLERANCE and image.max() <= 1 + TOLERANCE):  # written so that NaN fails
-            raise HTTError(f"{path} holds colours from {image.min():g} to {image.max():g}; they must lie in [0, 1]")
+        image = as_float32(stored)
+        if not (image.min() >= -TOLERANCE and image.max() <= 1 + TOLERANCE):  # negated, so that NaN fails
+            raise DataError(f"{path} must have colors in [0, 1], got {image.min():g} to {image.max():g}.")
         return image.clip(0, 1, out=image)
 
+    @staticmethod
+    def _open_npy_image(path: Path) -> np.ndarray:
+        stored = read_npy(path)
+        if stored.shape[2:] != (3,) or not stored.size or not (stored.dtype == np.uint8 or stored.dtype.kind == "f"):
+            raise DataError(f"{path} must be uint8 or float h w 3, got {stored.dtype} {stored.shape}.")
+        return stored
+
     def image_file(self, index: int) -> Path:
-        """Where an image lies."""
-        return self._entries[index].image
+        """Return the path of an image."""
+        return self._records[index].image
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image; its pixels are not read."""
-        path = self._entries[index].image
+        """Return height and width of an image, from the header of its file."""
+        path = self._records[index].image
         if not is_npy(path):
             return size_of(path, ImageFormat.ANY)
-        height, width = read_npy(path).shape[:2]
+        height, width = self._open_npy_image(path).shape[:2]
         return height, width
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """One task's map, with missing pixels marked as ``tasks.base.Task`` describes it.
-
-        Raises:
-            HTTError: The image has no such label, or its file is broken (see ``LabelFiles``) or has another size than
-                the image.
-        """
-        entry = self._entries[index]
-        if task not in entry.labels:
-            raise HTTError(f"{entry.where} has no label of {task}; see data.maps and data.labels")
-        path = entry.labels[task]
-        label = self.maps[task].read(path)
-        if label.shape[:2] != (size := self.size(index)):
-            raise HTTError(f"{path} is {label.shape[:2]}, but its image {entry.image} {size}; prepare the two again")
-        return label
-
-    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Read every file that will be used, in parallel. Hidden labels are not touched.
+        """Read a task's map, with missing pixels marked as ``Task`` defines it.
 
         Args:
-            labels: Names of the tasks whose labels will be used, by image id.
+            index: Position in ``ids``.
+            task: Name of the task.
 
         Raises:
-            HTTError: Files are missing or broken, hold wrong values or differ in size: the message names three.
+            HTTError: The image has no such label, or its file is corrupt (see ``LabelFiles``) or has another size than
+                the image.
         """
-        positions = {name: index for index, name in enumerate(self.ids)}
+        record = self._records[index]
+        if task not in record.labels:
+            raise DataError(f"{record.location} has no label of {task}. See data.label_files and data.labels.")
+        label = self.label_files[task].read(record.labels[task])
+        self._check_size(index, record.labels[task], (label.shape[0], label.shape[1]))
+        return label
 
-        def look(name: str) -> None:
-            index = positions[name]
-            height, width = self.image(index).shape[:2]
-            if self.one_size:
-                refuse_other_size(self._entries[index].image, (height, width), first)
-            for task in labels[name]:
-                self.label(index, task)
+    def check_label(self, index: int, task: str) -> None:
+        """Check existence, header and size of a label's file."""
+        path = self._records[index].labels[task]
+        self._check_size(index, path, self.label_files[task].size(path))
 
-        first = self.size(positions[next(iter(labels))])
-        check_each(labels, look)
+    def _check_size(self, index: int, path: Path, size: tuple[int, int]) -> None:
+        if size != (image_size := self.size(index)):
+            raise DataError(f"{path} must have the size {image_size} of its image, got {size}. Prepare both again.")
 
 
-def identify(path: str, pattern: str) -> str:
-    """What a pattern's wildcards stand for in a path, from the first to the last, without the suffix of either."""
+def image_id(path: str, pattern: str) -> str:
+    """Return the part of a path that a pattern's wildcards match, without suffix.
+
+    Args:
+        path: Path with forward slashes.
+        pattern: Pattern that matches it.
+    """
     pattern, name = _stem(pattern), _stem(path)
     wild = [match.start() for match in re.finditer(r"[*?\[\]]", pattern)]
     start, end = (wild[0], wild[-1] + 1) if wild else (len(pattern), len(pattern))
@@ -246,46 +256,48 @@ def identify(path: str, pattern: str) -> str:
 
 
 def _stem(path: str) -> str:
-    """A path without its suffix, in the form that paths have in ids."""
+    """Return a path in the form of ids: normalized, without suffix."""
     plain = PurePosixPath(path)
     return str(plain).removesuffix(plain.suffix)
 
 
-def _place(place: str, task: str, split: Split, is_table: bool) -> str:
-    """Where the labels of a task are, if they can be there."""
-    if "{id}" in place:
-        _relative(place, f"data.maps of {task}")
+def _check_pattern(pattern: str, task: str, split: Split, is_table: bool) -> None:
+    if "{id}" in pattern:
+        _relative(pattern, f"data.label_files of {task}")
     elif not is_table:
-        raise HTTError(
-            f"data.maps of {task}: {place!r} lacks {{id}}, which stands for the image's id; it can be a column "
-            f"only where data.{split} is a .csv file"
+        raise ConfigError(
+            f"data.label_files of {task} must contain {{id}}, which stands for the image's id, got {pattern!r}. "
+            f"Columns can be named only if data.{split} is a .csv file."
         )
-    return place
 
 
-def _labelled(place: str, name: str) -> str:
-    return place.replace("{id}", name)
+def _label_path(pattern: str, image_id: str) -> str:
+    return pattern.replace("{id}", image_id)
 
 
-def _relative(path: str, where: str) -> str:
-    """A path or pattern in its shortest form, unless it leads out of the root."""
+def _example(pattern: str, root: Path, records: Sequence[ImageRecord]) -> str:
+    return f"{root / _label_path(pattern, records[0].image_id)}" if "{id}" in pattern else f"the column {pattern!r}"
+
+
+def _relative(path: str, option: str) -> str:
+    """Return a normalized path or pattern that stays in the root."""
     plain = PurePosixPath(path)
     if plain.is_absolute() or ".." in plain.parts:
-        raise HTTError(f"{where}: {path!r} must be relative to data.root and stay in it")
+        raise ConfigError(f"{option} must be relative to data.root and stay in it, got {path!r}.")
     return str(plain)
 
 
 class FolderDataModule(PartialLabelDataModule):
-    """Your own images and labels; a label that is not there is a missing one.
+    """Your own images and labels, of which any may be missing.
 
     Args:
-        root: The folder that all files are in.
+        root: Folder that contains all files.
         train: Training images: a pattern relative to the root, such as ``train/images/*.jpg``, or a ``.csv`` file
             with a row per image, see ``Folder``.
-        val: Validation images, likewise.
-        maps: Where the labels of each task are, and what their values mean.
-        labels: As in ``PartialLabelDataModule``; by default every label there is.
-        **kwargs: See ``PartialLabelDataModule``.
+        val: Validation images, in the same form.
+        label_files: Label files of each task, and the meaning of their values.
+        labels: Label protocol or mask file, as in ``PartialLabelDataModule``; by default every existing label.
+        **kwargs: Arguments of ``PartialLabelDataModule``.
     """
 
     def __init__(
@@ -293,29 +305,25 @@ class FolderDataModule(PartialLabelDataModule):
         root: str,
         train: str,
         val: str,
-        maps: list[LabelFiles],
+        label_files: list[LabelFiles],
         labels: str = "full",
         **kwargs: Any,
     ) -> None:
-        names = [files.task.name for files in maps]
+        names = [files.task.name for files in label_files]
         if not names or len(set(names)) < len(names):
-            raise HTTError(
-                f"data.maps must name each task once, and at least one; it names {', '.join(names) or 'none'}."
-            )
-        self.root, self.maps = root, maps
+            raise ConfigError(f"data.label_files must name each task once, got {', '.join(names) or 'none'}.")
+        self.root, self.label_files = root, label_files
         self.images: dict[Split, str] = {"train": train, "val": val}
-        self._listed: dict[Split, Folder] = {}
+        self._datasets: dict[Split, Folder] = {}
         super().__init__(labels=labels, **kwargs)
 
     def dataset_tasks(self) -> list[Task]:
-        """In the order of ``maps``."""
-        return [files.task for files in self.maps]
+        """Return the tasks of ``label_files``, in their order."""
+        return [files.task for files in self.label_files]
 
     def source(self, split: Split) -> Folder:
-        """A split, whose files are listed once: a run sees the same ones from beginning to end."""
-        if split in self._listed:
-            return self._listed[split]
-        source = Folder(self.root, split, self.images[split], self.maps, self.requires_uniform_size(split))
-        if sound():
-            self._listed[split] = source
-        return source
+        """Return a split; its files are listed once per run."""
+        if split not in self._datasets:
+            uniform_size = self.requires_uniform_size(split)
+            self._datasets[split] = Folder(self.root, split, self.images[split], self.label_files, uniform_size)
+        return self._datasets[split]

@@ -1,4 +1,4 @@
-"""Several datasets in one run, each labelled for its own tasks only."""
+"""Several datasets in one run, each labeled for its own tasks only."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,202 +12,215 @@ from numpy.typing import NDArray
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.masks.label_mask import LabelMask, is_protocol
-from htt_lightning.errors import HTTError, raise_or_collect, several
+from htt_lightning.errors import ConfigError, HTTError, combine_errors
 from htt_lightning.tasks import Task
 
 
-class Part(NamedTuple):
-    """A dataset's split.
+class DatasetPart(NamedTuple):
+    """One dataset's split in a mixture.
 
     Attributes:
-        source: The split.
-        labels: The dataset's names of the tasks that its images keep their labels of, by id.
-        names: What tasks are called in the mixture, by the dataset's names.
+        dataset: The split.
+        labels: Names of the tasks with a label by image id, as the dataset calls them.
+        task_name_map: Name of each task in the mixture, by its name in the dataset.
     """
 
-    source: DenseDataset
+    dataset: DenseDataset
     labels: Mapping[str, Sequence[str]]
-    names: Mapping[str, str]
+    task_name_map: Mapping[str, str]
 
 
-class Mixed(DenseDataset):
-    """Splits of several datasets, one after the other. The number of the dataset leads its images' ids: ``0/12``.
+class MixedDataset(DenseDataset):
+    """Concatenation of splits of several datasets. Ids begin with the number of the dataset: ``0/12``.
 
     Args:
-        parts: The splits by number. Only images that their labels list are here, and only these labels.
+        parts: The splits by number. The mixture has only the images and labels that their ``labels`` list.
     """
 
-    def __init__(self, parts: Mapping[int, Part]) -> None:
+    def __init__(self, parts: Mapping[int, DatasetPart]) -> None:
         self.parts, self.ids = dict(parts), []
-        self.usual = frozenset[str]().union(*(part.source.usual for part in parts.values()))
-        self._items: list[tuple[Part, int, Mapping[str, str]]] = []
+        layouts = dict.fromkeys(part.dataset.expected_layout for part in parts.values())
+        self.expected_layout = "\n".join(filter(None, layouts))
+        self._items: list[tuple[DenseDataset, int, Mapping[str, str]]] = []
         for number, part in parts.items():
-            places = {name: index for index, name in enumerate(part.source.ids)}
+            positions = {name: index for index, name in enumerate(part.dataset.ids)}
             self.ids += [f"{number}/{name}" for name in part.labels]
             self._items += [
-                (part, places[name], {part.names[task]: task for task in kept}) for name, kept in part.labels.items()
+                (part.dataset, positions[name], {part.task_name_map[task]: task for task in tasks})
+                for name, tasks in part.labels.items()
             ]
 
     def image(self, index: int) -> np.ndarray:
-        """RGB image ``h w 3``: uint8, or float32 in [0, 1], as its dataset has it."""
-        part, place, _ = self._items[index]
-        return part.source.image(place)
+        """Read an RGB image ``h w 3`` from its dataset."""
+        dataset, position, _ = self._items[index]
+        return dataset.image(position)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image, as its dataset has it."""
-        part, place, _ = self._items[index]
-        return part.source.size(place)
+        """Return height and width of an image, as its dataset does."""
+        dataset, position, _ = self._items[index]
+        return dataset.size(position)
 
     def image_file(self, index: int) -> Path | None:
-        """The file that holds an image, as its dataset has it."""
-        part, place, _ = self._items[index]
-        return part.source.image_file(place)
-
-    def origin(self, index: int) -> DenseDataset:
-        """The dataset that an image comes from."""
-        part, place, _ = self._items[index]
-        return part.source.origin(place)
+        """Return the path of an image, if its dataset has one."""
+        dataset, position, _ = self._items[index]
+        return dataset.image_file(position)
 
     def doubts(self) -> list[str]:
-        """Those of every dataset."""
+        """Return the warnings of every dataset."""
         parts = self.parts.items()
-        return [f"data.parts {number}: {doubt}" for number, part in parts for doubt in part.source.doubts()]
+        return [f"data.datasets {number}: {warning}" for number, part in parts for warning in part.dataset.doubts()]
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """The task's map, as its dataset has it.
+        """Read a task's map from its dataset.
+
+        Args:
+            index: Position in ``ids``.
+            task: Name of the task in the mixture.
 
         Raises:
-            HTTError: The image keeps no label of the task in its dataset.
+            HTTError: The image has no such label in its dataset, or the dataset cannot read it.
         """
-        part, place, _ = self._items[index]
-        return part.source.label(place, self._own_name(index, task))
+        dataset, position, _ = self._items[index]
+        return dataset.label(position, self._original_name(index, task))
 
     def available(self, task: str) -> NDArray[np.bool_]:
-        """Which images keep a label of the task in their dataset, bool ``n``."""
-        return np.array([task in own for _, _, own in self._items], np.bool_)
+        """Return which images have a label of the task in their dataset, bool ``n``."""
+        return np.array([task in names for _, _, names in self._items], np.bool_)
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Let every dataset check the files of its own that will be used.
+        """Check the files of every dataset.
+
+        Args:
+            labels: Names of the tasks whose labels will be used, by image id.
 
         Raises:
-            HTTError: As those of the datasets, or a label is asked for that the image does not keep in its own.
+            HTTError: A dataset's check fails, or an image has no such label in its dataset.
         """
-        asked: dict[int, dict[str, list[str]]] = {number: {} for number in self.parts}
+        requested: dict[int, dict[str, list[str]]] = {number: {} for number in self.parts}
         for index, name in enumerate(self.ids):
             if name in labels:
-                lead, _, image = name.partition("/")
-                asked[int(lead)][image] = [self._own_name(index, task) for task in labels[name]]
-        for number, own in asked.items():
-            if own:
-                self.parts[number].source.check(own)
+                lead, _, image_id = name.partition("/")
+                requested[int(lead)][image_id] = [self._original_name(index, task) for task in labels[name]]
+        errors = []
+        for number, own_labels in requested.items():
+            try:
+                self.parts[number].dataset.check(own_labels)
+            except HTTError as error:
+                errors.append(error)
+        if errors:
+            raise combine_errors(errors)
 
-    def _own_name(self, index: int, task: str) -> str:
-        """What a task is called in the dataset of an image."""
-        own = self._items[index][2]
-        if task not in own:
-            raise HTTError(f"{self.ids[index]} keeps no label of {task} in its own dataset; see labels of data.parts.")
-        return own[task]
+    def _original_name(self, index: int, task: str) -> str:
+        names = self._items[index][2]
+        if task not in names:
+            raise ConfigError(f"{self.ids[index]} has no label of {task} in its dataset. See labels in data.datasets.")
+        return names[task]
 
 
 class MixedDataModule(PartialLabelDataModule):
-    """Several datasets trained and evaluated together, as if they were one with labels for only some tasks.
+    """Several datasets, trained and evaluated as one dataset with labels for only some tasks.
 
-    A training image has the labels that its own dataset's ``labels`` and ``tasks`` leave it; metrics of a task count
-    the validation images of the datasets that have it. A part's ``image_size``, batch size, augmentation and workers
-    give way to those here, and its seed where it has none.
+    A training image has the labels that ``labels`` and ``tasks`` of its own dataset leave. Metrics of a task count the
+    validation images of the datasets that have it. ``image_size``, batch size, augmentation and workers given here
+    override those of the datasets, and so does ``seed`` where a dataset has none.
 
-    Tasks of one name are one task, which must mean the same wherever it occurs, down to the classes or bins. How it is
-    trained and measured (weight, threshold, edge tolerance, ...) may differ: the first part that has it decides, unless
-    ``tasks`` does.
+    Tasks of one name are one task, which must mean the same in every dataset, down to the classes or bins. Settings of
+    training and metrics (loss weight, confidence threshold, edge tolerance, ...) may differ; those of the first dataset
+    count, unless ``tasks`` overrides them.
 
     Args:
-        parts: The datasets.
-        image_size: ``[h, w]`` that the images of all parts are resized to.
-        rename: What to call a task of a part, by the number of the part and its name for the task, as in
-            ``{"1/semseg": "objects"}``: for tasks of one name that mean different things.
-        labels: As in ``PartialLabelDataModule``, drawn among the labels that the parts keep; by default all of them.
-        **kwargs: See ``PartialLabelDataModule``.
+        datasets: The datasets.
+        image_size: ``[h, w]`` to which all images are resized.
+        task_names: New names of tasks, by number of the dataset and its name for the task, as in
+            ``{"1/semseg": "objects"}``; for tasks of one name that mean different things.
+        labels: As in ``PartialLabelDataModule``, drawn among the labels that the datasets keep; by default all of them.
+        **kwargs: Arguments of ``PartialLabelDataModule``.
 
     Raises:
-        HTTError: There are no parts, a task means one thing in one part and another in another, or ``rename`` names no
-            task or gives two tasks of a part one name.
+        ConfigError: ``datasets`` is empty, a task means different things in two datasets, or ``task_names`` names an
+            unknown task or gives two tasks of a dataset one name.
     """
 
     def __init__(
         self,
-        parts: list[PartialLabelDataModule],
+        datasets: list[PartialLabelDataModule],
         image_size: tuple[int, int],
-        rename: dict[str, str] | None = None,
+        task_names: dict[str, str] | None = None,
         labels: str = "full",
         **kwargs: Any,
     ) -> None:
-        self.parts, self.rename = parts, rename or {}
-        if any(part.completed for part in parts):
-            raise HTTError("data.parts must not have discovered labels of their own; give data.discovered.")
+        self.datasets, self.task_names = datasets, task_names or {}
+        if any(part.completed for part in datasets):
+            raise ConfigError("data.datasets must not have pseudo_labels of their own. Set data.pseudo_labels instead.")
         super().__init__(image_size=image_size, labels=labels, **kwargs)
-        for part in parts:
+        for part in datasets:
             part.image_size = self.image_size
             part.seed = self.seed if part.seed is None else part.seed
 
-    def names(self, number: int) -> dict[str, str]:
-        """What the tasks of a part are called here, by its own names.
+    def task_name_map(self, number: int) -> dict[str, str]:
+        """Return the names in the mixture of a dataset's tasks, by their own names.
 
         Args:
-            number: Of the part.
+            number: Number of the dataset.
+
+        Raises:
+            ConfigError: Two tasks of the dataset get one name.
         """
-        names = {task.name: self.rename.get(f"{number}/{task.name}", task.name) for task in self.parts[number].tasks}
-        twice = [name for name, count in Counter(names.values()).items() if count > 1]
-        if twice:
-            raise HTTError(f"data.rename gives two tasks of data.parts {number} the name {twice[0]}.")
+        tasks = self.datasets[number].tasks
+        names = {task.name: self.task_names.get(f"{number}/{task.name}", task.name) for task in tasks}
+        if repeated := [name for name, count in Counter(names.values()).items() if count > 1]:
+            raise ConfigError(f"data.task_names gives two tasks of data.datasets {number} the name {repeated[0]}.")
         return names
 
     def dataset_tasks(self) -> list[Task]:
-        """The tasks of all parts; where several have one, the first says how it is trained and measured."""
+        """Return the tasks of all datasets, each with the settings of the first one that has it."""
         found: dict[str, tuple[int, Task]] = {}
-        for number, part in enumerate(self.parts):
-            names = self.names(number)
-            for task in (replace(own, name=names[own.name]) for own in part.tasks):
+        for number, part in enumerate(self.datasets):
+            names = self.task_name_map(number)
+            for own in part.tasks:
+                task = replace(own, name=names[own.name])
                 first, known = found.setdefault(task.name, (number, task))
-                if (type(task), task.output_settings) != (type(known), known.output_settings):
-                    ours, theirs = ({"class": type(one).__name__, **one.output_settings} for one in (task, known))
-                    keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-                    own_name = next(own for own, name in names.items() if name == task.name)
-                    raise HTTError(
-                        f"Task {task.name} means one thing in data.parts {first} and another in {number}: its "
-                        f"{', '.join(keys)} differ. Rename one of them, as with data.rename "
-                        f"{{{number}/{own_name}: {task.name}_{number}}}, or give both the same settings."
+                settings, known_settings = (
+                    {"class": type(one).__name__, **one.output_settings} for one in (task, known)
+                )
+                keys = [key for key in settings | known_settings if settings.get(key) != known_settings.get(key)]
+                if keys:
+                    raise ConfigError(
+                        f"Task {task.name} must mean the same in data.datasets {first} and {number}, got another "
+                        f"{', '.join(keys)}. Give both the same settings, or rename one with data.task_names "
+                        f"{{{number}/{own.name}: {task.name}_{number}}}."
                     )
         if not found:
-            raise HTTError("data.parts is empty; list the datasets to train on.")
-        known_names = [f"{number}/{name}" for number in range(len(self.parts)) for name in self.names(number)]
-        if strange := [name for name in self.rename if name not in known_names]:
-            raise HTTError(f"data.rename names {strange[0]!r}, but data.parts have {', '.join(known_names)}.")
+            raise ConfigError("data.datasets must list at least one dataset, got none.")
+        known_names = [
+            f"{number}/{name}" for number in range(len(self.datasets)) for name in self.task_name_map(number)
+        ]
+        if unknown := [name for name in self.task_names if name not in known_names]:
+            raise ConfigError(f"data.task_names must name tasks in {', '.join(known_names)}, got {unknown[0]!r}.")
         return [task for _, task in found.values()]
 
     @property
     def label_summary(self) -> str:
-        """That of the mixture, and those of its parts."""
-        parts = [f"data.parts {number}: {part.label_summary}" for number, part in enumerate(self.parts)]
+        """Summary of the mixture's label mask and those of the datasets."""
+        parts = [f"data.datasets {number}: {part.label_summary}" for number, part in enumerate(self.datasets)]
         return "\n".join([super().label_summary, *parts])
 
-    def source(self, split: Split) -> Mixed:
-        """The split of every part with the labels that it keeps there."""
-        parts: dict[int, Part] = {}
+    def source(self, split: Split) -> MixedDataset:
+        """Return the split of every dataset with the labels that it keeps there."""
+        parts: dict[int, DatasetPart] = {}
         errors = []
-        for number, part in enumerate(self.parts):
+        for number, part in enumerate(self.datasets):
             try:
-                own = part.source(split)
-                parts[number] = Part(own, part.labels_per_image(split, own), self.names(number))
+                dataset = part.source(split)
+                parts[number] = DatasetPart(dataset, part.labels_per_image(split, dataset), self.task_name_map(number))
             except HTTError as error:
                 errors.append(error)
-        if errors and not parts:
-            raise several(errors)
         if errors:
-            raise_or_collect(several(errors))
-        return Mixed(parts)
+            raise combine_errors(errors)
+        return MixedDataset(parts)
 
     def label_mask(self, source: DenseDataset) -> LabelMask:
-        """Drawn anew each time, as the parts may have drawn theirs anew."""
+        """Return the label mask, drawn again each time, as the datasets may have drawn theirs again."""
         if is_protocol(self.labels):
             self.mask = None
         return super().label_mask(source)

@@ -1,296 +1,253 @@
-"""Trees of ``.npy`` files as MTAN published NYUD-v2 and Cityscapes: a folder per split and kind, a file per image.
+"""Datasets of ``.npy`` files with a folder per split and kind, as MTAN published NYUD-v2 and Cityscapes.
 
 Prepared by S. Liu, E. Johns and A. Davison for "End-to-End Multi-Task Learning with Attention", CVPR 2019
-(protocol.md 1.2 and 1.4).
+(https://github.com/lorenmt/mtan).
 """
 
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from io import BytesIO
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from htt_lightning.data.dataset import DenseDataset, check_each, dataset_folder, refuse_other_size
-from htt_lightning.errors import HTTError, raise_or_collect, several
-from htt_lightning.io.arrays import lengths, normalised
+from htt_lightning.data.dataset import dataset_folder
+from htt_lightning.data.datasets.file_dataset import FileDataset
+from htt_lightning.errors import ConfigError, DataError, combine_errors
+from htt_lightning.io.arrays import lengths, normalised, read_npy
 
 TOLERANCE = 1e-3
-"""How far stored colours may lie outside [0, 1]."""
+"""Largest distance of stored colors from [0, 1]."""
 
 
-class Layout(NamedTuple):
-    """How a kind of files is stored, and what its values mean.
+class FileFormat(NamedTuple):
+    """Array type of a kind of files, and the meaning of its values.
 
     Attributes:
-        folder: Of the split, in which the files lie.
-        kinds: numpy's letters of the types a file may have.
-        shapes: What may follow h w in its shape.
-        words: All this in words.
-        read: Turns path and stored array into an image or a map; the path is for messages.
-        looked_at: Whether values are read before training begins, and not only when they are used.
+        folder: Folder of the files, relative to the split.
+        dtype_kinds: Allowed values of ``dtype.kind``.
+        channel_shapes: Allowed continuations of the shape behind ``h w``.
+        description: Type and shape in words, for messages.
+        decode: Function from path (for messages) and stored array to an image or a map.
     """
 
     folder: str
-    kinds: str
-    shapes: tuple[tuple[int, ...], ...]
-    words: str
-    read: Callable[[Path, np.ndarray], np.ndarray]
-    looked_at: bool = False
+    dtype_kinds: str
+    channel_shapes: tuple[tuple[int, ...], ...]
+    description: str
+    decode: Callable[[Path, np.ndarray], np.ndarray]
+
+    def open(self, path: Path) -> np.ndarray:
+        """Memory-map a file and check type and shape.
+
+        Args:
+            path: The file.
+
+        Raises:
+            DataError: The file is missing or corrupt, or has another type or shape.
+        """
+        stored = read_npy(path)
+        valid = stored.dtype.kind in self.dtype_kinds and stored.ndim >= 2 and stored.shape[2:] in self.channel_shapes
+        if not valid or not stored.size:
+            raise DataError(f"{path} must be {self.description}, got {stored.dtype} {stored.shape}. Prepare it again.")
+        return stored
+
+    def read(self, path: Path) -> np.ndarray:
+        """Read a file as an image or a map.
+
+        Args:
+            path: The file.
+
+        Raises:
+            DataError: See ``open``, or a value is not allowed.
+        """
+        return self.decode(path, self.open(path))
 
 
-class NpyTree(DenseDataset):
-    """One split of such a tree. Files are read when they are asked for and never unpickled.
+class NpyTree(FileDataset):
+    """One split of a tree of ``.npy`` files.
 
     Args:
-        title: Of the dataset, for messages.
-        root: The tree's folder, or the one that holds it.
-        home: Name of the tree's folder.
+        title: Name of the dataset, for messages.
+        root: Folder of the tree, or its parent.
+        folder_name: Name of the tree's folder.
         split: ``train`` or ``val``.
-        layouts: Of the images (``image``) and of each task.
-        tree: The expected folders and files, in words.
-        published: Number of images as published, by split.
-        one_size: Whether ``check`` refuses images of different sizes.
+        formats: Formats of the images (``image``) and of each task's labels.
+        expected_layout: Folders and files of the dataset.
+        published: Number of published images by split.
+        uniform_size: True if ``check`` rejects images that differ in size.
 
     Raises:
-        HTTError: If there is no such split, or no file in it, or a file that is not named by an integer.
+        HTTError: The split is unknown or has no file, or files are not named by integers.
     """
 
     def __init__(
         self,
         title: str,
         root: str | Path,
-        home: str,
+        folder_name: str,
         split: str,
-        layouts: Mapping[str, Layout],
-        tree: str,
+        formats: Mapping[str, FileFormat],
+        expected_layout: str,
         published: Mapping[str, int],
-        one_size: bool = True,
+        uniform_size: bool = True,
     ) -> None:
-        self.folder = dataset_folder(title, root, home, split, tree) / split
-        self.title, self.layouts, self.tree, self.one_size = title, layouts, tree, one_size
+        self.folder = dataset_folder(title, root, folder_name, split, expected_layout) / split
+        self.title, self.formats, self.expected_layout, self.uniform_size = (
+            title,
+            formats,
+            expected_layout,
+            uniform_size,
+        )
         self.published = published[split]
-        # A sample whose image is lost is still one of the split: whoever reads it is told.
-        files = sorted(path for layout in layouts.values() for path in self.folder.glob(f"{layout.folder}/*.npy"))
+        # A sample without its image still belongs to the split, so that the missing file is reported.
+        files = sorted(path for kind in formats.values() for path in self.folder.glob(f"{kind.folder}/*.npy"))
         if not files:
-            images = self.folder / layouts["image"].folder
-            raise HTTError(f"{images} is missing or holds no .npy file", missing=images, trees=[tree])
-        if odd := [path for path in files if not path.stem.isdecimal()]:
-            errors = [HTTError(f"{path} is not named by an integer; move it elsewhere") for path in odd]
-            raise_or_collect(several(errors))
-        self.ids = sorted({path.stem for path in files if path.stem.isdecimal()}, key=int)
-        self._size: tuple[int, tuple[int, int]] | None = None  # of the image asked for last
-        self.tasks = tuple(task for task in layouts if task != "image")
+            images = self.folder / formats["image"].folder
+            message = f"{images} is missing or contains no .npy file. Copy or unpack it again."
+            raise DataError(message, missing_path=images, expected_layout=expected_layout)
+        if misnamed := [path for path in files if not path.stem.isdecimal()]:
+            raise combine_errors(
+                DataError(f"{path} must be named by an integer. Move it elsewhere.") for path in misnamed
+            )
+        self.ids = sorted({path.stem for path in files}, key=int)
+        self.tasks = tuple(task for task in formats if task != "image")
+        self._last_size: tuple[int, tuple[int, int]] | None = None
 
     def image(self, index: int) -> np.ndarray:
-        """RGB image, float32 ``h w 3`` in [0, 1].
-
-        Raises:
-            HTTError: If the file is missing or broken, has another shape or type, or colours outside [0, 1].
-        """
-        path, stored = self._open(index, "image", whole=True)
-        return self.layouts["image"].read(path, stored)
-
-    def label(self, index: int, task: str) -> np.ndarray:
-        """One task's map, with missing pixels marked as ``tasks.base.Task`` describes it.
+        """Read an RGB image, float32 ``h w 3`` in [0, 1].
 
         Args:
             index: Position in ``ids``.
-            task: ``semseg``: uint8 ``h w``, or 255 where -1 is stored. ``depth``: float32 ``h w``, NaN where 0, a
-                negative or no finite number is stored. ``normals``: float32 unit vectors ``h w 3``, NaN where a zero
-                vector or no finite one is stored.
 
         Raises:
-            HTTError: If there is no such task, or the file is missing or broken, has another shape or type or another
-                size than its image, or holds classes that do not exist or vectors that are none of unit length.
+            DataError: The file is missing or corrupt, or has another type, shape or range.
         """
-        path, stored = self._open(index, task, whole=True)
-        return self.layouts[task].read(path, stored)
+        image = self.formats["image"].read(self.image_file(index))
+        self._last_size = index, (image.shape[0], image.shape[1])
+        return image
 
-    def image_file(self, index: int) -> Path:
-        """Where an image lies."""
-        return self._file(index, "image")
-
-    def doubts(self) -> list[str]:
-        """Numbers that are left out, and a count other than the published one."""
-        numbers = {int(name) for name in self.ids}
-        top = max(numbers, default=-1)
-        if not (left_out := top + 1 - len(numbers)):
-            return super().doubts()
-        lowest = ", ".join(map(str, islice((number for number in range(top) if number not in numbers), 3)))
-        return [f"{left_out} of the numbers 0 to {top} name no file, such as {lowest}.", *super().doubts()]
-
-    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Look at type, shape and length of every file that will be used, and at the values of semseg.
-
-        All other values are checked when they are read. Hidden labels are not touched.
+    def label(self, index: int, task: str) -> np.ndarray:
+        """Read a task's map, with missing pixels marked as ``Task`` defines it.
 
         Args:
-            labels: Names of the tasks whose labels will be used, by image id.
+            index: Position in ``ids``.
+            task: ``semseg``: uint8 ``h w``, 255 where -1 is stored. ``depth``: float32 ``h w``, NaN where the stored
+                value is not positive or not finite. ``normals``: float32 unit vectors ``h w 3``, NaN where the stored
+                vector is zero or not finite.
 
         Raises:
-            HTTError: Files are missing, broken or hold wrong values: the message names three of them.
+            HTTError: The task is unknown, or the file is missing or corrupt, has another type, shape or size than the
+                image, or contains invalid classes or vectors that are too long.
         """
-        positions = {name: index for index, name in enumerate(self.ids)}
-        first = self.size(0) if self.one_size else None
+        return self.formats[task].decode(self._file(index, task), self._open_label(index, task))
 
-        def look(name: str) -> None:
-            path, stored = self._open(positions[name], "image")
-            if first:
-                refuse_other_size(path, (stored.shape[0], stored.shape[1]), first)
-            for key in labels[name]:
-                path, stored = self._open(positions[name], key)
-                if self.layouts[key].looked_at:
-                    self.layouts[key].read(path, stored)
-
-        check_each(labels, look, self.tree)
-
-    def _open(self, index: int, key: str, whole: bool = False) -> tuple[Path, np.ndarray]:
-        """A file and its array, header and length checked; see ``open_npy``."""
-        if key not in self.layouts:
-            raise HTTError(f"{self.title} has no labels for {key}; choose from {', '.join(self.tasks)}")
-        path = self._file(index, key)
-        stored = open_array(path, self.layouts[key], whole)
-        shape = stored.shape[:2]
-        if key == "image":
-            self._size = index, (shape[0], shape[1])
-        elif shape != (size := self.size(index)):
-            raise HTTError(f"{path} is {shape}, but its image {size}; prepare the two again")
-        return path, stored
-
-    def _file(self, index: int, key: str) -> Path:
-        return self.folder / self.layouts[key].folder / f"{self.ids[index]}.npy"
+    def image_file(self, index: int) -> Path:
+        """Return the path of an image."""
+        return self._file(index, "image")
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image."""
-        known = self._size  # one object: threads that look at files together cannot mix two up
-        if known is None or known[0] != index:
-            height, width = self._open(index, "image")[1].shape[:2]
-            return height, width
-        return known[1]
+        """Return height and width of an image, from the header of its file."""
+        last = self._last_size  # read once, as other threads may replace it
+        if last is None or last[0] != index:
+            height, width = self.formats["image"].open(self.image_file(index)).shape[:2]
+            self._last_size = last = index, (height, width)
+        return last[1]
+
+    def check_label(self, index: int, task: str) -> None:
+        """Check existence, type, shape and length of a label's file."""
+        self._open_label(index, task)
+
+    def _open_label(self, index: int, task: str) -> np.ndarray:
+        if task not in self.tasks:
+            raise ConfigError(f"The task of a label of {self.title} must be in {', '.join(self.tasks)}, got {task}.")
+        path = self._file(index, task)
+        stored = self.formats[task].open(path)
+        if (shape := stored.shape[:2]) != (size := self.size(index)):
+            raise DataError(f"{path} must have the size {size} of its image, got {shape}. Prepare both again.")
+        return stored
+
+    def doubts(self) -> list[str]:
+        """Return warnings about gaps in the numbers of the images and an unpublished number of images."""
+        numbers = {int(name) for name in self.ids}
+        count = max(numbers) + 1
+        gaps = ", ".join(map(str, islice((number for number in range(count) if number not in numbers), 3)))
+        missing = count - len(numbers)
+        found = [f"{missing} of the numbers 0 to {count - 1} name no file, such as {gaps}."] if missing else []
+        return [*found, *super().doubts()]
+
+    def _file(self, index: int, key: str) -> Path:
+        return self.folder / self.formats[key].folder / f"{self.ids[index]}.npy"
 
 
-def open_npy(path: Path, whole: bool = False) -> np.ndarray:
-    """An array whose header and length are checked; nothing is ever unpickled.
-
-    Args:
-        path: The file.
-        whole: Whether its values are wanted: then it is read at once, which takes half as long as by pages. Otherwise
-            they stay on the disk.
-
-    Raises:
-        HTTError: If the file is missing or broken.
-    """
-    try:
-        content: Any
-        with path.open("rb") as file:
-            if not (size := os.fstat(file.fileno()).st_size):
-                raise ValueError("it is empty")
-            if whole:
-                content = np.empty(size, np.uint8)
-                content = content[: file.readinto(content.data)]
-            else:
-                content = mmap(file.fileno(), 0, access=ACCESS_READ)
-        start = 10 + int.from_bytes(content[8:10], "little")
-        shape, fortran, dtype = _header(bytes(content[:start]))
-        values = np.frombuffer(content, dtype, offset=start)
-        if values.size != math.prod(shape):
-            raise ValueError(f"{values.size} values where the header has {math.prod(shape)}")
-        return values.reshape(shape, order="F" if fortran else "C")
-    except FileNotFoundError:
-        raise HTTError(f"{path} is missing; copy or unpack it again", missing=path) from None
-    except Exception as error:  # a corrupt header raises errors of many kinds
-        raise HTTError(f"{path} is truncated or no .npy array ({error}); copy or unpack it again") from error
+def image_format(folder: str) -> FileFormat:
+    """Return the format of RGB images of floats in [0, 1]."""
+    return FileFormat(folder, "f", ((3,),), "float h w 3 with colors in [0, 1]", _decode_image)
 
 
-@lru_cache(maxsize=64)  # files of a kind begin alike, and numpy takes long to read how
-def _header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran's order, and type, from the first bytes of a file."""
-    file = BytesIO(start)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"version {version} of the format, which is not what numpy.save writes for such an array")
-    return np.lib.format.read_array_header_1_0(file)
+def class_format(folder: str, num_classes: int) -> FileFormat:
+    """Return the format of class indices, -1 where missing."""
+    return FileFormat(folder, "fiu", ((),), "float or integer h w", partial(_decode_classes, num_classes=num_classes))
 
 
-def open_array(path: Path, layout: Layout, whole: bool = False) -> np.ndarray:
-    """As ``open_npy``, and an ``HTTError`` if the array is not as the layout has it."""
-    stored = open_npy(path, whole)
-    shape = stored.shape
-    if stored.dtype.kind not in layout.kinds or len(shape) < 2 or shape[2:] not in layout.shapes or not stored.size:
-        raise HTTError(f"{path} is {stored.dtype} {shape}; it must be {layout.words}; prepare it again")
-    return stored
+def depth_format(folder: str) -> FileFormat:
+    """Return the format of depth or inverse depth, 0 where missing."""
+    return FileFormat(folder, "f", ((1,), ()), "float h w 1 or h w", _decode_depth)
 
 
-def images(folder: str) -> Layout:
-    """RGB images of floats in [0, 1]."""
-    return Layout(folder, "f", ((3,),), "float h w 3, colours in [0, 1]", _colours)
+def normals_format(folder: str) -> FileFormat:
+    """Return the format of unit vectors, all zero where missing."""
+    return FileFormat(folder, "f", ((3,),), "float h w 3", unit_vectors)
 
 
-def classes(folder: str, count: int) -> Layout:
-    """Class indices below ``count``, -1 where missing."""
-    return Layout(folder, "fiu", ((),), "float or integer h w", partial(_classes, count=count), looked_at=True)
-
-
-def distances(folder: str) -> Layout:
-    """Depth or inverse depth, 0 where missing."""
-    return Layout(folder, "f", ((1,), ()), "float h w 1 or h w", _distances)
-
-
-def directions(folder: str) -> Layout:
-    """Unit vectors, all zero where missing; vectors longer than 2, as normals coded as colours are, are refused."""
-    return Layout(folder, "f", ((3,),), "float h w 3", unit_vectors)
-
-
-def _colours(path: Path, stored: np.ndarray) -> np.ndarray:
+def _decode_image(path: Path, stored: np.ndarray) -> np.ndarray:
     low, high = stored.min(), stored.max()
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # written so that NaN fails
-        hint = "; divide colours of 0 to 255 by 255" if 2 < high <= 255 else ""
-        raise HTTError(f"{path} holds colours from {low:g} to {high:g}; they must lie in [0, 1]{hint}")
-    image = np.asarray(stored, np.float32)
-    return image if low >= 0 and high <= 1 else image.clip(0, 1)
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # negated, so that NaN fails
+        hint = " Divide colors of 0 to 255 by 255." if 2 < high <= 255 else ""
+        raise DataError(f"{path} must have colors in [0, 1], got {low:g} to {high:g}.{hint}")
+    return as_float32(stored) if low >= 0 and high <= 1 else as_float32(stored).clip(0, 1)
 
 
-def _classes(path: Path, stored: np.ndarray, count: int) -> np.ndarray:
+def _decode_classes(path: Path, stored: np.ndarray, num_classes: int) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         labels = stored.astype(np.int16)
-    last = count - 1
-    if not ((labels == stored).all() and labels.min() >= -1 and labels.max() <= last):
-        wrong = stored[(labels != stored) | (labels < -1) | (labels > last)][0]
-        raise HTTError(f"{path} holds {wrong:g}; classes must be whole numbers from -1 (missing) to {last}")
-    return labels.astype(np.uint8)  # which makes 255 of -1, as IGNORE is
+    invalid = (labels != stored) | (labels < -1) | (labels >= num_classes)
+    if invalid.any():
+        value = stored[invalid][0]
+        raise DataError(f"{path} must have classes from 0 to {num_classes - 1}, or -1 where missing, got {value:g}.")
+    return labels.astype(np.uint8)  # turns -1 into IGNORE_INDEX, 255
 
 
-def _distances(path: Path, stored: np.ndarray) -> np.ndarray:
-    depth = floats(stored).reshape(stored.shape[:2])
+def _decode_depth(path: Path, stored: np.ndarray) -> np.ndarray:
+    depth = as_float32(stored).reshape(stored.shape[:2])
     np.copyto(depth, np.nan, where=~((depth > 0) & (depth < np.inf)))
     return depth
 
 
 def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
-    """Vectors ``h w 3`` brought to length 1, float32, NaN where they have no direction; ``path`` is for the message.
+    """Normalize vectors ``h w 3`` to float32 unit vectors, NaN where the direction is missing.
+
+    Args:
+        path: Source of the vectors, for the message.
+        stored: Vectors ``h w 3``.
 
     Raises:
-        HTTError: If one is longer than 2.
+        DataError: A vector is longer than 2, as are normals stored as colors.
     """
-    normals = floats(stored)
+    normals = as_float32(stored)
     with np.errstate(over="ignore", invalid="ignore"):
         norm = lengths(normals)
     valid = np.isfinite(norm) & (norm > 0)
-    longest = cv2.minMaxLoc(norm, valid.view(np.uint8))[1] if valid.any() else 0  # four times as quick as numpy here
+    longest = cv2.minMaxLoc(norm, valid.view(np.uint8))[1] if valid.any() else 0  # 4x faster than numpy
     if longest > 2:
-        raise HTTError(f"{path} holds vectors of length {longest:g}; normals must be unit vectors within [-1, 1]")
+        raise DataError(f"{path} must contain unit vectors in [-1, 1], got a vector of length {longest:g}.")
     norm[~valid] = np.nan
     return normalised(normals, norm)
 
 
-def floats(stored: np.ndarray) -> np.ndarray:
-    """Read values as float32 that may be written to; what is too large for it becomes infinite."""
+def as_float32(stored: np.ndarray) -> np.ndarray:
+    """Return stored values as writable float32; values out of range become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.require(stored, np.float32, "W")

@@ -2,7 +2,7 @@
 
 Cite N. Silberman, D. Hoiem, P. Kohli and R. Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV
 2012. The normals are those of D. Eigen and R. Fergus, ICCV 2015. The data set was published for research without an
-explicit licence, and no part of it comes with this package. ``TREE`` shows the expected files.
+explicit licence, and no part of it comes with this package. ``EXPECTED_LAYOUT`` shows the expected files.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ CLASSES = (
 )  # fmt: skip
 """The 13 classes in the order of their indices (protocol.md 1.2)."""
 
-TREE = """\
+EXPECTED_LAYOUT = """\
 NYUDv2/
     train/                  795 samples, named by an integer
         image/0.npy ...     float h w 3, RGB in [0, 1]
@@ -32,11 +32,11 @@ NYUDv2/
 PUBLISHED = {"train": 795, "val": 654}
 """Number of images by split."""
 
-LAYOUTS = {
-    "image": npy_tree.images("image"),
-    "semseg": npy_tree.classes("label", len(CLASSES)),
-    "depth": npy_tree.distances("depth"),
-    "normals": npy_tree.directions("normal"),
+FORMATS = {
+    "image": npy_tree.image_format("image"),
+    "semseg": npy_tree.class_format("label", len(CLASSES)),
+    "depth": npy_tree.depth_format("depth"),
+    "normals": npy_tree.normals_format("normal"),
 }
 
 
@@ -46,11 +46,13 @@ class NYUD(npy_tree.NpyTree):
     Args:
         root: The folder ``NYUDv2``, or the one that holds it.
         split: ``train`` or ``val``.
-        one_size: Whether ``check`` refuses images of different sizes.
+        uniform_size: Whether ``check`` refuses images of different sizes.
     """
 
-    def __init__(self, root: str | Path, split: str, one_size: bool = True) -> None:
-        super().__init__("NYUD-v2 with 13 classes", root, "NYUDv2", split, LAYOUTS, TREE, PUBLISHED, one_size)
+    def __init__(self, root: str | Path, split: str, uniform_size: bool = True) -> None:
+        super().__init__(
+            "NYUD-v2 with 13 classes", root, "NYUDv2", split, FORMATS, EXPECTED_LAYOUT, PUBLISHED, uniform_size
+        )
 
 
 class NYUDDataModule(PartialLabelDataModule):
@@ -79,4 +81,4 @@ class NYUDDataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> NYUD:
         """A split of the tree."""
-        return NYUD(self.root, split, one_size=self.requires_uniform_size(split))
+        return NYUD(self.root, split, uniform_size=self.requires_uniform_size(split))

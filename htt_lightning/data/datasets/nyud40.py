@@ -2,7 +2,7 @@
 
 Cite N. Silberman, D. Hoiem, P. Kohli and R. Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV
 2012; the 40 classes are those of S. Gupta, P. Arbelaez and J. Malik, CVPR 2013. The data set was published for research
-without an explicit licence, and no part of it comes with this package. ``NYUD40.tree`` shows the expected files.
+without an explicit licence, and no part of it comes with this package. ``NYUD40.expected_layout`` shows the files.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ import numpy as np
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.datasets.id_list import IdListDataset
-from htt_lightning.data.datasets.npy_tree import distances, open_array
+from htt_lightning.data.datasets.npy_tree import depth_format
 from htt_lightning.data.masks.files import protocol_of
 from htt_lightning.data.transforms import AugmentConfig
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import DataError
 from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE_INDEX
@@ -29,17 +29,17 @@ CLASSES = (
 )  # fmt: skip
 """The 40 classes in the order of their indices (protocol.md 1.3)."""
 
-DEPTH = distances("depth")
+DEPTH = depth_format("depth")
 
 
 class NYUD40(IdListDataset):
-    """One split of NYUD-v2 with the tasks semseg, depth, normals and edges (protocol.md 1.3)."""
+    """One split of NYUD-v2 with the tasks semseg, depth, normals and edges."""
 
     title = "NYUD-v2 with 40 classes"
-    home = "NYUDv2"
-    listing = "gt_sets/{split}.txt"
-    counts: ClassVar[Mapping[str, int]] = {"train": 795, "val": 654}
-    tree = """\
+    folder_name = "NYUDv2"
+    id_list_path = "gt_sets/{split}.txt"
+    num_images: ClassVar[Mapping[str, int]] = {"train": 795, "val": 654}
+    expected_layout = """\
 NYUDv2/
     gt_sets/train.txt       795 image ids, one a line
     gt_sets/val.txt         654
@@ -50,48 +50,46 @@ NYUDv2/
     edge/<id>.png           255 on edges, else 0"""
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "depth", "normals", "edges")
 
-    def image_path(self, name: str) -> Path:
-        """A PNG file."""
-        return self.folder / "images" / f"{name}.png"
+    def image_file(self, index: int) -> Path:
+        """Return the path of an image, a PNG file."""
+        return self.folder / "images" / f"{self.ids[index]}.png"
 
     def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
-        """A task's map; ``label`` brings it to the size of its image.
+        """Read a task's map; ``label`` resizes it to its image.
 
         Args:
-            name: The image's id.
-            task: ``semseg``: uint8 ``h w``, 0 to 39, 255 where 0 is stored. ``depth``: float32 ``h w`` in metres, NaN
-                where 0, a negative or no finite number is stored. ``normals``: float32 unit vectors ``h w 3``, NaN
-                where grey is stored. ``edges``: uint8 ``h w``, 0 or 1.
+            name: Image id.
+            task: ``semseg``: uint8 ``h w``, 0 to 39, 255 where 0 is stored. ``depth``: float32 ``h w`` in meters, NaN
+                where the stored value is not positive or not finite. ``normals``: float32 unit vectors ``h w 3``, NaN
+                where gray is stored. ``edges``: uint8 ``h w``, 0 or 1.
             size: ``(h, w)`` of the image.
 
         Raises:
-            HTTError: A file is missing, damaged, or no picture or array of this kind, or holds other numbers.
+            HTTError: A file is missing or corrupt, or contains invalid values.
         """
-        path = self._path(name, task)
+        path = self._label_file(name, task)
         if task == "depth":
-            return DEPTH.read(path, open_array(path, DEPTH, whole=True))
+            return DEPTH.read(path)
         if task == "normals":
             return read_normals(path, size)
         stored = read_index(path)
         if task == "edges":
-            if (wrong := stored[(stored != 0) & (stored != 255)]).size:
-                raise HTTError(f"{path} holds {wrong[0]}; edges must be 255, and all else 0")
+            if (invalid := stored[(stored != 0) & (stored != 255)]).size:
+                raise DataError(f"{path} must be 255 on edges and 0 elsewhere, got {invalid[0]}.")
             return stored // 255
         if (highest := stored.max()) > len(CLASSES):
-            raise HTTError(f"{path} holds {highest}; classes must be 1 to {len(CLASSES)}, and 0 where missing")
+            raise DataError(f"{path} must have classes 1 to {len(CLASSES)}, or 0 where missing, got {highest}.")
         return np.where(stored > 0, stored - 1, IGNORE_INDEX).astype(np.uint8)
 
-    def look(self, name: str, task: str) -> None:
-        """Read index maps; of depth and normals, no value of which is wrong, look at header and length."""
-        path = self._path(name, task)
+    def check_label_files(self, name: str, task: str) -> None:
+        """Check header and length of a label's file."""
+        path = self._label_file(name, task)
         if task == "depth":
-            open_array(path, DEPTH)
-        elif task == "normals":
-            size_of(path, ImageFormat.DIRECTIONS)
+            DEPTH.open(path)
         else:
-            self.read(name, task, (0, 0))
+            size_of(path, ImageFormat.DIRECTIONS if task == "normals" else ImageFormat.INDEX)
 
-    def _path(self, name: str, task: str) -> Path:
+    def _label_file(self, name: str, task: str) -> Path:
         folder = {"semseg": "segmentation", "edges": "edge"}.get(task, task)
         return self.folder / folder / f"{name}.{'npy' if task == 'depth' else 'png'}"
 
@@ -129,4 +127,4 @@ class NYUD40DataModule(PartialLabelDataModule):
 
     def source(self, split: Split) -> NYUD40:
         """A split of the tree."""
-        return NYUD40(self.root, split, one_size=self.requires_uniform_size(split))
+        return NYUD40(self.root, split, uniform_size=self.requires_uniform_size(split))

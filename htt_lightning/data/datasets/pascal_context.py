@@ -4,7 +4,7 @@ Cite R. Mottaghi et al., "The Role of Context for Object Detection and Semantic 
 and for body parts X. Chen et al., "Detect What You Can", CVPR 2014. Normals and saliency are predictions of networks,
 which K.-K. Maninis, I. Radosavovic and I. Kokkinos, "Attentive Single-Tasking of Multiple Tasks", CVPR 2019, took for
 the truth. The images are those of PASCAL VOC 2010, with the terms of Flickr; no part of them comes with this package.
-``PASCALContext.tree`` shows the expected files.
+``PASCALContext.expected_layout`` shows the expected files.
 """
 
 import json
@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.dataset import check_each
+from htt_lightning.data.dataset import check_in_parallel
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.transforms import AugmentConfig
-from htt_lightning.errors import HTTError, sound, tolerated
+from htt_lightning.errors import DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resized
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
-from htt_lightning.io.matlab import look_at_mat, read_mat, structs
+from htt_lightning.io.matlab import read_mat, structs
 from htt_lightning.tasks import Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE_INDEX
 from htt_lightning.thinning import thin
@@ -61,7 +61,7 @@ PARTS = {
 SEGMENTS = 459
 """Largest id in a segment map; 0 is no segment."""
 
-FLAT = (
+CLASSES_WITH_NORMALS = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53, 55, 56, 59,
     61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111, 113, 115, 122, 124, 135,
     141, 142, 143, 146, 150, 154, 157, 158, 159, 165, 172, 174, 181, 183, 184, 191, 193, 195, 197, 199, 202, 213, 215,
@@ -72,7 +72,7 @@ FLAT = (
 )  # fmt: skip
 """Ids of segments that have normals: classes of NYUD as well, known to the network that predicted the normals."""
 
-HAS_NORMALS = np.isin(np.arange(SEGMENTS + 1), FLAT)
+HAS_NORMALS = np.isin(np.arange(SEGMENTS + 1), CLASSES_WITH_NORMALS)
 """Whether a segment has normals, by its id."""
 
 
@@ -84,11 +84,10 @@ class PASCALContext(IdListDataset):
     """
 
     title = "PASCAL-Context"
-    home = "PASCALContext"
-    listing = "ImageSets/Context/{split}.txt"
-    counts: ClassVar[Mapping[str, int]] = {"train": 4998, "val": 5105}
-    usual = frozenset({"not_unit"})  # normals are predictions as a network made them (protocol.md 1.5)
-    tree = """\
+    folder_name = "PASCALContext"
+    id_list_path = "ImageSets/Context/{split}.txt"
+    num_images: ClassVar[Mapping[str, int]] = {"train": 4998, "val": 5105}
+    expected_layout = """\
 PASCALContext/
     ImageSets/Context/train.txt             4998 image ids, one a line
     ImageSets/Context/val.txt               5105
@@ -101,192 +100,224 @@ PASCALContext/
     normals_distill/<id>.png                RGB, 2 * colour / 255 - 1
     sal_distill/<id>.png                    grey, salient above half"""
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "human_parts", "saliency", "normals", "edges")
-    _known: tuple[str, NDArray[np.int16]] | None = None  # the segments asked for last
+    _last_segments: tuple[str, NDArray[np.int16]] | None = None
 
-    def image_path(self, name: str) -> Path:
-        """A JPEG file."""
-        return self.folder / "JPEGImages" / f"{name}.jpg"
+    def image_file(self, index: int) -> Path:
+        """Return the path of an image, a JPEG file."""
+        return self.folder / "JPEGImages" / f"{self.ids[index]}.jpg"
 
     def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
-        """A task's map; ``label`` brings it to the size of its image.
+        """Read a task's map; ``label`` resizes it to its image.
 
         Args:
-            name: The image's id.
+            name: Image id.
             task: ``semseg``: uint8 ``h w``, 0 to 20, or 255. ``human_parts``: uint8 ``h w``, 0 to 6, or 255 everywhere.
                 ``saliency`` and ``edges``: uint8 ``h w``, 0 or 1. ``normals``: float32 unit vectors ``h w 3``, NaN
-                where grey is stored or the segment has none.
+                where gray is stored or the segment has none.
             size: ``(h, w)`` of the image.
 
         Raises:
-            HTTError: A file is missing or damaged, or holds what it must not.
+            HTTError: A file is missing or corrupt, or contains invalid values.
         """
         if task == "semseg":
             return self._semseg(name)
         if task == "human_parts":
-            missing = np.full(size, IGNORE_INDEX, np.uint8)
-            return merged_parts(self._parts(name), missing) if name in self.people else missing
+            empty = np.full(size, IGNORE_INDEX, np.uint8)
+            return merge_parts(self._parts_file(name), empty) if name in self.images_with_people else empty
         if task == "saliency":
             return (read_index(self.folder / "sal_distill" / f"{name}.png") > 127).astype(np.uint8)
         segments = self._segments(name, size)
         if task == "normals":
             return read_normals(self.folder / "normals_distill" / f"{name}.png", size, ~HAS_NORMALS[segments])
-        return (thinned if self.split == "train" else borders)(segments).astype(np.uint8)
+        return (training_edges if self.split == "train" else segment_boundaries)(segments).astype(np.uint8)
 
-    def look(self, name: str, task: str) -> None:
-        """Read classes and segments; of parts, saliency and normals, look at the header and the end of the file."""
+    def check_label_files(self, name: str, task: str) -> None:
+        """Check the headers of image files, and that MATLAB files exist."""
         if task == "semseg":
-            self._semseg(name)
+            size_of(self._semseg_file(name), ImageFormat.INDEX)
         elif task == "saliency":
             size_of(self.folder / "sal_distill" / f"{name}.png", ImageFormat.INDEX)
-        elif task == "human_parts" and name in self.people:
-            look_at_mat(self._parts(name))
-        elif task in ("normals", "edges"):
-            read_segments(self._segment_map(name))
-            if task == "normals":
-                size_of(self.folder / "normals_distill" / f"{name}.png", ImageFormat.DIRECTIONS)
+        elif task == "normals":
+            size_of(self.folder / "normals_distill" / f"{name}.png", ImageFormat.DIRECTIONS)
+        if task in ("normals", "edges"):
+            _check_exists(self._segment_file(name))
+        elif task == "human_parts" and name in self.images_with_people:
+            _check_exists(self._parts_file(name))
 
     def available(self, task: str) -> NDArray[np.bool_]:
-        """Body parts have labels where there are people, everything else always."""
+        """Return which images can have a label: for human parts those with people, for other tasks all."""
         if task != "human_parts":
             return super().available(task)
-        return np.array([name in self.people for name in self.ids])
+        return np.array([name in self.images_with_people for name in self.ids])
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """See ``IdListDataset``."""
+        """Check that the files of a run exist and have valid headers."""
         if any("human_parts" in tasks for tasks in labels.values()):
-            self.available("human_parts")  # once, before all threads ask for it
+            self.available("human_parts")  # once, before several threads need it
         super().check(labels)
 
     @cached_property
-    def people(self) -> frozenset[str]:
-        """Ids of the images with annotated parts of a person, from the JSON file, which is made anew if need be.
+    def images_with_people(self) -> frozenset[str]:
+        """Ids of the images with annotated parts of a person.
 
-        A published file may list persons without parts as well; their maps are entirely missing.
+        They come from the JSON file, which is written again if it is missing or does not list the ids of the split. A
+        published file may list persons without parts as well; their maps are entirely missing.
+
+        Raises:
+            HTTError: The file had to be written again, but annotations are missing or corrupt.
         """
         path = self.folder / "ImageSets" / "Parts" / f"{self.split}.txt"
         try:
             objects = json.loads(path.read_text(encoding="utf-8"))
-            sound = set(objects) == set(self.ids) and all(isinstance(kinds, list) for kinds in objects.values())
+            valid = set(objects) == set(self.ids) and all(isinstance(classes, list) for classes in objects.values())
         except (OSError, ValueError, TypeError, AttributeError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             objects = {}
 
-            def look(name: str) -> None:
-                objects[name] = categories(self._parts(name))
+            def read_classes(name: str) -> None:
+                objects[name] = object_classes(self._parts_file(name))
 
-            with tolerated():  # without those whose file is at fault, the list is not kept
-                check_each(self.ids, look, self.tree, "Looking for people in")
-                self._keep(path, {name: objects[name] for name in self.ids})
-        return frozenset(name for name, kinds in objects.items() if PERSON in kinds)
+            if errors := check_in_parallel(self.ids, read_classes, "Looking for people in"):
+                raise combine_errors(errors, expected_layout=self.expected_layout)
+            try:
+                with atomic_path(path) as partial:
+                    partial.write_text(json.dumps({name: objects[name] for name in self.ids}), encoding="utf-8")
+            except HTTError as error:
+                logger.warning("%s The next run will read all annotations again.", error)
+        return frozenset(name for name, classes in objects.items() if PERSON in classes)
 
-    def _keep(self, path: Path, objects: Mapping[str, Sequence[int]]) -> None:
-        try:
-            with atomic_path(path) as partial:
-                partial.write_text(json.dumps(objects), encoding="utf-8")
-        except HTTError as error:
-            logger.warning("%s The next run has to look for people again.", error)
+    def _semseg_file(self, name: str) -> Path:
+        first, second = (self.folder / "semseg" / kind / f"{name}.png" for kind in ("VOC12", "pascal-context"))
+        return second if second.exists() and not first.exists() else first
 
-    def _semseg(self, name: str) -> np.ndarray:
-        path, other = (self.folder / "semseg" / kind / f"{name}.png" for kind in ("VOC12", "pascal-context"))
-        if not path.exists() and other.exists():
-            path = other
-        stored = read_index(path)
-        if (wrong := stored[(stored >= len(CLASSES)) & (stored != IGNORE_INDEX)]).size:
-            raise HTTError(f"{path} holds {wrong[0]}; classes must be 0 to {len(CLASSES) - 1}, or {IGNORE_INDEX}")
-        return stored
-
-    def _parts(self, name: str) -> Path:
+    def _parts_file(self, name: str) -> Path:
         return self.folder / "human_parts" / f"{name}.mat"
 
-    def _segment_map(self, name: str) -> Path:
+    def _segment_file(self, name: str) -> Path:
         return self.folder / "pascal-context" / "trainval" / f"{name}.mat"
 
+    def _semseg(self, name: str) -> np.ndarray:
+        path = self._semseg_file(name)
+        stored = read_index(path)
+        if (invalid := stored[(stored >= len(CLASSES)) & (stored != IGNORE_INDEX)]).size:
+            last = len(CLASSES) - 1
+            raise DataError(f"{path} must have classes 0 to {last}, or {IGNORE_INDEX} where missing, got {invalid[0]}.")
+        return stored
+
     def _segments(self, name: str, size: tuple[int, int]) -> NDArray[np.int16]:
-        """Segments at the size of their image; normals and edges ask for them in turn."""
-        if self._known is None or self._known[0] != name:
-            self._known = name, read_segments(self._segment_map(name))
-        return resized(self._known[1], size, smooth=False)
+        """Read segments at the size of their image; kept, as normals and edges need them in turn."""
+        last = self._last_segments
+        if last is None or last[0] != name:
+            self._last_segments = last = name, read_segments(self._segment_file(name))
+        return resized(last[1], size, smooth=False)
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path)
 
 
 def read_segments(path: Path) -> NDArray[np.int16]:
-    """A map of segment ids ``h w``, 0 to 459.
+    """Read a map of segment ids ``h w``, 0 to 459.
+
+    Args:
+        path: MATLAB file.
 
     Raises:
-        HTTError: As ``read_mat``, or it is no map, or other ids are in it.
+        HTTError: The file is missing or corrupt, or has no map or other ids.
     """
     stored = read_mat(path, "LabelMap")
     if not isinstance(stored, np.ndarray) or stored.ndim != 2 or stored.dtype.kind not in "fiu" or not stored.size:
-        raise HTTError(f"{path} has a LabelMap that is no map of numbers; unpack the dataset again")
-    if not (right := (stored >= 0) & (stored <= SEGMENTS) & (np.rint(stored) == stored)).all():  # NaN fails
-        raise HTTError(f"{path} holds {stored[~right][0]:g}; segments must be whole numbers from 1 to {SEGMENTS}")
-    return stored.astype(np.int16, order="C")  # MATLAB stores columns one after the other
+        raise DataError(f"{path} must have a LabelMap h w of numbers. Unpack the dataset again.")
+    valid = (stored >= 0) & (stored <= SEGMENTS) & (np.rint(stored) == stored)  # False for NaN
+    if not valid.all():
+        raise DataError(f"{path} must have integer segments from 0 to {SEGMENTS}, got {stored[~valid][0]:g}.")
+    return stored.astype(np.int16, order="C")  # MATLAB stores columns
 
 
-def annotated(path: Path) -> list[tuple[int, list[tuple[str, NDArray[np.bool_]]]]]:
-    """Objects of a PASCAL-Part file.
+def read_part_annotations(path: Path) -> list[tuple[int, list[tuple[str, NDArray[np.bool_]]]]]:
+    """Read the objects of a PASCAL-Part file.
+
+    Args:
+        path: MATLAB file.
 
     Returns:
-        Each object's class, -1 where it has no pixel; and names and masks ``h w`` of its parts that have pixels.
+        Class of each object, -1 if it has no pixel, with names and masks ``h w`` of its parts that have pixels.
 
     Raises:
-        HTTError: As ``read_mat``, or the file is not built like that, or its masks differ in size.
+        HTTError: The file is missing or corrupt, or its masks differ in size.
     """
     anno = read_mat(path, "anno")
     objects = []
     try:
         for found in structs(anno["objects"]):
             parts = [(str(part["part_name"]), np.asarray(part["mask"]) > 0) for part in structs(found["parts"])]
-            kind = int(found["class_ind"]) if np.any(found["mask"]) else -1
-            objects.append((kind, [(name, mask) for name, mask in parts if mask.any()]))
+            index = int(found["class_ind"]) if np.any(found["mask"]) else -1
+            objects.append((index, [(name, mask) for name, mask in parts if mask.any()]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise HTTError(f"{path} is no annotation of PASCAL-Part ({error!r}); unpack the dataset again") from error
+        raise DataError(f"{path} must be a PASCAL-Part annotation ({error!r}). Unpack the dataset again.") from error
     shapes = {mask.shape for _, parts in objects for _, mask in parts}
     if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
-        raise HTTError(f"{path} has masks of {', '.join(map(str, sorted(shapes)))}; they must be h w and of one size")
+        raise DataError(f"{path} must have masks h w of one size, got {', '.join(map(str, sorted(shapes)))}.")
     return objects
 
 
-def categories(path: Path) -> list[int]:
-    """Class of every object in a PASCAL-Part file; -1 for those without a pixel and for persons without a part."""
-    return [-1 if kind == PERSON and not parts else kind for kind, parts in annotated(path)]
-
-
-def merged_parts(path: Path, missing: np.ndarray) -> np.ndarray:
-    """Parts of all persons in a PASCAL-Part file, later ones over earlier ones (protocol.md 1.5).
+def object_classes(path: Path) -> list[int]:
+    """Return the class of every object in a PASCAL-Part file.
 
     Args:
-        path: The file.
-        missing: What to return if no person has a part.
+        path: MATLAB file.
+
+    Returns:
+        Classes, -1 for objects without pixels and for persons without parts.
+    """
+    return [-1 if index == PERSON and not parts else index for index, parts in read_part_annotations(path)]
+
+
+def merge_parts(path: Path, empty: np.ndarray) -> np.ndarray:
+    """Merge the parts of all persons in a PASCAL-Part file, later ones over earlier ones.
+
+    Args:
+        path: MATLAB file.
+        empty: Map to return if no person has a part.
 
     Returns:
         uint8 ``h w``, 0 to 6.
 
     Raises:
-        HTTError: As ``annotated``, or a person has an unknown part.
+        HTTError: The file is missing or corrupt, or a person has an unknown part.
     """
-    every = [part for kind, parts in annotated(path) if kind == PERSON for part in parts]
-    if not every:
-        return missing
-    label = np.zeros_like(every[0][1], np.uint8)  # in the order of MATLAB, too
-    for name, mask in every:
+    parts = [part for index, parts in read_part_annotations(path) if index == PERSON for part in parts]
+    if not parts:
+        return empty
+    label = np.zeros_like(parts[0][1], np.uint8)  # columns first, as MATLAB stores the masks
+    for name, mask in parts:
         if name not in PARTS:
-            raise HTTError(f"{path} has a person's part {name!r}, which PASCAL-Part has not; unpack the dataset again")
+            raise DataError(f"{path} must have parts of PASCAL-Part, got {name!r}. Unpack the dataset again.")
         np.copyto(label, PARTS[name], where=mask)
     return np.ascontiguousarray(label)
 
 
-def thinned(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Edges to train on, ``h w``: where the Laplacian of the ids is not zero, one pixel wide (protocol.md 1.5)."""
+def training_edges(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Return edges for training: pixels where the Laplacian of the ids is not zero, thinned to one pixel.
+
+    Args:
+        segments: Segment ids ``h w``.
+    """
     return thin(cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F) != 0)  # OpenCV is slow with integers
 
 
-def borders(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Edges to evaluate on, ``h w``: pixels whose right or lower neighbour lies in another segment."""
-    found = np.zeros(segments.shape, np.bool_)
-    found[:, :-1] |= segments[:, :-1] != segments[:, 1:]
-    found[:-1] |= segments[:-1] != segments[1:]
-    return found
+def segment_boundaries(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Return edges for evaluation: pixels whose right or lower neighbor lies in another segment.
+
+    Args:
+        segments: Segment ids ``h w``.
+    """
+    edges = np.zeros(segments.shape, np.bool_)
+    edges[:, :-1] |= segments[:, :-1] != segments[:, 1:]
+    edges[:-1] |= segments[:-1] != segments[1:]
+    return edges
 
 
 class PASCALContextDataModule(PartialLabelDataModule):
@@ -322,9 +353,8 @@ class PASCALContextDataModule(PartialLabelDataModule):
         """A split of the tree, once for all: loader processes get what it knows about people."""
         if split in self._sources:
             return self._sources[split]
-        source = PASCALContext(self.root, split, one_size=self.requires_uniform_size(split))
+        source = PASCALContext(self.root, split, uniform_size=self.requires_uniform_size(split))
         if any(task.name == "human_parts" for task in self.tasks):
             source.available("human_parts")
-        if sound():
-            self._sources[split] = source
+        self._sources[split] = source
         return source

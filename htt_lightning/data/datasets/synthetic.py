@@ -20,7 +20,7 @@ from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, Sem
 RENDERER_VERSION = 1
 """Part of the name of every cache: raise it with any change to what ``render`` returns."""
 
-_STREAMS = {"train": 0, "val": 1}
+_SPLIT_STREAMS = {"train": 0, "val": 1}
 
 
 class SyntheticScenes(DenseDataset):
@@ -38,8 +38,8 @@ class SyntheticScenes(DenseDataset):
     """
 
     def __init__(self, split: str, count: int, size: tuple[int, int], seed: int = 0, cache: Path | None = None) -> None:
-        if split not in _STREAMS:
-            raise HTTError(f"split {split!r} of the synthetic scenes: choose one of {', '.join(_STREAMS)}")
+        if split not in _SPLIT_STREAMS:
+            raise HTTError(f"split {split!r} of the synthetic scenes: choose one of {', '.join(_SPLIT_STREAMS)}")
         if count < 1 or min(size) < 1 or seed < 0:
             raise HTTError(
                 f"synthetic scenes need a count and a size of at least 1 and a seed of at least 0, "
@@ -47,7 +47,7 @@ class SyntheticScenes(DenseDataset):
             )
         self.ids = [str(index) for index in range(count)]
         self.tasks = TASKS
-        self._key = (seed, _STREAMS[split], size)
+        self._key = (seed, _SPLIT_STREAMS[split], size)
         self._folder: Path | None = None
         if cache is not None:
             self._folder = Path(cache) / f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}" / split
@@ -73,7 +73,7 @@ class SyntheticScenes(DenseDataset):
         seed, stream, _ = self._key
         return np.array([has_people(seed, index, stream) for index in range(len(self.ids))])
 
-    def fill_cache(self, workers: int) -> None:
+    def prerender(self, workers: int) -> None:
         """Render every scene that the cache lacks, showing progress.
 
         Args:
@@ -117,7 +117,7 @@ class _Images(Dataset[np.ndarray]):
         return self.source.image(index)
 
 
-def write_nyud(root: Path, train: int, val: int, size: tuple[int, int], seed: int = 0) -> None:
+def write_nyud_tree(root: Path, train: int, val: int, size: tuple[int, int], seed: int = 0) -> None:
     """Write scenes in the layout of NYUD with 13 classes, holes in every label as in the real one.
 
     Args:
@@ -129,8 +129,8 @@ def write_nyud(root: Path, train: int, val: int, size: tuple[int, int], seed: in
     """
     for split, count in (("train", train), ("val", val)):
         for index in range(count):
-            scene = render(seed, index, size, _STREAMS[split])
-            rng = np.random.default_rng([seed, _STREAMS[split], index, 2])
+            scene = render(seed, index, size, _SPLIT_STREAMS[split])
+            rng = np.random.default_rng([seed, _SPLIT_STREAMS[split], index, 2])
             arrays = {
                 "image": scene["image"].astype(np.float32) / 255,
                 "label": np.where(_hole(size, rng), -1, scene["semseg"].astype(np.float32)),
@@ -157,7 +157,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         train_images: Number of training scenes.
         val_images: Number of validation scenes.
         image_size: ``[h, w]`` to render at.
-        scenes_seed: Seed of the collection of scenes; order, augmentation and labels follow ``seed``.
+        scene_seed: Seed of the collection of scenes; order, augmentation and labels follow ``seed``.
         cache: Folder that all scenes are rendered into before training; by default they are rendered as loaders run.
         batch_size: Images per batch and process.
         **kwargs: See ``PartialLabelDataModule``.
@@ -168,13 +168,13 @@ class SyntheticDataModule(PartialLabelDataModule):
         train_images: int = 240,
         val_images: int = 60,
         image_size: tuple[int, int] = (64, 96),
-        scenes_seed: int = 0,
+        scene_seed: int = 0,
         cache: str | None = None,
         batch_size: int = 8,
         **kwargs: Any,
     ) -> None:
         self.counts = {"train": train_images, "val": val_images}
-        self.scenes_seed, self.cache = scenes_seed, Path(cache) if cache else None
+        self.scene_seed, self.cache = scene_seed, Path(cache) if cache else None
         super().__init__(image_size=image_size, batch_size=batch_size, **kwargs)
 
     def prepare_data(self) -> None:
@@ -182,7 +182,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         trainer = self.trainer
         if self.cache and not (trainer and cast(Any, trainer).fast_dev_run):
             for split in ("train", "val") if trainer is None or trainer.state.fn == "fit" else ("val",):
-                self.source(split).fill_cache(self.num_workers)
+                self.source(split).prerender(self.num_workers)
         super().prepare_data()
 
     def dataset_tasks(self) -> list[Task]:
@@ -199,4 +199,4 @@ class SyntheticDataModule(PartialLabelDataModule):
     def source(self, split: Split) -> SyntheticScenes:
         """The scenes of a split."""
         size = cast(tuple[int, int], self.image_size)
-        return SyntheticScenes(split, self.counts[split], size, self.scenes_seed, self.cache)
+        return SyntheticScenes(split, self.counts[split], size, self.scene_seed, self.cache)

@@ -12,7 +12,7 @@ from htt_lightning.tasks import Depth, Normals, SemSeg
 SIZE = (32, 48)
 SEMSEG, DEPTH, NORMALS = SemSeg(classes=("a", "b", "c")), Depth(), Normals()
 TASKS = {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}
-RULES = {"semseg": {"missing": (255,)}, "depth": {"factor": 0.001}, "normals": {}}
+RULES = {"semseg": {"missing_values": (255,)}, "depth": {"scale": 0.001}, "normals": {}}
 MAPS = [LabelFiles(t, f"train/{name}/{{id}}.png", f"val/{name}/{{id}}.png", **RULES[name]) for name, t in TASKS.items()]
 COLUMNS = [LabelFiles(task, name, name, **RULES[name]) for name, task in TASKS.items()]
 KEPT = {
@@ -61,7 +61,13 @@ def rows_of(labels, split="train"):
 
 
 def folder(root, **changes):
-    settings = {"root": str(root), "train": "train/images/*.png", "val": "val/images/*.png", "maps": MAPS, "seed": 0}
+    settings = {
+        "root": str(root),
+        "train": "train/images/*.png",
+        "val": "val/images/*.png",
+        "label_files": MAPS,
+        "seed": 0,
+    }
     return FolderDataModule(**(settings | {"batch_size": 2, "num_workers": 0} | changes))
 
 

@@ -14,7 +14,7 @@ SIZES = {"2008_000002": (30, 40), "2008_000008": (40, 28), "2008_000010": (34, 4
 IDS = {"train": ("2008_000002", "2008_000008", "2008_000010", "2009_000003"), "val": ("2010_000001", "2010_000002")}
 FIRST, ALONE, NO_PARTS, NOBODY = IDS["train"]
 """Two persons and a dog; one person, of one part; a person without parts; no object at all."""
-ANY_SIZE = {"one_size": False}
+ANY_SIZE = {"uniform_size": False}
 FILES = {
     "semseg": "semseg/VOC12/{}.png",
     "human_parts": "human_parts/{}.mat",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.cli import main
 from htt_lightning.data import LabelFiles
-from htt_lightning.data.datasets.folder import identify
+from htt_lightning.data.datasets.folder import image_id
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import HTTError
 from tests.data.datasets.folder_tree import (
@@ -55,12 +55,12 @@ def root(tmp_path):
     ],
 )
 def test_an_id_is_what_the_wildcards_stand_for(path, pattern, name):
-    assert identify(path, pattern) == name
+    assert image_id(path, pattern) == name
 
 
 @given(st.text("ab1_-.é ", min_size=1), st.text("ab_"), st.text("ab_"))
 def test_an_id_put_in_the_place_of_the_wildcard_gives_the_path(name, head, tail):
-    assert identify(f"train/{head}{name}{tail}.png", f"train/{head}*{tail}.png") == name
+    assert image_id(f"train/{head}{name}{tail}.png", f"train/{head}*{tail}.png") == name
 
 
 def test_what_is_there_is_what_an_image_is_labelled_for(root):
@@ -165,13 +165,19 @@ def test_arrays_that_are_no_image_are_refused(root, array):
         ({"val": "val/images"}, r"data\.val 'val/images' has no wildcard.*write val/images/\*"),
         ({"train": "../*.png"}, r"data\.train: '\.\./\*\.png' must be relative"),
         ({"train": "/etc/*"}, r"data\.train: '/etc/\*' must be relative"),
-        ({"train": "train/images/1*.png", "maps": [LabelFiles(DEPTH, "../{id}.png")]}, "maps of depth.* relative"),
+        (
+            {"train": "train/images/1*.png", "label_files": [LabelFiles(DEPTH, "../{id}.png")]},
+            "maps of depth.* relative",
+        ),
         ({"train": "missing.csv"}, r"missing\.csv cannot be read as a table"),
-        ({"maps": []}, r"data\.maps must name each task once, and at least one; it names none"),
-        ({"maps": [MAPS[0], MAPS[0]]}, "it names semseg, semseg"),
-        ({"maps": [LabelFiles(DEPTH, "depth")]}, r"maps of depth: 'depth' lacks \{id\}"),
-        ({"maps": [LabelFiles(DEPTH, "train/dpeth/{id}.png")]}, r"No train image .* of depth: .*train/dpeth/1\.png"),
-        ({"maps": [LabelFiles(DEPTH, "train/depth/{id}.png", "x/{id}")]}, r"No val image .* of depth: .*x/1"),
+        ({"label_files": []}, r"data\.maps must name each task once, and at least one; it names none"),
+        ({"label_files": [MAPS[0], MAPS[0]]}, "it names semseg, semseg"),
+        ({"label_files": [LabelFiles(DEPTH, "depth")]}, r"maps of depth: 'depth' lacks \{id\}"),
+        (
+            {"label_files": [LabelFiles(DEPTH, "train/dpeth/{id}.png")]},
+            r"No train image .* of depth: .*train/dpeth/1\.png",
+        ),
+        ({"label_files": [LabelFiles(DEPTH, "train/depth/{id}.png", "x/{id}")]}, r"No val image .* of depth: .*x/1"),
         ({"tasks": "edges"}, r"data\.tasks names 'edges'"),
         ({"labels": "one-lable"}, "one-label"),
     ],
@@ -254,7 +260,7 @@ def test_metrics_count_the_labels_there_are(root, tmp_path):
         rows = [[row[0], row[1 + [*TASKS].index(task.name)]] for row in rows_of(KEPT, "val") if task.name in str(row)]
         write_table(root, rows, "val.csv", columns=["image", task.name])
         column = LabelFiles(task, files.train, task.name, **RULES[task.name])
-        alone = folder(root, batch_size=1, val="val.csv", maps=[column])
+        alone = folder(root, batch_size=1, val="val.csv", label_files=[column])
         alone.setup("validate")
         metric = task.metrics()[task.primary_metric]
         for batch in alone.val_dataloader():
@@ -287,19 +293,19 @@ data:
   init_args:
     train: train/images/*.png
     val: val/images/*.png
-    maps:
+    label_files:
       - task: {class_path: SemSeg, init_args: {classes: [x, y]}}
         train: train/semseg/{id}.png
         val: val/semseg/{id}.png
-        missing: [255]
-        values: {0: 1, 1: 0, 2: 0}
+        missing_values: [255]
+        class_map: {0: 1, 1: 0, 2: 0}
       - task: {class_path: Depth, init_args: {num_bins: 9}}
         train: train/depth/{id}.png
-        factor: 0.001
-      - {task: Normals, train: "train/normals/{id}.png", val: "val/normals/{id}.png", factor: [1, -1, 1]}
+        scale: 0.001
+      - {task: Normals, train: "train/normals/{id}.png", val: "val/normals/{id}.png", scale: [1, -1, 1]}
       - task: {class_path: tests.flow.Height, init_args: {reach: 5.0}}
         train: train/height/{id}.png
-        factor: 0.001
+        scale: 0.001
     batch_size: 2
     num_workers: 0
 """

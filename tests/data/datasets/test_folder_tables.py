@@ -28,7 +28,7 @@ def root(tmp_path):
 def test_a_table_says_the_same_as_the_pattern(root):
     write_table(root, rows_of(LABELLED))
     write_table(root, rows_of(KEPT, "val"), "val.csv", encoding="utf-8-sig")
-    table, tree = folder(root, train="train.csv", val="val.csv", maps=COLUMNS), folder(root)
+    table, tree = folder(root, train="train.csv", val="val.csv", label_files=COLUMNS), folder(root)
     for split in ("train", "val"):
         one, other = table.source(split), tree.source(split)
         assert one.ids == [f"{split}/images/{name}" for name in other.ids]
@@ -47,13 +47,13 @@ def test_a_table_may_list_the_images_and_a_pattern_their_labels(root):
             path = root / "depth" / "train" / "images" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             (root / "train" / "depth" / f"{name}.png").rename(path)
-    data = folder(root, train="train.csv", maps=[LabelFiles(DEPTH, "depth/{id}.png", factor=0.001)])
+    data = folder(root, train="train.csv", label_files=[LabelFiles(DEPTH, "depth/{id}.png", scale=0.001)])
     assert data.source("train").ids == [f"train/images/{name}" for name in KEPT if "depth" in KEPT[name]]
 
 
 def test_rows_in_any_order_are_images_in_natural_order(root):
     write_table(root, rows_of(LABELLED)[::-1])
-    assert [Path(name).name for name in folder(root, train="train.csv", maps=COLUMNS).source("train").ids] == [
+    assert [Path(name).name for name in folder(root, train="train.csv", label_files=COLUMNS).source("train").ids] == [
         *LABELLED
     ]
 
@@ -87,7 +87,7 @@ def test_a_broken_table_is_named_with_its_line(root, rows, columns, message):
     (root / "circle").symlink_to("circle")
     write_table(root, rows, columns=columns or ["image", "semseg", "depth", "normals"])
     with pytest.raises(HTTError, match=message):
-        folder(root, train="train.csv", maps=COLUMNS).prepare_data()
+        folder(root, train="train.csv", label_files=COLUMNS).prepare_data()
 
 
 def test_every_broken_row_of_a_table_is_named(root):
@@ -95,7 +95,7 @@ def test_every_broken_row_of_a_table_is_named(root):
     rows[0][0], rows[2][1], rows[4] = "", "../outside.png", rows[4][:2]
     write_table(root, rows)
     with pytest.raises(HTTError) as error:
-        folder(root, train="train.csv", maps=COLUMNS).source("train")
+        folder(root, train="train.csv", label_files=COLUMNS).source("train")
     lines = str(error.value).splitlines()
     assert [line.split(": ")[0].rpartition(", ")[2] for line in lines] == ["line 2", "line 4", "line 6"]
 
@@ -103,7 +103,7 @@ def test_every_broken_row_of_a_table_is_named(root):
 def test_a_table_of_another_encoding_is_refused(root):
     (root / "train.csv").write_bytes("image,semseg\nGrün.png,\n".encode("latin-1"))
     with pytest.raises(HTTError, match=r"train\.csv cannot be read as a table"):
-        folder(root, train="train.csv", maps=COLUMNS).source("train")
+        folder(root, train="train.csv", label_files=COLUMNS).source("train")
 
 
 def test_links_within_the_root_may_be_in_a_table(root):
@@ -111,11 +111,11 @@ def test_links_within_the_root_may_be_in_a_table(root):
     rows = rows_of(LABELLED)
     rows[0][1] = "link.png"
     write_table(root, rows)
-    source = folder(root, train="train.csv", maps=COLUMNS).source("train")
+    source = folder(root, train="train.csv", label_files=COLUMNS).source("train")
     np.testing.assert_array_equal(source.label(0, "semseg"), folder(root).source("train").label(0, "semseg"))
 
 
 def test_a_label_that_a_table_names_must_be_there(root):
     write_table(root, [["train/images/1.png", "train/semseg/99.png", "train/depth/1.png", "train/normals/1.png"]])
     with pytest.raises(HTTError, match=r"semseg.99\.png is missing"):
-        folder(root, train="train.csv", maps=COLUMNS, batch_size=1).prepare_data()
+        folder(root, train="train.csv", label_files=COLUMNS, batch_size=1).prepare_data()

@@ -127,19 +127,19 @@ def test_every_value_becomes_what_the_rules_say(tmp_path_factory, values, missin
     stored = np.array([[*values, *missing]])
     path = tmp_path_factory.getbasetemp() / "values.npy"
     np.save(path, stored)
-    label = LabelFiles(SEMSEG, "", values=values, missing=tuple(missing)).read(path)
+    label = LabelFiles(SEMSEG, "", class_map=values, missing_values=tuple(missing)).read(path)
     assert label.tolist() == [[255 if value in missing else values[value] for value in stored[0].tolist()]]
 
 
 def test_classes_that_count_from_one_are_shifted(file):
     stored = integers(5)  # 0 is unknown
-    label = LabelFiles(SEMSEG, "", offset=-1, missing=(0,)).read(file(stored))
+    label = LabelFiles(SEMSEG, "", class_offset=-1, missing_values=(0,)).read(file(stored))
     np.testing.assert_array_equal(label, np.where(stored == 0, 255, stored.astype(int) - 1))
 
 
 def test_classes_may_be_stored_as_floats_with_a_negative_hole(file):
     stored = integers(4, np.float64, -1)
-    label = LabelFiles(SEMSEG, "", missing=(-1,)).read(file(stored, ".npy"))
+    label = LabelFiles(SEMSEG, "", missing_values=(-1,)).read(file(stored, ".npy"))
     np.testing.assert_array_equal(label, np.where(stored < 0, 255, stored).astype(np.uint8))
 
 
@@ -155,14 +155,14 @@ def test_a_black_and_white_mask_needs_a_word_on_what_white_means(file):
     stored = integers(2) * 255
     with pytest.raises(HTTError, match="holds 255, which is none of the 2 classes of saliency"):
         LabelFiles(Saliency(), "").read(file(stored))
-    label = LabelFiles(Saliency(), "", values={0: 0, 255: 1}).read(file(stored))
+    label = LabelFiles(Saliency(), "", class_map={0: 0, 255: 1}).read(file(stored))
     np.testing.assert_array_equal(label, stored // 255)
 
 
 def test_depth_in_millimetres_becomes_metres_and_zero_is_missing(file):
     stored = integers(9000, np.uint16)
     stored[0, 0] = 0
-    depth = LabelFiles(Depth(), "", factor=0.001).read(file(stored))
+    depth = LabelFiles(Depth(), "", scale=0.001).read(file(stored))
     assert depth.dtype == np.float32
     assert depth.shape == SIZE
     np.testing.assert_allclose(depth, np.where(stored == 0, np.nan, stored / 1000), rtol=1e-6)
@@ -172,7 +172,7 @@ def test_depth_in_millimetres_becomes_metres_and_zero_is_missing(file):
 def test_depth_that_cannot_be_is_missing(file, value):
     stored = np.random.default_rng(0).uniform(1, 5, (*SIZE, 1))
     stored[2, 3] = value
-    depth = LabelFiles(Depth(), "", missing=(99,)).read(file(stored, ".npy"))
+    depth = LabelFiles(Depth(), "", missing_values=(99,)).read(file(stored, ".npy"))
     assert np.isnan(depth).sum() == 1
     assert np.isnan(depth[2, 3])
 
@@ -180,7 +180,7 @@ def test_depth_that_cannot_be_is_missing(file, value):
 def test_other_fields_may_be_zero_if_asked_to(file):
     stored = integers(3)
     assert np.isnan(LabelFiles(Height(), "").read(file(stored))).sum() == (stored == 0).sum()
-    field = LabelFiles(Height(), "", missing=(), factor=-2.0).read(file(stored))
+    field = LabelFiles(Height(), "", missing_values=(), scale=-2.0).read(file(stored))
     np.testing.assert_array_equal(field, -2.0 * stored)
 
 
@@ -199,7 +199,7 @@ def test_normals_of_floats_are_vectors_and_an_axis_may_be_turned(file):
     vectors = np.random.default_rng(0).normal(size=(*SIZE, 3))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     vectors[0, 0], vectors[0, 1] = 0, (1, np.nan, 0)
-    normals = LabelFiles(Normals(), "", factor=(1, -1, 1)).read(file(vectors, ".npy"))
+    normals = LabelFiles(Normals(), "", scale=(1, -1, 1)).read(file(vectors, ".npy"))
     assert np.isnan(normals[0, :2]).all()
     np.testing.assert_allclose(normals[1:], vectors[1:] * [1, -1, 1], atol=1e-6)
 
@@ -232,14 +232,14 @@ def test_arrays_of_another_shape_or_type_are_refused(file, task, array):
 @pytest.mark.parametrize(
     ("task", "rules", "message"),
     [
-        (SEMSEG, {"factor": 2.0}, "maps of semseg: factor is for fields"),
-        (SEMSEG, {"values": {7: 4}}, r"values has \[4\], but classes are 0 to 3"),
-        (SEMSEG, {"values": {7: 1}, "offset": 1}, "exclude each other"),
-        (Depth(), {"values": {7: 1}}, "maps of depth: values and offset are for index maps"),
-        (Depth(), {"offset": -1}, "for index maps"),
-        (Depth(), {"factor": 0.0}, "other than zero"),
-        (Depth(), {"factor": float("nan")}, "other than zero"),
-        (Normals(), {"factor": (1.0, -1.0)}, "one per channel"),
+        (SEMSEG, {"scale": 2.0}, "maps of semseg: factor is for fields"),
+        (SEMSEG, {"class_map": {7: 4}}, r"values has \[4\], but classes are 0 to 3"),
+        (SEMSEG, {"class_map": {7: 1}, "class_offset": 1}, "exclude each other"),
+        (Depth(), {"class_map": {7: 1}}, "maps of depth: values and offset are for index maps"),
+        (Depth(), {"class_offset": -1}, "for index maps"),
+        (Depth(), {"scale": 0.0}, "other than zero"),
+        (Depth(), {"scale": float("nan")}, "other than zero"),
+        (Normals(), {"scale": (1.0, -1.0)}, "one per channel"),
         (SemSeg(classes=tuple(map(str, range(256)))), {}, "256 classes are too many"),
     ],
 )

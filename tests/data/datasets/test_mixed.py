@@ -17,9 +17,9 @@ from htt_lightning import (
     PASCALContextDataModule,
 )
 from htt_lightning.cli import main
-from htt_lightning.commands.check.inspection import inspect
+from htt_lightning.commands.check.command import inspect
 from htt_lightning.data import LabelFiles
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Edges, HumanParts, SemSeg
 from htt_lightning.training.trainer import HTTTrainer
@@ -34,7 +34,7 @@ DEPTH = MAPS[1]
 def roots(tmp_path_factory):
     """Six rooms as NYUD, and four of somebody's pictures with depth alone."""
     root = tmp_path_factory.mktemp("data")
-    write_nyud(root / "NYUDv2", train=6, val=2, size=(24, 36))
+    write_nyud_tree(root / "NYUDv2", train=6, val=2, size=(24, 36))
     write_tree(root / "mine", dict.fromkeys(("1", "2", "3", "10"), ("depth",)), (40, 60))
     return root
 
@@ -130,9 +130,9 @@ def test_a_mask_file_of_the_mixture_is_read(roots, tmp_path):
 
 
 def test_hidden_labels_are_never_read(tmp_path):
-    write_nyud(tmp_path / "NYUDv2", train=6, val=2, size=SIZE)
+    write_nyud_tree(tmp_path / "NYUDv2", train=6, val=2, size=SIZE)
     data = mixed(rooms(tmp_path, labels="one-label", tasks=None), rooms(tmp_path, tasks="semseg"))
-    kept = data.parts[0].labels_per_image("train", data.parts[0].source("train"))
+    kept = data.datasets[0].labels_per_image("train", data.datasets[0].source("train"))
     hidden = [name for name, tasks in kept.items() if "depth" not in tasks]
     for name in hidden:
         (tmp_path / "NYUDv2" / "train" / "depth" / f"{name}.npy").write_bytes(b"broken")
@@ -176,14 +176,14 @@ def test_one_name_for_two_meanings_is_refused_with_a_way_out(roots, task, differ
         HTTError, match=rf"{task.name} means one thing in data\.parts 0 and another in 1: its {differ} d"
     ) as refused:
         mixed(rooms(roots, tasks=None), other())
-    key, name = re.search(r"data\.rename {(.*?): (.*?)}", str(refused.value)).groups()
-    data = mixed(rooms(roots, tasks=None), other(), rename={key: name})
+    key, name = re.search(r"data\.task_names {(.*?): (.*?)}", str(refused.value)).groups()
+    data = mixed(rooms(roots, tasks=None), other(), task_names={key: name})
     assert [task.name for task in data.tasks] == ["semseg", "depth", "normals", f"{task.name}_1"]
 
 
 def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
     near = rooms(roots, tasks=[Depth(min_depth=0.5), "normals"], labels="one-label", seed=3)
-    data = mixed(rooms(roots, tasks="depth"), near, rename={"1/depth": "near"})
+    data = mixed(rooms(roots, tasks="depth"), near, task_names={"1/depth": "near"})
     data.prepare_data()
     data.setup("fit")
     assert {task.name: getattr(task, "min_depth", None) for task in data.tasks} == {
@@ -211,7 +211,7 @@ def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
 )
 def test_a_wrong_rename_is_refused(roots, rename, message):
     with pytest.raises(HTTError, match=message):
-        both(roots, rename=rename)
+        both(roots, task_names=rename)
 
 
 def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
@@ -278,14 +278,14 @@ def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
 
 
 def test_the_check_reads_all_datasets_and_names_what_is_broken_in_each(roots, tmp_path):
-    assert inspect(both(roots))["faults"] == []
-    assert not any("validation split" in text for text in inspect(both(roots))["warnings"])
+    assert inspect(both(roots))[1]["problems"] == []
+    assert not any("validation split" in text for text in inspect(both(roots))[1]["warnings"])
     shutil.copytree(roots, tmp_path, dirs_exist_ok=True)
     (tmp_path / "NYUDv2" / "train" / "image" / "2.npy").write_bytes(b"")
     (tmp_path / "mine" / "train" / "depth" / "3.png").unlink()
     (tmp_path / "mine" / "val" / "depth" / "10.png").write_bytes(b"")
     broken = both(tmp_path, labels="full")
-    faults = {(fault["split"], fault["id"], fault["what"]) for fault in inspect(broken)["faults"]}
+    faults = {(row["split"], row["id"], row["task"]) for row in inspect(broken)[1]["problems"]}
     assert faults == {("train", "0/2", "image"), ("val", "1/10", "depth")}  # a label that is not there is none
 
 
@@ -328,7 +328,7 @@ data:
     image_size: [32, 48]
     batch_size: 4
     num_workers: 0
-    rename: {{1/depth: range}}
+    task_names: {{1/depth: range}}
     parts:
       - class_path: NYUDDataModule
         init_args: {{root: {roots}, labels: one-label}}
@@ -337,7 +337,7 @@ data:
           root: {roots}/mine
           train: train/images/*.png
           val: val/images/*.png
-          maps: [{{task: Depth, train: "train/depth/{{id}}.png", val: "val/depth/{{id}}.png", factor: 0.001}}]
+          label_files: [{{task: Depth, train: "train/depth/{{id}}.png", val: "val/depth/{{id}}.png", scale: 0.001}}]
 """)
     main(["fit", "--config", "mixed.yaml"])
     with pytest.raises(SystemExit, match=r"error: data\.tasks names 'edges'.*semseg, depth, normals, range"):

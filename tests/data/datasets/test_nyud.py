@@ -209,7 +209,7 @@ def test_a_sample_of_another_size_is_refused_unless_images_are_resized(root):
         replace(root, kind, lambda array: array[:, :20], name="2")
     with pytest.raises(HTTError, match=r"image.2\.npy is \(24, 20\), but the first image \(24, 32\).*image_size"):
         check_all(root)
-    NYUD(root, "train", one_size=False).check({"2": ALL})
+    NYUD(root, "train", uniform_size=False).check({"2": ALL})
 
 
 def test_an_unknown_task_is_refused(root):

@@ -215,7 +215,7 @@ def test_a_broken_label_is_named_even_where_its_image_is_broken_as_well(root):
 
 def test_images_of_different_sizes_are_refused_unless_sizes_are_free(root):
     replace(root, "images", np.zeros((30, 40, 3), np.uint8), "3")
-    check_all(root, one_size=False)
+    check_all(root, uniform_size=False)
     with pytest.raises(HTTError, match=r"3\.png is \(30, 40\), but the first image \(34, 44\); set data\.image_"):
         check_all(root)
 

@@ -11,7 +11,13 @@ from PIL import Image
 from scipy.io import loadmat
 
 from htt_lightning.cli import main
-from htt_lightning.data.datasets.pascal_context import CLASSES, FLAT, PARTS, PASCALContext, PASCALContextDataModule
+from htt_lightning.data.datasets.pascal_context import (
+    CLASSES,
+    CLASSES_WITH_NORMALS,
+    PARTS,
+    PASCALContext,
+    PASCALContextDataModule,
+)
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.human_parts import PARTS as MERGED
 from htt_lightning.thinning import thin
@@ -57,9 +63,9 @@ def test_there_are_21_classes_24_parts_and_170_segments_with_normals():
     assert len(set(CLASSES)) == 21
     assert CLASSES[15] == "person"
     assert (len(PARTS), set(PARTS.values())) == (24, {1, 2, 3, 4, 5, 6})
-    assert len(set(FLAT)) == 170
-    assert 427 in FLAT
-    assert 431 not in FLAT
+    assert len(set(CLASSES_WITH_NORMALS)) == 170
+    assert 427 in CLASSES_WITH_NORMALS
+    assert 431 not in CLASSES_WITH_NORMALS
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,7 @@ def test_normals_are_unit_vectors_where_the_segment_has_some(root):
     with Image.open(root / "normals_distill" / f"{FIRST}.png") as image:
         expected = 2 * np.asarray(image).astype(float) / 255 - 1
     expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
-    expected[~np.isin(segments, FLAT)] = np.nan
+    expected[~np.isin(segments, CLASSES_WITH_NORMALS)] = np.nan
     assert normals.dtype == np.float32
     assert 0 < np.isnan(normals).mean() < 1
     np.testing.assert_allclose(normals, expected, atol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from htt_lightning.data.datasets import synthetic
-from htt_lightning.data.datasets.synthetic import SyntheticScenes, write_nyud
+from htt_lightning.data.datasets.synthetic import SyntheticScenes, write_nyud_tree
 from htt_lightning.errors import HTTError
 from tests.tiny import tiny_data, tiny_trainer
 
@@ -153,7 +153,7 @@ def test_impossible_collections_are_refused(arguments):
 
 
 def test_the_nyud_layout_holds_the_scenes_with_holes(tmp_path):
-    write_nyud(tmp_path, train=2, val=1, size=(60, 80), seed=3)
+    write_nyud_tree(tmp_path, train=2, val=1, size=(60, 80), seed=3)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npy")}
     indices = {"train": (0, 1), "val": (0,)}
     assert files == {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from htt_lightning.data import read_mask
-from htt_lightning.data.datasets.synthetic import write_nyud
+from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.masks.files import protocol_of
 from htt_lightning.data.masks.label_mask import sample_mask
 from htt_lightning.data.masks.published import PUBLISHED
@@ -261,7 +261,7 @@ def test_code_in_a_mask_is_refused_and_not_run(tmp_path, monkeypatch, suffix):
 
 def test_the_example_of_the_page_on_datasets_converts_a_published_mask(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_nyud(tmp_path / "DIR" / "NYUDv2", train=12, val=1, size=(8, 8))
+    write_nyud_tree(tmp_path / "DIR" / "NYUDv2", train=12, val=1, size=(8, 8))
     kept = sample_mask("random-label", IDS[:12], NYUD, 0)
     known(monkeypatch, published(tmp_path / "randomlabels.pth", torch.from_numpy(kept.labeled).float()))
     page = (ROOT / "htt_lightning" / "data" / "README.md").read_text()

@@ -1,0 +1,194 @@
+"""Reading every image and label of a split, as training and evaluation read them."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import simplejpeg
+from torch.utils.data import DataLoader, Dataset
+
+from htt_lightning.commands.check.statistics import LabelStatistics, RunningRange, label_statistics
+from htt_lightning.data.datamodule import PartialLabelDataModule, Split, worker_init
+from htt_lightning.data.dataset import PartialLabelDataset
+from htt_lightning.errors import DataError, HTTError
+from htt_lightning.io.progress import track
+from htt_lightning.tasks import Task
+
+T = TypeVar("T")
+
+
+class Problem(NamedTuple):
+    """An error that a run would meet.
+
+    Attributes:
+        split: ``train`` or ``val``.
+        id: Image id; None if the problem concerns the split.
+        task: Name of the task; None if the problem concerns the image or the split.
+        message: Description, which names the file.
+        missing_path: File or folder that does not exist, if that is the problem.
+    """
+
+    split: str
+    id: str | None
+    task: str | None
+    message: str
+    missing_path: str | None = None
+
+    @staticmethod
+    def from_error(
+        error: Exception, split: str, image_id: str | None = None, task: str | None = None
+    ) -> "list[Problem]":
+        """Return the problems of an error, one for each error of a group."""
+        if not isinstance(error, HTTError):
+            return [Problem(split, image_id, task, f"{type(error).__name__}: {error}")]
+        return [
+            Problem(split, image_id, task, one.message, str(one.missing_path) if one.missing_path else None)
+            for one in error.errors
+        ]
+
+
+@dataclass
+class SplitScan:
+    """Statistics and problems of a split, or of one of its images."""
+
+    images: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    values: RunningRange = field(default_factory=RunningRange)
+    labels_per_image: Counter[int] = field(default_factory=Counter)
+    tasks: dict[str, LabelStatistics] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def merge(self, other: "SplitScan") -> None:
+        """Add the statistics and problems of other images."""
+        self.images += other.images
+        self.sizes += other.sizes
+        self.values.merge(other.values)
+        self.labels_per_image += other.labels_per_image
+        for name, found in other.tasks.items():
+            self.tasks.setdefault(name, LabelStatistics()).merge(found)
+        self.problems += other.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the statistics in plain values."""
+        return {
+            "images": self.images,
+            "sizes": {f"{height}x{width}": count for (height, width), count in sorted(self.sizes.items())},
+            "range": self.values.range,
+            "labels_per_image": {str(labels): count for labels, count in sorted(self.labels_per_image.items())},
+            "tasks": {name: found.to_dict() for name, found in self.tasks.items()},
+        }
+
+
+class ImageScanner(Dataset[SplitScan]):
+    """Reads the images of a split with the labels they keep; hidden labels are not read.
+
+    Args:
+        split: Name of the split.
+        images: The split as training or evaluation reads it.
+    """
+
+    def __init__(self, split: Split, images: PartialLabelDataset) -> None:
+        self.split, self.images = split, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> SplitScan:
+        image_id, (_, labeled) = self.images.ids[position], self.images.items[position]
+        scan = SplitScan(images=1, labels_per_image=Counter([len(labeled)]))
+        image = self._try(position, None, scan.problems, lambda: self.read_image(position))
+        if image is not None:
+            scan.sizes[image.shape[0], image.shape[1]] += 1
+            scan.values.update(image)
+        for task in (task for task in self.images.tasks if task.name in labeled):
+
+            def read(task: Task = task) -> LabelStatistics:
+                return label_statistics(task, self.read_label(position, task, image))
+
+            scan.tasks[task.name] = self._try(position, task.name, scan.problems, read) or LabelStatistics()
+        if completed := self.images.completed:
+            missing = self.images.lacking(position)
+            self._try(position, None, scan.problems, lambda: completed.read(image_id, missing))
+        return scan
+
+    def read_image(self, position: int) -> np.ndarray:
+        """Read an image and validate it.
+
+        Args:
+            position: Position in the split.
+
+        Raises:
+            HTTError: The image is missing or corrupt, or has another type, shape or range.
+        """
+        dataset, index = self.images.source, self.images.items[position][0]
+        image = dataset.image(index)
+        is_float = image.dtype.kind == "f"
+        if image.ndim != 3 or image.shape[2] != 3 or not image.size or not (image.dtype == np.uint8 or is_float):
+            raise DataError(f"The image must be h w 3, uint8 or float in [0, 1], got {image.dtype} {image.shape}.")
+        if is_float and not (image.min() >= 0 and image.max() <= 1):  # negated, so that NaN fails
+            raise DataError(f"The image must be in [0, 1], got {image.min():g} to {image.max():g}.")
+        if path := dataset.image_file(index):
+            content = path.read_bytes()
+            if content.startswith(b"\xff\xd8\xff"):  # other readers fill in lost parts of JPEG files
+                try:
+                    simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+                except ValueError as error:
+                    raise DataError(f"{path} is corrupt ({error}). Copy or unpack it again.") from error
+        return image
+
+    def read_label(self, position: int, task: Task, image: np.ndarray | None) -> np.ndarray:
+        """Read a label and compare its size with that of its image.
+
+        Args:
+            position: Position in the split.
+            task: The task.
+            image: The image; None if it cannot be read.
+
+        Raises:
+            HTTError: The label is missing or corrupt, or has another size and is not resized.
+        """
+        label = self.images.source.label(self.images.items[position][0], task.name)
+        if image is not None and self.images.size is None and label.shape[:2] != image.shape[:2]:
+            message = (
+                f"The map of {task.name} must have the size {image.shape[:2]} of its image, got {label.shape[:2]}."
+            )
+            raise DataError(message)
+        return label
+
+    def _try(self, position: int, task: str | None, problems: list[Problem], read: Callable[[], T]) -> T | None:
+        """Return what ``read`` returns; on any error add the problems that are not known yet, and return None."""
+        try:
+            return read()
+        except Exception as error:
+            known = {problem.message for problem in problems}
+            found = Problem.from_error(error, self.split, self.images.ids[position], task)
+            problems += [problem for problem in found if problem.message not in known]
+            return None
+
+
+def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan:
+    """Read a split with the datamodule's workers.
+
+    Args:
+        data: The datamodule.
+        scanner: The split.
+    """
+    split, images = scanner.split, scanner.images
+    scan = SplitScan(tasks={task.name: LabelStatistics() for task in data.tasks})
+    loader = DataLoader(
+        scanner, batch_size=8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=worker_init
+    )
+    for batch in track(loader, f"Reading {len(scanner)} {split} images"):
+        for one in batch:
+            scan.merge(one)
+    broken = {problem.id for problem in scan.problems}
+    labels = {name: tasks for name, (_, tasks) in zip(images.ids, images.items, strict=True) if name not in broken}
+    try:  # problems between images, such as different sizes
+        images.source.check(labels)
+        if images.completed:
+            images.completed.check(data.labels_per_image(split, images.source), data.tasks, data.identity())
+    except Exception as error:
+        scan.problems += Problem.from_error(error, split)
+    return scan
