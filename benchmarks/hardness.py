@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from htt_lightning import HTTModule, SyntheticDataModule, TaskOutput
-from htt_lightning.callbacks.results_table import constant_baseline_scores
+from htt_lightning.callbacks.constant_baseline import constant_baseline_scores
 
 
 class PixelLinear(nn.Module):

@@ -1,6 +1,5 @@
 """A dataset with a seventh task, as another project would write it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,9 +42,6 @@ class Height(Task):
 
     def colorize(self, values: torch.Tensor) -> torch.Tensor:
         return heatmap(values[:, 0] / (2 * self.reach))
-
-    def best_constant(self, targets: Iterable[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([t[t.isfinite()] for t in targets]).median()[None]
 
 
 class HeightScenes(SyntheticScenes):

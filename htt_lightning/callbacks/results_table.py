@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torchmetrics import MetricCollection
 
+from htt_lightning.callbacks.constant_baseline import constant_baseline_scores
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.io.files import atomic_path
-from htt_lightning.io.progress import track
 from htt_lightning.io.run_directory import RESULTS, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import MetricSpec, Task
@@ -178,39 +175,3 @@ def _close_progress_bar(trainer: L.Trainer, pl_module: L.LightningModule, stage:
     """Close the progress bar, whose last redraw would overwrite the table."""
     if trainer.progress_bar_callback:
         trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
-
-
-def _not_distributed() -> bool:
-    return False
-
-
-def constant_baseline_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:
-    """Score the best constant prediction of each task on the validation images.
-
-    Args:
-        data: Datamodule after ``setup("fit")``. Constants are fitted to its training labels.
-        tasks: Tasks to score. Tasks without training labels are skipped.
-
-    Returns:
-        Primary metric by task name.
-    """
-    constants: dict[str, Tensor] = {}
-    for task in tasks:
-        labels = track(data.training_targets(task), f"Fitting a constant to {task.name}", len(data.train))
-        targets: Iterator[Tensor] = iter(labels)
-        first = next(targets, None)
-        if first is not None:
-            constants[task.name] = task.best_constant(chain([first], targets))
-    metrics = {task.name: task.metrics() for task in tasks if task.name in constants}
-    for metric in metrics.values():
-        for part in metric.values() if isinstance(metric, MetricCollection) else [metric]:
-            part.distributed_available_fn = _not_distributed
-    for index in track(range(len(data.val)), "Scoring constants"):
-        sample = data.val[index]
-        for name, metric in metrics.items():
-            target = sample[name][None]
-            value = constants[name].view(1, -1, 1, 1) if target.ndim == 4 else constants[name]
-            metric.update(value.expand_as(target), target)
-    return {
-        task.name: float(metrics[task.name].compute()[task.primary_metric]) for task in tasks if task.name in metrics
-    }

@@ -1,7 +1,7 @@
 """The one abstraction behind every dense prediction task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from types import MappingProxyType
@@ -199,17 +199,6 @@ class Task(Given, MapEncoding, PseudoLabelMixin, ABC):
 
         Returns:
             uint8 ``b 3 h w``, mid-grey where missing.
-        """
-
-    @abstractmethod
-    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """The best constant prediction for the headline metric.
-
-        Args:
-            targets: Those of at least one image, without batch axis.
-
-        Returns:
-            ``c`` for a field, a scalar for an index map: what a network that ignores its image would decode to.
         """
 
     def postprocess_target(self, array: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Depth estimation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -96,10 +96,6 @@ class Depth(BinnedRegression):
     def colorize(self, values: Tensor) -> Tensor:
         """A heat map over the logarithm of depth, near is dark."""
         return heatmap((values[:, 0].clamp(min=1e-6) / self.min_depth).log() / np.log(self.max_depth / self.min_depth))
-
-    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """The median depth, which no constant beats in absolute error."""
-        return torch.cat([t[t.isfinite()] for t in targets]).median()[None]
 
     def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Which depths no prediction can reach (protocol.md 6.30)."""

@@ -1,6 +1,5 @@
 """Edge detection."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -126,7 +125,3 @@ class Edges(Task):
     def colorize(self, values: Tensor) -> Tensor:
         """A heat map of the probability."""
         return heatmap(values.float().masked_fill(values == IGNORE_INDEX, torch.nan))
-
-    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """An edge everywhere: an edge nowhere scores zero."""
-        return torch.tensor(1.0)

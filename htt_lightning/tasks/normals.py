@@ -1,7 +1,7 @@
 """Surface normal estimation."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -110,24 +110,6 @@ class Normals(BinnedRegression):
         missing = ~values.isfinite().all(1, keepdim=True)
         picture = ((values.nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round()
         return picture.masked_fill(missing, MISSING_GRAY).to(torch.uint8)
-
-    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """The direction of least mean angle: Weiszfeld's median on the sphere, of vectors rounded to 1/32."""
-        counts = torch.zeros(65**3)
-        place = torch.tensor([65 * 65, 65, 1])
-        for target in targets:
-            vectors = target[:, target.isfinite().all(0)].T.cpu()
-            counts += torch.bincount((vectors * 32 + 32).round().long() @ place, minlength=len(counts))
-        cells = counts.nonzero()
-        vectors, counts = F.normalize((cells // place % 65 - 32).double(), dim=1), counts[cells[:, 0], None].double()
-        centre = F.normalize((counts * vectors).sum(0), dim=0)
-        for _ in range(50):
-            cosine = (vectors @ centre).clamp(-1, 1)[:, None]
-            sine, angle = (1 - cosine * cosine).sqrt().clamp(min=1e-3), cosine.acos().clamp(min=1e-3)
-            step = (counts * (vectors - cosine * centre) / sine).sum(0) / (counts / angle).sum()
-            length = step.norm()
-            centre = F.normalize(centre * length.cos() + step * torch.sinc(length / math.pi), dim=0)
-        return centre.float()
 
     def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Which vectors are not of unit length, and the angle from each to the nearest bin (protocol.md 6.29)."""

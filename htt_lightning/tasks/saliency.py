@@ -1,6 +1,5 @@
 """Saliency detection."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,7 +75,3 @@ class Saliency(Task):
     def colorize(self, values: Tensor) -> Tensor:
         """A heat map of the probability."""
         return heatmap(values.float().masked_fill(values == IGNORE_INDEX, torch.nan))
-
-    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """Everything salient: with no recall below any threshold, any other constant scores the same or zero."""
-        return torch.tensor(1.0)

@@ -1,10 +1,8 @@
 """Semantic segmentation."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -12,7 +10,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import SegmentationScores
 from htt_lightning.output import TaskOutput, upsample_to_image
-from htt_lightning.tasks.base import IGNORE_INDEX, Task
+from htt_lightning.tasks.base import Task
 from htt_lightning.tasks.colormap import apply_palette, class_palette
 from htt_lightning.tasks.pseudo_label import PseudoLabel, argmax_with_confidence
 
@@ -91,11 +89,6 @@ class PixelClassification(Task):
     def colorize(self, values: Tensor) -> Tensor:
         """One fixed colour per class."""
         return apply_palette(class_palette(self.num_tokens).to(values.device), values)
-
-    def best_constant(self, targets: Iterable[Tensor]) -> Tensor:
-        """The most frequent class."""
-        counts = sum((torch.bincount(t[t != IGNORE_INDEX].flatten(), minlength=self.num_tokens) for t in targets), 0)
-        return torch.as_tensor(counts).argmax()
 
 
 @dataclass(frozen=True, kw_only=True)

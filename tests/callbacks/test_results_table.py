@@ -1,6 +1,5 @@
 import csv
 import json
-import math
 import re
 from contextlib import redirect_stdout
 from io import StringIO
@@ -15,7 +14,6 @@ from lightning.pytorch.loggers import CSVLogger
 
 from htt_lightning import HTTModule
 from htt_lightning.callbacks import PredictionPanel, ResultsTable
-from htt_lightning.callbacks.results_table import constant_baseline_scores
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
 
@@ -222,73 +220,3 @@ def test_a_trial_or_empty_test_writes_nothing(tmp_path, monkeypatch, options):
     data = tiny_data(tasks="depth", labels="full")
     evaluate(tmp_path, tiny_module(data), data, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-def set_up(**settings):
-    data = tiny_data(**settings)
-    data.setup("fit")
-    return data
-
-
-def maps(source, task, ids):
-    return [source.label(source.ids.index(name), task) for name in ids]
-
-
-def test_constants_agree_with_plain_formulas():
-    data = set_up()
-    scores = constant_baseline_scores(data, data.tasks)
-    train, val = data.train.source, data.val.source
-    keep = data.labels_per_image("train", train)
-
-    def fitted(task):
-        return np.stack(maps(train, task, [name for name in train.ids if task in keep[name]]))
-
-    def scored(task):
-        return np.stack(maps(val, task, val.ids))
-
-    median = np.median(fitted("depth"))
-    assert scores["depth"] == pytest.approx(np.abs(scored("depth") - median).mean(), rel=1e-3)
-
-    def angle(normals, direction):
-        return np.degrees(np.arccos((normals.astype(float) @ direction).clip(-1, 1))).mean()
-
-    (normals,) = (task for task in data.tasks if task.name == "normals")
-    direction = normals.best_constant(torch.from_numpy(np.moveaxis(fitted("normals"), -1, 1))).numpy()
-    mean = fitted("normals").astype(float).reshape(-1, 3).sum(0)
-    assert angle(fitted("normals"), direction) <= angle(fitted("normals"), mean / np.linalg.norm(mean))
-    assert scores["normals"] == pytest.approx(angle(scored("normals"), direction), rel=1e-3)
-
-    for task in ("semseg", "human_parts"):
-        label = fitted(task)
-        most = np.bincount(label[label != 255]).argmax()
-        truth = scored(task)[scored(task) != 255]
-        present = set(np.unique(truth)) | {most}  # the other classes have no intersection
-        assert scores[task] == pytest.approx(100 * (truth == most).mean() / len(present), rel=1e-4)
-
-    truth = scored("saliency")
-    precision = (truth == 1).sum() / (truth != 255).sum()
-    assert scores["saliency"] == pytest.approx(100 * 1.3 * precision / (0.3 * precision + 1), rel=1e-3)
-    assert 0 < scores["edges"] < 100
-
-
-def test_constants_never_read_a_hidden_label(monkeypatch):
-    def guarded(self, index, task):
-        stream = self._key[1]
-        assert stream == 1 or task in keep[self.ids[index]], f"hidden label {task} of image {index}"
-        read.add((stream, task))
-        return label(self, index, task)
-
-    data, read = set_up(), set()
-    keep, label = data.labels_per_image("train", data.train.source), SyntheticScenes.label
-    monkeypatch.setattr(SyntheticScenes, "label", guarded)
-    constant_baseline_scores(data, data.tasks)
-    assert {(0, "depth"), (1, "depth"), (0, "semseg"), (1, "semseg")} <= read
-
-
-def test_a_task_without_a_single_training_label_has_no_constant():
-    data = set_up(train_images=4)  # fewer images than tasks
-    kept = {name for names in data.labels_per_image("train", data.train.source).values() for name in names}
-    assert len(kept) == 4
-    scores = constant_baseline_scores(data, data.tasks)
-    assert set(scores) == kept
-    assert all(math.isfinite(score) for score in scores.values())
