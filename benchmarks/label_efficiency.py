@@ -176,7 +176,7 @@ class Study:
         words += ["--trainer.logger.name", run.key, "--trainer.logger.version", "run"]
         words += ["--data.tasks", run.task] if run.task else []
         if method.offline:
-            words += ["--data.discovered", str(self.out / "discovered" / run.key), "--discovery.stages", "1"]
+            words += ["--data.pseudo_labels", str(self.out / "discovered" / run.key), "--discovery.stages", "1"]
         elif run.teacher:
             words += ["--discovery.stages", "2", "--discovery.teacher", str(self.last(run.teacher))]
         else:

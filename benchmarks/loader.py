@@ -184,9 +184,9 @@ def stages(data: PartialLabelDataset, count: int, samples: int) -> dict[str, flo
         return result
 
     for index in range(samples):
-        arrays = {"image": timed("reading the image", lambda i=index: data.source.image(i % count))}  # type: ignore[misc]
+        arrays = {"image": timed("reading the image", lambda i=index: data.dataset.image(i % count))}  # type: ignore[misc]
         for task in data.tasks:
-            read = timed("reading labels", lambda i=index, t=task.name: data.source.label(i % count, t))  # type: ignore[misc]
+            read = timed("reading labels", lambda i=index, t=task.name: data.dataset.label(i % count, t))  # type: ignore[misc]
             arrays[task.name] = read
         if arrays["image"].dtype != np.uint8:
             arrays["image"] = np.rint(arrays["image"] * 255).astype(np.uint8)

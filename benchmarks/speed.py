@@ -88,7 +88,7 @@ class Fast:
                 [HTTModule(TASKS, backbone=backbone).net], *known, teacher_precision=precision
             )
             if labels == "stored":
-                self.batch["discovered"] = self.module.discovery.pseudo_labels(batch)
+                self.batch["pseudo_labels"] = self.module.discovery.pseudo_labels(batch)
                 self.module.discovery = TeacherEnsemble([], *known)
         configured: Any = self.module.configure_optimizers()
         self.optimizer: torch.optim.Optimizer = configured["optimizer"]

@@ -226,7 +226,7 @@ class HTTModule(L.LightningModule):
         Args:
             batch: A training batch.
         """
-        outputs, rows = self(batch["image"]), batch.get("rows") or labeled_indices(batch)
+        outputs, rows = self(batch["image"]), batch.get("labeled_indices") or labeled_indices(batch)
         factor = self._image_weights(batch["labeled"])
         total, discovered, self.last_loss_terms = torch.zeros((), device=self.device), None, []
         for task in self.tasks:
@@ -275,7 +275,7 @@ class HTTModule(L.LightningModule):
         if "view" in batch:
             return {
                 "id": batch["id"],
-                **predict_at_original_size(self, self.tasks, batch["image"], batch["view"], batch["tile"]),
+                **predict_at_original_size(self, self.tasks, batch["image"], batch["view"], batch["tile_size"]),
             }
         return {"id": batch["id"], **self.decode(batch["image"])}
 

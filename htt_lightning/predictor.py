@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from htt_lightning.data.batch import planes
-from htt_lightning.data.input_size import InputResizer, Size
+from htt_lightning.data.batch import to_chw_tensor
+from htt_lightning.data.input_size import InputResizer, InputSize
 from htt_lightning.errors import HTTError
-from htt_lightning.io.images import photograph, read_photograph
+from htt_lightning.io.images import read_photograph, to_rgb
 from htt_lightning.models.sliding_window import predict_at_original_size
 from htt_lightning.module import HTTModule
 from htt_lightning.training.loading import load_module
@@ -27,9 +27,9 @@ class HTTPredictor:
 
     Args:
         module: The trained module; it is put into evaluation mode.
-        size: At what size the network sees images: ``trained``, as in the evaluation of the training run (with as many
-            pixels as its images, where those were resized); ``own``; or ``(h, w)``, with as many pixels as that.
-        tile: Width in pixels of a window that slides over larger images; None shows them as a whole.
+        input_size: Size at which the network sees images: ``training`` (as in the evaluation of the training run),
+            ``original``, or ``(h, w)`` (resized to that number of pixels, aspect ratio kept).
+        tile_size: Width in pixels of a sliding window for larger images, a multiple of 32; None for whole images.
 
     Attributes:
         module: The module.
@@ -39,31 +39,31 @@ class HTTPredictor:
         HTTError: An argument is out of its range.
     """
 
-    def __init__(self, module: HTTModule, size: Size = "trained", tile: int | None = None) -> None:
+    def __init__(self, module: HTTModule, input_size: InputSize = "training", tile_size: int | None = None) -> None:
         self.module = module.eval()
         self.tasks = {task.name: task for task in module.tasks}
-        self.policy = InputResizer.of(module.input_size, size, tile)
+        self.policy = InputResizer.of(module.input_size, input_size, tile_size)
 
     @classmethod
     def from_checkpoint(
         cls,
         path: str | Path,
         device: str | torch.device = "cpu",
-        size: Size = "trained",
-        tile: int | None = None,
+        input_size: InputSize = "training",
+        tile_size: int | None = None,
     ) -> Self:
         """The predictor of a checkpoint; nothing in the file is executed.
 
         Args:
             path: The checkpoint.
             device: Where to compute.
-            size: See the class.
-            tile: See the class.
+            input_size: Size at which the network sees images.
+            tile_size: Width of the sliding window.
 
         Raises:
             HTTError: The file is missing, damaged or of something else, or an argument is out of its range.
         """
-        return cls(load_module(path, "from_checkpoint", device=device), size, tile)
+        return cls(load_module(path, "from_checkpoint", device=device), input_size, tile_size)
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Tensor]:
@@ -81,9 +81,9 @@ class HTTPredictor:
         """
         pixels, name = to_array(image)
         seen, view = self.policy(pixels, name)
-        batch = planes(seen)[None].to(self.module.device)
+        batch = to_chw_tensor(seen)[None].to(self.module.device)
         batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
-        maps = predict_at_original_size(self.module, self.module.tasks, batch, view, self.policy.tile)
+        maps = predict_at_original_size(self.module, self.module.tasks, batch, view, self.policy.tile_size)
         return {task: values[0].cpu() for task, values in maps.items()}
 
 
@@ -97,7 +97,7 @@ def to_array(image: str | Path | Image.Image | np.ndarray | Tensor) -> tuple[np.
         return read_photograph(Path(image).expanduser()), str(image)
     if isinstance(image, Image.Image):
         name = str(getattr(image, "filename", "") or "The image")
-        return photograph(image, name), name
+        return to_rgb(image, name), name
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise HTTError(f"A tensor must be 3 h w, one image with its colours first, not {tuple(image.shape)}.")

@@ -61,5 +61,5 @@ class HeightDataModule(SyntheticDataModule):
     def dataset_tasks(self) -> list[Task]:
         return [*super().dataset_tasks(), Height()]
 
-    def source(self, split: Any) -> HeightScenes:
+    def build_dataset(self, split: Any) -> HeightScenes:
         return HeightScenes(split, self.counts[split], self.image_size, self.scene_seed, self.cache)

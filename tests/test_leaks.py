@@ -26,7 +26,7 @@ def ruin(root, out, given=False):
     """A copy of the tree whose hidden labels, or else those that are given, are others that are as plausible."""
     shutil.copytree(root, out)
     data = rooms(root)
-    labels = data.labels_per_image("train", data.source("train"))
+    labels = data.labels_per_image("train", data.build_dataset("train"))
     changed = [(name, task) for name, kept in labels.items() for task in KINDS if (task in kept) == given]
     assert len(changed) > 5
     assert len({task for _, task in changed}) == 3

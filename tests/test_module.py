@@ -76,7 +76,7 @@ def ruined_scenes(monkeypatch, data):
 
     def ruin(self, index, task):
         label = read(self, index, task)
-        given = task in data.labels_per_image("train", data.source("train")).get(str(index), ())
+        given = task in data.labels_per_image("train", data.build_dataset("train")).get(str(index), ())
         return label if given or self._key[1] else np.roll(label, 7, axis=0)
 
     read = SyntheticScenes.label
@@ -327,7 +327,7 @@ def test_eight_images_are_learned_by_every_task(seed):
     """Every task's loss falls below 20 % of its start within 200 steps."""
     torch.manual_seed(seed)
     # Crops of large images, and borders of three pixels: logits at a quarter of the size cannot draw a line of one.
-    crop = AugmentConfig(scale=(1, 1), crop=(64, 96), flip=0, colour=0)
+    crop = AugmentConfig(scale_range=(1, 1), crop=(64, 96), hflip_prob=0, photometric_prob=0)
     data = tiny_data(
         train_images=8, image_size=(192, 288), batch_size=8, labels="full", augment=crop, scene_seed=seed
     )  # fmt: skip

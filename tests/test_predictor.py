@@ -29,7 +29,7 @@ def pixels():
 
 
 def test_a_checkpoint_is_all_it_takes(checkpoint, predictor):
-    assert torch.load(checkpoint, weights_only=True)["input_size"] == {"image_size": [32, 48], "least": None}
+    assert torch.load(checkpoint, weights_only=True)["input_size"] == {"image_size": [32, 48], "min_size": None}
     assert predictor.policy.image_size == (32, 48)
     assert predictor.tasks["semseg"].class_names == tiny_data().tasks[0].class_names
     assert predictor.tasks["depth"].metric_unit == "m"
@@ -37,9 +37,9 @@ def test_a_checkpoint_is_all_it_takes(checkpoint, predictor):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (50, 70), (200, 31)])
-@pytest.mark.parametrize("policy", ["trained", "own"])
+@pytest.mark.parametrize("policy", ["training", "original"])
 def test_maps_have_the_size_of_the_image(checkpoint, size, policy):
-    predictor = HTTPredictor.from_checkpoint(checkpoint, size=policy)
+    predictor = HTTPredictor.from_checkpoint(checkpoint, input_size=policy)
     maps = predictor(np.zeros((*size, 3), np.uint8))
     shapes = {"normals": (3, *size), "depth": (1, *size)}
     assert {name: tuple(values.shape) for name, values in maps.items()} == {
@@ -69,7 +69,7 @@ def test_every_kind_of_image_gives_the_same_maps(predictor, pixels, tmp_path):
 
 
 def test_at_its_own_size_an_image_gives_what_the_module_decodes(checkpoint, pixels):
-    predictor = HTTPredictor.from_checkpoint(checkpoint, size="own")
+    predictor = HTTPredictor.from_checkpoint(checkpoint, input_size="original")
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     with torch.no_grad():
         expected = predictor.module.decode(image[None].float() / 255)
@@ -80,7 +80,7 @@ def test_at_its_own_size_an_image_gives_what_the_module_decodes(checkpoint, pixe
 def test_a_training_crop_is_the_least_size(tmp_path):
     data = tiny_data(labels="full", image_size=(32, 48))
     data.image_size, data.augment = None, type(data.augment)(crop=(64, 64))
-    assert data.input_size == {"image_size": None, "least": [64, 64]}
+    assert data.input_size == {"image_size": None, "min_size": [64, 64]}
 
 
 def test_a_camera_held_upright_gives_an_upright_map(predictor, pixels, tmp_path):

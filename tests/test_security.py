@@ -130,14 +130,14 @@ def test_no_cell_of_a_table_leads_out_of_the_root(tmp_path, cell, column):
     write_table(root, rows)
     data = folder_tree.folder(root, train="train.csv", maps=COLUMNS)
     with pytest.raises(HTTError, match=r"train\.csv, line 3: .*(leads out of|stay in it)"):
-        data.source("train")
+        data.build_dataset("train")
 
 
 @pytest.mark.parametrize("pattern", ["../*.png", "/etc/*", "train/../../*.png"])
 def test_no_pattern_leads_out_of_the_root(tmp_path, pattern):
     root = folder_tree.write_tree(tmp_path / "root")
     with pytest.raises(HTTError, match="stay in it"):
-        folder_tree.folder(root, train=pattern).source("train")
+        folder_tree.folder(root, train=pattern).build_dataset("train")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/../../../x"])

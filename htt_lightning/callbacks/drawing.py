@@ -97,9 +97,9 @@ def head_of_batch(batch: Batch, count: int) -> Batch:
     """Copy the first ``count`` images of a batch, with all labels, to the CPU."""
     head: Batch = {key: value[:count].cpu() for key, value in batch.items() if isinstance(value, Tensor)}
     head["labeled"] = {task: labeled[:count].cpu() for task, labeled in batch["labeled"].items()}
-    if "discovered" in batch:
-        labels = batch["discovered"].items()
-        head["discovered"] = {task: PseudoLabel(*(values[:count].cpu() for values in pair)) for task, pair in labels}
+    if "pseudo_labels" in batch:
+        labels = batch["pseudo_labels"].items()
+        head["pseudo_labels"] = {task: PseudoLabel(*(values[:count].cpu() for values in pair)) for task, pair in labels}
     head["id"] = batch["id"][:count]
     return head
 

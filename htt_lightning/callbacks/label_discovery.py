@@ -251,7 +251,7 @@ class LabelDiscovery(Callback):
             trainer.save_checkpoint(self._folder / "checkpoints" / f"stage_{self.stage + 1}.ckpt", weights_only=True)
 
     def _set_teacher(self, trainer: L.Trainer, module: HTTModule) -> None:
-        stored = getattr(getattr(trainer, "datamodule", None), "completed", None)
+        stored = getattr(getattr(trainer, "datamodule", None), "pseudo_labels", None)
         pool = self._teachers if self.teacher == EMA or self.stage >= self.num_teachers else []
         if pool or stored is not None:
             dtype, device = next(module.net.parameters()).dtype, module.device

@@ -166,7 +166,7 @@ class PredictionWriter(BasePredictionWriter):
         self._close()
         if self._folder and trainer.is_global_zero:
             Console().out(self._folder, highlight=False)
-        failed = [*getattr(getattr(trainer, "datamodule", None), "failed", ()), *self._failed]
+        failed = [*getattr(getattr(trainer, "datamodule", None), "errors", ()), *self._failed]
         if failed:
             named = combine_errors(failed, shown=None).message
             count = self._written + len(failed)

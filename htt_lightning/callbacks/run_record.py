@@ -103,8 +103,8 @@ def device(trainer: L.Trainer) -> str:
 
 def fingerprint(split: PartialLabelDataset) -> dict[str, Any]:
     """How many images a split has, SHA-256 over their names, and over the pixels of three."""
-    names = hashlib.sha256(json.dumps(split.source.ids).encode()).hexdigest()
-    return {"images": len(split), "names": names, "pixels": split.source.digest()}
+    names = hashlib.sha256(json.dumps(split.dataset.ids).encode()).hexdigest()
+    return {"images": len(split), "names": names, "pixels": split.dataset.content_hash()}
 
 
 def git_state() -> dict[str, Any] | None:

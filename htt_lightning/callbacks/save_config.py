@@ -39,7 +39,7 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config, and how the label mask was drawn."""
         mask = getattr(getattr(trainer, "datamodule", None), "mask", None)
-        checkpoint["training"] = {"config": self._text, "labels": mask and mask.drawn}
+        checkpoint["training"] = {"config": self._text, "labels": mask and mask.provenance}
 
     @cached_property
     def _text(self) -> str:

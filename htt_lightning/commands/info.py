@@ -27,7 +27,7 @@ from htt_lightning.training.results import (
 PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "jsonargparse", "numpy", "albumentations", "wandb")
 """Whose versions a report of a fault should name."""
 SUMMED_UP = (
-    *("data", "data.root", "data.labels", "data.tasks", "data.image_size", "data.batch_size", "data.discovered"),
+    *("data", "data.root", "data.labels", "data.tasks", "data.image_size", "data.batch_size", "data.pseudo_label"),
     *("model.network", "model.backbone", "model.pretrained", "model.token_dim", "model.lr", "model.image_weighting"),
     *("discovery.stages", "discovery.teacher", "discovery.student_init", "discovery.target_type"),
     *("trainer.max_epochs", "trainer.devices", "trainer.precision", "seed_everything", "ckpt_path"),

@@ -16,12 +16,12 @@ Arrays = dict[str, np.ndarray]
 Batch = dict[str, Any]
 """A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch).
 
-On its way to the device a datamodule adds ``rows`` and ``lacking``, see ``labeled_indices`` and ``unlabeled_indices``. With a
-completed dataset also ``discovered``: a ``PseudoLabel`` by task, of which images count that are not labelled.
+On its way to the device a datamodule adds ``labeled_indices`` and ``unlabeled_indices`` by task. With pseudo-labels on
+disk also ``pseudo_labels``: a ``PseudoLabel`` by task, of which the unlabeled images count.
 """
 
 
-class Map(Protocol):
+class MapTransform(Protocol):
     """What transforms have to know about a map: every ``Task`` does for its own."""
 
     @property
@@ -49,14 +49,14 @@ class SampleIndex(NamedTuple):
     """One item of a sampler. The epoch rides along, so that augmentation never depends on the worker that does it.
 
     Attributes:
-        position: In the dataset.
+        dataset_index: In the dataset.
         epoch: Epoch the image is drawn for.
-        repeat: True for an image that only fills up a rank's share of an evaluation: it counts as unlabelled.
+        is_padding: True for an image that only fills up a rank's share of an evaluation: it counts as unlabelled.
     """
 
-    position: int
+    dataset_index: int
     epoch: int = 0
-    repeat: bool = False
+    is_padding: bool = False
 
 
 def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: str) -> Batch:
@@ -73,7 +73,7 @@ def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: st
     """
     image = arrays["image"]
     height, width = image.shape[:2]
-    pixels = planes(image)
+    pixels = to_chw_tensor(image)
     sample: Batch = {
         "image": pixels / 255 if pixels.dtype == torch.uint8 else pixels.float(),
         "labeled": {task.name: torch.tensor(task.name in arrays) for task in tasks},
@@ -90,10 +90,10 @@ def to_target(array: np.ndarray, task: Task) -> Tensor:
     """A numpy map as a batch holds it: int64 ``h w`` or float32 ``c h w``."""
     if task.field_channels is None:
         return torch.from_numpy(array.astype(np.int64))
-    return planes(np.asarray(array, np.float32))
+    return to_chw_tensor(np.asarray(array, np.float32))
 
 
-def planes(array: np.ndarray) -> Tensor:
+def to_chw_tensor(array: np.ndarray) -> Tensor:
     """An array ``h w`` or ``h w c`` as a new tensor ``c h w``."""
     if array.ndim == 2:
         return torch.from_numpy(array[None].copy())
@@ -105,12 +105,12 @@ def planes(array: np.ndarray) -> Tensor:
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
     """Stack samples of one size into a batch."""
     first = samples[0]
-    nested = ("labeled", "discovered", "id")
+    nested = ("labeled", "pseudo_labels", "id")
     batch: Batch = {key: torch.stack([s[key] for s in samples]) for key in first if key not in nested}
     batch["labeled"] = {task: torch.stack([s["labeled"][task] for s in samples]) for task in first["labeled"]}
-    if "discovered" in first:
-        pairs = {task: [s["discovered"][task] for s in samples] for task in first["discovered"]}
-        batch["discovered"] = {
+    if "pseudo_labels" in first:
+        pairs = {task: [s["pseudo_labels"][task] for s in samples] for task in first["pseudo_labels"]}
+        batch["pseudo_labels"] = {
             task: PseudoLabel(*map(torch.stack, zip(*pair, strict=True))) for task, pair in pairs.items()
         }
     batch["id"] = [s["id"] for s in samples]

@@ -36,7 +36,7 @@ def select_tasks(available: Sequence[Task], wanted: str | Sequence[str | Task] |
     return list(chosen.values())
 
 
-def scored(labels: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
+def limit_val_labels(labels: Mapping[str, Sequence[str]], tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
     """Names of the tasks of each validation image without those beyond a task's ``val_images``.
 
     Args:

@@ -19,11 +19,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from htt_lightning.data.batch import Batch, collate, labeled_indices, unlabeled_indices
-from htt_lightning.data.choosing import scored, select_tasks
-from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, overlap
-from htt_lightning.data.masks.files import check_labels, read_mask
-from htt_lightning.data.masks.label_mask import LabelMask, is_protocol, natural_sort, sample_mask, unable_message
-from htt_lightning.data.pseudo_labels import PseudoLabelStore, moving
+from htt_lightning.data.choosing import limit_val_labels, select_tasks
+from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
+from htt_lightning.data.masks.files import check_label_source, read_mask
+from htt_lightning.data.masks.label_mask import (
+    LabelMask,
+    impossible_label_message,
+    is_protocol,
+    natural_sort,
+    sample_mask,
+)
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, with_pseudo_label_maps
 from htt_lightning.data.samplers import PaddedEvalSampler, SeededDistributedSampler
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
@@ -52,7 +58,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         augment: Training augmentation; null for none.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Of label mask, order and augmentation; by default that of the run (``seed_everything``).
-        discovered: Folder that the command ``discover`` has written: training images carry its labels as well.
+        pseudo_labels: Folder that the command ``discover`` has written: training images carry its labels as well.
 
     Raises:
         HTTError: An argument is wrong, or (from ``prepare_data`` and ``setup``) data are missing or broken.
@@ -67,20 +73,20 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         augment: AugmentConfig | None = AugmentConfig(),  # noqa: B008  # frozen
         num_workers: int = 2,
         seed: int | None = None,
-        discovered: str | None = None,
+        pseudo_labels: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise HTTError(
                 f"data.batch_size must be at least 1 and data.num_workers at least 0, not {batch_size}, {num_workers}."
             )
-        check_labels(labels)
+        check_label_source(labels)
         self.labels, self.batch_size, self.num_workers, self.augment = labels, batch_size, num_workers, augment
         self.image_size = (image_size[0], image_size[1]) if image_size else None
-        self.canonical = tuple(task.name for task in self.dataset_tasks())
+        self.canonical_tasks = tuple(task.name for task in self.dataset_tasks())
         self.tasks = select_tasks(self.dataset_tasks(), tasks)
         self.seed = seed
-        self.completed = PseudoLabelStore(Path(discovered)) if discovered else None
+        self.pseudo_labels = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else None
         self.mask: LabelMask | None = None
 
     @abstractmethod
@@ -88,7 +94,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """The dataset's tasks with its settings, in the canonical order of published masks."""
 
     @abstractmethod
-    def source(self, split: Split) -> DenseDataset:
+    def build_dataset(self, split: Split) -> DenseDataset:
         """A split as it lies on disk.
 
         Args:
@@ -103,32 +109,32 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """The module's seed, else that of ``seed_everything``, else 0."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def label_mask(self, source: DenseDataset) -> LabelMask:
+    def label_mask(self, dataset: DenseDataset) -> LabelMask:
         """The label mask over all canonical tasks, whatever tasks the run lists (contracts.md, Label masks).
 
         Args:
-            source: The training split.
+            dataset: The training split.
         """
-        mask, ids = self.mask, natural_sort(source.ids)
+        mask, ids = self.mask, natural_sort(dataset.ids)
         if is_protocol(self.labels):
             if mask is None or mask.ids != ids or mask.seed not in (None, self.run_seed):
-                available = np.stack([source.available(task) for task in self.canonical], 1)
-                mask = sample_mask(self.labels, source.ids, self.canonical, self.run_seed, available)
+                available = np.stack([dataset.available(task) for task in self.canonical_tasks], 1)
+                mask = sample_mask(self.labels, dataset.ids, self.canonical_tasks, self.run_seed, available)
         elif mask is None or mask.ids != ids:
-            mask = read_mask(self.labels, source.ids, self.canonical)
-            for task, names in self.unable(mask, source).items():
-                rank_zero_only(logger.warning)("%s", unable_message(self.labels, task, names))
+            mask = read_mask(self.labels, dataset.ids, self.canonical_tasks)
+            for task, names in self.impossible_labels(mask, dataset).items():
+                rank_zero_only(logger.warning)("%s", impossible_label_message(self.labels, task, names))
         self.mask = mask
         return mask
 
-    def unable(self, mask: LabelMask, source: DenseDataset) -> dict[str, list[str]]:
+    def impossible_labels(self, mask: LabelMask, dataset: DenseDataset) -> dict[str, list[str]]:
         """Ids of the images that a mask gives a label which they cannot have, by task of the run.
 
         Args:
             mask: The mask.
-            source: The training split.
+            dataset: The training split.
         """
-        able = {task.name: set(compress(source.ids, source.available(task.name))) for task in self.tasks}
+        able = {task.name: set(compress(dataset.ids, dataset.available(task.name))) for task in self.tasks}
         given = {task: compress(mask.ids, mask.labeled[:, mask.tasks.index(task)]) for task in able}
         found = {task: [name for name in names if name not in able[task]] for task, names in given.items()}
         return {task: names for task, names in found.items() if names}
@@ -138,40 +144,40 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         """How many training images keep which label, in one line; only once the mask is known."""
         return self.mask.description if self.mask else ""
 
-    def labels_per_image(self, split: Split, source: DenseDataset) -> dict[str, tuple[str, ...]]:
+    def labels_per_image(self, split: Split, dataset: DenseDataset) -> dict[str, tuple[str, ...]]:
         """Names of the tasks each image of a split keeps its label of; validation images keep all they have.
 
         Args:
             split: ``train`` or ``val``.
-            source: That split.
+            dataset: That split.
         """
         names = [task.name for task in self.tasks]
-        ids, labeled = source.ids, source.availability(names)
+        ids, labeled = dataset.ids, dataset.label_availability(names)
         if split == "train":
-            mask = self.label_mask(source).select(names)
+            mask = self.label_mask(dataset).select(names)
             ids, labeled = list(mask.ids), mask.labeled
         return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
-    def dataset(self, split: Split, fitting: bool = False) -> PartialLabelDataset:
+    def partial_label_dataset(self, split: Split, fitting: bool = False) -> PartialLabelDataset:
         """A split as training or evaluation reads it.
 
         Args:
             split: ``train`` or ``val``.
-            fitting: Whether evaluation is that of ``fit``, which scores what ``scored`` leaves.
+            fitting: Whether evaluation is that of ``fit``, which scores what ``limit_val_labels`` leaves.
         """
-        source = self.source(split)
-        if not source.ids:
+        dataset = self.build_dataset(split)
+        if not dataset.ids:
             raise HTTError(f"The {split} split of {type(self).__name__} has no images.")
-        labels = self.labels_per_image(split, source)
+        labels = self.labels_per_image(split, dataset)
         if split == "val":
-            labels = scored(labels, self.tasks) if fitting else labels
+            labels = limit_val_labels(labels, self.tasks) if fitting else labels
             return PartialLabelDataset(
-                source, self.tasks, labels, EvalTransform(self.tasks, self._canvas), self.image_size
+                dataset, self.tasks, labels, EvalTransform(self.tasks, self._canvas), self.image_size
             )
-        maps = moving(self.tasks) if self.completed else self.tasks
+        maps = with_pseudo_label_maps(self.tasks) if self.pseudo_labels else self.tasks
         transform = TrainTransform(maps, self.augment, self.image_size)
         return PartialLabelDataset(
-            source, self.tasks, labels, transform, self.image_size, self.run_seed, self.completed
+            dataset, self.tasks, labels, transform, self.image_size, self.run_seed, self.pseudo_labels
         )
 
     def train_images_for_eval(self, ids: Iterable[str] | None = None) -> PartialLabelDataset:
@@ -180,10 +186,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         Args:
             ids: Which images; all of them by default.
         """
-        source = self.source("train")
-        labels = self.labels_per_image("train", source)
+        dataset = self.build_dataset("train")
+        labels = self.labels_per_image("train", dataset)
         chosen = labels if ids is None else {name: labels[name] for name in ids}
-        return PartialLabelDataset(source, self.tasks, chosen, EvalTransform(self.tasks, self._canvas), self.image_size)
+        return PartialLabelDataset(
+            dataset, self.tasks, chosen, EvalTransform(self.tasks, self._canvas), self.image_size
+        )
 
     def requires_uniform_size(self, split: Split) -> bool:
         """Whether images must have one size as stored: training on whole images needs that.
@@ -203,43 +211,43 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     def input_size(self) -> dict[str, Any]:
         """What a checkpoint says of the size of images in evaluation; see ``sizes.InputResizer``."""
         least = None if self.image_size else self._canvas
-        return {"image_size": self.image_size and list(self.image_size), "least": least and list(least)}
+        return {"image_size": self.image_size and list(self.image_size), "min_size": least and list(least)}
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What tells this dataset from another: its kind, three images, their size, and what labels mean."""
-        source = self.source("train")
+        dataset = self.build_dataset("train")
         meaning = {task.name: task.output_settings for task in self.tasks}
         size = list(self.image_size) if self.image_size else None
-        return {"kind": type(source).__name__, "images": source.digest(), "image_size": size, "tasks": meaning}
+        return {"kind": type(dataset).__name__, "images": dataset.content_hash(), "image_size": size, "tasks": meaning}
 
     def prepare_data(self) -> None:
         """Check existence and headers of the files of the run, once per machine."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
         splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
-        sources: dict[Split, DenseDataset] = {}
+        datasets: dict[Split, DenseDataset] = {}
         for split in splits:
-            source = sources[split] = self.source(split)
-            labels = self.labels_per_image(split, source)
-            source.check(labels)
-            if split == "train" and self.completed:
-                self.completed.check(labels, self.tasks, self.identity())
-        if fitting and (shared := overlap(sources["train"], sources["val"])):
+            dataset = datasets[split] = self.build_dataset(split)
+            labels = self.labels_per_image(split, dataset)
+            dataset.check(labels)
+            if split == "train" and self.pseudo_labels:
+                self.pseudo_labels.check(labels, self.tasks, self.fingerprint())
+        if fitting and (shared := find_train_val_overlap(datasets["train"], datasets["val"])):
             logger.warning("%s", shared)
 
     def setup(self, stage: str) -> None:
         """Build the splits of a stage; for ``fit``, draw or read the label mask and save it beside the run."""
         if stage == "fit":
-            self.train = self.dataset("train")
+            self.train = self.partial_label_dataset("train")
             if len(self.train) < self.batch_size * self._world:
                 raise HTTError(
                     f"{len(self.train)} labelled training images do not fill one batch of {self.batch_size} on each of "
                     f"{self._world} processes; lower data.batch_size."
                 )
-            mask, folder = self.label_mask(self.train.source), run_directory(self.trainer) if self.trainer else None
+            mask, folder = self.label_mask(self.train.dataset), run_directory(self.trainer) if self.trainer else None
             rank_zero_info(self.label_summary)
             if self.trainer and folder and self.trainer.is_global_zero:
                 mask.save(folder / LABEL_MASK)
-        self.val = self.dataset("val", fitting=stage == "fit")
+        self.val = self.partial_label_dataset("val", fitting=stage == "fit")
 
     def state_dict(self) -> dict[str, Any]:
         """Fingerprint of the label mask, so that a resumed run cannot mix masks up."""
@@ -311,7 +319,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Note which images are labelled while the host knows: asking a device would wait for it."""
-        return {**batch, "rows": labeled_indices(batch), "lacking": unlabeled_indices(batch)}
+        return {**batch, "labeled_indices": labeled_indices(batch), "unlabeled_indices": unlabeled_indices(batch)}
 
     @property
     def _rank(self) -> int:
@@ -328,9 +336,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             task: The task.
         """
         plain = PartialLabelDataset(
-            self.train.source,
+            self.train.dataset,
             [task],
-            self.labels_per_image("train", self.train.source),
+            self.labels_per_image("train", self.train.dataset),
             EvalTransform([task], None),
             self.image_size,
         )

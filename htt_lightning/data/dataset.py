@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from htt_lightning.data.batch import Arrays, Batch, SampleIndex, to_sample
-from htt_lightning.data.pseudo_labels import PseudoLabelStore, to_discovered
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, to_pseudo_label
 from htt_lightning.errors import ConfigError, DataError, HTTError
-from htt_lightning.io.arrays import resized
+from htt_lightning.io.arrays import resize
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
 
@@ -71,7 +71,7 @@ class DenseDataset(ABC):
         """
         return np.ones(len(self.ids), np.bool_)
 
-    def availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
+    def label_availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
         """Which images can have a label of which task, bool ``n t``.
 
         Args:
@@ -79,7 +79,7 @@ class DenseDataset(ABC):
         """
         return np.stack([self.available(task) for task in tasks], 1)
 
-    def image_file(self, index: int) -> Path | None:
+    def image_path(self, index: int) -> Path | None:
         """The file that holds an image, if one does.
 
         Args:
@@ -87,14 +87,14 @@ class DenseDataset(ABC):
         """
         return None
 
-    def digest(self) -> str:
+    def content_hash(self) -> str:
         """SHA-256 over the pixels of three images: the first, the last and the middle one."""
         pixels = hashlib.sha256()
         for index in sorted({0, len(self.ids) // 2, len(self.ids) - 1}):
             pixels.update(self.image(index).tobytes())
         return pixels.hexdigest()
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What may be wrong with the split as a whole, though all of it can be read; each is a sentence."""
         if self.published is None or self.published == len(self.ids):
             return []
@@ -113,19 +113,19 @@ class DenseDataset(ABC):
         return
 
 
-def overlap(train: DenseDataset, val: DenseDataset) -> str:
+def find_train_val_overlap(train: DenseDataset, val: DenseDataset) -> str:
     """A sentence about training images that are validation images as well; empty if there are none.
 
     Their files are the same, links included, or are copies of one name. Names alone tell nothing: cameras and archives
     begin anew in each split.
     """
-    files = {name: path for index, name in enumerate(val.ids) if (path := val.image_file(index))}
+    files = {name: path for index, name in enumerate(val.ids) if (path := val.image_path(index))}
     real = {os.path.realpath(path) for path in files.values()}
     both = [
         name
         for index, name in enumerate(train.ids)
-        if (path := train.image_file(index))
-        and (os.path.realpath(path) in real or (name in files and same(path, files[name])))
+        if (path := train.image_path(index))
+        and (os.path.realpath(path) in real or (name in files and same_content(path, files[name])))
     ]
     if not both:
         return ""
@@ -133,7 +133,7 @@ def overlap(train: DenseDataset, val: DenseDataset) -> str:
     return f"{found}: its figures do not tell what becomes of other images."
 
 
-def same(one: Path, other: Path) -> bool:
+def same_content(one: Path, other: Path) -> bool:
     """Whether two files have the same content; one that cannot be read is told of elsewhere."""
     try:
         return cmp(one, other, shallow=False)
@@ -191,31 +191,31 @@ class PartialLabelDataset(Dataset[Batch]):
     """A split whose images carry labels for only some tasks. Labels that are hidden are never even read.
 
     Args:
-        source: The split.
+        dataset: The split.
         tasks: The run's tasks.
         labels: Names of the tasks each image keeps its label of, by image id; other images are left out.
         transform: Turns an image's arrays and a random generator into arrays and the map of valid pixels.
         size: ``(h, w)`` to resize images and maps to on reading; None leaves them as stored.
         seed: Of the augmentation, which depends on it, the epoch and the image's id alone.
-        completed: Discovered labels, which training images carry beside the given ones.
+        pseudo_labels: Discovered labels, which training images carry beside the given ones.
 
     Attributes:
-        items: Position in the source, and names of the tasks with a label, of each image.
+        items: Position in the dataset, and names of the tasks with a label, of each image.
     """
 
     def __init__(
         self,
-        source: DenseDataset,
+        dataset: DenseDataset,
         tasks: Sequence[Task],
         labels: Mapping[str, Sequence[str]],
         transform: Transform,
         size: tuple[int, int] | None = None,
         seed: int = 0,
-        completed: PseudoLabelStore | None = None,
+        pseudo_labels: PseudoLabelStore | None = None,
     ) -> None:
-        self.completed = completed
-        self.source, self.tasks, self.transform, self.size, self.seed = source, tuple(tasks), transform, size, seed
-        place = {name: index for index, name in enumerate(source.ids)}
+        self.pseudo_labels = pseudo_labels
+        self.dataset, self.tasks, self.transform, self.size, self.seed = dataset, tuple(tasks), transform, size, seed
+        place = {name: index for index, name in enumerate(dataset.ids)}
         self.ids = list(labels)
         self.items = [(place[name], tuple(labels[name])) for name in self.ids]
 
@@ -228,9 +228,9 @@ class PartialLabelDataset(Dataset[Batch]):
         Args:
             position: In this dataset.
         """
-        return self.source.size(self.items[position][0])
+        return self.dataset.size(self.items[position][0])
 
-    def lacking(self, position: int) -> list[Task]:
+    def missing_tasks(self, position: int) -> list[Task]:
         """Tasks that an image keeps no label of.
 
         Args:
@@ -240,21 +240,24 @@ class PartialLabelDataset(Dataset[Batch]):
 
     def __getitem__(self, key: int | SampleIndex) -> Batch:
         draw = key if isinstance(key, SampleIndex) else SampleIndex(key)
-        name, (index, labeled) = self.ids[draw.position], self.items[draw.position]
-        arrays = {"image": self.source.image(index)}
+        name, (index, labeled) = self.ids[draw.dataset_index], self.items[draw.dataset_index]
+        arrays = {"image": self.dataset.image(index)}
         for task in self.tasks:
-            if task.name in labeled and not draw.repeat:
-                arrays[task.name] = self.source.label(index, task.name)
-        if self.completed:
+            if task.name in labeled and not draw.is_padding:
+                arrays[task.name] = self.dataset.label(index, task.name)
+        if self.pseudo_labels:
             height, width = self.size or arrays["image"].shape[:2]
-            arrays |= self.completed.read(name, self.lacking(draw.position), (height, width))
+            arrays |= self.pseudo_labels.read(name, self.missing_tasks(draw.dataset_index), (height, width))
         if self.size:
-            arrays = {key: resized(array, self.size, key == "image") for key, array in arrays.items()}
+            arrays = {
+                key: resize(array, self.size, "bilinear" if key == "image" else "nearest")
+                for key, array in arrays.items()
+            }
         rng = np.random.default_rng([self.seed, draw.epoch, crc32(name.encode())])
         arrays, valid = self.transform(arrays, rng)
         sample = to_sample(arrays, valid, self.tasks, name)
-        if self.completed:
+        if self.pseudo_labels:
             height, width = valid.shape
             tasks = [task for task in self.tasks if task.supports_pseudo_labels]
-            sample["discovered"] = {task.name: to_discovered(arrays, task, (height, width)) for task in tasks}
+            sample["pseudo_labels"] = {task.name: to_pseudo_label(arrays, task, (height, width)) for task in tasks}
         return sample

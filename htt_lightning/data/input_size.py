@@ -9,14 +9,14 @@ import numpy as np
 
 from htt_lightning.data.transforms import finish
 from htt_lightning.errors import HTTError
-from htt_lightning.io.arrays import resized
+from htt_lightning.io.arrays import resize
 from htt_lightning.models.network import STRIDE
 from htt_lightning.output import ImageView
 
-Size = Literal["trained", "own"] | tuple[int, int]
+InputSize = Literal["training", "original"] | tuple[int, int]
 """At what size the network sees images; see ``InputResizer.of``."""
 
-LIMIT = 2**25
+MAX_PIXELS = 2**25
 """Pixels that the network is given at once; beyond, an image needs a sliding window."""
 
 
@@ -26,42 +26,43 @@ class InputResizer:
 
     Args:
         image_size: Images are resized to as many pixels as this size ``(h, w)`` has; None leaves them as they are.
-        least: Smaller images are padded to this size, centred, as in evaluation; None pads none.
-        tile: Width of the sliding window for images that are larger; None for none.
+        min_size: Smaller images are padded to this size, centred, as in evaluation; None pads none.
+        tile_size: Width of the sliding window for images that are larger; None for none.
 
     Raises:
         HTTError: A number is out of its range.
     """
 
     image_size: tuple[int, int] | None = None
-    least: tuple[int, int] | None = None
-    tile: int | None = None
+    min_size: tuple[int, int] | None = None
+    tile_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, size in (("size", self.image_size), ("least", self.least)):
+        for name, size in (("size", self.image_size), ("min_size", self.min_size)):
             if size is not None and (len(size) != 2 or min(size) < 1):
                 raise HTTError(f"{name} must be a height and a width in pixels, not {size}.")
-        if self.tile is not None and (self.tile < 2 * STRIDE or self.tile % STRIDE):
-            raise HTTError(f"tile must be a multiple of {STRIDE} and at least {2 * STRIDE}, not {self.tile}.")
+        if self.tile_size is not None and (self.tile_size < 2 * STRIDE or self.tile_size % STRIDE):
+            raise HTTError(f"tile_size must be a multiple of {STRIDE} and at least {2 * STRIDE}, not {self.tile_size}.")
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any] | None, size: Size = "trained", tile: int | None = None) -> Self:
+    def of(
+        cls, stored: Mapping[str, Any] | None, input_size: InputSize = "training", tile_size: int | None = None
+    ) -> Self:
         """A policy from what a checkpoint says and what a user wants.
 
         Args:
-            stored: ``input`` of a checkpoint: ``image_size`` and ``least`` of its training. Older ones have none.
-            size: ``trained``: as in the evaluation of the training run; ``own``: as the images are; ``(h, w)``: with
-                as many pixels as that.
-            tile: See the class.
+            stored: ``input`` of a checkpoint: ``image_size`` and ``min_size`` of its training. Older ones have none.
+            input_size: ``training`` (as in the evaluation of the training run), ``original``, or ``(h, w)``.
+            tile_size: Width of the sliding window.
         """
-        if size == "own":
-            return cls(tile=tile)
-        if isinstance(size, str) and size != "trained":
-            raise HTTError(f"size is {size!r}; it must be trained, own, or a height and a width.")
-        if size != "trained":
-            return cls(size, tile=tile)
-        image_size, least = (_stored_size(stored or {}, key) for key in ("image_size", "least"))
-        return cls(image_size, least, tile)
+        if input_size == "original":
+            return cls(tile_size=tile_size)
+        if isinstance(input_size, str) and input_size != "training":
+            raise HTTError(f"input_size is {input_size!r}; it must be training, original, or a height and a width.")
+        if input_size != "training":
+            return cls(input_size, tile_size=tile_size)
+        image_size, min_size = (_stored_size(stored or {}, key) for key in ("image_size", "min_size"))
+        return cls(image_size, min_size, tile_size)
 
     def __call__(self, image: np.ndarray, name: str) -> tuple[np.ndarray, ImageView]:
         """Resize and pad one image.
@@ -81,20 +82,20 @@ class InputResizer:
         if self.image_size:
             zoom = (self.image_size[0] * self.image_size[1] / (height * width)) ** 0.5
             inner = max(round(height * zoom), 1), max(round(width * zoom), 1)
-        if self.tile is None and inner[0] * inner[1] > LIMIT:
+        if self.tile_size is None and inner[0] * inner[1] > MAX_PIXELS:
             raise HTTError(
                 f"{name} has {width}x{height} pixels, too many for the network at once; give a sliding window, such as "
                 "tile 512, or a smaller size."
             )
         if 2 * inner[0] < height:  # bilinear interpolation would skip pixels
             image = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_AREA)
-        seen, valid = finish({"image": resized(image, inner, smooth=True)}, (), self.least)
+        seen, valid = finish({"image": resize(image, inner)}, (), self.min_size)
         corner = int(valid.any(1).argmax()), int(valid.any(0).argmax())
         return seen["image"], ImageView(size, inner, corner)
 
-    def slides(self, size: Sequence[int]) -> bool:
+    def needs_tiling(self, size: Sequence[int]) -> bool:
         """Whether a window slides over what the network sees of an image, ``(h, w)``."""
-        return self.tile is not None and max(size) > self.tile
+        return self.tile_size is not None and max(size) > self.tile_size
 
 
 def _stored_size(stored: Mapping[str, Any], key: str) -> tuple[int, int] | None:

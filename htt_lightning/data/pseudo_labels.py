@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from htt_lightning.data.batch import Arrays, Map, to_target
+from htt_lightning.data.batch import Arrays, MapTransform, to_target
 from htt_lightning.errors import HTTError
 from htt_lightning.io.files import atomic_path, is_outside
 from htt_lightning.tasks import PseudoLabel, Task
@@ -22,7 +22,7 @@ from htt_lightning.tasks import PseudoLabel, Task
 FORMAT = 1
 """Version of the manifest."""
 
-CERTAIN = 255
+MAX_CONFIDENCE = 255
 """Confidence 1 on disk."""
 
 
@@ -62,7 +62,7 @@ class PseudoLabelStore:
             manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT or not isinstance(manifest["checkpoint"]["sha256"], str):
                 raise ValueError(f"not a manifest of format {FORMAT}")
-            if not all(isinstance(part, dict) for part in (manifest["source"]["tasks"], *manifest["images"].values())):
+            if not all(isinstance(part, dict) for part in (manifest["dataset"]["tasks"], *manifest["images"].values())):
                 raise ValueError("its tasks and images must be objects")
         except FileNotFoundError as error:
             raise HTTError(f"{self.folder} has no manifest.json; write it with the command discover.") from error
@@ -85,7 +85,7 @@ class PseudoLabelStore:
         arrays: Arrays = {}
         for key, (task, label, confidence) in maps.items():
             arrays[key] = task.compress(label)
-            arrays[ConfidenceMap(task).name] = np.rint(confidence * CERTAIN).astype(np.uint8)
+            arrays[ConfidenceMap(task).name] = np.rint(confidence * MAX_CONFIDENCE).astype(np.uint8)
         with atomic_path(self.path(name)) as partial, partial.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -98,7 +98,7 @@ class PseudoLabelStore:
             size: ``(h, w)`` that they must have; None for any.
 
         Returns:
-            Arrays under the names of ``DiscoveredMap`` and ``ConfidenceMap``.
+            Arrays under the names of ``PseudoLabelMap`` and ``ConfidenceMap``.
 
         Raises:
             HTTError: The archive is missing or damaged, lacks a task, or holds what was not discovered for it.
@@ -111,9 +111,9 @@ class PseudoLabelStore:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 for task in tasks:
                     stored, confidence = archive[task.name], archive[ConfidenceMap(task).name]
-                    _refuse_other(task, stored, confidence, size)
-                    arrays[DiscoveredMap(task).name] = task.decompress(stored)
-                    arrays[ConfidenceMap(task).name] = confidence.astype(np.float32) / CERTAIN
+                    _check_archive(task, stored, confidence, size)
+                    arrays[PseudoLabelMap(task).name] = task.decompress(stored)
+                    arrays[ConfidenceMap(task).name] = confidence.astype(np.float32) / MAX_CONFIDENCE
         except Exception as error:  # a damaged archive fails in many ways
             raise HTTError(f"{path} is missing, damaged or lacks a task ({error}); run discover again.") from error
         return arrays
@@ -124,23 +124,23 @@ class PseudoLabelStore:
         Args:
             labels: Names of the tasks each image keeps its label of, by image id.
             tasks: The run's tasks.
-            source: The ``identity`` of the dataset.
+            source: The ``fingerprint`` of the dataset.
         """
         manifest = self.manifest()
-        differ = [key for key, value in source.items() if key != "tasks" and manifest["source"].get(key) != value]
-        differ += [name for name, task in source["tasks"].items() if manifest["source"]["tasks"].get(name) != task]
+        differ = [key for key, value in source.items() if key != "tasks" and manifest["dataset"].get(key) != value]
+        differ += [name for name, task in source["tasks"].items() if manifest["dataset"]["tasks"].get(name) != task]
         if differ:
             raise HTTError(f"{self.folder} was written for another dataset: its {', '.join(differ)} differ.")
         for name, given in labels.items():
             lacking = [task.name for task in tasks if task.name not in given and task.supports_pseudo_labels]
             for task in lacking:
-                if manifest["images"].get(name, {}).get(task) != "discovered":
+                if manifest["images"].get(name, {}).get(task) != "pseudo_label":
                     raise HTTError(f"{self.folder} has no discovered {task} of image {name!r}; see data.labels.")
             if lacking and not self.path(name).is_file():
                 raise HTTError(f"{self.path(name)} is missing; run discover again, it goes on where it stopped.")
 
 
-def _refuse_other(task: Task, stored: np.ndarray, confidence: np.ndarray, size: tuple[int, int] | None) -> None:
+def _check_archive(task: Task, stored: np.ndarray, confidence: np.ndarray, size: tuple[int, int] | None) -> None:
     """Raise a ``ValueError`` for arrays that ``write`` has not written for a task."""
     packed = task.compress(
         task.empty_target(1, 1) if task.field_channels is None else np.zeros_like(task.empty_target(1, 1))
@@ -154,7 +154,7 @@ def _refuse_other(task: Task, stored: np.ndarray, confidence: np.ndarray, size: 
         raise ValueError(f"{task.name} holds what is no value of it")
 
 
-class DiscoveredMap:
+class PseudoLabelMap:
     """A discovered map in transforms: it moves as its task's given labels do.
 
     Args:
@@ -164,7 +164,7 @@ class DiscoveredMap:
     guides_crop = False
 
     def __init__(self, task: Task) -> None:
-        self.task, self.name = task, f"{task.name}.discovered"
+        self.task, self.name = task, f"{task.name}.pseudo_label"
         self.flip, self.rescale_values, self.empty_target = task.flip, task.rescale_values, task.empty_target
 
     def postprocess_target(self, array: np.ndarray) -> np.ndarray:
@@ -201,12 +201,12 @@ class ConfidenceMap:
         return array
 
 
-def moving(tasks: Sequence[Task]) -> list[Map]:
+def with_pseudo_label_maps(tasks: Sequence[Task]) -> list[MapTransform]:
     """Given labels, discovered maps and confidences of tasks, as transforms take them."""
-    return [*tasks, *(DiscoveredMap(task) for task in tasks), *(ConfidenceMap(task) for task in tasks)]
+    return [*tasks, *(PseudoLabelMap(task) for task in tasks), *(ConfidenceMap(task) for task in tasks)]
 
 
-def to_discovered(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLabel:
+def to_pseudo_label(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLabel:
     """A transformed discovered map as tensors; where there is none, or padding, any label with confidence 0.
 
     Args:
@@ -217,7 +217,7 @@ def to_discovered(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLa
     Returns:
         A target without missing values, and ``h w`` confidence.
     """
-    label = arrays.get(DiscoveredMap(task).name, task.empty_target(*size))
+    label = arrays.get(PseudoLabelMap(task).name, task.empty_target(*size))
     confidence = arrays.get(ConfidenceMap(task).name)
     return PseudoLabel(
         to_target(label, task).nan_to_num(0),
@@ -225,7 +225,7 @@ def to_discovered(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLa
     )
 
 
-def fingerprint_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

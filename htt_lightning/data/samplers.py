@@ -14,21 +14,23 @@ class SeededDistributedSampler(DistributedSampler[SampleIndex]):
     Lightning sets the epoch, and leaves the sampler in place because it is a ``DistributedSampler``.
 
     Args:
-        size: Length of the dataset.
+        dataset_size: Length of the dataset.
         seed: Of the permutations.
         rank: Of this process.
-        world: Number of processes.
+        num_replicas: Number of processes.
     """
 
-    def __init__(self, size: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        super().__init__(_Length(size), num_replicas=world, rank=rank, shuffle=True, seed=seed, drop_last=True)
-        self.size = size
+    def __init__(self, dataset_size: int, seed: int = 0, rank: int = 0, num_replicas: int = 1) -> None:
+        super().__init__(
+            _Length(dataset_size), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=True
+        )
+        self.dataset_size = dataset_size
 
     def __len__(self) -> int:
-        return self.size // self.num_replicas
+        return self.dataset_size // self.num_replicas
 
     def __iter__(self) -> Iterator[SampleIndex]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.dataset_size)
         share = order[self.rank :: self.num_replicas][: len(self)]
         return iter([SampleIndex(int(index), self.epoch) for index in share])
 
@@ -37,18 +39,18 @@ class PaddedEvalSampler(DistributedSampler[SampleIndex]):
     """Every image once, in order. Ranks get equally many: the last ones repeat images marked as repeats.
 
     Args:
-        size: Length of the dataset.
+        dataset_size: Length of the dataset.
         rank: Of this process.
-        world: Number of processes.
+        num_replicas: Number of processes.
     """
 
-    def __init__(self, size: int, rank: int = 0, world: int = 1) -> None:
-        super().__init__(_Length(size), num_replicas=world, rank=rank, shuffle=False)
-        self.size = size
+    def __init__(self, dataset_size: int, rank: int = 0, num_replicas: int = 1) -> None:
+        super().__init__(_Length(dataset_size), num_replicas=num_replicas, rank=rank, shuffle=False)
+        self.dataset_size = dataset_size
 
     def __iter__(self) -> Iterator[SampleIndex]:
         places = range(self.rank, len(self) * self.num_replicas, self.num_replicas)
-        return iter([SampleIndex(place % self.size, repeat=place >= self.size) for place in places])
+        return iter([SampleIndex(place % self.dataset_size, is_padding=place >= self.dataset_size) for place in places])
 
 
 class _Length(Dataset[Batch]):

@@ -22,12 +22,12 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations
 
-from htt_lightning.data.batch import Arrays, Map
+from htt_lightning.data.batch import Arrays, MapTransform
 from htt_lightning.errors import HTTError
-from htt_lightning.io.arrays import nearest
+from htt_lightning.io.arrays import resize_nearest
 from htt_lightning.tasks.base import IGNORE_INDEX
 
-MEAN_COLOUR = (0.485, 0.456, 0.406)
+MEAN_COLOR = (0.485, 0.456, 0.406)
 """RGB in [0, 1] of padding: what the network's normalisation turns into zero (protocol.md 3.2, steps 5 and 6)."""
 
 
@@ -35,42 +35,46 @@ MEAN_COLOUR = (0.485, 0.456, 0.406)
 class AugmentConfig:
     """Numbers of the training augmentation: by default that of ATRC (protocol.md 3.2).
 
-    That of MTAN is ``AugmentConfig(scale_choices=(1, 1.2, 1.5), crop_tries=1, flip=0, colour=0)``, here with nearest
+    That of MTAN is ``AugmentConfig(scale_values=(1, 1.2, 1.5), max_crop_attempts=1, hflip_prob=0,
+    photometric_prob=0)``, here with nearest
     neighbours for normals: interpolated ones are shorter than 1 and bleed across holes.
 
     Args:
-        scale: Range of the scaling factor, drawn uniformly; ``(1, 1)`` switches scaling off.
-        scale_choices: Factors of which each is as likely, instead of a range.
+        scale_range: Range of the scaling factor, drawn uniformly; ``(1, 1)`` switches scaling off.
+        scale_values: Factors of which each is as likely, instead of a range.
         crop: Size ``(h, w)`` in pixels of training images; None takes the run's image size.
-        crop_tries: Crops drawn at most until one has a balanced choice of classes; the last one is kept.
-        max_class_share: The largest class must cover less than this share of a crop's labelled pixels.
-        flip: Probability of mirroring left to right.
-        colour: Probability of each photometric operation; 0 switches them off.
+        max_crop_attempts: Crops drawn at most until one has a balanced choice of classes; the last one is kept.
+        cat_max_ratio: The largest class must cover less than this share of a crop's labelled pixels.
+        hflip_prob: Probability of mirroring left to right.
+        photometric_prob: Probability of each photometric operation; 0 switches them off.
 
     Raises:
         HTTError: If a value is out of its range.
     """
 
-    scale: tuple[float, float] = (0.5, 2.0)
-    scale_choices: tuple[float, ...] = ()
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    scale_values: tuple[float, ...] = ()
     crop: tuple[int, int] | None = None
-    crop_tries: int = 10
-    max_class_share: float = 0.75
-    flip: float = 0.5
-    colour: float = 0.5
+    max_crop_attempts: int = 10
+    cat_max_ratio: float = 0.75
+    hflip_prob: float = 0.5
+    photometric_prob: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse what no image could be augmented with."""
         if unset := [key for key, value in vars(self).items() if value is None and key != "crop"]:
             raise HTTError(f"augment.{unset[0]} cannot be null: leave it out for its default")
         rules = {
-            "scale": (0 < self.scale[0] <= self.scale[1] < float("inf"), "two positive factors, the smaller first"),
-            "scale_choices": (all(0 < factor < float("inf") for factor in self.scale_choices), "positive factors"),
+            "scale_range": (
+                0 < self.scale_range[0] <= self.scale_range[1] < float("inf"),
+                "two positive factors, the smaller first",
+            ),
+            "scale_values": (all(0 < factor < float("inf") for factor in self.scale_values), "positive factors"),
             "crop": (self.crop is None or min(self.crop) >= 1, "a height and a width of at least 1 pixel"),
-            "crop_tries": (self.crop_tries >= 1, "at least 1"),
-            "max_class_share": (0 < self.max_class_share <= 1, "above 0 and at most 1"),
-            "flip": (0 <= self.flip <= 1, "a probability from 0 to 1"),
-            "colour": (0 <= self.colour <= 1, "a probability from 0 to 1"),
+            "max_crop_attempts": (self.max_crop_attempts >= 1, "at least 1"),
+            "cat_max_ratio": (0 < self.cat_max_ratio <= 1, "above 0 and at most 1"),
+            "hflip_prob": (0 <= self.hflip_prob <= 1, "a probability from 0 to 1"),
+            "photometric_prob": (0 <= self.photometric_prob <= 1, "a probability from 0 to 1"),
         }
         for key, (holds, rule) in rules.items():
             if not holds:
@@ -90,7 +94,9 @@ class TrainTransform:
         size: Image size ``(h, w)`` of the run; None for the images' own.
     """
 
-    def __init__(self, tasks: Sequence[Map], augment: AugmentConfig | None, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self, tasks: Sequence[MapTransform], augment: AugmentConfig | None, size: tuple[int, int] | None
+    ) -> None:
         self.tasks = tuple(tasks)
         self.size = (augment.crop if augment else None) or size
         self.augments = augment is not None
@@ -98,8 +104,8 @@ class TrainTransform:
         if augment:
             steps = [
                 RandomScaleCrop(self.tasks, augment, self.size),
-                Flip(self.tasks, augment.flip),
-                PhotoMetricDistortion(augment.colour),
+                HorizontalFlip(self.tasks, augment.hflip_prob),
+                PhotoMetricDistortion(augment.photometric_prob),
             ]
         self.compose = albumentations.Compose(steps)
 
@@ -131,7 +137,7 @@ class EvalTransform:
         size: Image size ``(h, w)`` of the run; None pads nothing.
     """
 
-    def __init__(self, tasks: Sequence[Map], size: tuple[int, int] | None) -> None:
+    def __init__(self, tasks: Sequence[MapTransform], size: tuple[int, int] | None) -> None:
         self.tasks = tuple(tasks)
         self.size = size
 
@@ -148,7 +154,7 @@ class EvalTransform:
         return finish(arrays, self.tasks, self.size)
 
 
-def finish(arrays: Arrays, tasks: Sequence[Map], size: tuple[int, int] | None) -> tuple[Arrays, np.ndarray]:
+def finish(arrays: Arrays, tasks: Sequence[MapTransform], size: tuple[int, int] | None) -> tuple[Arrays, np.ndarray]:
     """Pad to ``size``, centred, then settle every labelled map (protocol.md 3.2, steps 6 and 7).
 
     Args:
@@ -179,7 +185,7 @@ def finish(arrays: Arrays, tasks: Sequence[Map], size: tuple[int, int] | None) -
         padded[window] = array
         return padded
 
-    colour = np.rint(np.multiply(MEAN_COLOUR, 255)) if image.dtype == np.uint8 else np.array(MEAN_COLOUR)
+    colour = np.rint(np.multiply(MEAN_COLOR, 255)) if image.dtype == np.uint8 else np.array(MEAN_COLOR)
     padded = {"image": pad(image, colour.astype(image.dtype))}
     for task in tasks:
         if task.name in arrays:
@@ -195,7 +201,7 @@ class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # alb
         p: Probability of applying the transform.
     """
 
-    def __init__(self, tasks: Sequence[Map], p: float = 1.0) -> None:
+    def __init__(self, tasks: Sequence[MapTransform], p: float = 1.0) -> None:
         self.tasks = tuple(tasks)
         super().__init__(p)
 
@@ -205,7 +211,7 @@ class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # alb
         return {"image": self.apply} | {task.name: partial(self.apply_to_map, task=task) for task in self.tasks}
 
     @abstractmethod
-    def apply_to_map(self, array: np.ndarray, task: Map, **params: Any) -> np.ndarray:
+    def apply_to_map(self, array: np.ndarray, task: MapTransform, **params: Any) -> np.ndarray:
         """Transform one task's map as ``apply`` does the image."""
 
 
@@ -218,27 +224,27 @@ class RandomScaleCrop(JointTransform):
         size: Largest size ``(h, w)`` of the result; None for the image's size before scaling.
     """
 
-    def __init__(self, tasks: Sequence[Map], augment: AugmentConfig, size: tuple[int, int] | None) -> None:
+    def __init__(self, tasks: Sequence[MapTransform], augment: AugmentConfig, size: tuple[int, int] | None) -> None:
         super().__init__(tasks)
         self.augment = augment
         self.size = size
-        self.judges = [task.name for task in self.tasks if task.guides_crop]
+        self.crop_guides = [task.name for task in self.tasks if task.guides_crop]
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the factor and the crop: the ``scaled`` size, ``rows`` and ``columns`` of it to keep, ``known`` maps."""
         old = params["shape"][:2]
-        rng, choices = self.random_generator, self.augment.scale_choices
-        factor = choices[rng.integers(len(choices))] if choices else rng.uniform(*self.augment.scale)
+        rng, choices = self.random_generator, self.augment.scale_values
+        factor = choices[rng.integers(len(choices))] if choices else rng.uniform(*self.augment.scale_range)
         scaled = [max(int(length * factor), 1) for length in old]
         kept = np.minimum(scaled, self.size or old)
-        judge = next((name for name in self.judges if name in data), None)
-        for _ in range(self.augment.crop_tries):
+        judge = next((name for name in self.crop_guides if name in data), None)
+        for _ in range(self.augment.max_crop_attempts):
             offset = rng.integers(scaled - kept, endpoint=True)
             rows, columns = (slice(start, start + length) for start, length in zip(offset, kept, strict=True))
             crop = {"factor": factor, "scaled": scaled, "rows": rows, "columns": columns}
             if judge is None:
                 return {**crop, "known": {}}
-            judged = nearest(data[judge], **crop)
+            judged = resize_nearest(data[judge], **crop)
             if self.balanced(judged):
                 break
         return {**crop, "known": {judge: judged}}
@@ -246,7 +252,7 @@ class RandomScaleCrop(JointTransform):
     def balanced(self, labels: np.ndarray) -> bool:
         """Whether a crop ``h w`` of class indices has two classes or more and none of them dominates."""
         counts = cv2.calcHist([labels], [0], None, [IGNORE_INDEX + 1], [0, IGNORE_INDEX + 1])[:IGNORE_INDEX]
-        return bool((counts > 0).sum() > 1 and counts.max() < self.augment.max_class_share * counts.sum())
+        return bool((counts > 0).sum() > 1 and counts.max() < self.augment.cat_max_ratio * counts.sum())
 
     def apply(self, img: np.ndarray, scaled: list[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
         """Bilinear interpolation."""
@@ -255,21 +261,21 @@ class RandomScaleCrop(JointTransform):
         return img[rows, columns]
 
     def apply_to_map(
-        self, array: np.ndarray, task: Map, factor: float = 1.0, known: Arrays | None = None, **params: Any
+        self, array: np.ndarray, task: MapTransform, factor: float = 1.0, known: Arrays | None = None, **params: Any
     ) -> np.ndarray:
         """Nearest neighbour: no new labels, and missing pixels neither vanish nor spread."""
-        array = known[task.name] if known and task.name in known else nearest(array, **params)
+        array = known[task.name] if known and task.name in known else resize_nearest(array, **params)
         return array if factor == 1 else task.rescale_values(array, factor)
 
 
-class Flip(JointTransform):
+class HorizontalFlip(JointTransform):
     """Mirror left to right (protocol.md 3.2, step 3)."""
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         """Mirror the image."""
         return np.asarray(cv2.flip(img, 1))
 
-    def apply_to_map(self, array: np.ndarray, task: Map, **params: Any) -> np.ndarray:
+    def apply_to_map(self, array: np.ndarray, task: MapTransform, **params: Any) -> np.ndarray:
         """Mirror a map, its values included."""
         return task.flip(array)
 
@@ -323,21 +329,21 @@ class PhotoMetricDistortion(albumentations.ImageOnlyTransform):  # type: ignore[
             A new uint8 image ``h w 3``.
         """
         levels = np.arange(256)
-        before, after = truncated(levels + brightness), truncated(levels * contrast)
+        before, after = to_uint8(levels + brightness), to_uint8(levels * contrast)
         if contrast_first:
             before, after = after[before], levels.astype(np.uint8)
         if saturation == 1 and hue == 0:
-            return mapped(img, after[before])
-        hsv = cv2.cvtColor(mapped(img, before), cv2.COLOR_RGB2HSV)
-        tables = np.stack([(levels + hue) % 180, truncated(levels * saturation), levels], axis=-1)
-        return mapped(cv2.cvtColor(cv2.LUT(hsv, tables[None].astype(np.uint8)), cv2.COLOR_HSV2RGB), after)
+            return apply_lut(img, after[before])
+        hsv = cv2.cvtColor(apply_lut(img, before), cv2.COLOR_RGB2HSV)
+        tables = np.stack([(levels + hue) % 180, to_uint8(levels * saturation), levels], axis=-1)
+        return apply_lut(cv2.cvtColor(cv2.LUT(hsv, tables[None].astype(np.uint8)), cv2.COLOR_HSV2RGB), after)
 
 
-def mapped(img: np.ndarray, table: np.ndarray) -> np.ndarray:
+def apply_lut(img: np.ndarray, table: np.ndarray) -> np.ndarray:
     """A uint8 image, the image itself where nothing changes, with its grey levels looked up in a table of 256."""
     return img if (table == np.arange(256)).all() else np.asarray(cv2.LUT(img, table))
 
 
-def truncated(levels: np.ndarray) -> np.ndarray:
+def to_uint8(levels: np.ndarray) -> np.ndarray:
     """Grey levels as uint8: clipped to 0..255 and rounded towards zero."""
     return levels.clip(0, 255).astype(np.uint8)

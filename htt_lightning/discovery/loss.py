@@ -198,8 +198,8 @@ class TeacherEnsemble:
         Returns:
             One value per image, ``b``.
         """
-        valid, found = batch["valid"], batch.get("discovered", {})
-        unlabeled = batch.get("lacking") or unlabeled_indices(batch)
+        valid, found = batch["valid"], batch.get("pseudo_labels", {})
+        unlabeled = batch.get("unlabeled_indices") or unlabeled_indices(batch)
         rows = None if self.teachers and self.loss_weights.feature_labeled else unlabeled
         # The same for all images and drawn on the CPU: no synchronisation.
         one, other = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
@@ -289,7 +289,7 @@ class TeacherEnsemble:
             batch: Any batch; only its ``image`` and, if there, ``discovered`` are looked at.
         """
         taught, size = self._mean(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
-        found = dict(batch.get("discovered", {}))
+        found = dict(batch.get("pseudo_labels", {}))
         for task in self.tasks:
             labels = task.pseudo_label(taught[task.name], size) if task.name in taught else None
             if labels is not None:

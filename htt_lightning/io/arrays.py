@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ def read_npy(path: Path) -> np.ndarray:
     return np.asarray(array)
 
 
-def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
+def resize_nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
     """Part of a map enlarged by nearest neighbour.
 
     Pixel centres are matched exactly, as the bilinear image's are. OpenCV's usual nearest neighbour matches corners,
@@ -66,19 +66,23 @@ def nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slic
     return np.asarray(array[top : places[0][-1] + 1].take(places[1], 1).take(places[0] - top, 0))
 
 
-def resized(array: np.ndarray, size: tuple[int, int], smooth: bool) -> np.ndarray:
+def resize(
+    array: np.ndarray, size: tuple[int, int], interpolation: Literal["bilinear", "nearest"] = "bilinear"
+) -> np.ndarray:
     """An image or map at another size ``(h, w)``, pixel centres matched: bilinear if smooth, else nearest neighbour."""
     if array.shape[:2] == size:
         return array
-    return cv2.resize(array, size[::-1]) if smooth else nearest(array, size, slice(0, size[0]), slice(0, size[1]))
+    if interpolation == "bilinear":
+        return cv2.resize(array, size[::-1])
+    return resize_nearest(array, size, slice(0, size[0]), slice(0, size[1]))
 
 
-def lengths(vectors: np.ndarray) -> np.ndarray:
+def vector_norm(vectors: np.ndarray) -> np.ndarray:
     """Lengths ``h w`` of vectors ``h w 3``, in a fraction of the time that numpy's norm along a short axis takes."""
     return np.asarray(np.sqrt(cv2.transform(vectors * vectors, np.ones((1, 3)))))
 
 
-def normalised(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
+def normalize_(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Vectors ``h w 3`` by their lengths ``h w``, in place.
 
     In this form it is several times as quick as broadcasting along a short axis.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from htt_lightning.errors import HTTError
-from htt_lightning.io.arrays import lengths, normalised, resized
+from htt_lightning.io.arrays import normalize_, resize, vector_norm
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PALETTE = 3
@@ -27,14 +27,14 @@ END_OF_PNG, END_OF_JPEG = b"IEND\xaeB`\x82", b"\xff\xd9"
 TAIL = 1024
 """The mark that ends a picture lies within this many last bytes."""
 
-DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+HIGH_BIT_DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes of grey pictures with more than 8 bits."""
 
-GRAY = 2 / 255
+ZERO_VECTOR_NORM = 2 / 255
 """Vectors shorter than this are coded by the greys 127 and 128."""
 
 
-COMPONENTS = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1
+NORMAL_LUT = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1
 """Of a vector, by the colour that codes it."""
 
 
@@ -45,30 +45,30 @@ class ImageFormat(Enum):
     Pillow opens.
     """
 
-    PHOTOGRAPH = ("PNG RGB", "PNG L", "PNG P", "JPEG RGB", "JPEG L")
+    RGB = ("PNG RGB", "PNG L", "PNG P", "JPEG RGB", "JPEG L")
     INDEX = ("PNG L", "PNG P")
-    DIRECTIONS = ("PNG RGB",)
+    NORMALS = ("PNG RGB",)
     ANY = ()
 
 
-def size_of(path: Path, form: ImageFormat = ImageFormat.PHOTOGRAPH) -> tuple[int, int]:
+def size_of(path: Path, form: ImageFormat = ImageFormat.RGB) -> tuple[int, int]:
     """Size ``(h, w)`` of a picture, of which only both ends are read.
 
     Raises:
         HTTError: The file is missing, truncated, of another form, or no single picture.
     """
-    with opened(path, form, whole=False) as image:
+    with open_image(path, form, whole=False) as image:
         return image.height, image.width
 
 
-def read_rgb(path: Path, form: ImageFormat = ImageFormat.PHOTOGRAPH) -> np.ndarray:
+def read_rgb(path: Path, form: ImageFormat = ImageFormat.RGB) -> np.ndarray:
     """Colours of a picture, uint8 RGB ``h w 3``: grey ones and palettes are converted, transparency is dropped.
 
     Raises:
         HTTError: As ``size_of``, or the picture has more than 8 bits per colour.
     """
-    with opened(path, form) as image:
-        if image.mode in (*DEEP, "F"):
+    with open_image(path, form) as image:
+        if image.mode in (*HIGH_BIT_DEPTH_MODES, "F"):
             raise HTTError(f"{path} has more than 8 bits per pixel; save it with 8 bits per colour")
         if image.mode == "P":
             image = image.convert("RGBA")  # Pillow warns unless transparency is made explicit first
@@ -76,16 +76,16 @@ def read_rgb(path: Path, form: ImageFormat = ImageFormat.PHOTOGRAPH) -> np.ndarr
 
 
 def read_photograph(path: Path) -> np.ndarray:
-    """A photograph as a viewer shows it, uint8 RGB ``h w 3``; see ``photograph``.
+    """A photograph as a viewer shows it, uint8 RGB ``h w 3``; see ``to_rgb``.
 
     Raises:
-        HTTError: As ``size_of``, or as ``photograph``.
+        HTTError: As ``size_of``, or as ``to_rgb``.
     """
-    with opened(path, ImageFormat.ANY) as image:
-        return photograph(image, str(path))
+    with open_image(path, ImageFormat.ANY) as image:
+        return to_rgb(image, str(path))
 
 
-def photograph(image: Image.Image, name: str) -> np.ndarray:
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
     """Colours of a picture that Pillow has opened, upright where a camera has noted how it was held.
 
     Grey pictures, palettes and CMYK are converted; of 16-bit colours the upper half is kept.
@@ -104,7 +104,7 @@ def photograph(image: Image.Image, name: str) -> np.ndarray:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # cameras add previews to a photograph
         raise HTTError(f"{name} holds {frames} pictures (an animation, or pages); keep one")
-    if image.mode in (*DEEP, "F"):
+    if image.mode in (*HIGH_BIT_DEPTH_MODES, "F"):
         raise HTTError(f"{name} has more than 8 bits per pixel; save it with 8 bits per colour")
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         raise HTTError(f"{name} has transparent pixels; save it on a background, without transparency")
@@ -121,11 +121,11 @@ def read_gray(path: Path) -> np.ndarray:
     Raises:
         HTTError: The file is missing or damaged, no picture, or has colours or values that 16 bits do not hold.
     """
-    with opened(path, ImageFormat.ANY) as image:
-        if image.mode not in ("1", "L", "P", *DEEP):
+    with open_image(path, ImageFormat.ANY) as image:
+        if image.mode not in ("1", "L", "P", *HIGH_BIT_DEPTH_MODES):
             raise HTTError(f"{path} is {image.mode}; it must be grey, of at most 16 bits, or have a palette")
         values = np.array(image)
-    if image.mode not in DEEP:
+    if image.mode not in HIGH_BIT_DEPTH_MODES:
         return values.astype(np.uint8)
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise HTTError(f"{path} holds {values.min()} to {values.max()}; 16 bits hold 0 to 65535")
@@ -138,7 +138,7 @@ def read_index(path: Path) -> np.ndarray:
     Raises:
         HTTError: As ``size_of``.
     """
-    with opened(path, ImageFormat.INDEX) as image:
+    with open_image(path, ImageFormat.INDEX) as image:
         return np.array(image)
 
 
@@ -159,19 +159,19 @@ def read_normals(path: Path, size: tuple[int, int], absent: NDArray[np.bool_] | 
     Raises:
         HTTError: As ``size_of``.
     """
-    with opened(path, ImageFormat.DIRECTIONS) as image:
-        vectors: np.ndarray = cv2.LUT(np.asarray(image), COMPONENTS)
-    length = lengths(vectors)
-    missing = length < GRAY
+    with open_image(path, ImageFormat.NORMALS) as image:
+        vectors: np.ndarray = cv2.LUT(np.asarray(image), NORMAL_LUT)
+    length = vector_norm(vectors)
+    missing = length < ZERO_VECTOR_NORM
     if vectors.shape[:2] != size:
-        missing = resized(missing, size, smooth=False)
+        missing = resize(missing, size, "nearest")
         vectors = cv2.resize(vectors, size[::-1], interpolation=cv2.INTER_CUBIC)
-        length = lengths(vectors)
-        missing |= length < GRAY
+        length = vector_norm(vectors)
+        missing |= length < ZERO_VECTOR_NORM
     if absent is not None:
         missing |= absent
     np.copyto(length, np.nan, where=missing)
-    return normalised(vectors, length)
+    return normalize_(vectors, length)
 
 
 def refuse_changed_png(parts: memoryview) -> None:
@@ -193,7 +193,7 @@ def refuse_changed_png(parts: memoryview) -> None:
 
 
 @contextmanager
-def opened(path: Path, form: ImageFormat, whole: bool = True) -> Iterator[Image.Image]:
+def open_image(path: Path, form: ImageFormat, whole: bool = True) -> Iterator[Image.Image]:
     """A picture whose header and end have been looked at; what fails inside the block is blamed on the file.
 
     Args:

@@ -43,6 +43,6 @@ def look_at_mat(path: Path) -> None:
         raise HTTError(f"{path} is truncated or no MATLAB file of version 5 to 7.2; copy or unpack it again")
 
 
-def structs(value: Any) -> list[Any]:
+def as_struct_list(value: Any) -> list[Any]:
     """An array of structs as ``read_mat`` returns it; one alone comes without its array."""
     return [value] if isinstance(value, dict) else list(value)

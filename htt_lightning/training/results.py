@@ -28,7 +28,7 @@ ASIDE = (
 are put in other words."""
 SCORED = ("data", "tasks.", "trainer.limit_test_batches", "trainer.precision")
 """Settings of a test that its figures may depend on, by how they begin."""
-TAUGHT = ("data.labels", "data.batch_size", "data.augment", "data.discovered", "data.train_images")
+TAUGHT = ("data.labels", "data.batch_size", "data.augment", "data.pseudo_labels", "data.train_images")
 """Those among them that matter in training alone."""
 STEPS = "steps"
 """How long the network of a test was trained."""

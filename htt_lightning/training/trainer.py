@@ -26,7 +26,7 @@ from htt_lightning.commands.info import info
 from htt_lightning.commands.report import report
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datamodule import PartialLabelDataModule
-from htt_lightning.data.pseudo_labels import PseudoLabelStore, fingerprint_of
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, sha256_of
 from htt_lightning.data.samplers import PaddedEvalSampler
 from htt_lightning.errors import HTTError
 from htt_lightning.io.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -90,7 +90,7 @@ class HTTTrainer(L.Trainer):
         """Run a trained network over the training images and write the labels they lack, with their confidence.
 
         What is there already is kept, so an interrupted command goes on where it stopped; given labels are not touched.
-        Train on the result with ``data.discovered``.
+        Train on the result with ``data.pseudo_labels``.
 
         Args:
             model: The model; its weights come from the checkpoint.
@@ -112,7 +112,7 @@ class HTTTrainer(L.Trainer):
             if isinstance(callback, LabelDiscovery)
         ]
         thresholds = {task.name: task.confidence_threshold for task in next(iter(rules), model.tasks)}
-        made_by = {"name": Path(ckpt_path).name, "sha256": fingerprint_of(Path(ckpt_path)), "thresholds": thresholds}
+        made_by = {"name": Path(ckpt_path).name, "sha256": sha256_of(Path(ckpt_path)), "thresholds": thresholds}
         discoverer = _Discoverer(model, datamodule, PseudoLabelStore(Path(out)), made_by, overwrite)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # everything is there
@@ -157,17 +157,17 @@ class _Discoverer(L.LightningModule):
         self.model, self.datamodule, self.completed = model, datamodule, completed
         self.made_by, self.overwrite = made_by, overwrite
         self.absent: set[str] = set()
-        self.given = datamodule.labels_per_image("train", datamodule.source("train"))
+        self.given = datamodule.labels_per_image("train", datamodule.build_dataset("train"))
         able = [task for task in model.tasks if task.supports_pseudo_labels]
         self.lacking = {name: [t for t in able if t.name not in given] for name, given in self.given.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Where the labels come from, and which are given."""
         images = {
-            name: dict.fromkeys(given, "given") | {task.name: "discovered" for task in self.lacking[name]}
+            name: dict.fromkeys(given, "ground_truth") | {task.name: "pseudo_label" for task in self.lacking[name]}
             for name, given in self.given.items()
         }
-        return {"source": self.datamodule.identity(), "checkpoint": self.made_by, "images": images}
+        return {"dataset": self.datamodule.fingerprint(), "checkpoint": self.made_by, "images": images}
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The images that lack an archive; the first process looks, once all of them have met."""
@@ -232,7 +232,7 @@ def begin(completed: PseudoLabelStore, manifest: dict[str, Any], overwrite: bool
             raise HTTError(f"{folder} is not empty and no completed dataset; choose another --out.")
         stored = completed.manifest()
         # Archives hold every pixel with its confidence, so other thresholds change nothing in them.
-        differ = [key for key in ("source", "images") if stored[key] != manifest[key]]
+        differ = [key for key in ("dataset", "images") if stored[key] != manifest[key]]
         differ += ["checkpoint"] if stored["checkpoint"]["sha256"] != manifest["checkpoint"]["sha256"] else []
         if differ and not overwrite:
             raise HTTError(

@@ -82,13 +82,13 @@ def test_an_affinity_has_a_cell_for_every_pair_and_scale(scales):
 
 def test_labels_that_come_with_the_images_are_drawn_as_well(tmp_path):
     data = tiny_data(train_images=4)
-    source, completed = data.source("train"), PseudoLabelStore(tmp_path / "completed")
+    source, completed = data.build_dataset("train"), PseudoLabelStore(tmp_path / "completed")
     labels = data.labels_per_image("train", source)
     for k, name in enumerate(source.ids):
         lacking = [task for task in data.tasks if task.name not in labels[name]]
         certain = np.ones((32, 48), np.float32)
         completed.write(name, {task.name: (task, source.label(k, task.name), certain) for task in lacking})
-    data.completed = completed
+    data.pseudo_labels = completed
     data.prepare_data = lambda: None
     callbacks = [LabelDiscovery(stages=1), DiscoveryPanel()]
     tiny_trainer(tmp_path, callbacks=callbacks).fit(tiny_module(data), data)

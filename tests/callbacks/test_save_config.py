@@ -24,7 +24,7 @@ def test_a_checkpoint_carries_its_config_and_a_test_leaves_it_beside_its_figures
     trainer.save_checkpoint(path)
     noted = torch.load(path, weights_only=True)["training"]
     assert yaml.safe_load(noted["config"])["seed_everything"] == 7
-    assert noted["labels"] == data.mask.drawn
+    assert noted["labels"] == data.mask.provenance
     assert noted["labels"]["protocol"] == "full"
 
     again = tiny_trainer(tmp_path / "test", callbacks=[saving("--ckpt_path", path)])

@@ -43,7 +43,7 @@ def test_it_is_refused_in_a_config_among_the_words_as_well():
         ("discovery: {teacher: null}", "discovery.teacher"),
         ("data: {class_path: SyntheticDataModule, init_args: {train_images: null}}", "data.train_images"),
         ("data: {class_path: SyntheticDataModule, init_args: {labels: null}}", "data.labels"),
-        ("data: {class_path: SyntheticDataModule, init_args: {augment: {flip: null}}}", "augment.flip"),
+        ("data: {class_path: SyntheticDataModule, init_args: {augment: {hflip_prob: null}}}", "augment.hflip_prob"),
     ],
 )
 def test_null_is_refused_where_a_value_is_needed(text, key):

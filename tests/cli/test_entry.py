@@ -91,7 +91,10 @@ def test_another_augmentation_is_put_on_top_of_a_dataset_config(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", "cityscapes.yaml", "--config", "mtan.yaml", "--data.root", ".", "--print_config"])
     augment = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["augment"]
-    assert augment | {"scale_choices": [1, 1.2, 1.5], "crop_tries": 1, "flip": 0, "colour": 0} == augment
+    assert (
+        augment | {"scale_values": [1, 1.2, 1.5], "max_crop_attempts": 1, "hflip_prob": 0, "photometric_prob": 0}
+        == augment
+    )
 
 
 def test_the_published_recipe_is_what_nyud_config_says(capsys):
@@ -108,7 +111,7 @@ def test_the_published_recipe_is_what_nyud_config_says(capsys):
     assert config["data"]["init_args"]["batch_size"] == 6
     assert config["data"]["init_args"]["labels"] == "one-label"
     assert config["data"]["init_args"]["image_size"] is None
-    assert config["data"]["init_args"]["augment"]["scale"] == [0.5, 2.0]
+    assert config["data"]["init_args"]["augment"]["scale_range"] == [0.5, 2.0]
     discovery = config["discovery"]
     assert (discovery["stages"], discovery["student"], discovery["targets"]) == (2, "fresh", "hard")
     assert discovery["terms"] == {"prediction": 1, "feature_labeled": 1, "feature_unlabeled": 1}
@@ -161,7 +164,7 @@ def test_everything_a_study_varies_is_a_config_value():
         "--data.class_path", "SyntheticDataModule",
         "--data.tasks+", '{"class_path": "Depth", "init_args": {"num_bins": 9, "min_depth": 0.5}}',
         "--data.labels", "full",
-        "--data.augment", '{"scale": [1, 1], "flip": 0.5, "colour": 0}',
+        "--data.augment", '{"scale_range": [1, 1], "hflip_prob": 0.5, "photometric_prob": 0}',
         "--model.loss_weights.depth", "0.45",
         "--model.network", "multitask",
         "--model.lr", "3e-4",
@@ -192,7 +195,7 @@ def test_two_stages_then_discover_then_train_on_what_was_discovered(capsys):
     assert "completed/manifest.json" in capsys.readouterr().out
     htt(
         "fit",
-        *("--config", "synthetic.yaml", "--data.discovered", "completed"),
+        *("--config", "synthetic.yaml", "--data.pseudo_labels", "completed"),
         over=once | {"--data.labels": "one-label"},
     )
     rows = (run_directory() / "metrics.csv").read_text()
@@ -232,7 +235,7 @@ def test_a_checkpoint_that_overrides_the_command_line_says_so():
         (["--model.pretrained", "missing.pth"], "missing.pth"),
         (["--ckpt_path", "missing.ckpt"], "missing.ckpt"),
         (["--model.loss_weights", "{dpeth: 1}"], "loss_weights names 'dpeth'"),
-        (["--data.augment.flip", "1.5"], "augment.flip"),
+        (["--data.augment.hflip_prob", "1.5"], "augment.hflip_prob"),
     ],
 )
 def test_bad_input_ends_with_one_message(arguments, message, capsys):

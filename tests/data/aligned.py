@@ -8,8 +8,8 @@ from htt_lightning.data.transforms import AugmentConfig, TrainTransform
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 
 TASKS = (SemSeg(classes=("wall", "floor", "bed")), Depth(), Normals(), Edges())
-STILL = AugmentConfig(scale=(1, 1), flip=0, colour=0)
-GEOMETRY = AugmentConfig(colour=0)
+STILL = AugmentConfig(scale_range=(1, 1), hflip_prob=0, photometric_prob=0)
+GEOMETRY = AugmentConfig(photometric_prob=0)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=30, deadline=None)

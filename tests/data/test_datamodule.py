@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.data import NYUDDataModule
-from htt_lightning.data.choosing import scored, select_tasks
+from htt_lightning.data.choosing import limit_val_labels, select_tasks
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.masks.published import PUBLISHED
 from htt_lightning.errors import HTTError
@@ -47,7 +47,7 @@ def test_one_label_is_the_default_and_validation_is_fully_labelled(tree):
 
 
 def test_the_mask_does_not_depend_on_the_tasks_a_run_lists(tree):
-    everything = nyud(tree).labels_per_image("train", nyud(tree).source("train"))
+    everything = nyud(tree).labels_per_image("train", nyud(tree).build_dataset("train"))
     for task in ("semseg", "depth", "normals"):
         single = nyud(tree, tasks=task)
         assert single.train.ids == [name for name, given in everything.items() if task in given]
@@ -72,7 +72,7 @@ def test_published_and_own_mask_files_are_read(tree, tmp_path, caplog):
     kept = np.eye(3, dtype=np.float32)[np.arange(9) % 3]
     torch.save({"labels_weights": torch.from_numpy(kept)}, tmp_path / "onelabel.pth")
     data = nyud(tree, labels=str(tmp_path / "onelabel.pth"))
-    assert data.labels_per_image("train", data.source("train"))["4"] == ("depth",)
+    assert data.labels_per_image("train", data.build_dataset("train"))["4"] == ("depth",)
     assert "no published label mask" in caplog.text
     data.mask.save(tmp_path / "mine.json")
     assert nyud(tree, labels=str(tmp_path / "mine.json")).mask.fingerprint == data.mask.fingerprint
@@ -180,7 +180,7 @@ def test_broken_files_are_found_before_training(tree, tmp_path):
 def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
     write_nyud_tree(tmp_path, train=6, val=2, size=(24, 32))
     data = NYUDDataModule(root=str(tmp_path), num_workers=0, batch_size=2, seed=0)
-    for name, kept in data.labels_per_image("train", data.source("train")).items():
+    for name, kept in data.labels_per_image("train", data.build_dataset("train")).items():
         if "depth" not in kept:
             (tmp_path / "train" / "depth" / f"{name}.npy").write_bytes(b"")
     data.prepare_data()
@@ -191,10 +191,10 @@ def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
 def test_training_targets_are_the_labels_that_are_kept():
     data = tiny_data()
     data.setup("fit")
-    kept = [name for name, own in data.labels_per_image("train", data.train.source).items() if "depth" in own]
+    kept = [name for name, own in data.labels_per_image("train", data.train.dataset).items() if "depth" in own]
     targets = list(data.training_targets(data.tasks[-1]))
     assert len(targets) == len(kept)
-    truth = data.train.source.label(int(kept[0]), "depth")
+    truth = data.train.dataset.label(int(kept[0]), "depth")
     np.testing.assert_array_equal(targets[0][0], truth)
 
 
@@ -233,7 +233,7 @@ def test_some_validation_images_are_scored_while_fitting_and_all_in_test(tree):
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 def test_the_scored_images_are_spread_evenly_over_those_with_a_label(images, limit, draw):
     labels = {str(k): ("depth",) * draw.draw(st.booleans()) + ("semseg",) for k in range(images)}
-    kept = scored(labels, [SemSeg(classes=("a", "b")), Depth(max_val_images=limit)])
+    kept = limit_val_labels(labels, [SemSeg(classes=("a", "b")), Depth(max_val_images=limit)])
     owners = [name for name in labels if "depth" in labels[name]]
     chosen = [name for name in labels if "depth" in kept[name]]
     assert list(kept) == list(labels)

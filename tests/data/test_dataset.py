@@ -5,7 +5,7 @@ import torch
 from htt_lightning.data import DenseDataset, PartialLabelDataset
 from htt_lightning.data.batch import SampleIndex, collate
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
-from htt_lightning.io.arrays import resized
+from htt_lightning.io.arrays import resize
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 
 TASKS = [SemSeg(classes=("a", "b", "c")), Depth(), Normals(), Edges()]
@@ -40,7 +40,7 @@ def dataset(transform=None, size=None, seed=0):
 def test_hidden_labels_are_never_read():
     data = dataset()
     samples = [data[0], data[1]]
-    assert data.source.read == [("7", "semseg"), ("7", "depth"), ("12", "normals")]
+    assert data.dataset.read == [("7", "semseg"), ("7", "depth"), ("12", "normals")]
     assert [s["id"] for s in samples] == ["7", "12"]
 
 
@@ -68,10 +68,10 @@ def test_a_batch_has_the_shapes_and_types_of_the_contract():
 
 def test_a_repeat_counts_as_unlabelled():
     data = dataset()
-    sample = data[SampleIndex(0, repeat=True)]
+    sample = data[SampleIndex(0, is_padding=True)]
     assert not any(sample["labeled"].values())
     assert sample["depth"].isnan().all()
-    assert data.source.read == []
+    assert data.dataset.read == []
 
 
 def test_augmentation_depends_on_seed_epoch_and_id_alone():
@@ -108,7 +108,7 @@ def test_resizing_on_reading_keeps_label_values():
 @pytest.mark.parametrize("size", [(4, 10), (20, 6), (33, 70)])
 def test_resizing_on_reading_matches_the_centres_of_image_and_maps(size):
     columns = np.tile(np.arange(30, dtype=np.float32), (20, 1))
-    smooth, sharp = resized(np.dstack([columns] * 3), size, True)[..., 0], resized(columns, size, False)
+    smooth, sharp = resize(np.dstack([columns] * 3), size)[..., 0], resize(columns, size, "nearest")
     assert smooth.shape == sharp.shape == size
     assert np.abs(smooth - sharp).max() <= 0.5
     assert abs((smooth - sharp).mean()) < 0.1  # matching corners instead would shift by half a pixel and more

@@ -17,7 +17,7 @@ from htt_lightning import (
     PASCALContextDataModule,
 )
 from htt_lightning.commands.check.command import inspect
-from htt_lightning.data.dataset import overlap
+from htt_lightning.data.dataset import find_train_val_overlap
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from tests.data.datasets.folder_tree import MAPS
 from tests.data.datasets.folder_tree import write_tree as write_folder
@@ -55,7 +55,7 @@ MODULES = {
 
 
 def sources(data):
-    return data.source("train"), data.source("val")
+    return data.build_dataset("train"), data.build_dataset("val")
 
 
 def warned(data, caplog, text):
@@ -72,9 +72,9 @@ def test_the_images_of_both_splits_are_others(name, trees):
     train, val = sources(MODULES[name](trees))
     pixels = [{source.image(index).tobytes() for index in range(len(source.ids))} for source in (train, val)]
     assert not pixels[0] & pixels[1]
-    assert overlap(train, val) == ""
+    assert find_train_val_overlap(train, val) == ""
     if name != "synthetic":
-        files = [{os.path.realpath(source.image_file(k)) for k in range(len(source.ids))} for source in (train, val)]
+        files = [{os.path.realpath(source.image_path(k)) for k in range(len(source.ids))} for source in (train, val)]
         assert [len(group) for group in files] == [len(train.ids), len(val.ids)]
         assert not files[0] & files[1]
 
@@ -86,7 +86,7 @@ def test_one_pattern_for_both_splits_is_told(trees, caplog):
 
 def test_a_copy_below_the_other_split_is_told_and_another_image_of_its_name_is_not(trees, tmp_path, caplog):
     shutil.copytree(trees / "NYUDv2", tmp_path / "NYUDv2")
-    assert not overlap(*sources(NYUDDataModule(str(tmp_path))))
+    assert not find_train_val_overlap(*sources(NYUDDataModule(str(tmp_path))))
     shutil.copy(tmp_path / "NYUDv2" / "train" / "image" / "1.npy", tmp_path / "NYUDv2" / "val" / "image" / "1.npy")
     data = NYUDDataModule(str(tmp_path), num_workers=0, batch_size=2, seed=0)
     assert warned(data, caplog, "1 of 4 training images are in the validation split as well, such as '1'")
@@ -113,4 +113,4 @@ def test_what_one_dataset_of_a_mixture_trains_on_and_another_validates_on_is_tol
                    maps=[replace(files, train=files.val, val=files.train) for files in MAPS])  # fmt: skip
     data = MixedDataModule([mine(trees), swapped], (32, 48), num_workers=0, batch_size=2, seed=0)
     assert warned(data, caplog, "12 of 12 training images are in the validation split as well, such as '0/1'")
-    assert np.unique([name[0] for name in data.source("train").ids]).tolist() == ["0", "1"]
+    assert np.unique([name[0] for name in data.build_dataset("train").ids]).tolist() == ["0", "1"]

@@ -10,7 +10,7 @@ from tests.data.aligned import TASKS, assert_same, scene, train
 
 def test_colours_change_only_the_image():
     before = scene()
-    after, _ = train(before, AugmentConfig(scale=(1, 1), flip=0, colour=1))
+    after, _ = train(before, AugmentConfig(scale_range=(1, 1), hflip_prob=0, photometric_prob=1))
     assert not np.array_equal(after.pop("image"), before.pop("image"))
     assert_same(after, before)
 
@@ -40,7 +40,10 @@ def test_global_random_states_are_neither_read_nor_changed():
 
 def test_what_is_passed_in_stays_as_it_was():
     before = scene()
-    for transform in (lambda a: train(a, AugmentConfig(flip=1, colour=1)), EvalTransform(TASKS, (99, 99))):
+    for transform in (
+        lambda a: train(a, AugmentConfig(hflip_prob=1, photometric_prob=1)),
+        EvalTransform(TASKS, (99, 99)),
+    ):
         transform(before)
         assert_same(before, scene())
 

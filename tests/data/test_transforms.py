@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.errors import HTTError
-from htt_lightning.io.arrays import nearest
+from htt_lightning.io.arrays import resize_nearest
 from htt_lightning.tasks import HumanParts, SemSeg
 from tests.data.aligned import GEOMETRY, STILL, TASKS, assert_same, few, scene, seeds, sizes, train
 
@@ -15,7 +15,7 @@ from tests.data.aligned import GEOMETRY, STILL, TASKS, assert_same, few, scene, 
 @given(sizes, seeds)
 def test_flipping_twice_changes_nothing(size, seed):
     arrays = scene(*size, seed)
-    flip = AugmentConfig(scale=(1, 1), flip=1, colour=0)
+    flip = AugmentConfig(scale_range=(1, 1), hflip_prob=1, photometric_prob=0)
     once, _ = train(arrays, flip)
     twice, valid = train(once, flip)
     assert_same(twice, arrays)
@@ -24,7 +24,7 @@ def test_flipping_twice_changes_nothing(size, seed):
 
 def test_a_flip_mirrors_everything_and_turns_x_of_the_normals_round():
     arrays = scene(holes=0)
-    flipped, _ = train(arrays, AugmentConfig(scale=(1, 1), flip=1, colour=0))
+    flipped, _ = train(arrays, AugmentConfig(scale_range=(1, 1), hflip_prob=1, photometric_prob=0))
     for key in ("image", "semseg", "edges", "depth"):
         np.testing.assert_array_equal(flipped[key], arrays[key][:, ::-1])
     np.testing.assert_array_equal(flipped["normals"], arrays["normals"][:, ::-1] * [-1, 1, 1])
@@ -45,20 +45,20 @@ def test_image_and_maps_stay_aligned_through_the_whole_chain(size, crop, seed):
 
 @pytest.mark.parametrize("factor", [0.5, 0.77, 1.0, 1.4, 2.0])
 def test_metric_depth_is_divided_by_the_factor_of_scaling(factor):
-    arrays, valid = train(scene(holes=0), AugmentConfig(scale=(factor, factor), colour=0), seed=3)
+    arrays, valid = train(scene(holes=0), AugmentConfig(scale_range=(factor, factor), photometric_prob=0), seed=3)
     expected = (1 + arrays["semseg"][valid].astype(float)) / factor
     np.testing.assert_allclose(arrays["depth"][valid], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("factor", "inner"), [(0.5, (18, 23)), (0.75, (27, 35)), (0.999, (35, 46))])
 def test_the_scaled_size_is_truncated(factor, inner):
-    _, valid = train(scene(36, 47), AugmentConfig(scale=(factor, factor), colour=0))
+    _, valid = train(scene(36, 47), AugmentConfig(scale_range=(factor, factor), photometric_prob=0))
     assert (valid.any(1).sum(), valid.any(0).sum()) == inner
 
 
 def test_factors_are_spread_evenly_over_their_range():
     arrays = {"image": scene(100, 10)["image"]}
-    transform = TrainTransform((), AugmentConfig(colour=0), (200, 10))
+    transform = TrainTransform((), AugmentConfig(photometric_prob=0), (200, 10))
     rng = np.random.default_rng(0)
     heights = np.array([transform(arrays, rng)[1].any(1).sum() for _ in range(600)])
     counts, _ = np.histogram(heights, bins=6, range=(50, 200))
@@ -68,7 +68,7 @@ def test_factors_are_spread_evenly_over_their_range():
 
 
 def test_factors_are_chosen_from_those_given_each_as_often():
-    transform = TrainTransform(TASKS, AugmentConfig(scale_choices=(1, 1.2, 1.5), flip=0, colour=0), None)
+    transform = TrainTransform(TASKS, AugmentConfig(scale_values=(1, 1.2, 1.5), hflip_prob=0, photometric_prob=0), None)
     depth = np.ones((12, 16), np.float32)
     arrays = {"image": np.zeros((12, 16, 3), np.uint8), "depth": depth}
     factors = [1 / transform(arrays, np.random.default_rng(seed))[0]["depth"][0, 0] for seed in range(600)]
@@ -87,7 +87,9 @@ def test_a_scaled_plane_keeps_its_normal_and_divides_its_depth(factor, seed):
         "depth": depth.astype(np.float32),
         "normals": np.broadcast_to(normal, (height, width, 3)).copy(),
     }
-    scaled, valid = train(plane, AugmentConfig(scale=(factor, factor), flip=0, colour=0), seed=seed)
+    scaled, valid = train(
+        plane, AugmentConfig(scale_range=(factor, factor), hflip_prob=0, photometric_prob=0), seed=seed
+    )
     assert valid.all()
     np.testing.assert_array_equal(scaled["normals"], plane["normals"])
     slope = np.diff(scaled["depth"], axis=1)
@@ -103,13 +105,15 @@ def test_vectors_are_enlarged_as_their_components_are(scaled):
     vectors = np.random.default_rng(0).normal(size=(17, 23, 3)).astype(np.float32)
     vectors[3:9, 4:8] = np.nan
     kept = {"scaled": scaled, "rows": slice(1, scaled[0] - 1), "columns": slice(2, scaled[1])}
-    apart = np.stack([nearest(component, **kept) for component in np.moveaxis(vectors, -1, 0)], axis=-1)
-    np.testing.assert_array_equal(nearest(vectors, **kept), apart)
+    apart = np.stack([resize_nearest(component, **kept) for component in np.moveaxis(vectors, -1, 0)], axis=-1)
+    np.testing.assert_array_equal(resize_nearest(vectors, **kept), apart)
 
 
 def test_scaling_the_image_is_bilinear():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    scaled, _ = train({"image": image}, AugmentConfig(scale=(1.5, 1.5), flip=0, colour=0), (30, 45))
+    scaled, _ = train(
+        {"image": image}, AugmentConfig(scale_range=(1.5, 1.5), hflip_prob=0, photometric_prob=0), (30, 45)
+    )
     np.testing.assert_array_equal(scaled["image"], cv2.resize(image, (45, 30)))
 
 
@@ -153,7 +157,7 @@ def test_training_images_all_have_the_size_of_the_crop(size, crop, own, seed):
 
 @pytest.mark.parametrize("factor", [0.6, 1.9])
 def test_without_any_size_images_keep_their_own(factor):
-    arrays, valid = train(scene(17, 31), AugmentConfig(scale=(factor, factor)))
+    arrays, valid = train(scene(17, 31), AugmentConfig(scale_range=(factor, factor)))
     assert arrays["image"].shape[:2] == arrays["normals"].shape[:2] == valid.shape == (17, 31)
 
 
@@ -234,7 +238,7 @@ def shares(semseg):
 
 
 def test_crops_are_drawn_again_until_no_class_dominates():
-    often = AugmentConfig(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
+    often = AugmentConfig(scale_range=(1, 1), photometric_prob=0, crop=(20, 30), max_crop_attempts=500)
     for seed in range(20):
         share = shares(train(lopsided(), often, seed=seed)[0]["semseg"])
         assert len(share) > 1
@@ -243,7 +247,7 @@ def test_crops_are_drawn_again_until_no_class_dominates():
 
 def test_the_classes_that_an_image_is_labelled_for_choose_its_crop():
     rooms, objects = SemSeg(classes=("a", "b", "c")), SemSeg(name="objects", classes=("a", "b", "c"))
-    often = AugmentConfig(scale=(1, 1), colour=0, crop=(20, 30), crop_tries=500)
+    often = AugmentConfig(scale_range=(1, 1), photometric_prob=0, crop=(20, 30), max_crop_attempts=500)
     arrays = lopsided()
     arrays["objects"] = arrays.pop("semseg")
     for seed in range(5):
@@ -262,8 +266,8 @@ def test_hidden_semantic_labels_do_not_choose_the_crop():
     hidden = {key: arrays[key] for key in ("image", "depth")}
     steered = 0
     for seed in range(20):
-        once = AugmentConfig(scale=(1, 1), flip=0, colour=0, crop=(20, 30), crop_tries=1)
-        many = AugmentConfig(scale=(1, 1), flip=0, colour=0, crop=(20, 30))
+        once = AugmentConfig(scale_range=(1, 1), hflip_prob=0, photometric_prob=0, crop=(20, 30), max_crop_attempts=1)
+        many = AugmentConfig(scale_range=(1, 1), hflip_prob=0, photometric_prob=0, crop=(20, 30))
         first, _ = train(arrays, once, seed=seed)
         np.testing.assert_array_equal(train(hidden, many, seed=seed)[0]["depth"], first["depth"])
         steered += not np.array_equal(train(arrays, many, seed=seed)[0]["depth"], first["depth"])
@@ -271,7 +275,7 @@ def test_hidden_semantic_labels_do_not_choose_the_crop():
 
 
 def test_offsets_reach_both_ends_of_the_image():
-    augment = AugmentConfig(scale=(1, 1), flip=0, colour=0, crop=(36, 46))
+    augment = AugmentConfig(scale_range=(1, 1), hflip_prob=0, photometric_prob=0, crop=(36, 46))
     firsts = {int(train(scene(), augment, seed=seed)[0]["image"][0, 0, 0]) // 5 for seed in range(40)}
     assert firsts == {0, 1, 2}
 
@@ -289,18 +293,18 @@ def test_a_crop_without_people_has_no_human_parts():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"scale": (0, 1)},
-        {"scale": (2, 1)},
-        {"scale_choices": (1, 0)},
-        {"scale": (1, float("inf"))},
-        {"scale": (float("nan"), 1)},
+        {"scale_range": (0, 1)},
+        {"scale_range": (2, 1)},
+        {"scale_values": (1, 0)},
+        {"scale_range": (1, float("inf"))},
+        {"scale_range": (float("nan"), 1)},
         {"crop": (0, 5)},
-        {"crop_tries": 0},
-        {"max_class_share": 0},
-        {"flip": 1.1},
-        {"colour": -0.1},
-        {"scale": None},
-        {"flip": None},
+        {"max_crop_attempts": 0},
+        {"cat_max_ratio": 0},
+        {"hflip_prob": 1.1},
+        {"photometric_prob": -0.1},
+        {"scale_range": None},
+        {"hflip_prob": None},
     ],
 )
 def test_augmentation_out_of_range_is_refused_by_name(wrong):

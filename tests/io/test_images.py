@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
 INDICES = RNG.integers(0, 21, (6, 9), np.uint8)
 READERS = {"rgb": read_rgb, "index": read_index, "directions": lambda path: read_normals(path, (6, 9))}
-FORMS = {"rgb": ImageFormat.PHOTOGRAPH, "index": ImageFormat.INDEX, "directions": ImageFormat.DIRECTIONS}
+FORMS = {"rgb": ImageFormat.RGB, "index": ImageFormat.INDEX, "directions": ImageFormat.NORMALS}
 
 
 def saved(path, image, **options):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from htt_lightning.data.input_size import LIMIT, InputResizer
+from htt_lightning.data.input_size import MAX_PIXELS, InputResizer
 from htt_lightning.errors import HTTError
 from htt_lightning.models.sliding_window import predict_at_original_size, window_starts
 from htt_lightning.output import ImageView, TaskOutput
@@ -123,7 +123,7 @@ def test_enlarging_matches_pixel_centres():
 
 
 def test_padding_is_cut_off_again():
-    policy = InputResizer(least=(64, 64))
+    policy = InputResizer(min_size=(64, 64))
     pixels = np.random.default_rng(0).integers(0, 255, (30, 80, 3), dtype=np.uint8)
     seen, view = policy(pixels, "it")
     assert (seen.shape, view) == ((64, 80, 3), ImageView((30, 80), (30, 80), (17, 0)))
@@ -136,18 +136,19 @@ def test_padding_is_cut_off_again():
 
 
 def test_what_the_checkpoint_says_gives_way_to_what_is_asked_for():
-    stored = {"image_size": [32, 48], "least": None}
+    stored = {"image_size": [32, 48], "min_size": None}
     assert InputResizer.of(stored) == InputResizer((32, 48))
-    assert InputResizer.of(stored, "own", 64) == InputResizer(tile=64)
+    assert InputResizer.of(stored, "original", 64) == InputResizer(tile_size=64)
     assert InputResizer.of(stored, (20, 30)) == InputResizer((20, 30))
-    assert InputResizer.of({"image_size": None, "least": [64, 64]}) == InputResizer(least=(64, 64))
+    assert InputResizer.of({"image_size": None, "min_size": [64, 64]}) == InputResizer(min_size=(64, 64))
     assert InputResizer.of(None) == InputResizer()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"tile": 100}, "multiple of 32"), ({"tile": 32}, "at least 64"), ({"size": "big"}, "size is 'big'"),
-     ({"size": (0, 5)}, "height and a width")],
+    [({"tile_size": 100}, "multiple of 32"), ({"tile_size": 32}, "at least 64"),
+     ({"input_size": "big"}, "size is 'big'"),
+     ({"input_size": (0, 5)}, "height and a width")],
 )  # fmt: skip
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(HTTError, match=message):
@@ -155,6 +156,6 @@ def test_bad_settings_are_refused(arguments, message):
 
 
 def test_an_image_too_large_to_be_seen_at_once_asks_for_a_window():
-    large = np.broadcast_to(np.zeros(3, np.uint8), (LIMIT // 1000 + 1, 1000, 3))
+    large = np.broadcast_to(np.zeros(3, np.uint8), (MAX_PIXELS // 1000 + 1, 1000, 3))
     with pytest.raises(HTTError, match=r"big\.png has 1000x33555 pixels.*tile"):
         InputResizer()(large, "big.png")

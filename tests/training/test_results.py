@@ -15,8 +15,16 @@ MASK = {"format": 1, "protocol": "one-label", "seed": 3, "origin": None, "tasks"
 
 
 def test_options_have_the_names_of_the_command_line():
-    config = {"data": {"class_path": "a.B", "init_args": {"augment": {"flip": 0.5}, "tasks": ["semseg"]}}, "seed": 1}
-    assert flat(config) == {"data.class_path": "a.B", "data.augment.flip": 0.5, "data.tasks": ["semseg"], "seed": 1}
+    config = {
+        "data": {"class_path": "a.B", "init_args": {"augment": {"hflip_prob": 0.5}, "tasks": ["semseg"]}},
+        "seed": 1,
+    }
+    assert flat(config) == {
+        "data.class_path": "a.B",
+        "data.augment.hflip_prob": 0.5,
+        "data.tasks": ["semseg"],
+        "seed": 1,
+    }
 
 
 def test_settings_are_what_may_change_a_figure():

@@ -61,13 +61,13 @@ def test_every_missing_map_is_written_and_no_given_one(tmp_path, checkpoint):
     data = tiny_data(**FEW)
     completed = discover(tmp_path / "out", checkpoint, data)
     manifest = completed.manifest()
-    labels = data.labels_per_image("train", data.source("train"))
+    labels = data.labels_per_image("train", data.build_dataset("train"))
     assert manifest["images"].keys() == labels.keys()
     assert manifest["checkpoint"]["name"] == "run.ckpt"
     assert manifest["checkpoint"]["thresholds"]["edges"] == 0.99
     kinds = {"semseg": np.uint8, "normals": np.int8, "depth": np.float16, "edges": np.uint8, "saliency": np.uint8}
     for name, given in labels.items():
-        assert {task for task, what in manifest["images"][name].items() if what == "given"} == set(given)
+        assert {task for task, what in manifest["images"][name].items() if what == "ground_truth"} == set(given)
         with np.load(completed.path(name)) as archive:
             tasks = {task.name for task in data.tasks} - set(given)
             assert set(archive.files) == tasks | {f"{task}.confidence" for task in tasks}
@@ -82,13 +82,13 @@ def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
     completed = discover(tmp_path / "out", checkpoint, data)
     module = HTTModule.load_from_checkpoint(checkpoint).eval()
     images = data.train_images_for_eval()
-    sample, lacking = images[0], images.lacking(0)
+    sample, lacking = images[0], images.missing_tasks(0)
     with torch.no_grad():
         outputs = module(sample["image"][None])
     stored = completed.read(images.ids[0], lacking)
     for task in lacking:
         found = task.pseudo_label(outputs[task.name], (32, 48))
-        label, confidence = stored[f"{task.name}.discovered"], stored[f"{task.name}.confidence"]
+        label, confidence = stored[f"{task.name}.pseudo_label"], stored[f"{task.name}.confidence"]
         np.testing.assert_allclose(confidence, found.confidence[0], atol=0.6 / 255)
         theirs = found.label[0].numpy()
         theirs = theirs.transpose(1, 2, 0).squeeze() if task.field_channels else theirs
@@ -151,11 +151,11 @@ def test_training_on_a_completed_dataset_needs_no_teacher_and_no_hidden_label(tm
         trainer.fit(module, source)
         return weights(module), trainer.callback_metrics
 
-    taught, metrics = trained(1, discovered=out)
+    taught, metrics = trained(1, pseudo_labels=out)
     assert 0 < metrics["train/depth/pseudo_label_confidence"] <= 1
     plain, _ = trained(1)
     assert any(not torch.equal(taught[key], value) for key, value in plain.items())
-    workers, _ = trained(1, discovered=out, num_workers=2)
+    workers, _ = trained(1, pseudo_labels=out, num_workers=2)
     assert_same(taught, workers)
 
 
@@ -163,18 +163,19 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
     """The networks' own maps are put where given labels are: after augmentation the two still agree."""
     data = tiny_data(**(FEW | {"labels": "full"}))
     completed = PseudoLabelStore(tmp_path / "truth")
-    source = data.source("train")
+    source = data.build_dataset("train")
     hidden = tiny_data(**FEW)
-    labels = hidden.labels_per_image("train", hidden.source("train"))
+    labels = hidden.labels_per_image("train", hidden.build_dataset("train"))
     for k, name in enumerate(source.ids):
         lacking = [task for task in data.tasks if task.name not in labels[name]]
         certain = np.ones((32, 48), np.float32)
         completed.write(name, {task.name: (task, source.label(k, task.name), certain) for task in lacking})
     images = {
-        name: {t.name: "given" if t.name in labels[name] else "discovered" for t in data.tasks} for name in source.ids
+        name: {t.name: "ground_truth" if t.name in labels[name] else "pseudo_label" for t in data.tasks}
+        for name in source.ids
     }
-    completed.write_manifest({"source": data.identity(), "checkpoint": {}, "images": images})
-    hidden = tiny_data(**FEW, discovered=str(completed.folder))
+    completed.write_manifest({"dataset": data.fingerprint(), "checkpoint": {}, "images": images})
+    hidden = tiny_data(**FEW, pseudo_labels=str(completed.folder))
     hidden.setup("fit")
     data.setup("fit")
     seen = 0
@@ -184,7 +185,7 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
             continue  # crops are chosen by the given labels, so some differ
         seen += 1
         for task in data.tasks:
-            label, confidence = sample["discovered"][task.name]
+            label, confidence = sample["pseudo_labels"][task.name]
             if sample["labeled"][task.name]:
                 assert (confidence == 0).all()
                 continue
@@ -209,7 +210,7 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
 def test_a_broken_completed_dataset_is_refused_before_training(damage, message, tmp_path, checkpoint):
     folder = discover(tmp_path / "out", checkpoint).folder
     damage(folder)
-    data = tiny_data(**FEW, discovered=str(folder))
+    data = tiny_data(**FEW, pseudo_labels=str(folder))
     with pytest.raises(HTTError, match=message):
         tiny_trainer(tmp_path).fit(tiny_module(data), data)
 
@@ -246,7 +247,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(tmp_path, chec
     ids=["other scenes", "other labels", "other bins"],
 )
 def test_a_completed_dataset_of_other_images_labels_or_tasks_is_refused(other, message, tmp_path, checkpoint):
-    data = tiny_data(**(FEW | {"discovered": str(discover(tmp_path / "out", checkpoint).folder)} | other))
+    data = tiny_data(**(FEW | {"pseudo_labels": str(discover(tmp_path / "out", checkpoint).folder)} | other))
     with pytest.raises(HTTError, match=message):
         tiny_trainer(tmp_path).fit(tiny_module(data), data)
 
@@ -262,8 +263,8 @@ def test_a_task_that_discovers_nothing_is_left_out(tmp_path):
     assert "train/height/pseudo_label_coverage" not in trainer.callback_metrics
     completed = discover(tmp_path / "out", str(tmp_path / "kept" / "run.ckpt"), data)
     images = completed.manifest()["images"].values()
-    assert {what.get("height") for what in images} == {"given", None}
-    data.completed = completed
+    assert {what.get("height") for what in images} == {"ground_truth", None}
+    data.pseudo_labels = completed
     tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)]).fit(tiny_module(data), data)
 
 

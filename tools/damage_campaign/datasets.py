@@ -101,7 +101,7 @@ def _pascal(root: Path) -> Values:
 
 def _folder(root: Path) -> Values:
     data = folder_tree.folder(root, image_size=(32, 48))
-    return everything(data.source("train"), TASKS)
+    return everything(data.build_dataset("train"), TASKS)
 
 
 def _make_folder(root: Path) -> None:
@@ -114,7 +114,9 @@ def _make_table(root: Path) -> None:
 
 
 def _table(root: Path) -> Values:
-    return everything(folder_tree.folder(root, train="train.csv", maps=folder_tree.COLUMNS).source("train"), TASKS)
+    return everything(
+        folder_tree.folder(root, train="train.csv", maps=folder_tree.COLUMNS).build_dataset("train"), TASKS
+    )
 
 
 def _make_jpegs(root: Path) -> None:
@@ -122,7 +124,9 @@ def _make_jpegs(root: Path) -> None:
 
 
 def _jpegs(root: Path) -> Values:
-    return everything(folder_tree.folder(root, train="train/images/*.jpg", val="val/images/*.jpg").source("train"), ())
+    return everything(
+        folder_tree.folder(root, train="train/images/*.jpg", val="val/images/*.jpg").build_dataset("train"), ()
+    )
 
 
 CELLS = [

@@ -49,24 +49,24 @@ def make_completed(root: Path) -> None:
     """A dataset and the labels that it lacks."""
     test_nyud.write_tree(root / "NYUDv2")
     data, completed, rng = data_of(root), PseudoLabelStore(root / "completed"), np.random.default_rng(0)
-    labels = data.labels_per_image("train", data.source("train"))
+    labels = data.labels_per_image("train", data.build_dataset("train"))
     images = {}
     for name, given in labels.items():
         lacking = [task for task in data.tasks if task.name not in given]
         completed.write(name, {t.name: (t, _invented(t, rng), rng.random(test_nyud.SIZE)) for t in lacking})
-        images[name] = dict.fromkeys(given, "given") | {task.name: "discovered" for task in lacking}
+        images[name] = dict.fromkeys(given, "ground_truth") | {task.name: "pseudo_label" for task in lacking}
     made_by = {"name": "x.ckpt", "sha256": "0", "thresholds": {}}
-    completed.write_manifest({"source": data.identity(), "checkpoint": made_by, "images": images})
+    completed.write_manifest({"dataset": data.fingerprint(), "checkpoint": made_by, "images": images})
 
 
 def read_completed(root: Path) -> Values:
     """Every training sample with its discovered labels."""
-    data = data_of(root, discovered=str(root / "completed"))
+    data = data_of(root, pseudo_labels=str(root / "completed"))
     data.prepare_data()
     data.setup("fit")
     found = {}
     for sample in data.train:
-        for task, discovered in sample["discovered"].items():
+        for task, discovered in sample["pseudo_labels"].items():
             found[f"{sample['id']} {task}"] = discovered.label
             found[f"{sample['id']} {task} confidence"] = discovered.confidence
     return found
@@ -109,9 +109,9 @@ ARCHIVES = [
 ]  # fmt: skip
 MANIFEST: dict[str, Any] = {
     "format": 1,
-    "source": {"kind": "NYUD", "images": "0", "image_size": None, "tasks": {"semseg": {}}},
+    "dataset": {"kind": "NYUD", "images": "0", "image_size": None, "tasks": {"semseg": {}}},
     "checkpoint": {"name": "x.ckpt", "sha256": "0", "thresholds": {}},
-    "images": {"0": {"semseg": "discovered"}},
+    "images": {"0": {"semseg": "pseudo_label"}},
 }
 
 
@@ -125,9 +125,9 @@ def _manifest(at: tuple[Any, ...], value: Any) -> Callable[[Path, np.random.Gene
 MANIFESTS = [
     Damage(f"{'.'.join(map(str, at))}: {name}", VALID if at[0] == "checkpoint" else OTHER, _manifest(at, value))
     for at in places(MANIFEST, 3)
-    if at != ("source", "tasks", "semseg")
+    if at != ("dataset", "tasks", "semseg")
     for name, value in ({"lost": KeyError} | WRONG).items()
-    if not (at == ("source", "image_size") and name in ("lost", "null"))
+    if not (at == ("dataset", "image_size") and name in ("lost", "null"))
 ]
 
 
@@ -136,7 +136,7 @@ def make_checkpoint(root: Path) -> None:
     torch.manual_seed(0)
     test_nyud.write_tree(root / "NYUDv2")
     module = tiny_module(data_of(root), dilations=(1, 2, 3))
-    module.input_size = {"image_size": None, "least": None}  # as its data would say
+    module.input_size = {"image_size": None, "min_size": None}  # as its data would say
     trainer = tiny_trainer(root)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(root / "last.ckpt", weights_only=True)
@@ -247,11 +247,19 @@ def _hyper(at: tuple[Any, ...], value: Any) -> Callable[[dict[str, Any]], Any]:
 _SAID: dict[str, Any] = {
     "hyper_parameters": {key: parameter.default for key, parameter in signature(HTTModule).parameters.items()}
     | {"tasks": [SemSeg(classes=CLASSES).to_config()]},
-    "input_size": {"image_size": None, "least": None},
+    "input_size": {"image_size": None, "min_size": None},
 }
 """What a checkpoint says besides its weights, as far as it decides what is predicted."""
-_TRAINED_WITH = ("lr", "weight_decay", "poly_power", "loss_weights", "image_weighting", "single_task_baselines",
-                 "pretrained", "dropout")
+_TRAINED_WITH = (
+    "lr",
+    "weight_decay",
+    "poly_power",
+    "loss_weights",
+    "image_weighting",
+    "single_task_baselines",
+    "pretrained",
+    "dropout",
+)
 HYPERPARAMETERS = [
     checkpoint(f"{'.'.join(map(str, at))}: {name}", VALID if at[0] == "input_size" or at[-1] in _TRAINED_WITH
                else OTHER,

@@ -16,10 +16,10 @@ from htt_lightning.commands.check.scan import ImageScanner, Problem, scan_split
 from htt_lightning.commands.check.statistics import label_warnings
 from htt_lightning.data.batch import to_target
 from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule, Split
-from htt_lightning.data.dataset import overlap
-from htt_lightning.data.masks.label_mask import unable_message
+from htt_lightning.data.dataset import find_train_val_overlap
+from htt_lightning.data.masks.label_mask import impossible_label_message
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
-from htt_lightning.io.arrays import resized
+from htt_lightning.io.arrays import resize
 from htt_lightning.io.files import atomic_path, check_output_dir
 
 
@@ -84,7 +84,7 @@ def inspect(data: PartialLabelDataModule) -> tuple[dict[Split, ImageScanner], di
     errors, problems, layouts, warnings, splits = list[HTTError](), list[Problem](), list[str](), list[str](), {}
     for split in get_args(Split):
         try:
-            scanners[split] = ImageScanner(split, data.dataset(split))
+            scanners[split] = ImageScanner(split, data.partial_label_dataset(split))
         except HTTError as error:
             errors.append(error)
             problems += Problem.from_error(error, split)
@@ -92,24 +92,28 @@ def inspect(data: PartialLabelDataModule) -> tuple[dict[Split, ImageScanner], di
     if not scanners:
         raise combine_errors(errors, shown=None)
     for split, scanner in scanners.items():
-        scan, dataset = scan_split(data, scanner), scanner.images.source
+        scan, dataset = scan_split(data, scanner), scanner.images.dataset
         splits[split] = scan.to_dict()
         problems += scan.problems
         layouts += [dataset.expected_layout] if any(problem.missing_path for problem in scan.problems) else []
-        warnings += [f"{split}: {warning}" for warning in dataset.doubts()]
+        warnings += [f"{split}: {warning}" for warning in dataset.warnings()]
         for task in data.tasks:
             found = label_warnings(task, scan.tasks[task.name])
             warnings += [f"{split} {task.name}: {warning}" for warning in found]
     if data.mask and "train" in scanners:
-        impossible = data.unable(data.mask, scanners["train"].images.source)
-        warnings += [f"train: {unable_message(data.labels, task, names)}" for task, names in impossible.items()]
-    if len(scanners) > 1 and (shared := overlap(*(scanner.images.source for scanner in scanners.values()))):
+        impossible = data.impossible_labels(data.mask, scanners["train"].images.dataset)
+        warnings += [
+            f"train: {impossible_label_message(data.labels, task, names)}" for task, names in impossible.items()
+        ]
+    if len(scanners) > 1 and (
+        shared := find_train_val_overlap(*(scanner.images.dataset for scanner in scanners.values()))
+    ):
         warnings.append(shared)
     return scanners, {
         "format": 1,
         "dataset": type(data).__name__,
         "labels": data.labels,
-        "label_mask": data.mask and {**data.mask.drawn, "labels": data.mask.summary},
+        "label_mask": data.mask and {**data.mask.provenance, "labels": data.mask.summary},
         "splits": splits,
         "problems": [problem._asdict() for problem in problems],
         "expected_layout": "\n".join(filter(None, dict.fromkeys(layouts))),
@@ -175,11 +179,11 @@ def draw_row(scanner: ImageScanner, position: int) -> np.ndarray:
     """
     images, size = scanner.images, scanner.images.size
     try:
-        image = images.source.image(images.items[position][0])
+        image = images.dataset.image(images.items[position][0])
     except Exception:  # reported as a problem
         image = None
     pixels = np.zeros((64, 96, 3), np.uint8) if image is None else image
-    pixels = resized(pixels, size, smooth=True) if size else pixels
+    pixels = resize(pixels, size) if size else pixels
     picture = to_uint8_image(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])[0]
     title = f"{scanner.split} image {images.ids[position]}"
     cells = [with_title(placeholder(picture, "corrupt") if image is None else picture, title)]
@@ -188,7 +192,7 @@ def draw_row(scanner: ImageScanner, position: int) -> np.ndarray:
         if task.name in images.items[position][1]:
             try:
                 label = scanner.read_label(position, task, image)
-                label = resized(label, size, smooth=False) if size else label
+                label = resize(label, size, "nearest") if size else label
                 cell = to_uint8_image(task.colorize(to_target(label, task)[None]))[0]
             except Exception:  # reported as a problem
                 cell = placeholder(picture, "corrupt")

@@ -108,8 +108,8 @@ class ImageScanner(Dataset[SplitScan]):
                 return label_statistics(task, self.read_label(position, task, image))
 
             scan.tasks[task.name] = self._try(position, task.name, scan.problems, read) or LabelStatistics()
-        if completed := self.images.completed:
-            missing = self.images.lacking(position)
+        if completed := self.images.pseudo_labels:
+            missing = self.images.missing_tasks(position)
             self._try(position, None, scan.problems, lambda: completed.read(image_id, missing))
         return scan
 
@@ -122,14 +122,14 @@ class ImageScanner(Dataset[SplitScan]):
         Raises:
             HTTError: The image is missing or corrupt, or has another type, shape or range.
         """
-        dataset, index = self.images.source, self.images.items[position][0]
+        dataset, index = self.images.dataset, self.images.items[position][0]
         image = dataset.image(index)
         is_float = image.dtype.kind == "f"
         if image.ndim != 3 or image.shape[2] != 3 or not image.size or not (image.dtype == np.uint8 or is_float):
             raise DataError(f"The image must be h w 3, uint8 or float in [0, 1], got {image.dtype} {image.shape}.")
         if is_float and not (image.min() >= 0 and image.max() <= 1):  # negated, so that NaN fails
             raise DataError(f"The image must be in [0, 1], got {image.min():g} to {image.max():g}.")
-        if path := dataset.image_file(index):
+        if path := dataset.image_path(index):
             content = path.read_bytes()
             if content.startswith(b"\xff\xd8\xff"):  # other readers fill in lost parts of JPEG files
                 try:
@@ -149,7 +149,7 @@ class ImageScanner(Dataset[SplitScan]):
         Raises:
             HTTError: The label is missing or corrupt, or has another size and is not resized.
         """
-        label = self.images.source.label(self.images.items[position][0], task.name)
+        label = self.images.dataset.label(self.images.items[position][0], task.name)
         if image is not None and self.images.size is None and label.shape[:2] != image.shape[:2]:
             message = (
                 f"The map of {task.name} must have the size {image.shape[:2]} of its image, got {label.shape[:2]}."
@@ -186,9 +186,9 @@ def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan
     broken = {problem.id for problem in scan.problems}
     labels = {name: tasks for name, (_, tasks) in zip(images.ids, images.items, strict=True) if name not in broken}
     try:  # problems between images, such as different sizes
-        images.source.check(labels)
-        if images.completed:
-            images.completed.check(data.labels_per_image(split, images.source), data.tasks, data.identity())
+        images.dataset.check(labels)
+        if images.pseudo_labels:
+            images.pseudo_labels.check(data.labels_per_image(split, images.dataset), data.tasks, data.fingerprint())
     except Exception as error:
         scan.problems += Problem.from_error(error, split)
     return scan

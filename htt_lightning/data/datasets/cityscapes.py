@@ -93,6 +93,6 @@ class CityscapesDataModule(PartialLabelDataModule):
             InverseDepth(confidence_threshold=0.95),
         ]
 
-    def source(self, split: Split) -> Cityscapes:
+    def build_dataset(self, split: Split) -> Cityscapes:
         """A split of the tree."""
         return Cityscapes(self.root, split, self.classes, uniform_size=self.requires_uniform_size(split))

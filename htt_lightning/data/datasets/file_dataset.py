@@ -18,7 +18,7 @@ class FileDataset(DenseDataset):
     uniform_size: bool = True
 
     @abstractmethod
-    def image_file(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         """Return the path of an image.
 
         Args:
@@ -69,7 +69,7 @@ class FileDataset(DenseDataset):
             first = next(image_id for image_id in labels if image_id in sizes)
             errors += [
                 DataError(
-                    f"{self.image_file(positions[image_id])} must have the size {sizes[first]} of the image {first!r}, "
+                    f"{self.image_path(positions[image_id])} must have the size {sizes[first]} of the image {first!r}, "
                     f"got {sizes[image_id]}. Set data.image_size or data.augment.crop."
                 )
                 for image_id in labels

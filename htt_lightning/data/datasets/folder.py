@@ -202,7 +202,7 @@ class Folder(FileDataset):
             raise DataError(f"{path} must be uint8 or float h w 3, got {stored.dtype} {stored.shape}.")
         return stored
 
-    def image_file(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         """Return the path of an image."""
         return self._records[index].image
 
@@ -321,7 +321,7 @@ class FolderDataModule(PartialLabelDataModule):
         """Return the tasks of ``label_files``, in their order."""
         return [files.task for files in self.label_files]
 
-    def source(self, split: Split) -> Folder:
+    def build_dataset(self, split: Split) -> Folder:
         """Return a split; its files are listed once per run."""
         if split not in self._datasets:
             uniform_size = self.requires_uniform_size(split)

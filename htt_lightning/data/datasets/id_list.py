@@ -12,7 +12,7 @@ from htt_lightning.data.dataset import dataset_folder
 from htt_lightning.data.datasets.file_dataset import FileDataset
 from htt_lightning.data.masks.label_mask import natural_sort
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
-from htt_lightning.io.arrays import resized
+from htt_lightning.io.arrays import resize
 from htt_lightning.io.images import read_rgb, size_of
 
 ID_CHARACTERS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_-")
@@ -101,7 +101,7 @@ class IdListDataset(FileDataset):
         Raises:
             HTTError: The file is missing or corrupt.
         """
-        image = read_rgb(self.image_file(index))
+        image = read_rgb(self.image_path(index))
         self._last_size = self.ids[index], (image.shape[0], image.shape[1])
         return image
 
@@ -109,7 +109,7 @@ class IdListDataset(FileDataset):
         """Return height and width of an image, from the header of its file."""
         last, name = self._last_size, self.ids[index]  # read once, as other threads may replace it
         if last is None or last[0] != name:
-            self._last_size = last = name, size_of(self.image_file(index))
+            self._last_size = last = name, size_of(self.image_path(index))
         return last[1]
 
     def label(self, index: int, task: str) -> np.ndarray:
@@ -130,4 +130,4 @@ class IdListDataset(FileDataset):
         except HTTError:
             self.check_label_files(name, task)  # reports the label's own problem rather than that of the image
             raise
-        return resized(self.read(name, task, size), size, smooth=False)
+        return resize(self.read(name, task, size), size, "nearest")

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from htt_lightning.data.batch import Batch, planes
+from htt_lightning.data.batch import Batch, to_chw_tensor
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
-from htt_lightning.data.input_size import InputResizer, Size
+from htt_lightning.data.input_size import InputResizer, InputSize
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import HTTError
 from htt_lightning.io.checkpoints import read_checkpoint
@@ -32,20 +32,19 @@ logger = logging.getLogger(__name__)
 class ImageFolder(PartialLabelDataModule):
     """Images of any size for ``predict``. They are read ahead in threads and never all in memory.
 
-    Images of one size that follow each other make a batch. What cannot be read is left out, and listed in ``failed``.
+    Images of one size that follow each other make a batch. What cannot be read is left out, and listed in ``errors``.
 
     Args:
         root: An image; a folder, with what is below it; or a pattern such as ``photos/*.jpg``.
         checkpoint: The checkpoint to predict with; on the command line that of ``--ckpt_path``.
         batch_size: Images per batch at most.
-        size: At what size the network sees images: ``trained``, as in the evaluation of the training run (with as many
-            pixels as its images, where those were resized); ``own``; or ``[h, w]``, with as many pixels as that.
-        tile: Width in pixels of a window that slides over larger images, a multiple of 32; by default they are seen as
-            a whole. Predictions of windows are blended.
+        input_size: Size at which the network sees images: ``training`` (as in the evaluation of the training run),
+            ``original``, or ``[h, w]`` (resized to that number of pixels, aspect ratio kept).
+        tile_size: Width in pixels of a sliding window for larger images, a multiple of 32; None for whole images.
         num_workers: Threads that read images.
 
     Attributes:
-        failed: What went wrong with which image, so far.
+        errors: What went wrong with which image, so far.
 
     Raises:
         HTTError: An argument or the checkpoint is wrong, or (from ``setup``) there are no images.
@@ -56,8 +55,8 @@ class ImageFolder(PartialLabelDataModule):
         root: str,
         checkpoint: str | None = None,
         batch_size: int = 4,
-        size: Size = "trained",
-        tile: int | None = None,
+        input_size: InputSize = "training",
+        tile_size: int | None = None,
         num_workers: int = 2,
     ) -> None:
         if checkpoint is None:
@@ -65,15 +64,15 @@ class ImageFolder(PartialLabelDataModule):
         stored = read_checkpoint(checkpoint, "--ckpt_path")
         self._stored_tasks = [Task.from_config(task) for task in stored["hyper_parameters"]["tasks"]]
         super().__init__(labels="full", batch_size=batch_size, augment=None, num_workers=num_workers)
-        self.root, self.policy = root, InputResizer.of(stored.get("input_size"), size, tile)
-        self.failed: list[HTTError] = []
+        self.root, self.policy = root, InputResizer.of(stored.get("input_size"), input_size, tile_size)
+        self.errors: list[HTTError] = []
         self.images: dict[str, Path] = {}
 
     def dataset_tasks(self) -> list[Task]:
         """Those of the checkpoint."""
         return self._stored_tasks
 
-    def source(self, split: Split) -> DenseDataset:
+    def build_dataset(self, split: Split) -> DenseDataset:
         """There are no labels.
 
         Raises:
@@ -87,10 +86,10 @@ class ImageFolder(PartialLabelDataModule):
     def setup(self, stage: str) -> None:
         """List the images."""
         if stage != "predict":
-            self.source("val")
+            self.build_dataset("val")
         # Lightning keeps count of samples for those who want predictions by index; ours have names.
         warnings.filterwarnings("ignore", f"Couldn't infer the batch indices .*{_Stream.__name__}")
-        self.failed, self.images = [], listed(self.root)
+        self.errors, self.images = [], find_images(self.root)
 
     @property
     def count(self) -> int:
@@ -115,7 +114,7 @@ class ImageFolder(PartialLabelDataModule):
             seen, view = self.policy(read_photograph(path), str(path))
         except HTTError as error:
             return error
-        return planes(seen).float().div_(255), view
+        return to_chw_tensor(seen).float().div_(255), view
 
     def batches(self) -> Iterator[Batch]:
         """Images in order, with ``view`` and ``tile`` for ``HTTModule.predict_step``."""
@@ -125,11 +124,11 @@ class ImageFolder(PartialLabelDataModule):
         for name, found in self._read_ahead():
             if isinstance(found, HTTError):
                 logger.warning("%s; going on without it.", found)
-                self.failed.append(found)
+                self.errors.append(found)
                 continue
             image, view = found
             # What needs a window is large enough to go alone.
-            limit = 1 if self.policy.slides(image.shape[1:]) else self.batch_size
+            limit = 1 if self.policy.needs_tiling(image.shape[1:]) else self.batch_size
             if images and (view != last or len(images) >= limit):
                 yield self._batch(names, images, last)
                 names, images = [], []
@@ -138,7 +137,7 @@ class ImageFolder(PartialLabelDataModule):
             yield self._batch(names, images, last)
 
     def _batch(self, names: list[str], images: list[Tensor], view: ImageView | None) -> Batch:
-        return {"id": names, "image": torch.stack(images), "view": view, "tile": self.policy.tile}
+        return {"id": names, "image": torch.stack(images), "view": view, "tile_size": self.policy.tile_size}
 
     def _read_ahead(self) -> Iterator[tuple[str, tuple[Tensor, ImageView] | HTTError]]:
         """Images as they are read by threads, at most two batches ahead."""
@@ -168,7 +167,7 @@ class _Stream:
         return self.images.batches()
 
 
-def listed(root: str) -> dict[str, Path]:
+def find_images(root: str) -> dict[str, Path]:
     """The images that a path or pattern stands for, in natural order, by what to call their maps.
 
     That is their path below the folder, without the suffix unless two differ in nothing else.
@@ -190,10 +189,12 @@ def listed(root: str) -> dict[str, Path]:
         raise HTTError(f"data.root: there is no image, folder or pattern {root}.")
     if not paths:
         raise HTTError(f"data.root: there are no images in {root}; {hint}.")
-    return _named(sorted((path.relative_to(base) for path in paths), key=lambda path: natural_key(str(path))), base)
+    return _image_names(
+        sorted((path.relative_to(base) for path in paths), key=lambda path: natural_key(str(path))), base
+    )
 
 
-def _named(paths: Sequence[Path], base: Path) -> dict[str, Path]:
+def _image_names(paths: Sequence[Path], base: Path) -> dict[str, Path]:
     stems = [path.with_suffix("").as_posix() for path in paths]
     times = Counter(stems)
     return {path.as_posix() if times[stem] > 1 else stem: base / path for path, stem in zip(paths, stems, strict=True)}

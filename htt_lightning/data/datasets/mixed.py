@@ -60,15 +60,15 @@ class MixedDataset(DenseDataset):
         dataset, position, _ = self._items[index]
         return dataset.size(position)
 
-    def image_file(self, index: int) -> Path | None:
+    def image_path(self, index: int) -> Path | None:
         """Return the path of an image, if its dataset has one."""
         dataset, position, _ = self._items[index]
-        return dataset.image_file(position)
+        return dataset.image_path(position)
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return the warnings of every dataset."""
         parts = self.parts.items()
-        return [f"data.datasets {number}: {warning}" for number, part in parts for warning in part.dataset.doubts()]
+        return [f"data.datasets {number}: {warning}" for number, part in parts for warning in part.dataset.warnings()]
 
     def label(self, index: int, task: str) -> np.ndarray:
         """Read a task's map from its dataset.
@@ -150,7 +150,7 @@ class MixedDataModule(PartialLabelDataModule):
         **kwargs: Any,
     ) -> None:
         self.datasets, self.task_names = datasets, task_names or {}
-        if any(part.completed for part in datasets):
+        if any(part.pseudo_labels for part in datasets):
             raise ConfigError("data.datasets must not have pseudo_labels of their own. Set data.pseudo_labels instead.")
         super().__init__(image_size=image_size, labels=labels, **kwargs)
         for part in datasets:
@@ -205,13 +205,13 @@ class MixedDataModule(PartialLabelDataModule):
         parts = [f"data.datasets {number}: {part.label_summary}" for number, part in enumerate(self.datasets)]
         return "\n".join([super().label_summary, *parts])
 
-    def source(self, split: Split) -> MixedDataset:
+    def build_dataset(self, split: Split) -> MixedDataset:
         """Return the split of every dataset with the labels that it keeps there."""
         parts: dict[int, DatasetPart] = {}
         errors = []
         for number, part in enumerate(self.datasets):
             try:
-                dataset = part.source(split)
+                dataset = part.build_dataset(split)
                 parts[number] = DatasetPart(dataset, part.labels_per_image(split, dataset), self.task_name_map(number))
             except HTTError as error:
                 errors.append(error)

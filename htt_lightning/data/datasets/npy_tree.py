@@ -16,7 +16,7 @@ import numpy as np
 from htt_lightning.data.dataset import dataset_folder
 from htt_lightning.data.datasets.file_dataset import FileDataset
 from htt_lightning.errors import ConfigError, DataError, combine_errors
-from htt_lightning.io.arrays import lengths, normalised, read_npy
+from htt_lightning.io.arrays import normalize_, read_npy, vector_norm
 
 TOLERANCE = 1e-3
 """Largest distance of stored colors from [0, 1]."""
@@ -125,7 +125,7 @@ class NpyTree(FileDataset):
         Raises:
             DataError: The file is missing or corrupt, or has another type, shape or range.
         """
-        image = self.formats["image"].read(self.image_file(index))
+        image = self.formats["image"].read(self.image_path(index))
         self._last_size = index, (image.shape[0], image.shape[1])
         return image
 
@@ -144,7 +144,7 @@ class NpyTree(FileDataset):
         """
         return self.formats[task].decode(self._file(index, task), self._open_label(index, task))
 
-    def image_file(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         """Return the path of an image."""
         return self._file(index, "image")
 
@@ -152,7 +152,7 @@ class NpyTree(FileDataset):
         """Return height and width of an image, from the header of its file."""
         last = self._last_size  # read once, as other threads may replace it
         if last is None or last[0] != index:
-            height, width = self.formats["image"].open(self.image_file(index)).shape[:2]
+            height, width = self.formats["image"].open(self.image_path(index)).shape[:2]
             self._last_size = last = index, (height, width)
         return last[1]
 
@@ -169,14 +169,14 @@ class NpyTree(FileDataset):
             raise DataError(f"{path} must have the size {size} of its image, got {shape}. Prepare both again.")
         return stored
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return warnings about gaps in the numbers of the images and an unpublished number of images."""
         numbers = {int(name) for name in self.ids}
         count = max(numbers) + 1
         gaps = ", ".join(map(str, islice((number for number in range(count) if number not in numbers), 3)))
         missing = count - len(numbers)
         found = [f"{missing} of the numbers 0 to {count - 1} name no file, such as {gaps}."] if missing else []
-        return [*found, *super().doubts()]
+        return [*found, *super().warnings()]
 
     def _file(self, index: int, key: str) -> Path:
         return self.folder / self.formats[key].folder / f"{self.ids[index]}.npy"
@@ -238,13 +238,13 @@ def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
     """
     normals = as_float32(stored)
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = lengths(normals)
+        norm = vector_norm(normals)
     valid = np.isfinite(norm) & (norm > 0)
     longest = cv2.minMaxLoc(norm, valid.view(np.uint8))[1] if valid.any() else 0  # 4x faster than numpy
     if longest > 2:
         raise DataError(f"{path} must contain unit vectors in [-1, 1], got a vector of length {longest:g}.")
     norm[~valid] = np.nan
-    return normalised(normals, norm)
+    return normalize_(normals, norm)
 
 
 def as_float32(stored: np.ndarray) -> np.ndarray:

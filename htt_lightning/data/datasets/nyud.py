@@ -79,6 +79,6 @@ class NYUDDataModule(PartialLabelDataModule):
         )
         return [SemSeg(classes=CLASSES), depth, Normals()]
 
-    def source(self, split: Split) -> NYUD:
+    def build_dataset(self, split: Split) -> NYUD:
         """A split of the tree."""
         return NYUD(self.root, split, uniform_size=self.requires_uniform_size(split))

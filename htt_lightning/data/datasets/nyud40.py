@@ -50,7 +50,7 @@ NYUDv2/
     edge/<id>.png           255 on edges, else 0"""
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "depth", "normals", "edges")
 
-    def image_file(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         """Return the path of an image, a PNG file."""
         return self.folder / "images" / f"{self.ids[index]}.png"
 
@@ -87,7 +87,7 @@ NYUDv2/
         if task == "depth":
             DEPTH.open(path)
         else:
-            size_of(path, ImageFormat.DIRECTIONS if task == "normals" else ImageFormat.INDEX)
+            size_of(path, ImageFormat.NORMALS if task == "normals" else ImageFormat.INDEX)
 
     def _label_file(self, name: str, task: str) -> Path:
         folder = {"semseg": "segmentation", "edges": "edge"}.get(task, task)
@@ -125,6 +125,6 @@ class NYUD40DataModule(PartialLabelDataModule):
             Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.011),
         ]
 
-    def source(self, split: Split) -> NYUD40:
+    def build_dataset(self, split: Split) -> NYUD40:
         """A split of the tree."""
         return NYUD40(self.root, split, uniform_size=self.requires_uniform_size(split))

@@ -23,10 +23,10 @@ from htt_lightning.data.dataset import check_in_parallel
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError, combine_errors
-from htt_lightning.io.arrays import resized
+from htt_lightning.io.arrays import resize
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
-from htt_lightning.io.matlab import read_mat, structs
+from htt_lightning.io.matlab import as_struct_list, read_mat
 from htt_lightning.tasks import Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE_INDEX
 from htt_lightning.thinning import thin
@@ -102,7 +102,7 @@ PASCALContext/
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "human_parts", "saliency", "normals", "edges")
     _last_segments: tuple[str, NDArray[np.int16]] | None = None
 
-    def image_file(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
         """Return the path of an image, a JPEG file."""
         return self.folder / "JPEGImages" / f"{self.ids[index]}.jpg"
 
@@ -138,7 +138,7 @@ PASCALContext/
         elif task == "saliency":
             size_of(self.folder / "sal_distill" / f"{name}.png", ImageFormat.INDEX)
         elif task == "normals":
-            size_of(self.folder / "normals_distill" / f"{name}.png", ImageFormat.DIRECTIONS)
+            size_of(self.folder / "normals_distill" / f"{name}.png", ImageFormat.NORMALS)
         if task in ("normals", "edges"):
             _check_exists(self._segment_file(name))
         elif task == "human_parts" and name in self.images_with_people:
@@ -210,7 +210,7 @@ PASCALContext/
         last = self._last_segments
         if last is None or last[0] != name:
             self._last_segments = last = name, read_segments(self._segment_file(name))
-        return resized(last[1], size, smooth=False)
+        return resize(last[1], size, "nearest")
 
 
 def _check_exists(path: Path) -> None:
@@ -251,8 +251,8 @@ def read_part_annotations(path: Path) -> list[tuple[int, list[tuple[str, NDArray
     anno = read_mat(path, "anno")
     objects = []
     try:
-        for found in structs(anno["objects"]):
-            parts = [(str(part["part_name"]), np.asarray(part["mask"]) > 0) for part in structs(found["parts"])]
+        for found in as_struct_list(anno["objects"]):
+            parts = [(str(part["part_name"]), np.asarray(part["mask"]) > 0) for part in as_struct_list(found["parts"])]
             index = int(found["class_ind"]) if np.any(found["mask"]) else -1
             objects.append((index, [(name, mask) for name, mask in parts if mask.any()]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -349,7 +349,7 @@ class PASCALContextDataModule(PartialLabelDataModule):
             Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.0075),
         ]
 
-    def source(self, split: Split) -> PASCALContext:
+    def build_dataset(self, split: Split) -> PASCALContext:
         """A split of the tree, once for all: loader processes get what it knows about people."""
         if split in self._sources:
             return self._sources[split]

@@ -182,7 +182,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         trainer = self.trainer
         if self.cache and not (trainer and cast(Any, trainer).fast_dev_run):
             for split in ("train", "val") if trainer is None or trainer.state.fn == "fit" else ("val",):
-                self.source(split).prerender(self.num_workers)
+                self.build_dataset(split).prerender(self.num_workers)
         super().prepare_data()
 
     def dataset_tasks(self) -> list[Task]:
@@ -196,7 +196,7 @@ class SyntheticDataModule(PartialLabelDataModule):
             Depth(loss_weight=8),
         ]
 
-    def source(self, split: Split) -> SyntheticScenes:
+    def build_dataset(self, split: Split) -> SyntheticScenes:
         """The scenes of a split."""
         size = cast(tuple[int, int], self.image_size)
         return SyntheticScenes(split, self.counts[split], size, self.scene_seed, self.cache)

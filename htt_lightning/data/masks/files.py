@@ -20,9 +20,9 @@ from htt_lightning.data.masks.label_mask import (
     joined,
     natural_key,
     natural_sort,
-    unknown,
+    unknown_protocol_error,
 )
-from htt_lightning.data.masks.published import published
+from htt_lightning.data.masks.published import find_by_md5
 from htt_lightning.errors import HTTError
 from htt_lightning.io.weights import safe_torch_load
 from htt_lightning.tasks.base import RELEASE_ALIASES
@@ -53,7 +53,7 @@ def provenance(path: Path, content: bytes) -> Provenance:
     Raises:
         HTTError: One of ours says it in another form.
     """
-    if known := published(content):
+    if known := find_by_md5(content):
         return Provenance(known.protocol, origin=known.name)
     try:
         stored = json.loads(content)
@@ -77,7 +77,7 @@ def protocol_of(labels: str) -> str:
         return "file"
 
 
-def check_labels(labels: str) -> None:
+def check_label_source(labels: str) -> None:
     """Refuse what can be neither a protocol nor a mask file, before any work is done.
 
     Raises:
@@ -85,7 +85,11 @@ def check_labels(labels: str) -> None:
     """
     if is_protocol(labels) or Path(labels).is_file():
         return
-    raise HTTError(f"Cannot read the label mask {labels}: no such file.") if Path(labels).suffix else unknown(labels)
+    raise (
+        HTTError(f"Cannot read the label mask {labels}: no such file.")
+        if Path(labels).suffix
+        else unknown_protocol_error(labels)
+    )
 
 
 def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> LabelMask:
@@ -170,7 +174,7 @@ def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
     }
 
 
-class _Plain(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     """Reads numpy arrays, strings, lists and dicts, and refuses whatever else a pickle may ask for."""
 
     ADMITTED: ClassVar[Mapping[str, Any]] = {
@@ -192,7 +196,7 @@ def _from_lists(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
     try:
         if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file)[2] != np.dtype("O"):
             raise ValueError("not an array of objects")
-        stored = _Plain(file, encoding="latin1").load().item()
+        stored = _SafeUnpickler(file, encoding="latin1").load().item()
         images = {RELEASE_ALIASES.get(task, task): [str(name) for name in names] for task, names in stored.items()}
     except Exception as error:  # damaged pickles raise nearly anything
         raise HTTError(

@@ -57,7 +57,7 @@ class LabelMask:
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
-    def drawn(self) -> dict[str, str | int | None]:
+    def provenance(self) -> dict[str, str | int | None]:
         """Protocol, seed and origin."""
         return {"protocol": self.protocol, "seed": self.seed, "origin": self.origin}
 
@@ -105,7 +105,7 @@ class LabelMask:
             f"    {json.dumps(name)}: {json.dumps([task for task, keep in zip(self.tasks, row, strict=True) if keep])}"
             for name, row in zip(self.ids, self.labeled.tolist(), strict=True)
         )
-        head = {"format": FORMAT, **self.drawn, "tasks": self.tasks}
+        head = {"format": FORMAT, **self.provenance, "tasks": self.tasks}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items()]
         text = "".join(["{\n", *lines, '  "labels": {\n', labels, "\n  }\n}\n"])
         with atomic_path(Path(path)) as partial:
@@ -127,13 +127,13 @@ def is_protocol(labels: str) -> TypeGuard[Protocol]:
     return labels in get_args(Protocol)
 
 
-def unknown(protocol: str) -> HTTError:
+def unknown_protocol_error(protocol: str) -> HTTError:
     """The error that a misspelt protocol deserves."""
     hint = did_you_mean(str(protocol), get_args(Protocol), cutoff=0.3)
     return HTTError(f"data.labels: unknown label protocol {protocol!r}; choose {', '.join(get_args(Protocol))}.{hint}")
 
 
-def unable_message(path: str, task: str, names: Sequence[str]) -> str:
+def impossible_label_message(path: str, task: str, names: Sequence[str]) -> str:
     """What to say of a mask file that gives images a label which they cannot have; it names three of them."""
     more = ", ..." if len(names) > 3 else ""
     return f"{path} gives {len(names)} images a label of {task} that they do not have: {joined(names[:3])}{more}."
@@ -166,7 +166,7 @@ def sample_mask(
         ValueError: ``available`` has another shape.
     """
     if not is_protocol(protocol):
-        raise unknown(protocol)
+        raise unknown_protocol_error(protocol)
     if protocol == "random-label" and len(tasks) < 3:
         raise HTTError(
             f"random-label keeps at least one and not all labels, which with {joined(tasks)} alone is one-label: "

@@ -74,11 +74,11 @@ PUBLISHED: Mapping[str, PublishedMask] = MappingProxyType(
 """The published masks by the MD5 of their files."""
 
 
-def published(content: bytes) -> PublishedMask | None:
+def find_by_md5(content: bytes) -> PublishedMask | None:
     """The published mask that a file's content is, if it is one."""
     return PUBLISHED.get(hashlib.md5(content, usedforsecurity=False).hexdigest())
 
 
-def named(name: str | None) -> PublishedMask | None:
+def find_by_name(name: str | None) -> PublishedMask | None:
     """The published mask of that name, by which a converted one is known."""
     return next((mask for mask in PUBLISHED.values() if mask.name == name), None)

@@ -116,7 +116,7 @@ def test_an_interrupted_check_leaves_existing_files(root, monkeypatch):
 def test_contact_sheet_hides_labels_of_the_mask(root):
     data = NYUDDataModule(str(root), labels="one-label", num_workers=0, seed=0)
     check(data, "before")
-    kept = data.labels_per_image("train", data.source("train"))
+    kept = data.labels_per_image("train", data.build_dataset("train"))
     for name, tasks in kept.items():
         for task in {"semseg": "label", "depth": "depth", "normals": "normal"}.items():
             if task[0] not in tasks:

@@ -59,7 +59,7 @@ def test_statistics_are_those_of_plain_numpy(root, labels):
     report = report_of(data)
     assert report["problems"] == []
     for split in ("train", "val"):
-        kept = data.labels_per_image(split, data.source(split))
+        kept = data.labels_per_image(split, data.build_dataset(split))
         rows, of_split = report["splits"][split]["tasks"], report["splits"][split]
         assert (of_split["images"], of_split["sizes"]) == (len(kept), {"24x32": len(kept)})
         names = {task: [name for name, tasks in kept.items() if task in tasks] for task in FOLDERS}
@@ -235,7 +235,7 @@ def nyud40(root):
 
 def pascal(root):
     root = pascal_tree.write_tree(root / "PASCALContext")
-    PASCALContextDataModule(str(root), **SETTINGS).source("train")  # lists the people
+    PASCALContextDataModule(str(root), **SETTINGS).build_dataset("train")  # lists the people
     for path in (f"JPEGImages/{NOBODY}.jpg", f"human_parts/{FIRST}.mat", f"semseg/VOC12/{NO_PARTS}.png"):
         (root / path).write_bytes((root / path).read_bytes()[:-40])
     (root / "sal_distill" / f"{ALONE}.png").unlink()

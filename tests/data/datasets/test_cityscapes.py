@@ -105,14 +105,14 @@ def test_tasks_have_the_released_bins_weights_and_thresholds(root):
 def test_random_label_is_refused_as_two_tasks_make_it_one_label(root):
     data = CityscapesDataModule(str(root), labels="random-label")
     with pytest.raises(HTTError, match="use one-label"):
-        data.label_mask(data.source("train"))
+        data.label_mask(data.build_dataset("train"))
 
 
 def test_a_mask_in_the_published_format_is_read(root, tmp_path, caplog):
     weights = torch.tensor([[1, 0], [0, 1], [0, 1], [1, 0]], dtype=torch.float32)
     torch.save({"labels_weights": weights}, tmp_path / "onelabel.pth")
     data = CityscapesDataModule(str(root), labels=str(tmp_path / "onelabel.pth"))
-    np.testing.assert_array_equal(data.label_mask(data.source("train")).labeled, weights == 1)
+    np.testing.assert_array_equal(data.label_mask(data.build_dataset("train")).labeled, weights == 1)
     assert "no published label mask" in caplog.text
 
 

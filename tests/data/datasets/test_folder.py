@@ -64,7 +64,7 @@ def test_an_id_put_in_the_place_of_the_wildcard_gives_the_path(name, head, tail)
 
 
 def test_what_is_there_is_what_an_image_is_labelled_for(root):
-    source = folder(root).source("train")
+    source = folder(root).build_dataset("train")
     assert available(source) == LABELLED
     assert source.ids == ["1", "2", "3", "10", "11", "12"]
 
@@ -81,7 +81,7 @@ def test_training_images_without_a_label_are_left_out_with_a_note(root, caplog):
 def test_validation_images_are_all_there_and_count_for_the_labels_they_have(root):
     data = folder(root, labels="one-label")
     data.setup("validate")
-    assert available(data.val.source) == KEPT
+    assert available(data.val.dataset) == KEPT
     for k, (name, kept) in enumerate(KEPT.items()):
         sample = data.val[k]
         assert sample["id"] == name
@@ -92,17 +92,17 @@ def test_validation_images_are_all_there_and_count_for_the_labels_they_have(root
 def test_one_label_is_drawn_among_those_there_are(root):
     data = folder(root, labels="one-label")
     data.setup("fit")
-    labels = data.labels_per_image("train", data.train.source)
+    labels = data.labels_per_image("train", data.train.dataset)
     assert all(len(kept) == 1 and set(kept) <= set(LABELLED[name]) for name, kept in labels.items())
     assert labels.keys() == LABELLED.keys()
     full = folder(root)
     full.setup("fit")
-    assert full.labels_per_image("train", full.train.source) == LABELLED
+    assert full.labels_per_image("train", full.train.dataset) == LABELLED
 
 
 def test_hidden_labels_are_never_read(root):
     data = folder(root, labels="one-label")
-    kept = data.labels_per_image("train", data.source("train"))
+    kept = data.labels_per_image("train", data.build_dataset("train"))
     hidden = [(name, task) for name, tasks in LABELLED.items() for task in tasks if task not in kept[name]]
     assert hidden
     for name, task in hidden:
@@ -125,9 +125,9 @@ def test_a_mask_file_cannot_ask_for_labels_that_are_not_there(root, tmp_path):
 
 def test_files_are_listed_once(root):
     data = folder(root)
-    ids = data.source("train").ids
+    ids = data.build_dataset("train").ids
     (root / "train" / "images" / "1.png").unlink()
-    assert data.source("train").ids == ids
+    assert data.build_dataset("train").ids == ids
     with pytest.raises(HTTError, match=r"1\.png is missing"):
         data.prepare_data()
 
@@ -141,7 +141,7 @@ def test_arrays_and_pictures_of_many_kinds_are_images(root):
     save(images / "3.jpg", bytes_)
     (images / "3.png").unlink()
     (images / "._5.png").write_bytes(b"what an operating system leaves behind")
-    source = folder(root, train="train/images/*").source("train")
+    source = folder(root, train="train/images/*").build_dataset("train")
     source.check(LABELLED)
     np.testing.assert_array_equal(source.image(0), bytes_)
     assert source.image(1).dtype == np.float32
@@ -190,13 +190,13 @@ def test_wrong_arguments_are_named(root, changes, message):
 def test_two_images_with_one_id_are_refused(root):
     save(root / "train" / "images" / "2.jpg", np.zeros((*SIZE, 3), np.uint8))
     with pytest.raises(HTTError, match=r"images.2\..* and .*images.2\..* have the same id '2'"):
-        folder(root, train="train/images/*").source("train")
+        folder(root, train="train/images/*").build_dataset("train")
 
 
 def test_an_image_for_which_the_wildcards_stand_for_nothing_is_refused(root):
     save(root / "train" / "images" / "rgb.png", np.zeros((*SIZE, 3), np.uint8))
     with pytest.raises(HTTError, match=r"gives .*rgb\.png no id"):
-        folder(root, train="train/images/rgb*.png").source("train")
+        folder(root, train="train/images/rgb*.png").build_dataset("train")
 
 
 def test_a_label_of_another_size_than_its_image_is_named(root):

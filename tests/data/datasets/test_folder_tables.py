@@ -30,7 +30,7 @@ def test_a_table_says_the_same_as_the_pattern(root):
     write_table(root, rows_of(KEPT, "val"), "val.csv", encoding="utf-8-sig")
     table, tree = folder(root, train="train.csv", val="val.csv", label_files=COLUMNS), folder(root)
     for split in ("train", "val"):
-        one, other = table.source(split), tree.source(split)
+        one, other = table.build_dataset(split), tree.build_dataset(split)
         assert one.ids == [f"{split}/images/{name}" for name in other.ids]
         assert list(available(one).values()) == list(available(other).values())
         one.check(dict(zip(one.ids, available(one).values(), strict=True)))
@@ -48,14 +48,14 @@ def test_a_table_may_list_the_images_and_a_pattern_their_labels(root):
             path.parent.mkdir(parents=True, exist_ok=True)
             (root / "train" / "depth" / f"{name}.png").rename(path)
     data = folder(root, train="train.csv", label_files=[LabelFiles(DEPTH, "depth/{id}.png", scale=0.001)])
-    assert data.source("train").ids == [f"train/images/{name}" for name in KEPT if "depth" in KEPT[name]]
+    assert data.build_dataset("train").ids == [f"train/images/{name}" for name in KEPT if "depth" in KEPT[name]]
 
 
 def test_rows_in_any_order_are_images_in_natural_order(root):
     write_table(root, rows_of(LABELLED)[::-1])
-    assert [Path(name).name for name in folder(root, train="train.csv", label_files=COLUMNS).source("train").ids] == [
-        *LABELLED
-    ]
+    assert [
+        Path(name).name for name in folder(root, train="train.csv", label_files=COLUMNS).build_dataset("train").ids
+    ] == [*LABELLED]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_every_broken_row_of_a_table_is_named(root):
     rows[0][0], rows[2][1], rows[4] = "", "../outside.png", rows[4][:2]
     write_table(root, rows)
     with pytest.raises(HTTError) as error:
-        folder(root, train="train.csv", label_files=COLUMNS).source("train")
+        folder(root, train="train.csv", label_files=COLUMNS).build_dataset("train")
     lines = str(error.value).splitlines()
     assert [line.split(": ")[0].rpartition(", ")[2] for line in lines] == ["line 2", "line 4", "line 6"]
 
@@ -103,7 +103,7 @@ def test_every_broken_row_of_a_table_is_named(root):
 def test_a_table_of_another_encoding_is_refused(root):
     (root / "train.csv").write_bytes("image,semseg\nGrün.png,\n".encode("latin-1"))
     with pytest.raises(HTTError, match=r"train\.csv cannot be read as a table"):
-        folder(root, train="train.csv", label_files=COLUMNS).source("train")
+        folder(root, train="train.csv", label_files=COLUMNS).build_dataset("train")
 
 
 def test_links_within_the_root_may_be_in_a_table(root):
@@ -111,8 +111,8 @@ def test_links_within_the_root_may_be_in_a_table(root):
     rows = rows_of(LABELLED)
     rows[0][1] = "link.png"
     write_table(root, rows)
-    source = folder(root, train="train.csv", label_files=COLUMNS).source("train")
-    np.testing.assert_array_equal(source.label(0, "semseg"), folder(root).source("train").label(0, "semseg"))
+    source = folder(root, train="train.csv", label_files=COLUMNS).build_dataset("train")
+    np.testing.assert_array_equal(source.label(0, "semseg"), folder(root).build_dataset("train").label(0, "semseg"))
 
 
 def test_a_label_that_a_table_names_must_be_there(root):

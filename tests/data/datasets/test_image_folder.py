@@ -10,7 +10,7 @@ from htt_lightning import HTTModule, HTTPredictor, ImageFolder
 from htt_lightning.callbacks.prediction_writer import inside
 from htt_lightning.cli import main
 from htt_lightning.data.datasets import image_folder
-from htt_lightning.data.datasets.image_folder import listed
+from htt_lightning.data.datasets.image_folder import find_images
 from htt_lightning.errors import HTTError
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -54,15 +54,15 @@ def test_images_of_one_size_that_follow_each_other_make_a_batch(photos, checkpoi
     assert [batch["id"] for batch in found] == [["0", "1"], ["2"], ["3"], ["10"]]
     assert found[0]["image"].shape[:2] == (2, 3)
     assert [batch["view"].size for batch in found] == [(40, 60), (40, 60), (70, 30), (90, 33)]
-    assert [error.message for error in data.failed if "4.jpg" in error.message] == [e.message for e in data.failed]
-    assert len(data.failed) == 1
+    assert [error.message for error in data.errors if "4.jpg" in error.message] == [e.message for e in data.errors]
+    assert len(data.errors) == 1
     assert len(list(data.predict_dataloader())) == 4
 
 
 def test_what_needs_a_window_goes_alone(photos, checkpoint):
-    found = batches(ImageFolder(f"{photos}/[0-2].png", checkpoint, size=(100, 150), tile=64))
+    found = batches(ImageFolder(f"{photos}/[0-2].png", checkpoint, input_size=(100, 150), tile_size=64))
     assert [batch["id"] for batch in found] == [["0"], ["1"], ["2"]]
-    assert {batch["tile"] for batch in found} == {64}
+    assert {batch["tile_size"] for batch in found} == {64}
 
 
 def test_no_more_than_two_batches_are_read_ahead(photos, checkpoint, monkeypatch):
@@ -71,7 +71,7 @@ def test_no_more_than_two_batches_are_read_ahead(photos, checkpoint, monkeypatch
         image_folder, "read_photograph", lambda path: read.append(path) or np.zeros((8, 8, 3), np.uint8)
     )
     data = ImageFolder(str(photos), checkpoint, batch_size=1)
-    monkeypatch.setattr(image_folder, "listed", lambda root: {str(k): Path(str(k)) for k in range(50)})
+    monkeypatch.setattr(image_folder, "find_images", lambda root: {str(k): Path(str(k)) for k in range(50)})
     data.setup("predict")
     stream = iter(data.predict_dataloader())
     for _ in range(5):
@@ -100,7 +100,7 @@ def test_a_path_is_an_image_a_folder_or_a_pattern(tmp_path, monkeypatch, root, n
     for name in ("a.jpg", "b.jpg", "b.png", "sub/c.png"):
         paint(tmp_path / name, 4, 4)
     monkeypatch.chdir(tmp_path)
-    found = listed(root)
+    found = find_images(root)
     assert list(found) == names
     assert all(path.is_file() for path in found.values())
 
@@ -112,7 +112,7 @@ def test_a_path_is_an_image_a_folder_or_a_pattern(tmp_path, monkeypatch, root, n
 def test_where_there_are_no_images_the_place_is_named(tmp_path, monkeypatch, root, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HTTError, match=message):
-        listed(root)
+        find_images(root)
 
 
 def test_there_is_nothing_to_train_on_and_nothing_without_a_checkpoint(photos, checkpoint):
@@ -149,7 +149,17 @@ def test_the_command_needs_no_config_and_goes_on_where_an_image_is_broken(photos
     (photos / "4.jpg").unlink()
     with pytest.raises(SystemExit, match="error: maps is not empty"):
         predict(*words)
-    predict(*words, "--overwrite", "true", "--data.size", "own", "--data.tile", "64", "--predictions.format", "npy")
+    predict(
+        *words,
+        "--overwrite",
+        "true",
+        "--data.input_size",
+        "original",
+        "--data.tile_size",
+        "64",
+        "--predictions.format",
+        "npy",
+    )
     assert np.load("maps/10_semseg.npy").shape == (90, 33)
 
 
@@ -173,7 +183,7 @@ def test_the_command_says_what_is_missing(photos, checkpoint):
 
 def test_the_panel_of_a_padded_image_shows_the_image_alone(photos, checkpoint, tmp_path):
     stored = torch.load(checkpoint, weights_only=True)
-    stored["input_size"] = {"image_size": None, "least": [128, 128]}
+    stored["input_size"] = {"image_size": None, "min_size": [128, 128]}
     torch.save(stored, tmp_path / "padded.ckpt")
     data = ImageFolder(str(photos / "0.png"), str(tmp_path / "padded.ckpt"))
     (batch,) = batches(data)

@@ -77,7 +77,7 @@ def test_every_image_is_labelled_for_the_tasks_of_its_own_dataset(roots):
 
 
 def test_images_and_labels_are_those_of_their_datasets(roots):
-    source, theirs = both(roots).source("train"), mine(roots).source("train")
+    source, theirs = both(roots).build_dataset("train"), mine(roots).build_dataset("train")
     np.testing.assert_array_equal(source.image(9), theirs.image(3))
     np.testing.assert_array_equal(source.label(9, "depth"), theirs.label(3, "depth"))
 
@@ -85,10 +85,10 @@ def test_images_and_labels_are_those_of_their_datasets(roots):
 def test_every_dataset_draws_its_own_mask(roots):
     part = rooms(roots, labels="one-label", seed=3)
     alone = rooms(roots, labels="one-label", seed=3)
-    kept = alone.labels_per_image("train", alone.source("train"))
+    kept = alone.labels_per_image("train", alone.build_dataset("train"))
     data = mixed(part, mine(roots))
     data.setup("fit")
-    labels = data.labels_per_image("train", data.train.source)
+    labels = data.labels_per_image("train", data.train.dataset)
     assert labels == {f"0/{name}": tasks for name, tasks in kept.items()} | dict.fromkeys(
         data.train.ids[-4:], ("depth",)
     )
@@ -109,9 +109,9 @@ def test_datasets_without_a_seed_take_that_of_all(roots, monkeypatch):
         assert part.run_seed == same
     part = rooms(roots, labels="one-label", tasks=None)
     data = mixed(part, seed=None)
-    first = data.label_mask(data.source("train")).fingerprint
+    first = data.label_mask(data.build_dataset("train")).fingerprint
     monkeypatch.setenv("PL_GLOBAL_SEED", "6")
-    assert data.label_mask(data.source("train")).fingerprint != first
+    assert data.label_mask(data.build_dataset("train")).fingerprint != first
     assert data.mask.labeled.tolist() == part.mask.labeled.tolist()
 
 
@@ -132,7 +132,7 @@ def test_a_mask_file_of_the_mixture_is_read(roots, tmp_path):
 def test_hidden_labels_are_never_read(tmp_path):
     write_nyud_tree(tmp_path / "NYUDv2", train=6, val=2, size=SIZE)
     data = mixed(rooms(tmp_path, labels="one-label", tasks=None), rooms(tmp_path, tasks="semseg"))
-    kept = data.datasets[0].labels_per_image("train", data.datasets[0].source("train"))
+    kept = data.datasets[0].labels_per_image("train", data.datasets[0].build_dataset("train"))
     hidden = [name for name, tasks in kept.items() if "depth" not in tasks]
     for name in hidden:
         (tmp_path / "NYUDv2" / "train" / "depth" / f"{name}.npy").write_bytes(b"broken")
@@ -189,15 +189,15 @@ def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
     assert {task.name: getattr(task, "min_depth", None) for task in data.tasks} == {
         "depth": 0.67, "near": 0.5, "normals": None,
     }  # fmt: skip
-    own = near.labels_per_image("train", near.source("train"))
+    own = near.labels_per_image("train", near.build_dataset("train"))
     assert set(own.values()) == {("depth",), ("normals",)}
     expected = {f"0/{k}": {"depth"} for k in range(6)}
     expected |= {f"1/{name}": {"near" if task == "depth" else task for task in kept} for name, kept in own.items()}
     samples = [data.train[k] for k in range(len(data.train))]
     assert {sample["id"]: given(sample) for sample in samples} == expected
     name = next(name for name, kept in own.items() if kept == ("depth",))
-    source = data.train.source
-    truth = near.source("train").label(int(name), "depth")
+    source = data.train.dataset
+    truth = near.build_dataset("train").label(int(name), "depth")
     np.testing.assert_array_equal(source.label(source.ids.index(f"1/{name}"), "near"), truth)
     assert sum(len(list(data.training_targets(task))) for task in data.tasks) == 6 + len(own)
 
@@ -237,8 +237,8 @@ def test_a_mask_file_shows_no_label_that_a_dataset_hides(roots, tmp_path, caplog
     with pytest.raises(HTTError, match=r"0/0 keeps no label of \w+ in its own dataset"):
         less.prepare_data()
     assert "gives 4 images a label of depth that they do not have" in caplog.text
-    source = less.source("train")
-    kept = less.parts[0].labels_per_image("train", less.parts[0].source("train"))["0"]
+    source = less.build_dataset("train")
+    kept = less.parts[0].labels_per_image("train", less.parts[0].build_dataset("train"))["0"]
     with pytest.raises(HTTError, match="0/0 keeps no label of"):
         source.label(0, next(task for task in ("semseg", "depth") if task not in kept))
 
@@ -256,8 +256,8 @@ def test_the_labels_of_all_parts_are_told(roots, caplog):
 def test_no_parts_and_parts_with_discovered_labels_are_refused(roots):
     with pytest.raises(HTTError, match=r"data\.parts is empty"):
         mixed()
-    with pytest.raises(HTTError, match=r"give data\.discovered"):
-        mixed(rooms(roots, discovered="completed"))
+    with pytest.raises(HTTError, match=r"give data\.pseudo_labels"):
+        mixed(rooms(roots, pseudo_labels="completed"))
 
 
 def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
@@ -293,7 +293,7 @@ def test_scenes_are_rendered_at_the_common_size(roots):
     scenes = tiny_data(image_size=(20, 20), train_images=3, val_images=1, labels="full", tasks="edges,saliency")
     data = mixed(scenes, mine(roots))
     data.setup("fit")
-    assert data.train.source.image(0).shape == (*SIZE, 3)
+    assert data.train.dataset.image(0).shape == (*SIZE, 3)
     assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, *SIZE)}
 
 
@@ -308,12 +308,12 @@ def test_what_a_dataset_lacks_is_discovered_and_trained_on(roots, tmp_path):
     with np.load(out / "maps" / "0" / "3.npz") as room, np.load(out / "maps" / "1" / "10.npz") as picture:
         assert set(room.files) == {"depth", "depth.confidence"}
         assert set(picture.files) == {"semseg", "semseg.confidence", "normals", "normals.confidence"}
-    completed = both(roots, discovered=str(out))
+    completed = both(roots, pseudo_labels=str(out))
     completed.prepare_data()
     completed.setup("fit")
-    assert (completed.train[0]["discovered"]["depth"].confidence > 0).any()
+    assert (completed.train[0]["pseudo_labels"]["depth"].confidence > 0).any()
     with pytest.raises(HTTError, match="was written for another dataset"):
-        mixed(mine(roots), rooms(roots), discovered=str(out)).prepare_data()
+        mixed(mine(roots), rooms(roots), pseudo_labels=str(out)).prepare_data()
 
 
 def test_a_mixture_trains_from_a_config(roots, tmp_path, monkeypatch):

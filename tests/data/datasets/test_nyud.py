@@ -330,7 +330,7 @@ def test_the_threshold_of_depth_follows_the_protocol_however_the_mask_is_given(r
 
     random, data = threshold("random-label")
     saved = tmp_path / "label_mask.json"
-    data.label_mask(data.source("train")).save(saved)
+    data.label_mask(data.build_dataset("train")).save(saved)
     assert random == threshold(saved)[0] == 0.95
     assert threshold("one-label")[0] == threshold("full")[0] == 0.85
     saved.write_text("nothing that can be read")

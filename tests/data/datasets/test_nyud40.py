@@ -222,14 +222,14 @@ def test_images_of_different_sizes_are_refused_unless_sizes_are_free(root):
 
 def test_tasks_come_in_canonical_order_with_their_weights(root, tmp_path):
     data = NYUD40DataModule(str(root), labels="full")
-    assert data.canonical == ALL
+    assert data.canonical_tasks == ALL
     assert [task.loss_weight for task in data.tasks] == [1, 0.6, 1, 50]
     assert [task.confidence_threshold for task in data.tasks] == [0.9, 0.85, 0.85, 0.99]
     assert data.tasks[3].tolerance == 0.011
     assert NYUD40DataModule(str(root), labels="random-label").tasks[1].confidence_threshold == 0.95
     saved = tmp_path / "label_mask.json"
     drawn = NYUD40DataModule(str(root), labels="random-label", seed=0)
-    drawn.label_mask(drawn.source("train")).save(saved)
+    drawn.label_mask(drawn.build_dataset("train")).save(saved)
     assert NYUD40DataModule(str(root), labels=str(saved)).tasks[1].confidence_threshold == 0.95
 
 
@@ -276,6 +276,6 @@ def test_the_config_says_the_published_recipe(capsys):
         main(["fit", "--config", "nyud40.yaml", "--data.root", ".", "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     data = config["data"]["init_args"]
-    assert (data["augment"]["scale"], data["augment"]["crop"]) == ([0.5, 2.0], [448, 576])
+    assert (data["augment"]["scale_range"], data["augment"]["crop"]) == ([0.5, 2.0], [448, 576])
     assert (data["batch_size"], data["labels"], config["model"]["lr"]) == (6, "one-label", 2e-5)
     assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (100, 10)

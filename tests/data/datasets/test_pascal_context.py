@@ -162,13 +162,13 @@ def test_persons_without_a_pixel_do_not_count(root):
 def test_a_tree_that_cannot_be_written_to_is_looked_at_in_memory(root, monkeypatch, caplog):
     monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError(30, "read-only")))
     data = PASCALContextDataModule(str(root), num_workers=0)
-    source = data.source("train")
+    source = data.build_dataset("train")
     assert not cache(root).exists()
     assert "read-only" in caplog.text
     monkeypatch.setattr(
         "htt_lightning.data.datasets.pascal_context.categories", lambda path: pytest.fail("looked again")
     )
-    assert data.source("train").available("human_parts").sum() == 2
+    assert data.build_dataset("train").available("human_parts").sum() == 2
     assert source.label(0, "human_parts").max() == 6
 
 
@@ -253,7 +253,7 @@ def test_normals_and_segments_of_other_sizes_meet_at_the_size_of_the_image(root)
 
 def test_tasks_come_in_canonical_order_with_the_published_numbers(root):
     data = PASCALContextDataModule(str(root))
-    assert data.canonical == ALL
+    assert data.canonical_tasks == ALL
     assert [task.loss_weight for task in data.tasks] == [1, 2, 5, 10, 50]
     assert [task.confidence_threshold for task in data.tasks] == [0.9, 0.85, 0.7, 0.7, 0.99]
     assert [task.pseudo_label_weight for task in data.tasks] == [1, 1, 1, 1, 0.05]
@@ -264,7 +264,7 @@ def test_tasks_come_in_canonical_order_with_the_published_numbers(root):
 @pytest.mark.parametrize("labels", ["one-label", "random-label", "full"])
 def test_masks_give_human_parts_to_images_with_people_alone(root, labels):
     data = PASCALContextDataModule(str(root), labels=labels, seed=3)
-    mask = data.label_mask(data.source("train"))
+    mask = data.label_mask(data.build_dataset("train"))
     given = {name for name, row in zip(mask.ids, mask.labeled, strict=True) if row[1]}
     assert given <= {FIRST, ALONE}
     assert given == {FIRST, ALONE} or labels != "full"
@@ -340,6 +340,6 @@ def test_the_config_says_the_published_recipe(capsys):
         main(["fit", "--config", "pascal_context.yaml", "--data.root", ".", "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     data = config["data"]["init_args"]
-    assert (data["augment"]["scale"], data["augment"]["crop"]) == ([0.5, 2.0], [512, 512])
+    assert (data["augment"]["scale_range"], data["augment"]["crop"]) == ([0.5, 2.0], [512, 512])
     assert (data["batch_size"], config["model"]["backbone"], config["model"]["lr"]) == (6, "resnet18", 2e-5)
     assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (200, 10)

@@ -128,7 +128,7 @@ def test_rooms_without_people_are_never_chosen_for_body_parts(labels):
     data = tiny_data(train_images=40, image_size=(64, 96), labels=labels)
     data.setup("fit")
     column = data.mask.tasks.index("human_parts")
-    people = np.array([np.isin(data.train.source.label(k, "human_parts"), range(1, 7)).any() for k in range(40)])
+    people = np.array([np.isin(data.train.dataset.label(k, "human_parts"), range(1, 7)).any() for k in range(40)])
     assert 0 < people.sum() < 40
     assert not data.mask.labeled[~people, column].any()
     assert data.mask.labeled[people, column].any()
