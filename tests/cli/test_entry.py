@@ -174,7 +174,7 @@ def test_everything_a_study_varies_is_a_config_value():
     )  # fmt: skip
     config = yaml.safe_load((run_directory() / "config.yaml").read_text())
     assert config["data"]["init_args"]["tasks"][0]["init_args"]["num_bins"] == 9
-    assert config["data"]["init_args"]["augment"]["colour"] == 0
+    assert config["data"]["init_args"]["augment"]["photometric_prob"] == 0
     assert config["model"]["loss_weights"] == {"depth": 0.45}
     stored = torch.load(run_directory() / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
     assert (stored["network"], stored["lr"], stored["tasks"][0]["init_args"]["num_bins"]) == ("multitask", 3e-4, 9)
