@@ -5,8 +5,8 @@
 
 Scenes are written in the dataset's format first. Both read the same files and draw from the same distributions, in turn
 in one process and on one thread; the plain one does every step of protocol.md 3.2 on the whole image, one after the
-other. PASCAL's edges are thinned by scikit-image in the plain one, or by ours if that is not installed. All labels are
-used (``labels: full``): with partial labels ours reads fewer files still.
+other. scikit-image thins PASCAL's edges in both. All labels are used (``labels: full``): with partial labels ours reads
+fewer files still.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
+from skimage.morphology import thin
 
 from htt_lightning import NYUDDataModule, PASCALContextDataModule
 from htt_lightning.data.batch import SampleIndex, collate, to_sample
@@ -31,11 +32,6 @@ from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.datasets.pascal_context import FLAT, PARTS
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.synthetic_scenes import render
-
-try:  # what protocol.md 1.5 names, and whoever writes the recipe down takes
-    from skimage.morphology import thin
-except ImportError:
-    from htt_lightning.thinning import thin
 
 Maps = dict[str, np.ndarray]
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -229,8 +225,6 @@ def main() -> None:
                 ours.append(given.samples / mine)
                 plain.append(given.samples / other)
                 ratios.append(other / mine)
-        if given.dataset == "pascal":
-            print(f"thinning of the plain one: {thin.__module__}")
         print(f"samples per second and core: ours {statistics.median(ours):.0f}, plain {statistics.median(plain):.0f}")
         print(f"ratio: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
         print(", ".join(f"{name} {ms:.2f} ms" for name, ms in stages(data, images, given.samples).items()))

@@ -46,7 +46,7 @@ UPWARD_IMPORTS = {
     "htt_lightning.training.trainer -> htt_lightning.commands.info",
     "htt_lightning.training.trainer -> htt_lightning.commands.report",
 }
-LOOSE_LEFT = {"optimizer", "steps", "thinning"}
+LOOSE_LEFT = {"optimizer", "steps"}
 IN_CIRCLES = {"htt_lightning.tasks.given"}
 LONG_FUNCTIONS = {
     "htt_lightning.callbacks.label_discovery.__init__",

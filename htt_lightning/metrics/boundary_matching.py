@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from htt_lightning.thinning import thin as thinned
+from skimage.morphology import thin
 
 FREE = -1
 
@@ -57,7 +56,7 @@ def match_boundaries(
         The counts; with an empty truth or prediction nothing is matched.
     """
     if thin_predictions:
-        lines = (thinned(valid & (probability >= threshold)) for threshold in thresholds)
+        lines = (thin(valid & (probability >= threshold)) for threshold in thresholds)
         one = np.ones(1, np.float32)
         each = [match_boundaries(line.astype(np.float32), truth, valid, one, radius) for line in lines]
         matched, predicted = (np.concatenate([counts[k] for counts in each]) for k in (0, 1))

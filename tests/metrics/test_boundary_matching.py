@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
+from skimage.morphology import thin
 
 from htt_lightning.metrics.boundary_matching import match_boundaries
-from htt_lightning.thinning import thin
 
 THRESHOLDS = (np.arange(1, 20) / 20).astype(np.float32)
 RADII = st.sampled_from([0, 0.9, 1, 1.27, 1.5, 2, 2.3, 50])

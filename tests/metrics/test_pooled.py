@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.morphology import thin
 from torch import Tensor
 
 from htt_lightning.metrics import BoundaryFMeasure, DepthErrors, MaxFMeasure, MeanLoss, NormalErrors, SegmentationScores
-from htt_lightning.thinning import thin
 from tests.metrics.plain import (
     boundary_figures,
     class_case,

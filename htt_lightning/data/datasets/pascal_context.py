@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from skimage.morphology import thin
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import check_in_parallel
@@ -29,7 +30,6 @@ from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_
 from htt_lightning.io.matlab import as_struct_list, read_mat
 from htt_lightning.tasks import Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE_INDEX
-from htt_lightning.thinning import thin
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,10 @@ def training_edges(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
     Args:
         segments: Segment ids ``h w``.
     """
-    return thin(cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F) != 0)  # OpenCV is slow with integers
+    edges: np.ndarray = thin(
+        cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F) != 0
+    )  # OpenCV is slow with integers
+    return edges
 
 
 def segment_boundaries(segments: NDArray[np.int16]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 from scipy.io import loadmat
+from skimage.morphology import thin
 
 from htt_lightning.cli import main
 from htt_lightning.data.datasets.pascal_context import (
@@ -20,7 +21,6 @@ from htt_lightning.data.datasets.pascal_context import (
 )
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.human_parts import PARTS as MERGED
-from htt_lightning.thinning import thin
 from tests.conftest import ROOT
 from tests.data.datasets.pascal_tree import (
     ALL,
