@@ -1,4 +1,4 @@
-"""Hooks of the site: the page of all options, from the parser; and docstrings without references to working notes."""
+"""Write the page of all options from the parser, when the site is built."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ from htt_lightning.cli import main
 from htt_lightning.data import AugmentConfig, LabelFiles
 
 GROUPS = ("model", "discovery", "guard", "panel", "discovery_panel", "results", "checkpoint", "trainer")
-"""Groups of options that every command has, beside ``data``."""
+"""Groups of options that every command of Lightning has, besides ``data``."""
 
 NOTES = re.compile(r" ?\((?:method|protocol|contracts)\.md[^():]*(?:\)|: )")
 """Where a docstring names the page of the working notes that it follows, which is no page of this site."""
@@ -24,19 +24,18 @@ NOTES = re.compile(r" ?\((?:method|protocol|contracts)\.md[^():]*(?:\)|: )")
 INTRO = """\
 # Configuration
 
-Written from the parser, when this site is built. An option is given on the command line, `--model.lr 1e-4`, or in a
-YAML file, where dots are levels:
+Generated from the parser. Set an option on the command line, `--model.lr 1e-4`, or in a YAML file, where dots are levels:
 
 ```yaml
 model:
   lr: 1.0e-4
 ```
 
-Files given with `--config` and options replace what comes before them. A config that is not in the working directory is
-the one that comes with the package. `htt fit --print_config` prints the whole config of a run, and a run saves it as
-`config.yaml`. A class is named by its `class_path`, for the package's own the bare name, and takes its settings as
-`init_args`. Of Lightning's options (commands, `checkpoint`, `trainer`) the first sentence is given;
-[Lightning's documentation](https://lightning.ai/docs/pytorch/stable/) has the rest.
+Options and `--config` files override what comes before them. A config that is not in the working directory is taken from the
+package. `htt fit --print_config` prints the whole config of a run, and a run saves it as `config.yaml`. A class is named by its
+`class_path`, for the package's own the bare name, and gets its settings as `init_args`. Of Lightning's options (commands,
+`checkpoint`, `trainer`) only the first sentence is shown; see
+[Lightning's documentation](https://lightning.ai/docs/pytorch/stable/).
 """
 
 DATA = """\
@@ -56,7 +55,7 @@ the defaults here are those of a task that belongs to no dataset.
 
 
 def command_parsers() -> dict[str, ArgumentParser]:
-    """The parser of each command; nothing is run."""
+    """Return the parser of each command, without running one."""
     with patch.object(sys, "argv", ["htt", "fit"]):
         parser = capture_parser(main)
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
@@ -64,12 +63,12 @@ def command_parsers() -> dict[str, ArgumentParser]:
 
 
 def first_sentence(text: str) -> str:
-    """A text up to its first full stop before a capital letter."""
+    """Return the first sentence of a text."""
     return re.split(r"(?<=\.)\s+(?=[A-Z`])", text, maxsplit=1)[0]
 
 
 def described(parser: ArgumentParser, action: argparse.Action, name: str, brief: bool = False) -> str:
-    """An option: what it is for, its type and its default; nothing of one that takes no value of its own."""
+    """Describe an option with its type and default; return "" for one without a value of its own."""
     text = " ".join(parser._get_formatter()._expand_help(action).split())
     found = re.fullmatch(r"(.*?) ?\(((?:required, )?type: .*)\)", text)
     if not found:
@@ -81,7 +80,7 @@ def described(parser: ArgumentParser, action: argparse.Action, name: str, brief:
 
 
 def options(parser: ArgumentParser, group: str = "") -> str:
-    """The options of a group; of none, those that belong to none."""
+    """Describe the options of a group, or those that belong to none."""
     others, found = (*GROUPS, "data", "predictions", "help", "print_config"), []
     for action in parser._actions:
         mine = action.dest.startswith(f"{group}.") if group else action.dest.partition(".")[0] not in others
@@ -93,7 +92,7 @@ def options(parser: ArgumentParser, group: str = "") -> str:
 
 
 def classes(base: type) -> Iterator[type]:
-    """The package's datamodules or tasks."""
+    """Iterate over the package's datamodules or tasks."""
     for name in [*htt_lightning.__all__, *tasks.__all__]:
         found = getattr(htt_lightning, name, None) or getattr(tasks, name)
         if isinstance(found, type) and issubclass(found, base) and not getattr(found, "__abstractmethods__", None):
@@ -101,7 +100,7 @@ def classes(base: type) -> Iterator[type]:
 
 
 def settings(kind: type) -> str:
-    """The settings of a class."""
+    """Describe the settings of a class."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_group=False, fail_untyped=False)
     own = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
@@ -109,13 +108,13 @@ def settings(kind: type) -> str:
 
 
 def reference() -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     commands = command_parsers()
     parts = [INTRO, "## Commands\n"]
     parts += [
         f"### {name}\n\n{first_sentence(parser.description)}\n\n{options(parser)}" for name, parser in commands.items()
     ]
-    parts += ["### predictions\n\nOf `predict`.\n", options(commands["predict"], "predictions"), DATA]
+    parts += ["### predictions\n\nOptions of `predict`.\n", options(commands["predict"], "predictions"), DATA]
     parts += [settings(kind) for kind in (*classes(PartialLabelDataModule), AugmentConfig, LabelFiles)]
     parts += [TASKS, *(settings(kind) for kind in classes(Task))]
     parts += [f"## {group}\n\n{options(commands['fit'], group)}" for group in GROUPS]
@@ -123,7 +122,7 @@ def reference() -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the page."""
+    """Add the page to the site."""
     files.append(File.generated(config, "configuration.md", content=reference()))
     return files
 
