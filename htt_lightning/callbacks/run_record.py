@@ -1,4 +1,4 @@
-"""Where a run has come from, and when its stages began."""
+"""Provenance of a run: command, versions, commit, data and times."""
 
 import hashlib
 import json
@@ -16,21 +16,20 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
-from htt_lightning.commands.info import versions
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.run_directory import RUN_RECORD, run_directory
+from htt_lightning.training.environment import versions
 
-PATIENCE = 10
-"""Seconds that git may take."""
+GIT_TIMEOUT = 10
+"""Time limit of a git command in seconds."""
 
 
 class RunRecord(Callback):
-    """Writes ``run_record.yaml`` into the directory of a training run or a test, beside its config, mask and results.
+    """Write ``run_record.yaml`` into the run directory of ``fit`` and ``test``.
 
-    It holds the command, the versions of packages, the device, the commit that the current folder is on, how many files
-    differ from it, a fingerprint of the images (their names, and the pixels of three) and of the label mask, and when
-    the run, each of its stages, and its end were reached. ``htt info RUN`` shows it.
+    The record holds the command, package versions, the device, the git commit with the number of changed files,
+    fingerprints of the images and the label mask, and the times of start, stages and end. ``htt info RUN`` prints it.
     """
 
     def __init__(self) -> None:
@@ -38,47 +37,50 @@ class RunRecord(Callback):
         self._record: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Look around; the run directory is what all ranks have to ask for together."""
+        """Begin the record; all ranks find the run directory together."""
         self._folder = run_directory(trainer) if stage in ("fit", "test") else None
         if self._folder is None or not trainer.is_global_zero:
             return
         data: Any = getattr(trainer, "datamodule", None)
-        splits = {name: getattr(data, name, None) for name in ("train", "val") if stage == "fit" or name == "val"}
+        names = ("train", "val") if stage == "fit" else ("val",)
+        splits = {name: getattr(data, name, None) for name in names}
         self._record = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": versions(),
             "device": device(trainer),
             "git": git_state(),
             "data": {
-                name: fingerprint(split) for name, split in splits.items() if isinstance(split, PartialLabelDataset)
+                name: split_fingerprint(split)
+                for name, split in splits.items()
+                if isinstance(split, PartialLabelDataset)
             },
             "labels": data.mask.fingerprint if stage == "fit" and getattr(data, "mask", None) else None,
-            "began": now(),
+            "began": timestamp(),
             "stages": {},
             "ended": None,  # still running, or killed
         }
         self._write(self._folder)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that a stage has begun, or is gone on with."""
+        """Record the start or resumption of a stage."""
         callbacks: list[Callback] = cast(Any, trainer).callbacks
         stage = 1 + next((callback.stage for callback in callbacks if isinstance(callback, LabelDiscovery)), 0)
         if self._folder and self._record and str(stage) not in self._record["stages"]:
-            begun = f"from epoch {trainer.current_epoch}, step {trainer.global_step}, {now()}"
-            self._record["stages"][str(stage)] = begun
+            start = f"from epoch {trainer.current_epoch}, step {trainer.global_step}, {timestamp()}"
+            self._record["stages"][str(stage)] = start
             self._write(self._folder)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Note what has ended the run."""
-        self._end(f"{now()}, by {type(exception).__name__}")
+        """Record the exception that ended the run."""
+        self._end(f"{timestamp()}, by {type(exception).__name__}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Note the end."""
-        self._end(now())
+        """Record the end of the run."""
+        self._end(timestamp())
 
-    def _end(self, how: str) -> None:
-        if self._folder and self._record:  # the first process alone has one
-            self._record["ended"] = how
+    def _end(self, text: str) -> None:
+        if self._folder and self._record:
+            self._record["ended"] = text
             self._write(self._folder)
         self._record = {}
 
@@ -87,36 +89,35 @@ class RunRecord(Callback):
             partial.write_text(yaml.safe_dump(self._record, sort_keys=False, width=1000), encoding="utf-8")
 
 
-def now() -> str:
-    """The time with its zone."""
+def timestamp() -> str:
+    """Return the current UTC time in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device(trainer: L.Trainer) -> str:
-    """What a run computes on, in words."""
-    kind, count = trainer.strategy.root_device, f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
-    name = (
-        torch.cuda.get_device_name(kind) if kind.type == "cuda" else f"{kind.type}, {torch.get_num_threads()} threads"
-    )
-    return f"{count} on {name}"
+    """Describe the device and the number of processes of a run."""
+    root, count = trainer.strategy.root_device, trainer.world_size
+    cpu = f"{root.type}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(root) if root.type == "cuda" else cpu
+    return f"{count} process{'es' if count > 1 else ''} on {name}"
 
 
-def fingerprint(split: PartialLabelDataset) -> dict[str, Any]:
-    """How many images a split has, SHA-256 over their names, and over the pixels of three."""
+def split_fingerprint(split: PartialLabelDataset) -> dict[str, Any]:
+    """Return the number of images, a SHA-256 of their names, and one of the pixels of three images."""
     names = hashlib.sha256(json.dumps(split.dataset.ids).encode()).hexdigest()
     return {"images": len(split), "names": names, "pixels": split.dataset.content_hash()}
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and branch of the current folder, and how many tracked files differ; None outside a repository."""
+    """Return commit, branch and number of changed tracked files, or None outside a repository."""
     if (git := shutil.which("git")) is None:
         return None
-    asked = ("rev-parse", "HEAD"), ("rev-parse", "--abbrev-ref", "HEAD"), ("status", "--porcelain", "-uno")
+    commands = ("rev-parse", "HEAD"), ("rev-parse", "--abbrev-ref", "HEAD"), ("status", "--porcelain", "-uno")
     try:
         commit, branch, changed = (
-            subprocess.run([git, *words], capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.strip()
-            for words in asked
+            subprocess.run([git, *words], capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT).stdout
+            for words in commands
         )
     except (OSError, subprocess.SubprocessError):  # no repository, or no commit in it
         return None
-    return {"commit": commit, "branch": branch, "changed": len(changed.splitlines())}
+    return {"commit": commit.strip(), "branch": branch.strip(), "changed": len(changed.splitlines())}

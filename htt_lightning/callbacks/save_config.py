@@ -1,4 +1,4 @@
-"""What a run was told to do, beside it and in its checkpoints."""
+"""Configs in run directories and checkpoints."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,30 +14,30 @@ from htt_lightning.training.results import training_info
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run directory, whatever the logger; Lightning's may hit a user's own file.
+    """Write ``config.yaml`` into the run directory and into every checkpoint.
 
-    Every checkpoint carries it, too, with how its labels were drawn: a test leaves both beside its figures
-    (``train_config.yaml``), as its own config says little of how the network was trained.
+    ``test`` also writes ``train_config.yaml``: the config of the tested network, with the provenance of its label mask.
+    Lightning's own callback writes into ``log_dir``, which may be a folder of the user.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the run directory, which all ranks have to ask for together."""
+        """Find the run directory on all ranks, and save the config."""
         self.save_to_log_dir, self._folder = False, run_directory(trainer)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the files, on the first rank alone."""
+        """Write the files on rank 0."""
         if not self._folder:
             return
         with atomic_path(self._folder / CONFIG) as partial:
             partial.write_text(self._text, encoding="utf-8")
-        given = self.config.get("ckpt_path")
-        if stage == "test" and given and Path(given).is_file():  # Lightning also knows words such as "last"
+        checkpoint = self.config.get("ckpt_path")
+        if stage == "test" and checkpoint and Path(checkpoint).is_file():  # not a keyword such as "last"
             with atomic_path(self._folder / TRAIN_CONFIG) as partial:
-                partial.write_text(yaml.safe_dump(training_info(given), sort_keys=False), encoding="utf-8")
+                partial.write_text(yaml.safe_dump(training_info(checkpoint), sort_keys=False), encoding="utf-8")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the config, and how the label mask was drawn."""
+        """Add the config and the provenance of the label mask."""
         mask = getattr(getattr(trainer, "datamodule", None), "mask", None)
         checkpoint["training"] = {"config": self._text, "labels": mask and mask.provenance}
 

@@ -1,145 +1,139 @@
-"""The command ``info``: what is installed and can be computed with, or what a run's folder holds."""
+"""Command ``info``: describe the installation, or a run directory."""
 
 import os
-import platform
 import re
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from contextlib import contextmanager
+from importlib.metadata import requires
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from htt_lightning.data.datamodule import LABEL_MASK
-from htt_lightning.errors import HTTError, combine_errors
+from htt_lightning.errors import ConfigError, HTTError, combine_errors
 from htt_lightning.io.checkpoints import read_checkpoint
-from htt_lightning.io.run_directory import CONFIG, RUN_RECORD, TRAIN_CONFIG
+from htt_lightning.io.run_directory import CONFIG, RESULTS, RUN_RECORD, TRAIN_CONFIG
+from htt_lightning.training.environment import package_version, versions
 from htt_lightning.training.results import (
-    Split,
+    MetricValue,
     comparable_settings,
-    find_results,
-    flat,
+    flatten,
+    load_mapping,
     read_metrics,
-    read_yaml,
-    tasks_of,
+    task_names,
 )
 
-PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "jsonargparse", "numpy", "albumentations", "wandb")
-"""Whose versions a report of a fault should name."""
-SUMMED_UP = (
-    *("data", "data.root", "data.labels", "data.tasks", "data.image_size", "data.batch_size", "data.pseudo_label"),
+SUMMARY_OPTIONS = (
+    *("data", "data.root", "data.labels", "data.tasks", "data.image_size", "data.batch_size", "data.pseudo_labels"),
     *("model.network", "model.backbone", "model.pretrained", "model.token_dim", "model.lr", "model.image_weighting"),
     *("discovery.stages", "discovery.teacher", "discovery.student_init", "discovery.target_type"),
     *("trainer.max_epochs", "trainer.devices", "trainer.precision", "seed_everything", "ckpt_path"),
 )
-"""The options of a run that say most about it."""
+"""Options that summarize a run."""
+FOLDERS = ("panels", "discovery", "affinity", "predictions")
+"""Folders of a run that hold pictures or maps."""
 
 
 def info(run: str | None = None) -> None:
-    """Describe this installation: versions, devices and extras; or a run: config, origin, stages and figures.
+    """Describe the installation, or a run.
+
+    The installation is versions, devices and extras. A run is its config, provenance, checkpoints and metrics.
 
     Args:
-        run: Folder of a run, such as ``runs/version_0``.
+        run: Run directory, such as ``runs/version_0``. The installation is described by default.
 
     Raises:
-        HTTError: The folder is none of a run, or files in it are damaged: then what is sound is shown.
+        ConfigError: The folder is no run directory.
+        DataError: Some files of the run are corrupt. The rest is printed first.
     """
-    console, faults = Console(soft_wrap=True), list[HTTError]()
-    for title, text in described_run(Path(run), faults) if run is not None else installation():
+    console, errors = Console(soft_wrap=True), list[HTTError]()
+    for title, text in installation() if run is None else describe_run(Path(run), errors):
         console.out(f"{title:<20} {text}".rstrip(), highlight=False)
-    if faults:
-        raise combine_errors(faults, shown=None)
+    if errors:
+        raise combine_errors(errors, shown=None)
 
 
 def installation() -> Iterator[tuple[str, str]]:
-    """Titles and texts about what is installed."""
+    """Yield titles and texts on versions, devices and extras."""
     yield from versions().items()
     yield "processors", f"{os.cpu_count()}; PyTorch uses {torch.get_num_threads()} threads"
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        yield f"cuda:{index}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+        gpu = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
     if torch.backends.mps.is_available():
         yield "mps", "available"
     elif not torch.cuda.is_available():
         yield "accelerators", "none: PyTorch finds neither CUDA nor MPS"
-    for extra, packages in extras().items():
-        absent = [package for package in packages if not installed(package)]
-        remedy = f'lacks {", ".join(absent)}: pip install "htt-lightning[{extra}]"'
-        yield f"extra {extra}", remedy if absent else "installed"
+    for extra, packages in extra_packages().items():
+        missing = ", ".join(package for package in packages if not package_version(package))
+        yield f"extra {extra}", f'lacks {missing}: pip install "htt-lightning[{extra}]"' if missing else "installed"
 
 
-def versions() -> dict[str, str]:
-    """What runs here, by package."""
-    found = {"htt-lightning": version("htt-lightning")}
-    found["python"] = f"{platform.python_version()} on {platform.platform()}"
-    return found | {package: installed(package) or "not installed" for package in PACKAGES}
-
-
-def installed(package: str) -> str | None:
-    """The version of a package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def extras() -> dict[str, list[str]]:
-    """Packages that each extra of this library adds, without those that it takes from other extras."""
-    found: dict[str, list[str]] = {}
+def extra_packages() -> dict[str, list[str]]:
+    """Return the packages of each extra, without those of other extras that it includes."""
+    extras: dict[str, list[str]] = {}
     for requirement in requires("htt-lightning") or []:
-        matched = re.match(r"([\w.-]+)(?!.*\[).*extra == ['\"]([\w-]+)['\"]", requirement)
-        if matched and matched[1] != "htt-lightning":
-            found.setdefault(matched[2], []).append(matched[1])
-    return found
+        match = re.match(r"([\w.-]+)(?!.*\[).*extra == ['\"]([\w-]+)['\"]", requirement)
+        if match and match[1] != "htt-lightning":
+            extras.setdefault(match[2], []).append(match[1])
+    return extras
 
 
-def described_run(folder: Path, faults: list[HTTError]) -> Iterator[tuple[str, str]]:
-    """Titles and texts about a run; what is damaged in it is added to ``faults``."""
+def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, str]]:
+    """Yield titles and texts on a run.
+
+    Args:
+        folder: The run directory.
+        errors: List that receives an error per corrupt file.
+
+    Raises:
+        ConfigError: The folder is no run directory.
+    """
     if not (folder / CONFIG).is_file():
         nested = [path.parent for path in sorted(folder.rglob(CONFIG))] if folder.is_dir() else []
-        hint = f" Did you mean {nested[-1]}?" if nested else " Name a folder such as runs/version_0."
-        raise HTTError(f"{folder} is no folder of a run: there is no {CONFIG} in it.{hint}")
+        hint = f"Did you mean {nested[-1]}?" if nested else "Name a folder such as runs/version_0."
+        raise ConfigError(f"RUN must be a folder with a {CONFIG}, got {folder}. {hint}")
     yield "run", str(folder)
-    values = {}
-    for path, split in of_this(folder):
-        try:
-            values[split] = read_metrics(path)
-        except HTTError as error:
-            faults.append(error)
-    try:
-        options = flat(read_yaml(folder / CONFIG, folder))
-        tasks = next(map(tasks_of, values.values()), ())
-        known = options | comparable_settings(options, tasks)
-        known["data.tasks"] = known["data.tasks"] or options.get("data.tasks") or "all of the dataset's"
-        yield from ((key, str(known[key])) for key in SUMMED_UP if known.get(key) is not None)
-    except HTTError as error:
-        faults.append(error)
-    try:
-        record = read_yaml(folder / RUN_RECORD, folder) if (folder / RUN_RECORD).is_file() else {}
-        yield from ((key, str(value)) for key, value in flat(record).items() if value is not None)
-    except HTTError as error:
-        faults.append(error)
+    metrics = dict[str, dict[str, MetricValue]]()
+    for split, name in RESULTS.items():
+        with _collect(errors):
+            metrics |= {split: read_metrics(folder / name)} if (folder / name).is_file() else {}
+    with _collect(errors):
+        options = flatten(load_mapping(folder / CONFIG))
+        settings = options | comparable_settings(options, next(map(task_names, metrics.values()), ()))
+        settings["data.tasks"] = settings["data.tasks"] or options.get("data.tasks") or "all of the dataset"
+        yield from ((key, str(settings[key])) for key in SUMMARY_OPTIONS if settings.get(key) is not None)
+    if (folder / RUN_RECORD).is_file():
+        with _collect(errors):
+            record = flatten(load_mapping(folder / RUN_RECORD))
+            yield from ((key, str(value)) for key, value in record.items() if value is not None)
     for path in sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.name)):
-        try:
-            stored = read_checkpoint(path, "info")
-        except HTTError as error:
-            faults.append(error)
-            continue
-        stage = stored.get("callbacks", {}).get("LabelDiscovery", {}).get("stage")
-        where = f", in stage {stage + 1}" if stage is not None else ""
-        size = path.stat().st_size / 2**20
-        yield path.name, f"{stored['global_step']} steps, epoch {stored['epoch']}{where}, {size:.0f} MiB"
+        with _collect(errors):
+            yield path.name, _describe_checkpoint(path)
     for name in (LABEL_MASK, TRAIN_CONFIG, "metrics.csv"):
         if (folder / name).is_file():
             yield name, f"{(folder / name).stat().st_size / 1024:.0f} KiB"
-    for name in ("panels", "discovery", "affinity", "predictions"):
+    for name in FOLDERS:
         if files := list(folder.glob(f"{name}/*")):
             yield f"{name}/", f"{len(files)} files"
-    for split, figures in values.items():
-        for key, figure in figures.items():
-            yield f"{split}/{key}", f"{figure.kind.format(figure.value)} {figure.kind.unit}".rstrip()
+    for split, values in metrics.items():
+        for key, metric in values.items():
+            yield f"{split}/{key}", f"{metric.spec.format(metric.value)} {metric.spec.unit}".rstrip()
 
 
-def of_this(folder: Path) -> Iterator[tuple[Path, Split]]:
-    """The files of figures of this run, not of those below it."""
-    return ((path, split) for path, split in find_results(folder) if path.parent == folder)
+def _describe_checkpoint(path: Path) -> str:
+    checkpoint = read_checkpoint(path, "RUN")
+    stage = checkpoint.get("callbacks", {}).get("LabelDiscovery", {}).get("stage")
+    where = "" if stage is None else f", in stage {stage + 1}"
+    size = path.stat().st_size / 2**20
+    return f"{checkpoint['global_step']} steps, epoch {checkpoint['epoch']}{where}, {size:.0f} MiB"
+
+
+@contextmanager
+def _collect(errors: list[HTTError]) -> Iterator[None]:
+    """Append an error of the block to ``errors``, and go on after the block."""
+    try:
+        yield
+    except HTTError as error:
+        errors.append(error)

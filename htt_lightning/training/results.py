@@ -1,9 +1,9 @@
-"""What a run has left in its folder, read back: how its network was trained, and what it has reached."""
+"""Read the metrics and settings that a run left in its directory."""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,142 +11,143 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from htt_lightning.data.datamodule import LABEL_MASK
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError, DataError
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.run_directory import CONFIG, RESULTS, TRAIN_CONFIG
 from htt_lightning.tasks.metric_spec import MetricSpec
 
 Split = Literal["val", "test"]
-"""Whose figures: those of the last validation of ``fit``, or of ``test``."""
-ASIDE = (
+"""``val`` for the last validation of ``fit``, ``test`` for the command ``test``."""
+IGNORED_OPTIONS = (
     *("seed_everything", "data.seed", "ckpt_path", "verbose", "weights_only", "trainer.logger"),
     *("trainer.default_root_dir", "trainer.enable_", "trainer.log_every_n_steps", "trainer.profiler"),
     *("checkpoint.", "panel.", "discovery_panel.", "results.", "model.single_task_baselines"),
     *("data.root", "data.cache", "data.num_workers", "data.tasks", "data.class_path"),
 )
-"""Options, by how they begin, in which runs of the same settings may differ (seeds, places, what is shown), or which
-are put in other words."""
-SCORED = ("data", "tasks.", "trainer.limit_test_batches", "trainer.precision")
-"""Settings of a test that its figures may depend on, by how they begin."""
-TAUGHT = ("data.labels", "data.batch_size", "data.augment", "data.pseudo_labels", "data.train_images")
-"""Those among them that matter in training alone."""
+"""Prefixes of options that do not distinguish runs: seeds, paths, displays. Some get a setting of their own."""
+TEST_OPTIONS = ("data", "tasks.", "trainer.limit_test_batches", "trainer.precision")
+"""Prefixes of options that can change the metrics of ``test``."""
+TRAIN_OPTIONS = ("data.labels", "data.batch_size", "data.augment", "data.pseudo_labels", "data.train_images")
+"""Prefixes of ``TEST_OPTIONS`` that matter in training only."""
 STEPS = "steps"
-"""How long the network of a test was trained."""
+"""Setting of a test: number of training steps of its network."""
 ALONE = "each alone"
-"""The tasks of a network that was trained on a single one."""
+"""Value of the setting ``data.tasks`` for networks of a single task."""
 
 
-class Value(NamedTuple):
-    """One figure of a run.
+class MetricValue(NamedTuple):
+    """One metric of a run.
 
     Attributes:
-        value: NaN where it does not exist.
-        kind: Its unit and direction.
-        primary_metric: Whether it is its task's headline.
+        value: The value, NaN if undefined.
+        spec: Unit and direction.
+        primary: True for the primary metric of its task, and for Delta_m.
+        epoch: Epoch of the network, from 0. None for a network that was not trained.
     """
 
     value: float
-    kind: MetricSpec
-    primary_metric: bool
+    spec: MetricSpec
+    primary: bool
+    epoch: int | None
 
 
 @dataclass(frozen=True)
 class Run:
-    """The figures of one run, and what tells it from others.
+    """Metrics of one run, with the settings that distinguish it from other runs.
 
     Attributes:
-        path: The file of the figures.
-        split: On what they were measured.
-        settings: Everything that may change a figure, except seeds, as text by option.
-        seed: Of the run.
-        values: The figures by ``<task>/<figure>``, as they are in the file.
+        path: The metric file.
+        split: Split of the metrics.
+        settings: Every option that can change a metric, as text. Seeds are left out.
+        seed: Seed of the run.
+        metrics: Metrics by ``<task>/<metric>``.
     """
 
     path: Path
     split: Split
     settings: Mapping[str, str]
     seed: str
-    values: Mapping[str, Value]
+    metrics: Mapping[str, MetricValue]
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks."""
-        return tasks_of(self.values)
+        return task_names(self.metrics)
 
 
 def training_info(path: str | Path) -> dict[str, Any]:
-    """How the network of a checkpoint was trained, in plain values.
+    """Read how the network of a checkpoint was trained.
 
     Args:
         path: The checkpoint.
 
     Returns:
-        ``checkpoint``, ``steps``, ``labels`` (how they were drawn), and ``config``; None for what nobody has noted.
+        ``checkpoint``, ``steps``, ``labels`` (provenance of the label mask) and ``config``, as plain values. Unknown
+        values are None.
 
     Raises:
-        HTTError: The file is missing, damaged, or no checkpoint of this library.
+        CheckpointError: The checkpoint is missing or corrupt.
     """
     checkpoint, folder = read_checkpoint(path, "--ckpt_path"), Path(path).parent.parent
     config, labels = (checkpoint.get("training", {}).get(key) for key in ("config", "labels"))
-    if config is None and (beside := folder / CONFIG).is_file():  # weights alone, or of an earlier version
-        config, labels = beside.read_text(encoding="utf-8"), read_mask_provenance(folder)
-    known = {STEPS: checkpoint["global_step"], "labels": labels, "config": config and yaml.safe_load(config)}
-    return {"checkpoint": str(path), **known}
+    if config is None and (folder / CONFIG).is_file():  # saved without the callback, such as by trainer.save_checkpoint
+        config, labels = (folder / CONFIG).read_text(encoding="utf-8"), read_mask_provenance(folder)
+    steps = checkpoint["global_step"]
+    return {"checkpoint": str(path), STEPS: steps, "labels": labels, "config": config and yaml.safe_load(config)}
 
 
 def read_run(path: Path, split: Split) -> Run:
-    """The run that has left a file of figures.
+    """Read the run that wrote a metric file.
 
     Args:
-        path: The file.
-        split: Which of ``RESULTS`` it is.
+        path: The metric file.
+        split: Split of the file.
 
     Raises:
-        HTTError: It is damaged, or what tells the run from others is missing; the message names the file.
+        DataError: The metric file or the config beside it is missing or corrupt.
     """
-    values, options = read_metrics(path), flat(read_yaml(path.with_name(CONFIG), path))
-    names, drawn, further = tasks_of(values), read_mask_provenance(path.parent), dict[str, str]()
+    metrics, options = read_metrics(path), flatten(load_mapping(path.with_name(CONFIG)))
+    tasks, labels, tested = task_names(metrics), read_mask_provenance(path.parent), dict[str, str]()
     if split == "test":
-        scored = comparable_settings(options, names)
-        training = read_yaml(beside, path) if (beside := path.with_name(TRAIN_CONFIG)).is_file() else {}
-        options = flat(training.get("config") or {"checkpoint": options.get("ckpt_path")})
-        drawn = training.get("labels")
-        trained = comparable_settings(options, names)
-        further = {
+        test_settings = comparable_settings(options, tasks)
+        trained_by = path.with_name(TRAIN_CONFIG)
+        info = load_mapping(trained_by) if trained_by.is_file() else {}
+        options, labels = flatten(info.get("config") or {"checkpoint": options.get("ckpt_path")}), info.get("labels")
+        train_settings = comparable_settings(options, tasks)
+        tested = {
             f"test.{key}": value
-            for key, value in scored.items()
-            if key.startswith(SCORED) and not key.startswith(TAUGHT) and trained.get(key) != value
+            for key, value in test_settings.items()
+            if key.startswith(TEST_OPTIONS) and not key.startswith(TRAIN_OPTIONS) and train_settings.get(key) != value
         }
-        further |= {STEPS: str(training[STEPS])} if STEPS in training else {}
+        tested |= {STEPS: str(info[STEPS])} if STEPS in info else {}
     seeds = [str(seed) for key in ("seed_everything", "data.seed") if (seed := options.get(key)) is not None]
-    return Run(path, split, comparable_settings(options, names, drawn) | further, "/".join(seeds), values)
+    return Run(path, split, comparable_settings(options, tasks, labels) | tested, "/".join(seeds), metrics)
 
 
 def comparable_settings(
-    options: Mapping[str, Any], tasks: Sequence[str], drawn: Mapping[str, Any] | None = None
+    options: Mapping[str, Any], tasks: Sequence[str], labels: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """What may change a figure of a run, except seeds, as text.
+    """Select the options of a run that can change its metrics, as text.
 
     Args:
-        options: Of the run.
-        tasks: Their names.
-        drawn: Protocol, seed and origin of the label mask, if known.
+        options: Options by dotted name, as ``flatten`` returns them.
+        tasks: Names of the tasks.
+        labels: Provenance of the label mask (protocol, seed, origin), if known.
     """
     settings: dict[str, Any] = {"data": str(options.get("data.class_path") or "").rpartition(".")[2] or None}
-    settings |= {key: value for key, value in options.items() if not key.startswith(ASIDE)}
+    settings |= {key: value for key, value in options.items() if not key.startswith(IGNORED_OPTIONS)}
     if "data.labels" in settings:
-        seed = options.get("data.seed")
-        seed = options.get("seed_everything") if seed is None else seed
-        settings["data.labels"] = labels_name(str(settings["data.labels"]), drawn, seed)
+        seed = options.get("seed_everything") if options.get("data.seed") is None else options["data.seed"]
+        settings["data.labels"] = labels_name(str(settings["data.labels"]), labels, seed)
     if (teacher := settings.get("discovery.teacher")) is not None:
-        given = teacher if isinstance(teacher, list) else [teacher]
-        settings["discovery.teacher"] = ", ".join(teacher_name(str(one)) for one in given)
+        teachers = teacher if isinstance(teacher, list) else [teacher]
+        settings["discovery.teacher"] = ", ".join(teacher_name(str(one)) for one in teachers)
     settings["data.tasks"] = ALONE if len(tasks) == 1 else ", ".join(tasks)
     listed = options.get("data.tasks")
     for task in listed if isinstance(listed, list) else ():
         if isinstance(task, Mapping):
-            kind = str(task.get("class_path")).rpartition(".")[2]
-            settings |= {f"tasks.{kind}.{key}": value for key, value in flat(task).items() if key != "class_path"}
+            name = str(task.get("class_path")).rpartition(".")[2]
+            settings |= {f"tasks.{name}.{key}": value for key, value in flatten(task).items() if key != "class_path"}
     return {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in settings.items()
@@ -154,104 +155,102 @@ def comparable_settings(
     }
 
 
-def read_metrics(path: Path) -> dict[str, Value]:
-    """The figures in a file that ``fit`` or ``test`` has written, by ``<task>/<figure>``.
+def read_metrics(path: Path) -> dict[str, MetricValue]:
+    """Read a metric file of ``fit`` or ``test``, by ``<task>/<metric>``.
 
     Raises:
-        HTTError: It is damaged, or was written by an earlier version.
+        DataError: The file is corrupt.
     """
-    rows, values = read_json(path), dict[str, Value]()
+    metrics = dict[str, MetricValue]()
     try:
-        for key, row in rows.items():
-            value, kind = row["value"], MetricSpec(str(row["unit"]), bool(row["higher_is_better"]))
-            number = math.nan if value is None else float(value)
-            values[key.partition("/")[2]] = Value(number, kind, bool(row["primary"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise HTTError(
-            f"{path} holds no figures as this version writes them ({error!r}); score the network again with htt test."
-        ) from error
-    return values
+        for key, row in load_mapping(path, json.loads).items():
+            value = math.nan if row["value"] is None else float(row["value"])
+            spec = MetricSpec(str(row["unit"]), bool(row["higher_is_better"]))
+            metrics[key.partition("/")[2]] = MetricValue(value, spec, bool(row["primary"]), row["epoch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} must hold metrics of fit or test, got {error!r}. Run htt test again.") from error
+    return metrics
 
 
 def read_mask_provenance(folder: Path) -> dict[str, Any] | None:
-    """How the label mask of a run was drawn: protocol, seed and origin; None if it has left none."""
-    mask = read_json(folder / LABEL_MASK) if (folder / LABEL_MASK).is_file() else None
+    """Read protocol, seed and origin of a run's label mask, or None if it has none."""
+    path = folder / LABEL_MASK
+    mask = load_mapping(path, json.loads) if path.is_file() else None
     return mask and {key: mask.get(key) for key in ("protocol", "seed", "origin")}
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; an ``HTTError`` names one that is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HTTError(f"{path} is truncated or no JSON ({error}); delete it, or run its command again.") from error
+def load_mapping(path: Path, parse: Callable[[str], Any] = yaml.safe_load) -> dict[str, Any]:
+    """Read a file that holds a mapping.
 
+    Args:
+        path: The file.
+        parse: Parser of its text, for YAML by default.
 
-def read_yaml(path: Path, results: Path) -> dict[str, Any]:
-    """What a config holds that lies beside figures; an ``HTTError`` names one that is missing or damaged."""
-    if not path.is_file():
-        raise HTTError(
-            f"{results} has no {path.name} beside it, which says what was run; copy it there from the run's folder."
-        )
+    Raises:
+        DataError: The file is missing or corrupt.
+    """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no options")
+        content = parse(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+    except FileNotFoundError:
+        raise DataError(f"{path} must exist. Copy it from the directory of the run.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise HTTError(f"{path} is truncated or no config ({' '.join(str(error).split())}).") from error
-    return found
+        text = " ".join(str(error).split())
+        raise DataError(f"{path} is corrupt ({text}). Delete it, or run its command again.") from error
+    return content
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The options of a config by their dotted names, as on the command line; lists are values."""
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a config to options by dotted name, as on the command line. Lists stay values."""
     options: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            options |= flat(value, prefix if key == "init_args" else f"{prefix}{key}.")
+            options |= flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
         else:
             options[prefix + key] = value
     return options
 
 
-def labels_name(given: str, drawn: Mapping[str, Any] | None, seed: Any) -> str:
-    """What to call label masks, so that runs on one protocol have one name, also where a file repeats a mask.
+def labels_name(option: str, labels: Mapping[str, Any] | None, seed: Any) -> str:
+    """Name a label mask by its protocol, also if a file repeats the mask.
 
     Args:
-        given: ``data.labels``.
-        drawn: Protocol, seed and origin of the mask, if known.
-        seed: Of the run.
+        option: Value of ``data.labels``.
+        labels: Provenance of the mask (protocol, seed, origin), if known.
+        seed: Seed of the run.
     """
-    if drawn is None or drawn.get("protocol") in (None, given):
-        return given
-    if drawn["origin"]:
-        return f"{drawn['protocol']} ({drawn['origin']})"
-    if drawn["seed"] is None:
-        return Path(given).name
-    return str(drawn["protocol"]) if drawn["seed"] == seed else f"{drawn['protocol']} of seed {drawn['seed']}"
+    if labels is None or labels.get("protocol") in (None, option):
+        return option
+    if labels["origin"]:
+        return f"{labels['protocol']} ({labels['origin']})"
+    if labels["seed"] is None:
+        return Path(option).name
+    return str(labels["protocol"]) if labels["seed"] == seed else f"{labels['protocol']} of seed {labels['seed']}"
 
 
-def teacher_name(given: str) -> str:
-    """What to call a teacher, so that those of other seeds have one name: its file, and a digest of its settings."""
-    if not Path(given).is_file():
-        return given
-    settings = comparable_settings(flat(training_info(given)["config"] or {"checkpoint": given}), ())
+def teacher_name(teacher: str) -> str:
+    """Name a teacher by its file and a hash of its settings, so that its seed does not matter."""
+    if not Path(teacher).is_file():
+        return teacher
+    settings = comparable_settings(flatten(training_info(teacher)["config"] or {"checkpoint": teacher}), ())
     digest = hashlib.sha256(json.dumps(sorted(settings.items())).encode()).hexdigest()
-    return f"{Path(given).name} #{digest[:6]}"
+    return f"{Path(teacher).name} #{digest[:6]}"
 
 
-def tasks_of(values: Mapping[str, Value]) -> tuple[str, ...]:
-    """Names of the tasks that figures are of."""
-    return tuple(dict.fromkeys(key.partition("/")[0] for key in values if "/" in key))
+def task_names(metrics: Mapping[str, MetricValue]) -> tuple[str, ...]:
+    """List the tasks of metrics by ``<task>/<metric>``."""
+    return tuple(dict.fromkeys(key.partition("/")[0] for key in metrics if "/" in key))
 
 
 def find_results(folder: Path) -> Iterator[tuple[Path, Split]]:
-    """Files of figures in a folder and below it.
+    """Find the metric files in a folder and below.
 
     Raises:
-        HTTError: There is no such folder.
+        ConfigError: The folder does not exist.
     """
     if not folder.is_dir():
-        raise HTTError(f"There is no folder {folder}; name runs, or a folder that holds runs.")
+        raise ConfigError(f"DIR must be an existing run directory or a folder of runs, got {folder}.")
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
         yield from ((path, split) for path in sorted(folder.rglob(RESULTS[split])))

@@ -1,4 +1,4 @@
-"""Runs side by side, as a table and a figure; the command ``report``."""
+"""Command ``report``: compare runs as a table and a figure."""
 
 from htt_lightning.commands.report.command import report
 

@@ -1,227 +1,227 @@
-"""Runs of the same settings as one row, rows named by what differs, and Delta_m against one of them."""
+"""Comparison of runs: rows of equal settings, their statistics over seeds, and Delta_m."""
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from htt_lightning.errors import HTTError, did_you_mean
+import pandas as pd
+
+from htt_lightning.errors import ConfigError, DataError, HTTError, did_you_mean
 from htt_lightning.io.run_directory import RESULTS
 from htt_lightning.tasks.metric_spec import MetricSpec, delta_m
 from htt_lightning.training.results import ALONE, STEPS, Run, Split
 
 DELTA_M = "delta_m"
-"""Key of the figure that is over all tasks."""
-TELLING = ("data.labels", "model.network", "data.tasks", "model.", "data", "discovery.", "trainer.", "test.")
-"""Settings that say most about a row, by how they begin."""
-ABSENT = "null"
-"""A setting that a run has not."""
-
-
-@dataclass
-class Row:
-    """Runs that differ in nothing but their seeds; networks of single tasks are one row together.
-
-    Attributes:
-        settings: What they have in common.
-        runs: The runs.
-        name: Short, from what tells the row from others.
-        gains: Delta_m of each seed against a baseline.
-    """
-
-    settings: Mapping[str, str]
-    runs: list[Run]
-    name: str = ""
-    gains: list[float] = field(default_factory=list)
-
-    @property
-    def tasks(self) -> set[str]:
-        """Tasks that there are figures of."""
-        return {task for run in self.runs for task in run.tasks}
-
-    @property
-    def seeds(self) -> dict[str, list[Run]]:
-        """The runs by seed."""
-        return {run.seed: [other for other in self.runs if other.seed == run.seed] for run in self.runs}
-
-    @property
-    def count(self) -> str:
-        """Number of seeds; from the least to the most of a task, where single tasks have different numbers."""
-        counts = {len([run for run in self.runs if task in run.tasks]) for task in self.tasks}
-        return f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-
-    def values(self, key: str) -> list[float]:
-        """A figure, of every run that has it."""
-        if key == DELTA_M and self.gains:
-            return self.gains
-        found = [run.values[key].value for run in self.runs if key in run.values]
-        return [value for value in found if not math.isnan(value)]
+"""Key of the metric over all tasks."""
+KEY_SETTINGS = ("data.labels", "model.network", "data.tasks", "model.", "data", "discovery.", "trainer.", "test.")
+"""Prefixes of settings in the order in which they name rows."""
+UNSET = "null"
+"""Value of a setting that a run does not have."""
+TITLES = {"test": "Metrics of test", "val": "Metrics of the last validation of fit"}
 
 
 @dataclass
 class Comparison:
-    """Rows with figures of one split.
+    """Runs of one split, grouped into rows of equal settings.
 
     Attributes:
-        rows: The rows.
-        split: Whose figures.
-        notes: What a reader has to know about them.
+        split: Split of the metrics.
+        values: Metrics by row and seed; columns are ``<task>/<metric>``.
+        specs: Units and directions of the columns.
+        primary: Columns of primary metrics.
+        runs: Runs of each row.
+        settings: Settings that differ between rows, by row.
+        notes: Sentences below the table.
     """
 
-    rows: list[Row]
     split: Split
+    values: pd.DataFrame
+    specs: dict[str, MetricSpec]
+    primary: list[str]
+    runs: dict[str, list[Run]]
+    settings: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def kinds(self) -> dict[str, MetricSpec]:
-        """Unit and direction of every figure by ``<task>/<figure>``; Delta_m comes last."""
-        kinds = {key: value.kind for row in self.rows for run in row.runs for key, value in run.values.items()}
-        kinds.pop(DELTA_M, None)
-        return kinds | ({DELTA_M: MetricSpec()} if any(row.values(DELTA_M) for row in self.rows) else {})
+    def statistics(self, statistic: Any) -> pd.DataFrame:
+        """Aggregate the metrics of each row over seeds, by ``mean``, ``std`` or ``count``."""
+        table: pd.DataFrame = self.values.groupby(level="run", sort=False).agg(statistic)
+        return table
 
-    @property
-    def headlines(self) -> dict[str, MetricSpec]:
-        """Those that papers report."""
-        keys = {
-            key for row in self.rows for run in row.runs for key, value in run.values.items() if value.primary_metric
-        }
-        return {key: kind for key, kind in self.kinds.items() if key in keys or key == DELTA_M}
+    def counts(self) -> "pd.Series[str]":
+        """Return the number of seeds by row, as a range if it depends on the task."""
+        counts = self.statistics("count")
+        ranges = zip(counts.where(counts > 0).min(axis=1).fillna(0).astype(int), counts.max(axis=1), strict=True)
+        texts = [f"{low}" if low == high else f"{low} to {high}" for low, high in ranges]
+        return pd.Series(texts, counts.index, name="seeds")
 
-    @cached_property
-    def differing(self) -> dict[str, list[str]]:
-        """The settings in which rows differ, with their values row by row."""
-        keys = dict.fromkeys(key for row in self.rows for key in row.settings)
-        columns = {key: [row.settings.get(key, ABSENT) for row in self.rows] for key in keys}
-        return {key: values for key, values in columns.items() if len(set(values)) > 1}
+    def best(self) -> pd.DataFrame:
+        """Return True for the best mean of each metric, by row. Metrics of a single row have no best."""
+        means = self.statistics("mean") * [1 if spec.higher_is_better else -1 for spec in self.specs.values()]
+        return means.eq(means.max()) & (means.count() > 1)
 
-    def best(self, key: str) -> set[str]:
-        """Names of the rows with the best mean of a figure; none where there is nothing to compare."""
-        means = {row.name: statistics.mean(row.values(key)) for row in self.rows if row.values(key)}
-        better = max if self.kinds[key].higher_is_better else min
-        return {name for name, mean in means.items() if mean == better(means.values())} if len(means) > 1 else set()
+    def to_frame(self) -> pd.DataFrame:
+        """Return mean and standard deviation of all metrics, with seeds, run directories and settings, by row."""
+        folders = {name: " ".join(str(run.path.parent) for run in runs) for name, runs in self.runs.items()}
+        stats = self.statistics(["mean", "std"])
+        stats.columns = [f"{self.split}/{key}{end}" for key in self.specs for end in ("", " std")]
+        table = pd.concat([self.counts(), pd.Series(folders, name="folders"), self.settings, stats], axis=1)
+        return table.rename_axis("run")
+
+    def to_markdown(self) -> str:
+        """Return tables of the primary metrics, with best means in bold, and of the settings that differ."""
+        means, stds, best = self.statistics("mean"), self.statistics("std"), self.best()
+        table = self.counts().to_frame()
+        for key in self.primary:
+            spec, cells = self.specs[key], zip(means[key], stds[key], best[key], strict=True)
+            table[spec.column_header(key.replace("/", " "))] = [_cell(spec, *cell) for cell in cells]
+        parts = [f"{TITLES[self.split]}, mean ± standard deviation over seeds.", _markdown_table(table)]
+        if len(self.settings.columns):
+            parts += ["Settings that differ:", _markdown_table(self.settings)]
+        return "\n\n".join([*parts, *self.notes]) + "\n"
+
+    def add_delta_m(self, baseline: str, errors: list[HTTError]) -> None:
+        """Compute Delta_m of every seed, relative to the mean of a row.
+
+        Args:
+            baseline: Name of the row, a unique part of it, or the directory of one of its runs.
+            errors: List that receives an error per row with other tasks.
+
+        Raises:
+            ConfigError: No row, or several rows, match.
+        """
+        base = find_row(self.runs, baseline)
+        means = dict(zip(self.specs, self.statistics("mean").loc[base], strict=True))
+        specs = {key: self.specs[key] for key in self.primary if key != DELTA_M and not math.isnan(means[key])}
+        tasks = {name: sorted({task for run in runs for task in run.tasks}) for name, runs in self.runs.items()}
+        gains = [
+            delta_m(specs, dict(zip(self.specs, values, strict=True)), means)
+            if tasks[name] == tasks[base]
+            else math.nan
+            for name, values in zip(self.values.index.get_level_values("run"), self.values.to_numpy(), strict=True)
+        ]
+        for name in (name for name in tasks if tasks[name] != tasks[base]):
+            path, expected = self.runs[name][0].path, ", ".join(tasks[base])
+            errors.append(DataError(f"{path} must have the tasks of --baseline ({expected}), got {tasks[name]}."))
+        self.values = self.values.drop(columns=DELTA_M, errors="ignore").assign(**{DELTA_M: gains})
+        self.specs = {key: spec for key, spec in self.specs.items() if key != DELTA_M} | {DELTA_M: MetricSpec()}
+        self.primary = [*(key for key in self.primary if key != DELTA_M), DELTA_M]
+        self.notes.append(f"Delta_m is relative to {base}.")
 
 
-def compare(runs: Sequence[Run], split: Split | None, faults: list[HTTError]) -> Comparison:
-    """Put runs of the same settings together and name the rows.
+def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) -> Comparison:
+    """Group runs into rows of equal settings.
 
     Args:
-        runs: At least one.
-        split: Whose figures; by default those of ``test``, where there are any.
-        faults: Where to add runs that cannot be compared with the others.
+        runs: At least one run.
+        split: Split to compare. ``test`` by default, if there is any.
+        errors: List that receives an error per run with other units.
 
     Raises:
-        HTTError: No run has figures of the split.
+        ConfigError: No run has metrics of the split.
     """
     chosen: Split = split or ("test" if any(run.split == "test" for run in runs) else "val")
-    mine = [run for run in runs if run.split == chosen]
-    if not mine:
-        raise HTTError(f"There is no {RESULTS[chosen]} in these folders; leave out --split, or run the command first.")
-    alike = list(of_one_kind(mine, faults))
-    latest = {(key_of(run), run.seed): run for run in sorted(alike, key=lambda run: run.path.stat().st_mtime)}
-    comparison = Comparison([], chosen)
-    if left := len(runs) - len(mine):
-        comparison.notes.append(f"Figures of other commands are left out ({left} files); see --split.")
-    if twice := len(alike) - len(latest):
-        comparison.notes.append(f"Of runs with the same settings and seed the latest counts ({twice} left out).")
-    rows: dict[tuple[tuple[str, str], ...], Row] = {}
-    for run in sorted(latest.values(), key=lambda run: str(run.path)):
-        rows.setdefault(tuple(sorted(run.settings.items())), Row(run.settings, [])).runs.append(run)
-    comparison.rows = list(rows.values())
-    for row, name in zip(comparison.rows, names(comparison), strict=True):
-        row.name = name
-    return comparison
+    candidates = [run for run in runs if run.split == chosen]
+    if not candidates:
+        raise ConfigError(f"--split {chosen} needs a {RESULTS[chosen]}, got none. Leave it out, or run its command.")
+    usable = list(with_same_units(candidates, errors))
+    latest = {_identity(run): run for run in sorted(usable, key=lambda run: run.path.stat().st_mtime)}
+    kept = sorted(latest.values(), key=lambda run: str(run.path))
+    notes = []
+    if count := len(runs) - len(candidates):
+        notes.append(f"Metrics of another split are left out ({count} files); see --split.")
+    if count := len(usable) - len(kept):
+        notes.append(f"Of runs with equal settings and seed, the latest counts ({count} left out).")
+
+    settings = pd.DataFrame([dict(run.settings) for run in kept]).fillna(UNSET)
+    group = settings.groupby(list(settings), sort=False).ngroup()
+    rows = settings.drop_duplicates()
+    differing = rows.loc[:, rows.nunique() > 1]
+    names = row_names(differing, kept)
+    index = pd.MultiIndex.from_arrays([[names[k] for k in group], [run.seed for run in kept]], names=["run", "seed"])
+    metrics = {key: metric for run in kept for key, metric in run.metrics.items()}
+    columns = sorted(metrics, key=lambda key: key == DELTA_M)
+    table = [[run.metrics[key].value if key in run.metrics else math.nan for key in columns] for run in kept]
+    values = pd.DataFrame(table, index, columns).groupby(level=["run", "seed"], sort=False).first()
+    return Comparison(
+        chosen,
+        values,
+        specs={key: metrics[key].spec for key in columns},
+        primary=[key for key in columns if metrics[key].primary],
+        runs={name: [run for run, k in zip(kept, group, strict=True) if names[k] == name] for name in names},
+        settings=differing.set_axis(pd.Index(names, name="run")),
+        notes=notes,
+    )
 
 
-def key_of(run: Run) -> tuple[object, ...]:
-    """What runs of one figure in a row have in common: settings and, where each task has a network, the task."""
-    return *sorted(run.settings.items()), run.tasks if run.settings["data.tasks"] == ALONE else ()
+def _identity(run: Run) -> tuple[object, ...]:
+    """Identify repetitions of a run: settings, seed and, for single-task networks, the task."""
+    return *sorted(run.settings.items()), run.seed, run.tasks if run.settings["data.tasks"] == ALONE else ()
 
 
-def of_one_kind(runs: Iterable[Run], faults: list[HTTError]) -> Iterable[Run]:
-    """The runs whose figures have the units of those before them; the others are faults."""
-    known: dict[str, Run] = {}
+def with_same_units(runs: Iterable[Run], errors: list[HTTError]) -> Iterator[Run]:
+    """Yield the runs whose metrics have the units of earlier runs, and collect errors for the others."""
+    first: dict[str, Run] = {}
     for run in runs:
-        odd = [key for key, value in run.values.items() if key in known and known[key].values[key].kind != value.kind]
-        if odd:
-            units, other = run.values[odd[0]].kind, known[odd[0]]
-            faults.append(
-                HTTError(
-                    f"{run.path} has {units.column_header(odd[0])}, but {other.path} "
-                    f"{other.values[odd[0]].kind.column_header(odd[0])}; report them apart."
-                )
-            )
-            continue
-        known = dict.fromkeys(run.values, run) | known
-        yield run
+        other = {key: first[key] for key, metric in run.metrics.items() if key in first}
+        wrong = next((key for key in other if other[key].metrics[key].spec != run.metrics[key].spec), None)
+        if wrong is None:
+            first = dict.fromkeys(run.metrics, run) | first
+            yield run
+        else:
+            found, expected = (one.metrics[wrong].spec.column_header(wrong) for one in (run, other[wrong]))
+            errors.append(DataError(f"{run.path} must have {expected} as {other[wrong].path}, got {found}."))
 
 
-def names(comparison: Comparison) -> list[str]:
-    """Short names of rows: the settings that differ, by names as short as possible; one of those that go together.
+def row_names(settings: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
+    """Name rows by the settings that differ, one of each group of settings that vary together.
 
-    Steps, which follow from the others or tell one stage from another, are named in the latter case alone.
+    ``steps`` usually follows from other settings. It is added only if rows have the same name without it.
     """
-    differing, kept = comparison.differing, dict[tuple[int, ...], str]()
-    for key in sorted(differing, key=lambda key: [not key.startswith(start) for start in TELLING]):
-        if key != STEPS or len(set(zip(*kept, strict=True))) < len(comparison.rows):
-            kept.setdefault(tuple(differing[key].index(value) for value in differing[key]), key)
+    kept: dict[tuple[int, ...], str] = {}
+    for key in sorted(map(str, settings), key=lambda key: [not key.startswith(prefix) for prefix in KEY_SETTINGS]):
+        if key != STEPS or len(settings[list(kept.values())].drop_duplicates()) < len(settings):
+            kept.setdefault(tuple(pd.factorize(settings[key])[0]), key)
     if not kept:
-        return [row.settings.get("data", "all runs") for row in comparison.rows]
-    every = ", ".join(dict.fromkeys(task for row in comparison.rows for run in row.runs for task in run.tasks))
+        return [runs[0].settings.get("data", "all runs")]
+    every = ", ".join(dict.fromkeys(task for run in runs for task in run.tasks))
     words = [
-        [f"{short(key, kept.values())}={'all' if value == every else value}" for value in differing[key]]
+        [f"{short_name(key, kept.values())}={'all' if value == every else value}" for value in settings[key]]
         for key in kept.values()
     ]
     return [" ".join(row) for row in zip(*words, strict=True)]
 
 
-def short(key: str, others: Iterable[str]) -> str:
-    """An option's name without its group, unless another one is called the same then."""
+def short_name(key: str, others: Iterable[str]) -> str:
+    """Strip the group of an option, unless the rest is ambiguous."""
     rest = key.partition(".")[2] or key
     return key if any(other != key and (other.partition(".")[2] or other) == rest for other in others) else rest
 
 
-def measure(comparison: Comparison, baseline: str, faults: list[HTTError]) -> None:
-    """Add Delta_m against a row, for every seed of each row of the same tasks.
-
-    Args:
-        comparison: The rows.
-        baseline: Name of one of them, or a part of it that no other has, or the folder of one of its runs.
-        faults: Where to add rows of other tasks.
+def find_row(rows: dict[str, list[Run]], baseline: str) -> str:
+    """Find a row by its name, a unique part of it, or the directory of one of its runs.
 
     Raises:
-        HTTError: There is no such row.
+        ConfigError: No row, or several rows, match.
     """
-    base = referred(comparison.rows, baseline)
-    kinds = {key: kind for key, kind in comparison.headlines.items() if key != DELTA_M and base.values(key)}
-    single = {key: statistics.mean(base.values(key)) for key in kinds}
-    for row in comparison.rows:
-        if row.tasks != base.tasks:
-            theirs, ours = (", ".join(sorted(one.tasks)) for one in (row, base))
-            what = f"{row.runs[0].path}: the tasks of its row are {theirs}, those of the baseline {ours}"
-            faults.append(HTTError(f"{what}; Delta_m needs the same."))
-            continue
-        for runs in row.seeds.values():
-            mine = {key: value.value for run in runs for key, value in run.values.items()}
-            if not any(math.isnan(mine.get(key, math.nan)) for key in kinds):
-                row.gains.append(delta_m(kinds, mine, single))
-    comparison.notes.append(f"Delta_m is measured against {base.name}.")
-
-
-def referred(rows: Sequence[Row], baseline: str) -> Row:
-    """The row of a name, or of a part of it that no other has, or of the folder of one of its runs.
-
-    Raises:
-        HTTError: There is none, or more than one; the message names those there are.
-    """
-    place, known = Path(baseline).resolve(), [row.name for row in rows]
-    named = [row for row in rows if row.name == baseline] or [row for row in rows if baseline in row.name]
-    found = named or [row for row in rows if any(run.path.resolve().parent == place for run in row.runs)]
+    folder = Path(baseline).resolve()
+    named = [baseline] if baseline in rows else [name for name in rows if baseline in name]
+    found = named or [name for name, runs in rows.items() if any(run.path.resolve().parent == folder for run in runs)]
     if len(found) == 1:
         return found[0]
-    listed = "\n".join(f"  {row.name}" for row in found or rows)
-    if found:
-        raise HTTError(f"--baseline {baseline!r} is part of several names. Rows:\n{listed}")
-    hint = did_you_mean(baseline, known)
-    raise HTTError(f"--baseline {baseline!r} names no row, nor the folder of one of its runs.{hint} Rows:\n{listed}")
+    rule = "be part of one name only" if found else "name a row or the directory of one of its runs"
+    listed = "".join(f"\n  {name}" for name in found or rows)
+    hint = "" if found else did_you_mean(baseline, rows)
+    raise ConfigError(f"--baseline must {rule}, got {baseline!r}.{hint} Rows:{listed}")
+
+
+def _cell(spec: MetricSpec, mean: float, std: float, best: bool) -> str:
+    text = spec.format(mean) + ("" if math.isnan(std) else f" ± {spec.format(std)}")
+    return f"**{text}**" if best else text
+
+
+def _markdown_table(table: pd.DataFrame) -> str:
+    plain = table.map(lambda cell: cell.replace("|", "/")).rename(lambda name: name.replace("|", "/"))
+    align = ("left", *["right"] * len(table.columns))
+    return plain.rename_axis("run").to_markdown(colalign=align, disable_numparse=True)

@@ -3,197 +3,188 @@ import os
 import pytest
 
 from htt_lightning.commands.report.command import read_runs
-from htt_lightning.commands.report.comparison import compare, measure, short
+from htt_lightning.commands.report.comparison import compare, short_name
 from htt_lightning.errors import HTTError
-from tests.commands.report.folders import config_of, fitted_run, scored_run
+from tests.commands.report.runs import config_of, evaluated_run, fitted_run
 
 
 def comparison(folder, split=None):
-    runs, faults = read_runs([str(folder)])
-    assert faults == []
-    found = compare(runs, split, faults)
-    assert faults == []
+    runs, errors = read_runs([str(folder)])
+    found = compare(runs, split, errors)
+    assert errors == []
     return found
 
 
-def by_name(found):
-    return {row.name: row for row in found.rows}
+def names(found):
+    return list(found.settings.index)
 
 
-def test_runs_that_differ_in_their_seed_and_place_alone_are_one_row(tmp_path):
+def values(found, row, key):
+    return sorted(found.values.loc[row, key].dropna())
+
+
+def test_seeds_and_paths_share_a_row(tmp_path):
     for seed, value in enumerate((10.0, 12.0, 17.0)):
-        place = {"root": f"/data/{seed}", "cache": f"scenes_{seed}", "num_workers": seed}
-        fitted_run(tmp_path / f"version_{seed}", {"semseg/miou": value}, seed=seed, **place)
-    (row,) = comparison(tmp_path).rows
-    assert sorted(row.values("semseg/miou")) == [10, 12, 17]
-    assert (row.count, row.name) == ("3", "SyntheticDataModule")
+        paths = {"root": f"/data/{seed}", "cache": f"scenes_{seed}", "num_workers": seed}
+        fitted_run(tmp_path / f"version_{seed}", {"semseg/miou": value}, seed=seed, **paths)
+    config = fitted_run(tmp_path / "other", {"semseg/miou": 20.0}) / "config.yaml"
+    config.write_text(config.read_text().replace("seed: null", "seed: 7"))  # data.seed
+    found = comparison(tmp_path)
+    assert names(found) == ["SyntheticDataModule"]
+    assert values(found, "SyntheticDataModule", "semseg/miou") == [10, 12, 17, 20]
+    assert list(found.counts()) == ["4"]
+    assert "differ" not in found.to_markdown()
 
 
-def test_the_seed_of_the_data_is_a_seed(tmp_path):
-    for seed in (1, 2):
-        fitted_run(tmp_path / f"version_{seed}", {"semseg/miou": 1.0 * seed}, **{"train_images": 9, "root": "."})
-        config = tmp_path / f"version_{seed}" / "config.yaml"
-        config.write_text(config.read_text().replace("seed: null", f"seed: {seed}"))
-    (row,) = comparison(tmp_path).rows
-    assert row.count == "2"
-
-
-def test_rows_are_named_by_what_differs_and_once_by_what_goes_together(tmp_path):
+def test_rows_are_named_by_independent_settings(tmp_path):
     fitted_run(tmp_path / "a", {"semseg/miou": 1.0}, labels="one-label", model={"token_dim": 8, "token_stride": 1})
     fitted_run(tmp_path / "b", {"semseg/miou": 2.0}, labels="full", model={"token_dim": 8, "token_stride": 1})
     fitted_run(tmp_path / "c", {"semseg/miou": 3.0}, labels="full", model={"token_dim": 16, "token_stride": 2})
     found = comparison(tmp_path)
-    assert list(by_name(found)) == [
-        "labels=one-label token_dim=8",
-        "labels=full token_dim=8",
-        "labels=full token_dim=16",
-    ]
-    assert set(found.differing) == {"model.token_dim", "model.token_stride", "data.labels"}
+    assert names(found) == ["labels=one-label token_dim=8", "labels=full token_dim=8", "labels=full token_dim=16"]
+    assert set(found.settings) == {"model.token_dim", "model.token_stride", "data.labels"}
 
 
-def test_a_setting_that_only_some_runs_have_is_null_in_the_others(tmp_path):
+def test_missing_settings_are_null(tmp_path):
     fitted_run(tmp_path / "a", {"semseg/miou": 1.0})
     fitted_run(tmp_path / "b", {"semseg/miou": 2.0}, model={"loss_weights": {"depth": 0.45}})
-    assert list(by_name(comparison(tmp_path))) == ["loss_weights.depth=null", "loss_weights.depth=0.45"]
+    assert names(comparison(tmp_path)) == ["loss_weights.depth=null", "loss_weights.depth=0.45"]
 
 
-def test_networks_of_single_tasks_are_one_row_with_a_figure_each(tmp_path):
+def test_single_task_networks_share_a_row(tmp_path):
     for seed in (0, 1):
         fitted_run(tmp_path / f"semseg_{seed}", {"semseg/miou": 40.0 + seed}, seed=seed, tasks=["semseg"])
         fitted_run(tmp_path / f"both_{seed}", {"semseg/miou": 44.0, "depth/abs_err": 0.4}, seed=seed)
     fitted_run(tmp_path / "depth_0", {"depth/abs_err": 0.5}, seed=0, tasks="depth")
-    rows = by_name(comparison(tmp_path))
-    assert set(rows) == {"tasks=each alone", "tasks=all"}
-    alone = rows["tasks=each alone"]
-    assert sorted(alone.values("semseg/miou")) == [40, 41]
-    assert alone.values("depth/abs_err") == [0.5]
-    assert alone.count == "1 to 2"
+    found = comparison(tmp_path)
+    assert found.counts().to_dict() == {"tasks=all": "2", "tasks=each alone": "1 to 2"}
+    assert values(found, "tasks=each alone", "semseg/miou") == [40, 41]
+    assert values(found, "tasks=each alone", "depth/abs_err") == [0.5]
 
 
-def test_of_two_runs_with_one_seed_the_latest_counts(tmp_path):
+def test_the_latest_run_of_a_seed_counts(tmp_path):
     first = fitted_run(tmp_path / "z", {"semseg/miou": 1.0})
     fitted_run(tmp_path / "a", {"semseg/miou": 2.0})
     os.utime(first / "val_metrics.json", (1, 1))
     found = comparison(tmp_path)
-    (row,) = found.rows
-    assert row.values("semseg/miou") == [2]
-    assert found.notes == ["Of runs with the same settings and seed the latest counts (1 left out)."]
+    assert values(found, "SyntheticDataModule", "semseg/miou") == [2]
+    assert "1 left out" in found.notes[0]
 
 
-def test_a_test_is_of_the_settings_its_network_was_trained_with(tmp_path):
+def test_a_test_has_the_settings_of_its_training(tmp_path):
     for seed in (0, 1):
-        for labels in ("one-label", "full"):
-            training = config_of(seed=seed, labels=labels)
-            scored_run(tmp_path / f"{labels}_{seed}", {"semseg/miou": 5.0}, training)  # whose own config says one-label
-    rows = by_name(comparison(tmp_path))
-    assert {name: row.count for name, row in rows.items()} == {"labels=one-label": "2", "labels=full": "2"}
+        for labels in ("one-label", "full"):  # the config of the test itself says one-label
+            evaluated_run(tmp_path / f"{labels}_{seed}", {"semseg/miou": 5.0}, config_of(seed=seed, labels=labels))
+    assert comparison(tmp_path).counts().to_dict() == {"labels=one-label": "2", "labels=full": "2"}
 
 
-def test_networks_of_another_stage_and_other_ways_of_measuring_are_other_rows(tmp_path):
+def test_stages_and_test_settings_make_rows(tmp_path):
     training = config_of()
-    scored_run(tmp_path / "a", {"semseg/miou": 5.0}, training)
-    scored_run(tmp_path / "b", {"semseg/miou": 5.0}, training, steps=50)
-    absent = [{"class_path": "htt_lightning.tasks.SemSeg", "init_args": {"absent_classes": "zero"}}]
-    scored_run(tmp_path / "c", {"semseg/miou": 5.0}, training, tasks=absent)
-    scored_run(tmp_path / "d", {"semseg/miou": 5.0}, training, batch_size=7)  # the same figures: one row with a
-    assert set(by_name(comparison(tmp_path))) == {
-        "tasks.SemSeg.absent_classes=null steps=100", "tasks.SemSeg.absent_classes=null steps=50",
-        "tasks.SemSeg.absent_classes=zero steps=100",
-    }  # fmt: skip
+    evaluated_run(tmp_path / "a", {"semseg/miou": 5.0}, training)
+    evaluated_run(tmp_path / "b", {"semseg/miou": 5.0}, training, steps=50)
+    tasks = [{"class_path": "htt_lightning.tasks.SemSeg", "init_args": {"absent_classes": "zero"}}]
+    evaluated_run(tmp_path / "c", {"semseg/miou": 5.0}, training, tasks=tasks)
+    evaluated_run(tmp_path / "d", {"semseg/miou": 5.0}, training, batch_size=7)  # changes no metric
+    key = "tasks.SemSeg.absent_classes"
+    expected = {f"{key}=null steps=100", f"{key}=null steps=50", f"{key}=zero steps=100"}
+    assert set(names(comparison(tmp_path))) == expected
 
 
-def test_steps_that_follow_from_other_settings_are_not_in_a_name(tmp_path):
-    scored_run(tmp_path / "a", {"semseg/miou": 5.0}, config_of(labels="full"), steps=100)
-    scored_run(tmp_path / "b", {"semseg/miou": 5.0}, config_of(labels="one-label"), steps=50)
-    scored_run(tmp_path / "c", {"semseg/miou": 5.0}, config_of(labels="random-label"), steps=100)
-    assert set(by_name(comparison(tmp_path))) == {"labels=full", "labels=one-label", "labels=random-label"}
+def test_dependent_steps_are_not_in_a_name(tmp_path):
+    for labels, steps in (("full", 100), ("one-label", 50), ("random-label", 100)):
+        evaluated_run(tmp_path / labels, {"semseg/miou": 5.0}, config_of(labels=labels), steps=steps)
+    assert names(comparison(tmp_path)) == ["labels=full", "labels=one-label", "labels=random-label"]
 
 
-def test_figures_of_a_test_go_before_those_of_training_unless_asked_otherwise(tmp_path):
+def test_test_metrics_win_unless_split_is_val(tmp_path):
     fitted_run(tmp_path / "a", {"semseg/miou": 1.0})
-    scored_run(tmp_path / "b", {"semseg/miou": 2.0}, config_of())
-    found = comparison(tmp_path)
-    assert (found.split, found.rows[0].values("semseg/miou")) == ("test", [2])
-    assert found.notes == ["Figures of other commands are left out (1 files); see --split."]
-    assert comparison(tmp_path, "val").rows[0].values("semseg/miou") == [1]
-
-
-def test_a_split_without_results_is_refused(tmp_path):
-    fitted_run(tmp_path / "a", {"semseg/miou": 1.0})
-    with pytest.raises(HTTError, match=r"no test_metrics\.json"):
+    with pytest.raises(HTTError, match=r"--split test .*test_metrics\.json"):
         comparison(tmp_path, "test")
+    evaluated_run(tmp_path / "b", {"semseg/miou": 2.0}, config_of())
+    found = comparison(tmp_path)
+    assert (found.split, list(found.values["semseg/miou"])) == ("test", [2])
+    assert "1 files" in found.notes[0]
+    assert list(comparison(tmp_path, "val").values["semseg/miou"]) == [1]
 
 
-def test_delta_m_is_that_of_each_seed_against_the_mean_of_the_reference(tmp_path):
+def test_metrics_of_other_units_are_an_error(tmp_path):
+    fitted_run(tmp_path / "a", {"depth/abs_err": 0.5, "semseg/miou": 1.0}, labels="full")
+    odd = fitted_run(tmp_path / "b", {"depth/abs_err": 50.0}) / "val_metrics.json"
+    odd.write_text(odd.read_text().replace('"m"', '"cm"'))
+    runs, errors = read_runs([str(tmp_path)])
+    assert len(compare(runs, None, errors).values) == 1
+    assert str(odd) in str(errors[0])
+    assert "abs_err cm" in str(errors[0])
+
+
+@pytest.fixture
+def multi_and_single(tmp_path):
     for seed in (0, 1):
         fitted_run(tmp_path / f"semseg_{seed}", {"semseg/miou": 40.0 + 2 * seed}, seed=seed)
         fitted_run(tmp_path / f"depth_{seed}", {"depth/abs_err": 0.5}, seed=seed)
         fitted_run(tmp_path / f"both_{seed}", {"semseg/miou": 45.1, "depth/abs_err": 0.4 + 0.1 * seed}, seed=seed)
-    for reference in ("tasks=each alone", str(tmp_path / "depth_1")):
-        found, faults = comparison(tmp_path), []
-        measure(found, reference, faults)
-        assert faults == []
-        gains = by_name(found)["tasks=all"].gains
-        assert gains == pytest.approx([(10 + 20) / 2, (10 + 0) / 2])
-        assert sum(by_name(found)["tasks=each alone"].gains) == pytest.approx(0)
-        assert list(found.kinds)[-1] == list(found.headlines)[-1] == "delta_m"
+    return tmp_path
 
 
-def test_a_row_of_other_tasks_has_no_delta_m_and_is_named(tmp_path):
+@pytest.mark.parametrize("baseline", ["tasks=each alone", "alone", "depth_1"])
+def test_delta_m_compares_seeds_with_the_mean_of_a_row(multi_and_single, baseline):
+    found, errors = comparison(multi_and_single), []
+    found.add_delta_m(str(multi_and_single / baseline) if baseline == "depth_1" else baseline, errors)
+    assert errors == []
+    assert list(found.values.loc["tasks=all", "delta_m"]) == pytest.approx([(10 + 20) / 2, (10 + 0) / 2])
+    assert found.values.loc["tasks=each alone", "delta_m"].sum() == pytest.approx(0)
+    assert list(found.specs)[-1] == found.primary[-1] == found.values.columns[-1] == "delta_m"
+
+
+def test_delta_m_replaces_logged_values(tmp_path):
+    for labels, gain in (("full", 77.0), ("one-label", None)):
+        evaluated_run(tmp_path / labels, {"delta_m": gain, "semseg/miou": 40.0}, config_of(labels=labels))
+    found = comparison(tmp_path)
+    assert values(found, "labels=full", "delta_m") == [77]
+    found.add_delta_m("labels=one-label", [])
+    assert values(found, "labels=full", "delta_m") == [0]
+
+
+def test_delta_m_needs_the_tasks_of_the_baseline(tmp_path):
     fitted_run(tmp_path / "a", {"semseg/miou": 40.0, "depth/abs_err": 0.5})
     odd = fitted_run(tmp_path / "b", {"semseg/miou": 40.0}, network="multitask")
-    found, faults = comparison(tmp_path), []
-    measure(found, str(tmp_path / "a"), faults)
-    (fault,) = faults
-    assert str(odd / "val_metrics.json") in str(fault)
-    assert "semseg, those of the baseline depth, semseg" in str(fault)
-    assert [bool(row.gains) for row in found.rows] == [True, False]
+    found, errors = comparison(tmp_path), []
+    found.add_delta_m(str(tmp_path / "a"), errors)
+    assert [str(odd / "val_metrics.json") in str(error) for error in errors] == [True]
+    assert list(found.values["delta_m"].isna()) == [False, True]
 
 
-def test_an_unknown_reference_is_refused_with_the_rows_there_are(tmp_path):
-    fitted_run(tmp_path / "a", {"semseg/miou": 40.0}, labels="full")
-    fitted_run(tmp_path / "b", {"semseg/miou": 40.0})
-    with pytest.raises(HTTError, match=r"Did you mean 'labels=full'\?[\s\S]*\n  labels=one-label"):
-        measure(comparison(tmp_path), "labels=fulll", [])
-
-
-def test_a_part_of_a_name_is_enough_where_one_row_has_it(tmp_path):
+def test_an_unknown_or_ambiguous_baseline_is_refused(tmp_path):
     fitted_run(tmp_path / "a", {"semseg/miou": 40.0}, labels="full")
     fitted_run(tmp_path / "b", {"semseg/miou": 44.0})
+    with pytest.raises(HTTError, match=r"Did you mean 'labels=full'\?[\s\S]*\n  labels=one-label"):
+        comparison(tmp_path).add_delta_m("labels=fulll", [])
+    with pytest.raises(HTTError, match=r"one name only, got 'labels'"):
+        comparison(tmp_path).add_delta_m("labels", [])
+
+
+def test_missing_metrics_give_a_dash_and_no_delta_m(tmp_path):
+    fitted_run(tmp_path / "a", {"semseg/miou": 40.0, "depth/abs_err": 0.5}, labels="full")
+    fitted_run(tmp_path / "b", {"semseg/miou": 44.0, "depth/abs_err": None})
     found = comparison(tmp_path)
-    measure(found, "full", [])
-    assert by_name(found)["labels=one-label"].gains == pytest.approx([10])
-    with pytest.raises(HTTError, match=r"'labels' is part of several names\. Rows:\n  labels=full\n  labels=one-label"):
-        measure(comparison(tmp_path), "labels", [])
+    found.add_delta_m("full", [])
+    assert found.counts()["labels=one-label"] == "1"
+    assert values(found, "labels=one-label", "delta_m") == []
+    assert found.to_markdown().splitlines()[5].replace("*", "").split("|")[4].strip() == "-"
 
 
-def test_figures_of_other_units_are_not_averaged(tmp_path):
-    fitted_run(tmp_path / "a", {"depth/abs_err": 0.5}, seed=0)
-    odd = fitted_run(tmp_path / "b", {"depth/abs_err": 0.5}, seed=1) / "val_metrics.json"
-    odd.write_text(odd.read_text().replace('"m"', '"1/m"'))
-    runs, faults = read_runs([str(tmp_path)])
-    (row,) = compare(runs, None, faults).rows
-    assert row.count == "1"
-    assert str(odd) in str(faults[0])
-    assert "depth/abs_err 1/m ↓" in str(faults[0])
-
-
-def test_a_figure_that_does_not_exist_counts_for_nothing(tmp_path):
-    fitted_run(tmp_path / "a", {"semseg/miou": None, "depth/abs_err": 0.5}, seed=0)
-    fitted_run(tmp_path / "b", {"semseg/miou": 3.0, "depth/abs_err": 0.5}, seed=1)
-    found = comparison(tmp_path)
-    assert found.rows[0].values("semseg/miou") == [3]
-    measure(found, str(tmp_path / "b"), [])
-    assert len(found.rows[0].gains) == 1
-
-
-def test_the_best_mean_goes_by_the_direction(tmp_path):
-    fitted_run(tmp_path / "a", {"semseg/miou": 1.0, "depth/abs_err": 0.5}, labels="full")
-    fitted_run(tmp_path / "b", {"semseg/miou": 2.0, "depth/abs_err": 0.6})
-    found = comparison(tmp_path)
-    assert found.best("semseg/miou") == {"labels=one-label"}
-    assert found.best("depth/abs_err") == {"labels=full"}
-    assert comparison(tmp_path / "a").best("depth/abs_err") == set()
+def test_markdown_has_units_spread_best_and_settings(tmp_path):
+    for seed in (0, 1):
+        for labels, gain in (("one-label", 0.0), ("full", 4.0)):
+            metrics = {"semseg/miou": 30.0 + seed + gain, "semseg/pixel_acc": 50.0, "depth/abs_err": 0.5 + gain}
+            config = config_of(seed=seed, labels=labels, model={"lr": gain or 1.0})
+            evaluated_run(tmp_path / f"{labels}_{seed}", metrics, config)
+    lines = [" ".join(line.split()) for line in comparison(tmp_path).to_markdown().splitlines()]
+    assert lines[0] == "Metrics of test, mean ± standard deviation over seeds."
+    assert lines[2] == "| run | seeds | semseg miou % ↑ | depth abs_err m ↓ |"
+    assert lines[4] == "| labels=full | 2 | **34.50 ± 0.71** | 4.5000 ± 0.0000 |"
+    assert lines[5] == "| labels=one-label | 2 | 30.50 ± 0.71 | **0.5000 ± 0.0000** |"
+    assert lines[lines.index("Settings that differ:") + 2] == "| run | model.lr | data.labels |"
 
 
 @pytest.mark.parametrize(
@@ -205,5 +196,5 @@ def test_the_best_mean_goes_by_the_direction(tmp_path):
         ("data", ["model.lr"], "data"),
     ],
 )
-def test_a_name_is_as_short_as_it_can_be(key, others, end):
-    assert short(key, [key, *others]) == end
+def test_short_name_strips_the_group_if_unambiguous(key, others, end):
+    assert short_name(key, [key, *others]) == end
