@@ -24,17 +24,18 @@ NOTES = re.compile(r" ?\((?:method|protocol|contracts)\.md[^():]*(?:\)|: )")
 INTRO = """\
 # Configuration
 
-Generated from the parser. Set an option on the command line, `--model.lr 1e-4`, or in a YAML file, where dots are levels:
+Generated from the parser. Set an option on the command line, `--model.lr 1e-4`, or in a YAML file, where dots are
+levels:
 
 ```yaml
 model:
   lr: 1.0e-4
 ```
 
-Options and `--config` files override what comes before them. A config that is not in the working directory is taken from the
-package. `htt fit --print_config` prints the whole config of a run, and a run saves it as `config.yaml`. A class is named by its
-`class_path`, for the package's own the bare name, and gets its settings as `init_args`. Of Lightning's options (commands,
-`checkpoint`, `trainer`) only the first sentence is shown; see
+Options and `--config` files override what comes before them. A config that is not in the working directory is taken
+from the package. `htt fit --print_config` prints the whole config of a run, and a run saves it as `config.yaml`. A
+class is named by its `class_path`, for the package's own the bare name, and gets its settings as `init_args`. Of
+Lightning's options (commands, `checkpoint`, `trainer`) only the first sentence is shown; see
 [Lightning's documentation](https://lightning.ai/docs/pytorch/stable/).
 """
 
