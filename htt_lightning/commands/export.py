@@ -22,7 +22,6 @@ from torch.export import Dim, ExportedProgram
 from htt_lightning.errors import HTTError, did_you_mean, missing_extra
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.progress import status
-from htt_lightning.models.heads import ASPP
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 from htt_lightning.training.loading import load_module
@@ -55,9 +54,6 @@ class ExportWrapper(nn.Module):
     def __init__(self, module: HTTModule) -> None:
         super().__init__()
         self.net, self.tasks = module.net, module.tasks
-        for part in self.net.modules():
-            if isinstance(part, ASPP):
-                part.composed = False  # which depends on sizes, and these are free
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """RGB in [0, 1], ``b 3 h w``, to ``b h w`` (classes, probabilities) or ``b c h w`` (fields) by task."""

@@ -1,4 +1,4 @@
-"""Backbone, global task tokens, fine-grained task tokens and heads, and the networks made of them."""
+"""Networks: backbone, task tokens and heads."""
 
 from htt_lightning.models.network import DensePredictionNetwork, HTTNet, MultiTaskNet
 

@@ -1,6 +1,7 @@
-"""From an image to feature maps: any timm model that can return them."""
+"""Backbones: any timm model that returns feature maps."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,32 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from htt_lightning.errors import HTTError, did_you_mean
-from htt_lightning.io.weights import verify_zip_checksums
+from htt_lightning.errors import ConfigError, did_you_mean
+from htt_lightning.io.weights import check_finite, verify_zip_checksums
 
 PYRAMID_STRIDES = (4, 8, 16, 32)
-"""Strides of a multi-scale backbone's maps (contracts.md, Backbones)."""
+"""Strides of the maps of a multi-scale backbone."""
 
 
 class Backbone(nn.Module):
     """Four feature maps of a timm model: a pyramid of strides 4 to 32, or four depths of a plain vision transformer.
 
+    Examples:
+        >>> backbone = Backbone("test_resnet").eval()
+        >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 48, 16, 24), (1, 64, 8, 12), (1, 96, 4, 6), (1, 128, 2, 3)]
+
     Args:
-        name: A timm model with ``features_only``: strides 4 to 32, or patches of 4, 8 or 16 pixels.
-        pretrained: True for timm's weights from its hub, False for random ones, or a local weights file.
+        name: Name of a timm model with ``features_only`` and either strides 4 to 32 or patches of 4, 8 or 16 pixels.
+        pretrained: True for timm's weights from its hub, False for random ones, or a path to a weights file.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
     Attributes:
-        channels: Of each map, finest first.
-        strides: Of each map.
+        channels: Number of channels of each map, finest first.
+        strides: Stride of each map in pixels.
 
     Raises:
-        HTTError: The name is unknown, or the weights cannot be had.
+        ConfigError: The name is unknown, or the weights cannot be loaded.
     """
 
     def __init__(
@@ -37,72 +43,79 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        arguments = _feature_kwargs(name) | dict(options or {})
-        self.model = _create_timm_model(name, pretrained, **arguments)
+        self.model = _create_timm_model(name, pretrained, **_feature_kwargs(name) | dict(options or {}))
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Normalised image ``b 3 h w``, multiples of 32, to maps ``b c_s h/s w/s``."""
+        """Turn a normalized image ``b 3 h w``, in multiples of 32, into maps ``b c_s h/s w/s``."""
         maps: list[Tensor] = self.model(image)
-        return [rearrange(x, "b h w c -> b c h w") for x in maps] if _channels_last(self.model) else maps
+        # Hierarchical transformers return channels last.
+        is_nhwc = getattr(self.model, "output_fmt", "NCHW") != "NCHW"
+        return [rearrange(x, "b h w c -> b c h w") for x in maps] if is_nhwc else maps
 
 
+@lru_cache
 def _feature_kwargs(name: str) -> dict[str, Any]:
-    """Which levels to ask timm for; a look at the untrained model tells."""
-    model = _create_timm_model(name, pretrained=False)
+    """Return the arguments that select a model's four maps; only a built model knows its strides."""
+    with torch.random.fork_rng(devices=[]):
+        model = _create_timm_model(name)
     strides: list[int] = model.feature_info.reduction()
     if len(set(strides)) == 1:
         if strides[0] not in (4, 8, 16):
-            raise HTTError(f"Backbone {name!r} has patches of {strides[0]} pixels; patches of 4, 8 or 16 are needed.")
+            raise ConfigError(f"model.backbone must have patches of 4, 8 or 16 pixels, got {strides[0]} of {name!r}.")
         # A plain transformer: four evenly spaced depths, (2, 5, 8, 11) of twelve.
         depth = len(model.model.blocks) if hasattr(model.model, "blocks") else len(strides)
         return {"out_indices": tuple(depth * k // 4 - 1 for k in (1, 2, 3, 4)), "dynamic_img_size": True}
     if not set(PYRAMID_STRIDES) <= set(strides):
-        raise HTTError(
-            f"Backbone {name!r} has maps of strides {strides}; strides {PYRAMID_STRIDES} or one stride are needed."
+        raise ConfigError(
+            f"model.backbone must have maps of strides {PYRAMID_STRIDES}, or of one stride, got {strides} of {name!r}."
         )
-    arguments: dict[str, Any] = {"out_indices": tuple(strides.index(stride) for stride in PYRAMID_STRIDES)}
-    if any(hasattr(part, "strict_img_size") for part in model.modules()):  # Swin, at sizes other than its own
-        arguments["strict_img_size"] = False
-    return arguments
+    kwargs: dict[str, Any] = {"out_indices": tuple(strides.index(stride) for stride in PYRAMID_STRIDES)}
+    if any(hasattr(part, "strict_img_size") for part in model.modules()):  # Swin accepts other sizes on request
+        kwargs["strict_img_size"] = False
+    return kwargs
 
 
-def _channels_last(model: Any) -> bool:
-    """Whether a timm model returns ``b h w c``, as hierarchical transformers do."""
-    return bool(getattr(model, "output_fmt", "NCHW") != "NCHW")
-
-
-def _create_timm_model(name: str, pretrained: bool | str, **arguments: Any) -> Any:
+def _create_timm_model(name: str, pretrained: bool | str = False, **kwargs: Any) -> Any:
+    """Create a timm model that returns feature maps."""
     if not timm.is_model(name.split(".")[0].removeprefix("hf-hub:")) and ":" not in name:
         hint = did_you_mean(name, timm.list_models())
-        raise HTTError(
-            f"Unknown backbone {name!r} (model.backbone): timm has no such model, see timm.list_models().{hint}"
-        )
-    if isinstance(pretrained, str):
-        if not Path(pretrained).is_file():
-            raise HTTError(f"model.pretrained: there is no weights file {pretrained!r} for backbone {name!r}.")
-        arguments["pretrained_cfg_overlay"] = {"file": pretrained}
+        raise ConfigError(f"model.backbone must be a model of timm.list_models(), got {name!r}.{hint}")
+    if isinstance(pretrained, str) and not Path(pretrained).is_file():
+        raise ConfigError(f"model.pretrained must be true, false or a weights file, got {pretrained!r}: no such file.")
     try:
         if isinstance(pretrained, str):
-            verify_zip_checksums(pretrained)
-        model = timm.create_model(name, pretrained=bool(pretrained), features_only=True, **arguments)
-        if isinstance(pretrained, str):
-            with torch.random.fork_rng(devices=[]):
-                again = timm.create_model(name, pretrained=True, features_only=True, **arguments)
-            # timm says nothing of weights that a file lacks. They are random, and so no two times the same.
-            pairs = zip(model.named_parameters(), again.parameters(), strict=True)
-            if random := [key for (key, value), other in pairs if not (value.equal(other) and value.isfinite().all())]:
-                raise ValueError(f"the file lacks {len(random)} weights, or they are not finite, such as {random[0]}")
-        return model
-    except Exception as error:  # timm, hub clients and file readers raise a different one for every mishap
+            return _load_from_file(name, pretrained, **kwargs)
+        return timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
+    except Exception as error:  # timm, hub clients and file readers raise many types
         if not pretrained:
-            raise HTTError(
-                f"timm cannot build backbone {name!r} with {arguments}, see model.backbone_options: {error}"
+            raise ConfigError(
+                f"timm cannot build backbone {name!r} with {kwargs}: {error}\nCheck model.backbone_options."
             ) from error
-        origin = f"from {pretrained}" if isinstance(pretrained, str) else "from timm's hub"
-        raise HTTError(
-            f"The weights of backbone {name!r} could not be loaded {origin}: {type(error).__name__}: {error}\n"
-            "Set model.pretrained to a local weights file (.safetensors or .pth of this timm model), or to false to "
-            "train from scratch."
+        origin = pretrained if isinstance(pretrained, str) else "timm's hub"
+        raise ConfigError(
+            f"The weights of backbone {name!r} cannot be loaded from {origin}: {type(error).__name__}: {error}\n"
+            "Set model.pretrained to a weights file (.safetensors or .pth of this timm model), or to false."
         ) from error
+
+
+def _load_from_file(name: str, path: str, **kwargs: Any) -> Any:
+    """Create a timm model with the weights of a file.
+
+    timm passes over weights that the file lacks. They stay as random as in an untrained model of the same seed.
+
+    Raises:
+        ValueError: Weights are missing or not finite.
+    """
+    verify_zip_checksums(path)
+    with torch.random.fork_rng(devices=[]):
+        untrained = dict(timm.create_model(name, features_only=True, **kwargs).named_parameters())
+    overlay = {"file": path}
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, **kwargs)
+    params = model.named_parameters()
+    missing = [key for key, value in params if len(value.unique()) > 1 and value.equal(untrained[key])]
+    if missing:
+        raise ValueError(f"the file lacks {len(missing)} weights, such as {missing[0]}")
+    check_finite(model.state_dict())
+    return model

@@ -1,4 +1,4 @@
-"""The networks: image in, one ``TaskOutput`` per task out. Plain modules, usable without Lightning."""
+"""Networks from an image to one ``TaskOutput`` per task. Plain modules, usable without Lightning."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -11,53 +11,55 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import CheckpointError, ConfigError
 from htt_lightning.io.weights import check_finite
 from htt_lightning.models.backbone import Backbone
-from htt_lightning.models.fusion import Fusion, LazyFusedMap
+from htt_lightning.models.cpu_kernels import LazyFusedMap
 from htt_lightning.models.heads import BaselineHead, HTTHead
 from htt_lightning.models.layers import checkpoint_with_frozen_bn_stats, init_xavier
 from htt_lightning.models.released import load_released
-from htt_lightning.models.tokens import IndependentTaskTokens, MultiScaleTaskTokens, SingleScaleTaskTokens
+from htt_lightning.models.tokens import Fusion, IndependentTaskTokens, MultiScaleTaskTokens, SingleScaleTaskTokens
 from htt_lightning.output import BatchIndices, TaskOutput, any_selected, select
 
 logger = logging.getLogger(__name__)
 
 STRIDE = 32
-"""Images are padded to multiples of this: the coarsest stride, and twice a single-scale one, which attention halves."""
+"""Multiple to which images are padded: the coarsest stride, and twice a stride of 16, which attention halves."""
 
-
-MAX_CHANNELS = 2**16
-"""More channels, or more pixels between two taps, than any network has: such a number is a mistake, or damage."""
+MAX_CHANNELS = 2**16 - 1
+"""Largest number of channels, and largest dilation; a larger value is a mistake or a corrupt file."""
 
 
 def check_sizes(token_dim: Any, dropout: Any, dilations: Any, token_stride: Any = 1) -> None:
-    """Look at the sizes of a network before anything is built from them, as a damaged checkpoint may have any.
+    """Check the sizes of a network before it is built.
 
     Raises:
-        HTTError: One is no number of its kind; the message names it.
+        ConfigError: A size is out of its range or of another type.
     """
     several = dilations if isinstance(dilations, list | tuple) else [dilations]
     for key, values in {"token_dim": [token_dim], "dilations": several, "token_stride": [token_stride]}.items():
         for value in values:
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < MAX_CHANNELS:
-                raise HTTError(f"model.{key}: whole numbers from 1 to {MAX_CHANNELS - 1} are possible, not {value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_CHANNELS:
+                raise ConfigError(f"model.{key} must be an integer in [1, {MAX_CHANNELS}], got {value!r}.")
     if not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
-        raise HTTError(f"model.dropout must be in [0, 1], not {dropout!r}.")
+        raise ConfigError(f"model.dropout must be a number in [0, 1], got {dropout!r}.")
 
 
 class DensePredictionNetwork(nn.Module, ABC):
-    """What all networks share: normalise, pad to the stride, run the backbone, cut the padding off again.
+    """Base of the networks: normalizes, pads to the stride, runs the backbone and crops the padding.
 
     Args:
-        num_tokens: K by task name: classes or bins.
-        backbone: A timm model's name, or a module with ``channels`` and ``strides`` that returns a list of maps.
-        pretrained: Backbone weights: true (timm's hub), false (none) or a local file.
+        num_tokens: Number K of classes or bins by task name.
+        backbone: Name of a timm model, or a module with ``channels`` and ``strides`` that returns a list of maps.
+        pretrained: Backbone weights: true (timm's hub), false (random) or a path to a weights file.
         backbone_options: Further arguments of ``timm.create_model``.
-        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping them: less
-            memory, longer steps, the same gradients.
-        mean: Of the channels R, G, B in [0, 1]; ImageNet's by default, as in the published recipe.
-        std: Likewise.
+        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping their activations:
+            less memory, longer steps, the same gradients.
+        mean: Mean of the channels R, G, B in [0, 1]; ImageNet's by default.
+        std: Standard deviation of the channels R, G, B; ImageNet's by default.
+
+    Raises:
+        ConfigError: An argument is out of its range, or the backbone cannot be built.
     """
 
     mean: Tensor
@@ -75,9 +77,9 @@ class DensePredictionNetwork(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if not num_tokens:
-            raise HTTError("A network needs at least one task.")
+            raise ConfigError("num_tokens must name at least one task, got none.")
         if not isinstance(backbone, str | nn.Module):
-            raise HTTError(f"model.backbone must be the name of a timm model, or a module, not {backbone!r}.")
+            raise ConfigError(f"model.backbone must be the name of a timm model or a module, got {backbone!r}.")
         self.tasks, self.gradient_checkpointing = list(num_tokens), gradient_checkpointing
         self.backbone: Any = Backbone(backbone, pretrained, backbone_options) if isinstance(backbone, str) else backbone
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -85,81 +87,77 @@ class DensePredictionNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
-        """Backbone maps to outputs.
+        """Turn backbone maps into outputs.
 
         Args:
             maps: ``b c_s h/s w/s``, finest first.
             indices: Per task, the images to predict.
 
         Returns:
-            Outputs by task name, of the finest map's size; a task that is asked about no image is left out.
+            Outputs by task name, at the size of the finest map. Tasks without an image to predict are left out.
         """
 
-    def _run_head(self, module: nn.Module, *inputs: Tensor | LazyFusedMap) -> TaskOutput:
-        """A head's output, computed once more in the backward pass if so wanted.
-
-        Args:
-            module: The head.
-            *inputs: What it takes.
-        """
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        output: TaskOutput = checkpoint_with_frozen_bn_stats(module, module, *inputs) if again else module(*inputs)
+    def _run_head(self, head: nn.Module, *inputs: Tensor | LazyFusedMap) -> TaskOutput:
+        """Run a head, recomputed in the backward pass under gradient checkpointing."""
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        output: TaskOutput = checkpoint_with_frozen_bn_stats(head, head, *inputs) if recompute else head(*inputs)
         return output
 
     def forward(self, image: Tensor, indices: Mapping[str, Tensor] | None = None) -> dict[str, TaskOutput]:
         """Predict every task.
 
         Args:
-            image: RGB in [0, 1], ``b 3 h w`` of any size; it is padded right and bottom with the mean colour.
+            image: RGB in [0, 1], ``b 3 h w`` of any size; padded right and bottom with the mean color.
             indices: By task, the images to predict; None predicts all.
 
         Returns:
-            Outputs by task name, ``ceil(h/s) ceil(w/s)`` for stride s; a task that is asked about no image is left out.
+            Outputs by task name, ``ceil(h/s) ceil(w/s)`` for stride s. Tasks without an image to predict are left out.
 
         Raises:
-            HTTError: The image is not ``b 3 h w``.
+            ConfigError: The image has another shape.
         """
         if image.ndim != 4 or image.shape[1] != 3:
-            raise HTTError(f"image must be b 3 h w (RGB in [0, 1]), not {tuple(image.shape)}; add a batch axis?")
+            raise ConfigError(f"image must be b 3 h w (RGB in [0, 1]), got {tuple(image.shape)}. Add a batch axis?")
         height, width = image.shape[-2:]
-        normalised = (image - self.mean) / self.std
-        # Rounded up without negative numbers, which ONNX divides otherwise, and to what is seen to be a multiple of the
-        # stride: so export knows the sizes of all maps.
+        normalized = (image - self.mean) / self.std
+        # Rounded up without negative numbers, which ONNX divides differently, and as a visible multiple of the stride,
+        # from which export derives the sizes of all maps.
         down, right = (STRIDE * ((length + STRIDE - 1) // STRIDE) - length for length in (height, width))
-        padded = F.pad(normalised, (0, right, 0, down))
+        padded = F.pad(normalized, (0, right, 0, down))
         stride = self.backbone.strides[0]
         grid = [(length + stride - 1) // stride for length in (height, width)]
-        outputs = self.forward_features(
-            self.backbone(padded), [None if indices is None else indices[task] for task in self.tasks]
-        )
+        chosen = [None if indices is None else indices[task] for task in self.tasks]
+        outputs = self.forward_features(self.backbone(padded), chosen)
         return {task: TaskOutput(*(x[..., : grid[0], : grid[1]] for x in output)) for task, output in outputs.items()}
 
 
 class HTTNet(
     DensePredictionNetwork,
     PyTorchModelHubMixin,
-    # The config is JSON with sorted keys, but the order of tasks is that of the tokens: as pairs it is kept.
+    # JSON configs have sorted keys, but the order of tasks is that of the tokens: pairs keep it.
     coders={dict: (lambda values: [list(pair) for pair in values.items()], dict)},
 ):
-    """Hierarchical task tokens: global tokens at every scale, fine-grained tokens per class or bin (method.md 1, 2).
+    """Network with hierarchical task tokens: global tokens at every scale, fine-grained tokens per class or bin.
+
+    Source: [HiTTs](https://arxiv.org/abs/2411.18823), Sec. 3.
 
     Examples:
         >>> net = HTTNet({"semseg": 13, "depth": 30}, token_dim=32).eval()
         >>> net(torch.rand(2, 3, 64, 96))["depth"].logits.shape
         torch.Size([2, 30, 16, 24])
 
-    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of huggingface_hub: ``config.json`` (the
-    arguments) and ``model.safetensors``. Give ``from_pretrained`` a commit as ``revision``.
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` come from huggingface_hub. They use ``config.json``
+    (the arguments) and ``model.safetensors``. Pass a commit to ``from_pretrained`` as ``revision``.
 
     Args:
-        num_tokens: K by task name: classes or bins.
+        num_tokens: Number K of classes or bins by task name.
         token_dim: Token width D.
-        dropout: Rate in ASPP.
-        dilations: In ASPP, in pixels of the finest map; the published ones suit images of 288x384 and more.
-        token_stride: Kernel and stride r of the depthwise convolutions behind gates and token scores.
-        use_global_tokens: Whether tasks are gated and mixed by tokens at every scale; false for ablation.
-        use_fine_tokens: Whether logits are weighted by the scores of a token per class or bin; false for ablation.
-        **kwargs: See ``DensePredictionNetwork``.
+        dropout: Dropout rate in ASPP, in [0, 1].
+        dilations: Dilations in ASPP in pixels of the finest map; the published ones suit images from 288x384 on.
+        token_stride: Kernel size and stride r of the depthwise convolutions before gates and token scores.
+        use_global_tokens: Whether tokens gate and mix the tasks at every scale; false for ablation.
+        use_fine_tokens: Whether scores of a token per class or bin weight the logits; false for ablation.
+        **kwargs: Arguments of ``DensePredictionNetwork``.
     """
 
     def __init__(
@@ -177,118 +175,112 @@ class HTTNet(
         num_tokens = dict(num_tokens)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
-        count = len(num_tokens)
+        num_tasks = len(num_tokens)
         self.global_tokens: nn.Module
         if not use_global_tokens:
-            self.global_tokens = IndependentTaskTokens(channels, count, token_dim)
+            self.global_tokens = IndependentTaskTokens(channels, num_tasks, token_dim)
         elif len(set(self.backbone.strides)) == 1:
-            self.global_tokens = SingleScaleTaskTokens(channels, count, token_dim, token_stride)
+            self.global_tokens = SingleScaleTaskTokens(channels, num_tasks, token_dim, token_stride)
         else:
-            self.global_tokens = MultiScaleTaskTokens(channels, count, token_dim, token_stride)
+            self.global_tokens = MultiScaleTaskTokens(channels, num_tasks, token_dim, token_stride)
+        settings = dropout, dilations, token_stride, use_fine_tokens
         self.heads = nn.ModuleDict(
-            {
-                task: HTTHead(channels[-1], token_dim, k, dropout, dilations, token_stride, use_fine_tokens)
-                for task, k in num_tokens.items()
-            }
+            {task: HTTHead(channels[-1], token_dim, k, *settings) for task, k in num_tokens.items()}
         )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "HTTNet":
-        """The network in a folder of ``save_pretrained``, or in a repository of the hub, in evaluation mode.
+        """Load a network from a folder of ``save_pretrained`` or a repository of the hub, in evaluation mode.
 
         Args:
-            pretrained_model_name_or_path: The folder, or the name of the repository.
-            **kwargs: Those of ``PyTorchModelHubMixin.from_pretrained``, such as ``revision``; ``strict`` is true by
-                default here, so that every weight is what the file says.
+            pretrained_model_name_or_path: Folder, or name of the repository.
+            **kwargs: Arguments of ``PyTorchModelHubMixin.from_pretrained``, such as ``revision``. ``strict`` is true
+                by default, so the file must contain every weight.
 
         Raises:
-            HTTError: A file is missing or damaged, or its weights are those of another network.
+            CheckpointError: A file is missing or corrupt, or its weights do not fit.
         """
         try:
             net: HTTNet = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
             check_finite(net.state_dict())
-            net.eval()  # as the hub's newer releases do
-            return net
-        except Exception as error:  # files of other kinds, the hub and its cache fail in many ways
-            raise HTTError(
-                f"{pretrained_model_name_or_path} holds no network of save_pretrained (config.json and "
-                f"model.safetensors): {type(error).__name__}: {error}"
+        except Exception as error:  # file readers, the hub and its cache raise many types
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} must hold config.json and model.safetensors of save_pretrained: "
+                f"{type(error).__name__}: {error}"
             ) from error
-
-    @classmethod
-    def _from_pretrained(cls, **arguments: Any) -> "HTTNet":
-        if "dilations" not in arguments:  # which weights of any others fit
-            raise ValueError("config.json has lost dilations")
-        net: HTTNet = super()._from_pretrained(**arguments)
-        return net
+        return net.eval()
 
     @classmethod
     def from_official_checkpoint(
         cls, checkpoint: str | Path, backbone: str | nn.Module = "resnet18", tokens: Tensor | None = None, **kwargs: Any
     ) -> "HTTNet":
-        """The network of a checkpoint of the public release.
+        """Load a checkpoint of the public release.
 
-        Such a file lacks the global tokens: in the release they are random numbers outside the parameters, which never
-        train and are not saved (protocol.md 6.3). Without the very numbers of the run, the other weights meet gates
-        that they were not trained with, and predictions are not those of the trained network: fine-tune before use.
-        Decode normals with ``Normals(directions="published")``.
+        Such a file lacks the global tokens: the release neither trains nor saves them (docs/differences.md, Network).
+        With other tokens, predictions differ from those of the trained network: fine-tune before use.
+        Decode normals with ``Normals(bin_directions="published")``.
 
         Args:
-            checkpoint: The file; nothing in it is executed.
-            backbone: A timm model's name, or a module.
-            tokens: The global tokens ``t c`` of the run, if they are known; by default drawn anew with a warning,
-                unless the file does hold them.
-            **kwargs: See the class.
+            checkpoint: Path to the file; nothing in it is executed.
+            backbone: Name of a timm model, or a module.
+            tokens: Global tokens ``t c`` of the run. None takes those of the file, or draws random ones with a warning.
+            **kwargs: Arguments of ``HTTNet``.
 
         Raises:
-            HTTError: The file is no such checkpoint, or one of another backbone, or the tokens have another shape.
+            CheckpointError: The file is no such checkpoint, or its weights or the tokens do not fit.
         """
         state, num_tokens, token_dim = load_released(checkpoint)
         net = cls(num_tokens, token_dim=token_dim, backbone=backbone, **kwargs)
-        key = "global_tokens.tokens"
+        own, key = net.state_dict(), "global_tokens.tokens"
         if tokens is None and key not in state:
             logger.warning(
-                "%s lacks the global tokens, as every file of the release does. They are drawn anew, so predictions "
-                "are not those of the trained network: fine-tune it, or give the tokens of the run.",
+                "%s lacks the global tokens, like every file of the release. They are drawn at random, so predictions "
+                "differ from those of the trained network. Fine-tune it, or pass tokens.",
                 checkpoint,
             )
-        own = net.state_dict()
-        state = (
-            {"mean": own["mean"], "std": own["std"], key: own[key]} | state | ({} if tokens is None else {key: tokens})
-        )
+        state = {name: own[name] for name in ("mean", "std", key)} | state | ({} if tokens is None else {key: tokens})
         if isinstance(backbone, nn.Module):
             state = {name.replace("backbone.model.", "backbone."): value for name, value in state.items()}
         try:
             net.load_state_dict(state)
         except RuntimeError as error:
-            raise HTTError(
-                f"The weights of {checkpoint} do not fit backbone {backbone!r} and the network around it: {error}"
+            raise CheckpointError(
+                f"The weights of {checkpoint} must fit backbone {backbone!r} and its network: {error}"
             ) from error
         return net
 
     def task_affinity(self) -> Tensor | None:
-        """Cross-task affinity ``s t t`` at every scale, rows sum to one (method.md 1.4); None without global tokens."""
+        """Return the cross-task affinity ``s t t`` of every scale, rows sum to one; None without global tokens."""
         tokens = self.global_tokens
         return tokens.task_affinity() if isinstance(tokens, MultiScaleTaskTokens | SingleScaleTaskTokens) else None
 
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
-        """Tokens first, then one head per task."""
+        """Turn backbone maps into outputs: global tokens first, then one head per task."""
         features, tokens = self.global_tokens(maps, indices)
         inputs = zip(self.tasks, features, tokens, indices, strict=True)
-        return {task: self._run_head(self.heads[task], x, token) for task, x, token, row in inputs if any_selected(row)}
+        return {
+            task: self._run_head(self.heads[task], x, token)
+            for task, x, token, chosen in inputs
+            if any_selected(chosen)
+        }
 
 
 class MultiTaskNet(DensePredictionNetwork):
-    """The multi-task baseline: a shared backbone, and per task the fusion and ASPP of ``HTTNet``, but no tokens.
+    """Multi-task baseline: a shared backbone, and per task the fusion and ASPP of ``HTTNet``, but no tokens.
 
     With one task it is the single-task baseline.
 
+    Examples:
+        >>> net = MultiTaskNet({"depth": 30}, token_dim=32).eval()
+        >>> net(torch.rand(2, 3, 64, 96))["depth"].logits.shape
+        torch.Size([2, 30, 16, 24])
+
     Args:
-        num_tokens: K by task name: classes or bins.
+        num_tokens: Number K of classes or bins by task name.
         token_dim: Width of the heads.
-        dropout: Rate in ASPP.
-        dilations: In ASPP, in pixels of the finest map; the published ones suit images of 288x384 and more.
-        **kwargs: See ``DensePredictionNetwork``.
+        dropout: Dropout rate in ASPP, in [0, 1].
+        dilations: Dilations in ASPP in pixels of the finest map; the published ones suit images from 288x384 on.
+        **kwargs: Arguments of ``DensePredictionNetwork``.
     """
 
     def __init__(
@@ -308,9 +300,9 @@ class MultiTaskNet(DensePredictionNetwork):
         )
 
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
-        """Fuse and predict, task by task."""
+        """Turn backbone maps into outputs, task by task."""
         return {
-            task: self._run_head(self.heads[task], self.fuse[task]([select(x, row) for x in maps]))
-            for task, row in zip(self.tasks, indices, strict=True)
-            if any_selected(row)
+            task: self._run_head(self.heads[task], self.fuse[task]([select(x, chosen) for x in maps]))
+            for task, chosen in zip(self.tasks, indices, strict=True)
+            if any_selected(chosen)
         }
