@@ -51,8 +51,8 @@ class HTTModule(L.LightningModule):
         use_fine_tokens: Whether it has fine-grained tokens; false for ablation (with several processes, strategy
             ``ddp_find_unused_parameters_true``).
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
-        gradient_checkpointing: Whether heads are computed once more in the backward pass instead of kept: less memory, longer
-            steps, the same gradients.
+        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping them: less memory,
+            longer steps, the same gradients.
         lr: Learning rate of Adam.
         weight_decay: Of all parameters.
         poly_power: Of the polynomial decay to zero, per epoch.
