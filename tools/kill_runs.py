@@ -1,9 +1,9 @@
-"""Kill training and discovery again and again, and compare what comes out with what nobody has touched.
+"""Kill training and ``discover`` again and again, and compare the results with those of uninterrupted runs.
 
-``python -m tools.kill_runs --kills 20 --seed 0`` prints a line per kill and the counts, and exits with 1 if
-anything differs. A run is killed at a moment drawn from its whole duration, or while it writes a file, at a byte of it
-that is drawn; then it goes on by ``--ckpt_path auto``, is killed again, ... until it ends. Its weights, optimiser,
-teacher and results must equal those of the uninterrupted run, bit for bit, with loader processes and augmentation.
+``python -m tools.kill_runs --kills 20 --seed 0`` prints a line per kill, and exits with 1 if a result differs. A run is
+killed at a random moment, or at a random byte of a file that it writes. It then resumes by ``--ckpt_path auto`` and is
+killed again, until it ends. Its weights, optimizer, teacher and metrics must equal those of the uninterrupted run, bit
+for bit, with loader processes and augmentation.
 """
 
 import argparse
@@ -52,12 +52,12 @@ AUTO = "--ckpt_path=auto"
 
 @dataclass(frozen=True)
 class Write:
-    """A moment at which a process kills itself: in the write of a file, counted from 0.
+    """A moment at which a process kills itself, while it writes a file.
 
     Attributes:
-        number: Which write.
-        share: How much of the file is there by then; with 1, it has just taken its place.
-        name: If given, only writes of files of this name count.
+        number: Number of the write, from 0.
+        share: Fraction of the file that is written; with 1, the file is complete and renamed.
+        name: Count only files of this name; by default all.
     """
 
     number: int
@@ -67,13 +67,13 @@ class Write:
 
 @dataclass
 class Attempt:
-    """What one process has done.
+    """Record of one process.
 
     Attributes:
         status: Exit status; negative for a signal.
-        seconds: How long it ran.
+        seconds: Duration of the process.
         notes: Its steps (``epoch 1 step 2``) and files (``write last.ckpt``), in order.
-        printed: Its output.
+        printed: Output of the process.
     """
 
     status: int | None
@@ -92,7 +92,7 @@ class Attempt:
 
 
 def program(folder: str, words: list[str], death: Write | None, environment: dict[str, str]) -> None:
-    """Run a command in a folder as a process group of its own; it notes what it does, and dies where it is told to."""
+    """Run a command in a folder in its own process group, record its steps, and kill it at ``death``."""
     import torch
 
     from htt_lightning.cli import main
@@ -138,7 +138,7 @@ def program(folder: str, words: list[str], death: Write | None, environment: dic
 
 
 class Programs:
-    """Starts commands from a process that has all modules at hand, so that each begins in no time."""
+    """Starts commands by forking a process that has imported all modules."""
 
     def __init__(self) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -153,14 +153,14 @@ class Programs:
         interrupt: Callable[[BaseProcess], None] | None = None,
         **environment: str,
     ) -> Attempt:
-        """Run a command to its end, or to the one that is made of it.
+        """Run a command until it ends or is killed.
 
         Args:
             folder: Working directory.
-            words: Of the command line.
-            death: Where it kills itself.
-            interrupt: Is given the process once it runs.
-            environment: Variables.
+            words: Arguments of the command line.
+            death: Moment at which it kills itself.
+            interrupt: Function that gets the running process.
+            environment: Environment variables.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("notes.txt", "printed.txt"):
@@ -180,7 +180,7 @@ class Programs:
 
 
 def kill_after(seconds: float) -> Callable[[BaseProcess], None]:
-    """SIGKILL after some time, if it still runs."""
+    """Return a function that sends SIGKILL to a process after some time."""
 
     def interrupt(process: BaseProcess) -> None:
         process.join(seconds)
@@ -191,7 +191,7 @@ def kill_after(seconds: float) -> Callable[[BaseProcess], None]:
 
 
 def signal_at(folder: Path, note: str, *numbers: int) -> Callable[[BaseProcess], None]:
-    """Signals, once a process has noted something, to it and its loaders as a terminal or a scheduler sends them."""
+    """Return a function that signals a process group once it has recorded a note, as a terminal or scheduler does."""
 
     def interrupt(process: BaseProcess) -> None:
         while process.is_alive() and note not in (folder / "notes.txt").read_text():

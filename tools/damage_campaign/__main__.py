@@ -1,4 +1,4 @@
-"""A long campaign: all damages once, and those that are drawn at random in every further round."""
+"""Run all damages once, and the random ones again in every further round."""
 
 import argparse
 import faulthandler
@@ -15,7 +15,7 @@ READERS = [*MASKS, *DATASETS, *RESULTS, *COMMANDS]
 
 
 def main() -> None:
-    """Go through all readers, or those whose names begin with a word."""
+    """Run the campaign over all readers, or those whose names begin with a word."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1, help="so many draws of the random damages")
     parser.add_argument("--share", type=float, default=1.0, help="only so much of the damages, at random")

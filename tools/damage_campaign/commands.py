@@ -16,11 +16,11 @@ from tools.damage_campaign.reader import OPEN, Reader, Target, Values
 
 
 class Ended(Exception):
-    """A command has ended with a message for its user."""
+    """A command ended with an error message."""
 
 
 def command(*words: str) -> None:
-    """A command; what it prints is lost, and its last words are an exception."""
+    """Run a command silently; its error message becomes an exception."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
@@ -48,12 +48,12 @@ CONFIG: dict[str, Any] = {
 
 
 def write_yaml(value: Any, path: Path) -> None:
-    """A config."""
+    """Write a config."""
     path.write_text(yaml.safe_dump(value))
 
 
 def read_config(root: Path) -> Values:
-    """What is built from a config; nothing is run."""
+    """Build the objects of a config, without running a command."""
     built: dict[str, Any] = {}
 
     def keep(cli: HTTCLI, subcommand: str) -> None:

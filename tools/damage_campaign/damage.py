@@ -1,4 +1,4 @@
-"""What happens to a file whatever it holds: damage as a function of the file and of random numbers."""
+"""Damage to files of any content, as functions of the file and of random numbers."""
 
 import gzip
 import io
@@ -18,20 +18,20 @@ from scipy.io import savemat
 Change = Callable[[Path, np.random.Generator], None]
 
 CUT, FLIPPED, OTHER, VALID = "cut", "flipped", "other", "valid"
-"""Bytes are lost; bytes are changed; it is no such file any more; it is one, whose content need not be noticed."""
+"""Lost bytes; changed bytes; a file of another kind; a valid file with other content."""
 
 MARKER = "executed"
-"""The file that a pickle makes in the working directory when it is trusted."""
+"""File that an executed pickle creates in the working directory."""
 
 
 class Damage(NamedTuple):
     """One kind of damage.
 
     Attributes:
-        name: For the table.
+        name: Name in the table.
         what: ``CUT``, ``FLIPPED``, ``OTHER`` or ``VALID``.
-        change: Does it.
-        drawn: Whether it differs from round to round.
+        change: Function that damages the file.
+        drawn: True if the damage is random.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Damage(NamedTuple):
 
 
 class Bomb:
-    """A pickle of it runs code."""
+    """An object whose pickle runs code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, (MARKER, "w")
@@ -54,12 +54,12 @@ def put(path: Path, content: bytes) -> None:
 
 
 def rewritten(change: Callable[[bytes, np.random.Generator], bytes]) -> Change:
-    """Damage to the bytes of a file."""
+    """Change the bytes of a file."""
     return lambda path, rng: put(path, change(path.read_bytes(), rng))
 
 
 def instead(content: Callable[[], bytes]) -> Change:
-    """Another file in its place."""
+    """Replace the file by another."""
     return lambda path, rng: put(path, content())
 
 
@@ -77,7 +77,7 @@ def _zeroed(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _swapped(content: bytes, rng: np.random.Generator) -> bytes:
-    """Two blocks in each other's place."""
+    """Swap two blocks."""
     size = max(len(content) // 4, 1)
     first = int(rng.integers(max(len(content) // 2 - size, 1)))
     a, b = slice(first, first + size), slice(first + 2 * size, first + 3 * size)
@@ -94,7 +94,7 @@ def _folder(path: Path, rng: np.random.Generator) -> None:
 
 
 def _link_to(place: Callable[[Path], Path], keep: bool = False) -> Change:
-    """A link in a file's place; the file itself is kept where it leads to."""
+    """Replace a file by a link; with ``keep`` the file moves to the target."""
 
     def change(path: Path, rng: np.random.Generator) -> None:
         target = place(path)
@@ -109,13 +109,13 @@ def _link_to(place: Callable[[Path], Path], keep: bool = False) -> Change:
 
 
 def _outside(path: Path) -> Path:
-    """A place that is in no folder of the reader's."""
+    """Return a path outside of the reader's folder."""
     root = next(folder for folder in path.parents if folder.name == "root")
     return root.with_name("outside") / path.name
 
 
 def sample(kind: str) -> bytes:
-    """A sound file of some kind, or one that runs code when it is trusted."""
+    """Return a valid file of some kind, or a pickle that runs code."""
     grey, buffer = np.arange(48, dtype=np.uint8).reshape(6, 8), io.BytesIO()
     if kind in ("png", "jpeg", "gif"):
         Image.fromarray(grey).save(buffer, kind)

@@ -21,7 +21,7 @@ DRAWN = sample_mask("random-label", IDS, TASKS, 0)
 
 
 def everything(source: DenseDataset, tasks: Sequence[str]) -> Values:
-    """All images and labels of a split, after a look at them as before training."""
+    """Check a split as before training, and read all its images and labels."""
     source.check({name: [t for t in tasks if source.available(t)[k]] for k, name in enumerate(source.ids)})
     found: dict[str, Any] = {"ids": source.ids}
     for index, name in enumerate(source.ids):
@@ -31,7 +31,7 @@ def everything(source: DenseDataset, tasks: Sequence[str]) -> Values:
 
 
 def kept(root: Path, name: str, tasks: Sequence[str] = TASKS) -> Values:
-    """Which labels a mask file keeps."""
+    """Read a label mask."""
     mask = read_mask(root / name, IDS, tasks)
     return {"ids": mask.ids, "labeled": mask.labeled}
 
@@ -142,7 +142,7 @@ CELLS = [
 ]
 INDEX = PHOTO = [*ANY, *PICTURES]
 STRETCHED = [damage._replace(what=VALID) for damage in ARRAYS]
-"""Maps of another size than their image, which are brought to it, are other content there."""
+"""Damage to maps that are resized to their image, where another size is valid."""
 DATASETS = [
     Reader("NYUD", test_nyud.write_tree, _nyud, [
         Target("train/image/1.npy", [*ANY, *ARRAYS], COUNTED),

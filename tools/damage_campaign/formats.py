@@ -1,4 +1,4 @@
-"""What happens to files of one format: content that is wrong although the file can be opened."""
+"""Damage to files of one format: wrong content in a readable file."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ from tools.damage_campaign.damage import OTHER, VALID, Bomb, Damage, put
 
 
 def array(name: str, what: str, change: Callable[[np.ndarray], Any]) -> Damage:
-    """Another array in a ``.npy`` file."""
+    """Change the array of a ``.npy`` file."""
 
     def apply(path: Path, rng: np.random.Generator) -> None:
         changed = change(np.load(path))
@@ -27,7 +27,7 @@ def array(name: str, what: str, change: Callable[[np.ndarray], Any]) -> Damage:
 
 
 def holding(value: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A value in one place of an array."""
+    """Set one element of an array."""
 
     def change(stored: np.ndarray) -> np.ndarray:
         changed = stored.astype(np.float64)
@@ -38,7 +38,7 @@ def holding(value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _announced(path: Path, rng: np.random.Generator) -> None:
-    """A header that promises more than any memory holds."""
+    """Write a header of an array larger than any memory."""
     with path.open("wb") as file:
         header = {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**9)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -63,11 +63,11 @@ ARRAYS = [
     *(array(f"{value:g} in it", VALID, holding(value)) for value in (np.nan, -np.inf, 1e300, -7, 2.5)),
     Damage("huge header", OTHER, _announced),
 ]
-"""Damage to ``.npy`` files; what is not finite is no label of depth and normals, and an error elsewhere."""
+"""Damage to ``.npy`` files; values that are not finite are missing depth and normals, and an error elsewhere."""
 
 
 def picture(name: str, what: str, change: Callable[[Image.Image], Image.Image], **options: Any) -> Damage:
-    """Another picture in its place, by default in the format of the first."""
+    """Replace an image, by default in the same format."""
 
     def apply(path: Path, rng: np.random.Generator) -> None:
         with Image.open(path) as image:
@@ -80,7 +80,7 @@ def picture(name: str, what: str, change: Callable[[Image.Image], Image.Image], 
 
 
 def _huge(path: Path, rng: np.random.Generator) -> None:
-    """A PNG that says it is 60000 x 60000."""
+    """Write a PNG whose header says 60000 x 60000."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -112,11 +112,11 @@ PICTURES = [
     picture("turned", VALID, lambda image: image, exif=_TURNED),
     Damage("huge", OTHER, _huge),
 ]
-"""Damage to pictures; each is one that somebody might have meant."""
+"""Damage to images; each is a valid image of some kind."""
 
 
 def matlab(name: str, what: str, change: Callable[[Any], Any]) -> Damage:
-    """Other content of the one variable of a MATLAB file."""
+    """Change the variable of a MATLAB file."""
 
     def apply(path: Path, rng: np.random.Generator) -> None:
         stored = loadmat(path, appendmat=False)
@@ -149,11 +149,11 @@ WRONG: dict[str, Any] = {
     "an object": {"x": {}},
     "false": False,
 }
-"""Values in place of others."""
+"""Values that replace others."""
 
 
 def places(stored: Any, depth: int, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where values lie in nested dicts and lists, the first of each list alone."""
+    """Iterate over the paths of values in nested dicts and lists, with only the first of each list."""
     items = stored.items() if isinstance(stored, dict) else list(enumerate(stored))[:1] if _is_list(stored) else ()
     for key, value in items:
         yield (*at, key)
@@ -166,7 +166,7 @@ def _is_list(value: Any) -> bool:
 
 
 def changed(stored: Any, at: tuple[Any, ...], value: Any) -> Any:
-    """Nested values with another one in one place; ``KeyError`` as a value deletes the place."""
+    """Replace one of nested values; the value ``KeyError`` deletes it."""
     new = _lists(stored)
     inner = new
     for key in at[:-1]:
@@ -179,7 +179,7 @@ def changed(stored: Any, at: tuple[Any, ...], value: Any) -> Any:
 
 
 def _lists(value: Any) -> Any:
-    """A copy whose dicts and lists can be changed; tensors stay what they are."""
+    """Copy nested dicts and lists, but not tensors."""
     if isinstance(value, dict):
         return {key: _lists(inner) for key, inner in value.items()}
     return [_lists(inner) for inner in value] if _is_list(value) else value
@@ -188,7 +188,7 @@ def _lists(value: Any) -> Any:
 def nested(
     stored: Any, write: Callable[[Any, Path], None], depth: int = 2, values: dict[str, Any] = WRONG
 ) -> list[Damage]:
-    """Every key lost, and every value replaced by every other kind of value."""
+    """Delete every key, and replace every value by every other kind of value."""
     return [
         Damage(f"{'.'.join(map(str, at))}: {name}", VALID, _writes(stored, at, value, write))
         for at in places(stored, depth)
@@ -205,12 +205,12 @@ def _writes(stored: Any, at: tuple[Any, ...], value: Any, write: Callable[[Any, 
 
 
 def write_json(value: Any, path: Path) -> None:
-    """JSON, with NaN as Python writes it."""
+    """Write JSON, with NaN as Python writes it."""
     path.write_text(json.dumps(value))
 
 
 def checkpoint(name: str, what: str, change: Callable[[dict[str, Any]], Any]) -> Damage:
-    """Other content of a file of torch's."""
+    """Change the content of a torch file."""
 
     def apply(path: Path, rng: np.random.Generator) -> None:
         stored = torch.load(path, weights_only=True)
@@ -253,7 +253,7 @@ WEIGHTS = [
 
 
 def text(name: str, what: str, change: Callable[[str], str], encoding: str = "utf-8") -> Damage:
-    """Another text in a file."""
+    """Change the text of a file."""
     return Damage(name, what, lambda path, rng: put(path, change(path.read_text("utf-8")).encode(encoding)))
 
 

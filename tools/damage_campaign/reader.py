@@ -1,4 +1,4 @@
-"""What is put to the test: something that reads files, and the files."""
+"""Readers of files, and the files to damage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,25 +7,25 @@ from typing import Any, NamedTuple
 from tools.damage_campaign.damage import CUT, FLIPPED, Damage
 
 Values = Mapping[str, Any]
-"""What a reader has read: arrays, tensors or plain values by name."""
+"""Result of a reader: arrays, tensors or plain values by name."""
 
 SEALED = frozenset({CUT, FLIPPED})
-"""A format whose checksums tell of every lost or changed byte."""
+"""A format whose checksums detect every lost or changed byte."""
 COUNTED = frozenset({CUT})
-"""A format that knows its length, but has no checksum."""
+"""A format that detects lost bytes, but has no checksum."""
 OPEN: frozenset[str] = frozenset()
-"""A format with neither: what is left may be a sound file."""
+"""A format with neither: the rest may be a valid file."""
 
 
 class Target(NamedTuple):
-    """A file to be damaged.
+    """A file to damage.
 
     Attributes:
-        path: Below the reader's folder.
-        damages: What happens to it.
-        notices: What its format can notice: ``SEALED``, ``COUNTED`` or ``OPEN``. Other content without an error counts
-            as a silent fault only there.
-        optional: Whether the file may as well not be there.
+        path: Path below the reader's folder.
+        damages: Damages of the file.
+        notices: Damage that the format detects: ``SEALED``, ``COUNTED`` or ``OPEN``. Elsewhere other content without an
+            error is no fault.
+        optional: True if the file may be missing.
     """
 
     path: str
@@ -35,15 +35,15 @@ class Target(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Something public that reads files.
+    """A public function that reads files.
 
     Attributes:
-        name: For the table.
-        make: Writes sound files below a folder.
-        read: Reads them all.
+        name: Name in the table.
+        make: Function that writes valid files below a folder.
+        read: Function that reads them all.
         targets: The files to damage.
-        speaks: What messages may name instead of the file: keys or arguments.
-        slow: Whether a short campaign tries only a few of the damages.
+        speaks: Keys or arguments that a message may name instead of the file.
+        slow: True if a short campaign tries only a few of the damages.
     """
 
     name: str

@@ -33,12 +33,12 @@ PHOTO = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
 
 
 def data_of(root: Path, **changes: Any) -> NYUDDataModule:
-    """A small NYUD."""
+    """Return a small NYUD datamodule."""
     return NYUDDataModule(str(root / "NYUDv2"), **(SMALL | changes))
 
 
 def _invented(task: Task, rng: np.random.Generator) -> np.ndarray:
-    """A map as a network might have discovered it."""
+    """Return a map like a pseudo-label of a network."""
     if task.field_channels is None:
         return rng.integers(0, task.num_tokens, test_nyud.SIZE)
     values = rng.random(test_nyud.SIZE if task.field_channels == 1 else (*test_nyud.SIZE, task.field_channels)) + 0.1
@@ -46,7 +46,7 @@ def _invented(task: Task, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_completed(root: Path) -> None:
-    """A dataset and the labels that it lacks."""
+    """Write a dataset with stored pseudo-labels."""
     test_nyud.write_tree(root / "NYUDv2")
     data, completed, rng = data_of(root), PseudoLabelStore(root / "completed"), np.random.default_rng(0)
     labels = data.labels_per_image("train", data.build_dataset("train"))
@@ -132,7 +132,7 @@ MANIFESTS = [
 
 
 def make_checkpoint(root: Path) -> None:
-    """A network that has been trained, or might have been, for the tasks of a dataset that lies beside it."""
+    """Write a checkpoint and a small dataset of its tasks."""
     torch.manual_seed(0)
     test_nyud.write_tree(root / "NYUDv2")
     module = tiny_module(data_of(root), dilations=(1, 2, 3))
@@ -144,19 +144,19 @@ def make_checkpoint(root: Path) -> None:
 
 
 def read_predictor(root: Path) -> Values:
-    """The maps of an image."""
+    """Predict the maps of an image."""
     return HTTPredictor.from_checkpoint(root / "last.ckpt")(PHOTO)
 
 
 def as_teacher(root: Path) -> Values:
-    """What a teacher says of an image."""
+    """Predict an image with the teacher."""
     student = tiny_module(data_of(root), dilations=(1, 2, 3))
     with torch.no_grad():
         return HTTPredictor(load_teacher(str(root / "last.ckpt"), student))(PHOTO)
 
 
 def exported(root: Path) -> Values:
-    """Weights as they are exported."""
+    """Export the weights."""
     out = root.with_name("exported.safetensors")
     with contextlib.redirect_stdout(io.StringIO()):
         export(str(root / "last.ckpt"), "safetensors", str(out), overwrite=True)
@@ -164,7 +164,7 @@ def exported(root: Path) -> Values:
 
 
 def discovered(root: Path) -> Values:
-    """The labels that the command ``discover`` writes."""
+    """Return the pseudo-labels of the command ``discover``."""
     data, out = data_of(root, tasks="semseg,depth,normals"), root.with_name("completed")
     module = tiny_module(data, dilations=(1, 2, 3))
     trainer = HTTTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
@@ -174,7 +174,7 @@ def discovered(root: Path) -> Values:
 
 
 def predicted(root: Path) -> Values:
-    """The files that the command ``predict`` writes."""
+    """Return the files of the command ``predict``."""
     out = root.with_name("maps")
     command(
         "predict", "--ckpt_path", str(root / "last.ckpt"), "--data", "ImageFolder", "--data.root",
@@ -185,7 +185,7 @@ def predicted(root: Path) -> Values:
 
 
 def make_photos(root: Path) -> None:
-    """Photographs of two kinds, and a checkpoint."""
+    """Write photographs of two formats, and a checkpoint."""
     make_checkpoint(root)
     (root / "photos" / "deep").mkdir(parents=True)
     for name in ("one.png", "two.jpg", "deep/three.png"):
@@ -193,7 +193,7 @@ def make_photos(root: Path) -> None:
 
 
 def read_photos(root: Path) -> Values:
-    """What the network would see of each; what is left out is an error in the end, as with ``predict``."""
+    """Read photographs as for ``predict``; unreadable ones are an error at the end."""
     data = ImageFolder(str(root / "photos"), str(root / "last.ckpt"), num_workers=1)
     data.setup("predict")
     found: dict[str, Any] = {}
@@ -205,24 +205,24 @@ def read_photos(root: Path) -> Values:
 
 
 def make_released(root: Path) -> None:
-    """A checkpoint as the public release would save it."""
+    """Write a checkpoint like those of the public release."""
     torch.manual_seed(0)
     released_file(root / "released.pth", HTTNet(NUM_TOKENS, **TINY), with_tokens=True)
 
 
 def load_released(root: Path) -> Values:
-    """Its weights."""
+    """Load its weights."""
     return HTTNet.from_official_checkpoint(root / "released.pth", backbone=BACKBONE).state_dict()
 
 
 def make_pretrained(root: Path) -> None:
-    """A network as it lies on a hub."""
+    """Write a network in the format of the hub."""
     torch.manual_seed(0)
     HTTNet(NUM_TOKENS, dilations=(1, 2, 3), **TINY).save_pretrained(root / "net")
 
 
 def read_pretrained(root: Path) -> Values:
-    """Its weights, and what it sees."""
+    """Load its weights, and predict an image."""
     net = HTTNet.from_pretrained(root / "net")
     with torch.no_grad():
         seen = net(torch.from_numpy(PHOTO / np.float32(255)).permute(2, 0, 1)[None])
@@ -230,13 +230,13 @@ def read_pretrained(root: Path) -> Values:
 
 
 def make_backbone(root: Path) -> None:
-    """Weights of a backbone in a file."""
+    """Write the weights of a backbone."""
     torch.manual_seed(0)
     torch.save(HTTNet(NUM_TOKENS, **TINY).backbone.model.state_dict(), root / "backbone.pth")
 
 
 def read_backbone(root: Path) -> Values:
-    """Weights of a network that begins with them."""
+    """Load the weights into a network."""
     return HTTNet(NUM_TOKENS, pretrained=str(root / "backbone.pth"), **TINY).backbone.state_dict()
 
 
@@ -249,7 +249,7 @@ _SAID: dict[str, Any] = {
     | {"tasks": [SemSeg(classes=CLASSES).to_config()]},
     "input_size": {"image_size": None, "min_size": None},
 }
-"""What a checkpoint says besides its weights, as far as it decides what is predicted."""
+"""Values of a checkpoint, besides its weights, that change predictions."""
 _TRAINED_WITH = (
     "lr",
     "weight_decay",
@@ -273,7 +273,7 @@ HUB_CONFIG = [
     for name, value in ({"lost": KeyError} | WRONG).items()
 ]
 UNFIT = ["The weights of the checkpoint", "The checkpoint was trained"]
-"""What messages call the one checkpoint of a command."""
+"""Names of a command's checkpoint in its messages."""
 CHECKPOINT = [Target("last.ckpt", [*ANY, *WEIGHTS, *HYPERPARAMETERS])]
 RESULTS = [
     Reader("completed dataset", make_completed, read_completed, [

@@ -1,4 +1,4 @@
-"""Going through the damages of readers, and what has come of it."""
+"""Apply the damages of readers, and report the outcomes."""
 
 import hashlib
 import io
@@ -26,30 +26,30 @@ from tools.damage_campaign.damage import MARKER, VALID, Damage
 from tools.damage_campaign.reader import Reader, Target
 
 LIMIT = 30
-"""Seconds that a reader may take for a case."""
+"""Limit of a case in seconds."""
 
 SAME, REFUSED, UNSEEN, FAULT = "as if whole", "refused by name", "other content", "faults"
-"""What can come of a case. Other content is none that the format could notice."""
+"""Outcomes of a case. Other content is a change that the format cannot detect."""
 
 
 KINDS = (SAME, REFUSED, UNSEEN, FAULT)
 
 ABSENT = ("missing", "a folder")
-"""What leaves no file."""
+"""Damages that leave no file."""
 
 
 class TimeIsUp(BaseException):
-    """Not an ``Exception``, so that no reader takes it for damage."""
+    """Raised when a case takes too long; no ``Exception``, so that readers do not catch it."""
 
 
 class Outcome(NamedTuple):
-    """What has come of a case.
+    """Outcome of a case.
 
     Attributes:
         reader: The reader's name.
         case: The file and the damage.
-        kind: One of the four.
-        said: The message, or what is at fault.
+        kind: One of ``KINDS``.
+        said: The error message, or the description of a fault.
     """
 
     reader: str
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 def digest(values: Any) -> str:
-    """A fingerprint of nested values."""
+    """Return a fingerprint of nested values."""
     if isinstance(values, Tensor):
         values = values.detach().contiguous().numpy()
     if isinstance(values, np.ndarray):
@@ -87,7 +87,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def cases(reader: Reader, share: float, seed: int, drawn_only: bool = False) -> list[tuple[Target, Damage]]:
-    """The damages of a reader, or a share of them: which ones depends on the seed."""
+    """Draw a share of the damages of a reader."""
     every = [(target, damage) for target in reader.targets for damage in target.damages]
     rng = np.random.default_rng([seed, crc32(reader.name.encode())])
     chosen = rng.random(len(every)) < share
@@ -95,7 +95,7 @@ def cases(reader: Reader, share: float, seed: int, drawn_only: bool = False) -> 
 
 
 def run(reader: Reader, chosen: Sequence[tuple[Target, Damage]], seed: int = 0) -> list[Outcome]:
-    """Damage a file, read, and mend it, again and again."""
+    """Damage, read and restore the files of a reader, case by case."""
     home = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="campaign") as name:
         folder = Path(name)
@@ -124,7 +124,7 @@ def run(reader: Reader, chosen: Sequence[tuple[Target, Damage]], seed: int = 0) 
 
 
 def attempt(reader: Reader, target: Target, damage: Damage, root: Path, expected: str) -> tuple[str, str]:
-    """What comes of reading, and the message or what is at fault."""
+    """Read damaged files; return the kind of outcome and its message."""
     try:
         with limited(LIMIT), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -150,7 +150,7 @@ def attempt(reader: Reader, target: Target, damage: Damage, root: Path, expected
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    """Counts by reader."""
+    """Count the outcomes by reader."""
     counts = Counter((outcome.reader, outcome.kind) for outcome in outcomes)
     grid = Table(title="Damaged input")
     for column in ("reader", "cases", *KINDS):
@@ -163,7 +163,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def report(outcomes: Sequence[Outcome]) -> None:
-    """Print the table, and below it the faults."""
+    """Print the table and the faults."""
     console = Console()
     console.print(table(outcomes))
     for outcome in outcomes:
