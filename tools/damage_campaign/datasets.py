@@ -115,7 +115,7 @@ def _make_table(root: Path) -> None:
 
 def _table(root: Path) -> Values:
     return everything(
-        folder_tree.folder(root, train="train.csv", maps=folder_tree.COLUMNS).build_dataset("train"), TASKS
+        folder_tree.folder(root, train="train.csv", label_files=folder_tree.COLUMNS).build_dataset("train"), TASKS
     )
 
 

@@ -199,8 +199,8 @@ def read_photos(root: Path) -> Values:
     found: dict[str, Any] = {}
     for batch in data.predict_dataloader():
         found |= zip(batch["id"], batch["image"], strict=True)
-    if data.failed:
-        raise combine_errors(data.failed)
+    if data.errors:
+        raise combine_errors(data.errors)
     return found
 
 

@@ -28,7 +28,7 @@ from tools.damage_campaign.reader import Reader, Target
 LIMIT = 30
 """Limit of a case in seconds."""
 
-SAME, REFUSED, UNSEEN, FAULT = "as if whole", "refused by name", "other content", "faults"
+SAME, REFUSED, UNSEEN, FAULT = "as if intact", "rejected by name", "other content", "faults"
 """Outcomes of a case. Other content is a change that the format cannot detect."""
 
 
