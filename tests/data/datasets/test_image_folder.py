@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from htt_lightning import HTTModule, HTTPredictor, ImageFolder
-from htt_lightning.callbacks.prediction_writer import inside
+from htt_lightning.callbacks.prediction_writer import crop_padding
 from htt_lightning.cli import main
 from htt_lightning.data.datasets import image_folder
 from htt_lightning.data.datasets.image_folder import find_images
@@ -189,7 +189,7 @@ def test_the_panel_of_a_padded_image_shows_the_image_alone(photos, checkpoint, t
     (batch,) = batches(data)
     assert batch["image"].shape == (1, 3, 128, 128)
     expected = torch.from_numpy(np.asarray(Image.open(photos / "0.png")).copy()).permute(2, 0, 1)
-    assert torch.equal((inside(batch)[0] * 255).round().byte(), expected)
+    assert torch.equal((crop_padding(batch)[0] * 255).round().byte(), expected)
     module = HTTModule.load_from_checkpoint(tmp_path / "padded.ckpt", weights_only=True).eval()
     with torch.inference_mode():
         assert module.predict_step(batch, 0)["depth"].shape == (1, 1, 40, 60)
