@@ -1,4 +1,4 @@
-"""Runs that are killed or interrupted go on to the result of one that nobody touched; see also ``tools.kill_runs``."""
+"""Killed and interrupted runs resume to the result of an uninterrupted one; see also ``tools.kill_runs``."""
 
 import random
 import signal
@@ -22,7 +22,7 @@ SLURM = {
     "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "htt", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
     "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
 }  # fmt: skip
-"""What Lightning asks of a job that ``srun`` has started."""
+"""Variables of a job that ``srun`` has started."""
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def whole(programs, tmp_path_factory):
     return folder
 
 
-def test_a_run_that_is_killed_in_its_writes_and_between_them_ends_as_one_that_is_not(programs, whole, tmp_path):
+def test_killed_run_resumes_to_the_uninterrupted_result(programs, whole, tmp_path):
     share = random.random()
     deaths = [Write(0, share, "last.ckpt"), Write(0, share, "stage_1.ckpt"), Write(1, 1.0, "last.ckpt")]
     words = FIT
@@ -56,8 +56,8 @@ def test_a_run_that_is_killed_in_its_writes_and_between_them_ends_as_one_that_is
     assert not differences(outcome(whole), outcome(tmp_path))
 
 
-def test_a_job_that_slurm_stops_is_requeued_once_and_goes_on_also_after_ctrl_c(programs, whole, tmp_path):
-    """Signals come to the loaders as well; the run answers them between two steps."""
+def test_slurm_job_is_requeued_and_resumes_after_ctrl_c(programs, whole, tmp_path):
+    """Signals reach the loaders as well; the run handles them between two steps."""
     asked, scontrol = tmp_path / "asked.txt", tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
@@ -79,7 +79,7 @@ def test_a_job_that_slurm_stops_is_requeued_once_and_goes_on_also_after_ctrl_c(p
     assert not list(tmp_path.glob("hpc_ckpt_*"))
 
 
-def test_discovery_that_is_killed_in_its_writes_goes_on_to_the_same_labels(programs, whole, tmp_path):
+def test_killed_discover_resumes_to_the_same_pseudo_labels(programs, whole, tmp_path):
     words = [*DISCOVER, f"--ckpt_path={next(whole.glob('runs/*/checkpoints/last.ckpt'))}"]
     attempt = programs.run(tmp_path / "whole", words)
     assert attempt.status == 0, attempt.printed

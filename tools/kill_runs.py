@@ -46,7 +46,7 @@ FIT = [
     "--trainer.max_epochs=2",
     "--trainer.num_sanity_val_steps=0",
 ]
-DISCOVER = ["discover", *COMMON, "--out=completed"]
+DISCOVER = ["discover", *COMMON, "--out=pseudo"]
 AUTO = "--ckpt_path=auto"
 
 
@@ -87,7 +87,7 @@ class Attempt:
 
     @property
     def first(self) -> str:
-        """The epoch it began with."""
+        """Return the epoch it began with."""
         return next((note.split(" step")[0] for note in self.notes if note.startswith("epoch ")), "-")
 
 
@@ -205,7 +205,7 @@ def signal_at(folder: Path, note: str, *numbers: int) -> Callable[[BaseProcess],
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """All that a finished run has learned, and its results."""
+    """Return the checkpoint, metrics and label mask of a finished run."""
     import torch
 
     newest = max(folder.glob("runs/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
@@ -218,13 +218,13 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def discovered(folder: Path) -> dict[str, object]:
-    """Everything below the folder of a completed dataset."""
-    files = sorted(path for path in (folder / "completed").rglob("*") if path.is_file())
+    """Return the files of stored pseudo-labels."""
+    files = sorted(path for path in (folder / "pseudo").rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def differences(one: object, other: object, name: str = "") -> list[str]:
-    """Where two nested values are not the same, bit for bit."""
+    """Return the paths at which two nested values differ, bit for bit."""
     import torch
 
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
@@ -239,7 +239,7 @@ def differences(one: object, other: object, name: str = "") -> list[str]:
 
 
 def damaged(folder: Path) -> list[Path]:
-    """Checkpoints that are not whole."""
+    """Return corrupt checkpoints."""
     found = []
     for path in folder.rglob("*.ckpt"):
         try:
@@ -266,17 +266,17 @@ class Campaign:
     faults: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Run the command untouched, twice: what is the first one's alone, such as rendering, says nothing of times."""
+        """Run the command twice without kills, because rendering makes the first one slow."""
         for name in ("first", "whole"):
             self.whole = self.programs.run(self.folder / name, self.words)
             if self.whole.status != 0:
-                raise SystemExit(f"The untouched run failed:\n{self.whole.printed}")
+                raise SystemExit(f"The uninterrupted run failed:\n{self.whole.printed}")
         self.expected = self.result(self.folder / "whole")
         if differ := differences(self.expected, self.result(self.folder / "first")):
-            raise SystemExit(f"Two untouched runs are not equal, first in {differ[0]}.")
+            raise SystemExit(f"Two uninterrupted runs differ, first in {differ[0]}.")
 
     def kill(self, kills: int) -> None:
-        """Kill so many times; lives go on, and new ones begin, until that is done and the last one has ended."""
+        """Kill ``kills`` times, over as many lives as it takes, and let the last one end."""
         done = 0
         while done < kills:
             self.lives += 1
