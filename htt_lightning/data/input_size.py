@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import cv2
 import numpy as np
 
-from htt_lightning.data.transforms import finish
+from htt_lightning.data.transforms import pad_and_finalize
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resize
 from htt_lightning.models.network import STRIDE
@@ -89,7 +89,7 @@ class InputResizer:
             )
         if 2 * inner[0] < height:  # bilinear interpolation would skip pixels
             image = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_AREA)
-        seen, valid = finish({"image": resize(image, inner)}, (), self.min_size)
+        seen, valid = pad_and_finalize({"image": resize(image, inner)}, (), self.min_size)
         corner = int(valid.any(1).argmax()), int(valid.any(0).argmax())
         return seen["image"], ImageView(size, inner, corner)
 

@@ -1,8 +1,7 @@
-"""Images and maps as numpy arrays: resizing them, and the lengths of vectors."""
+"""Read, resize and normalize images and maps as numpy arrays."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -33,59 +32,37 @@ def read_npy(path: Path) -> np.ndarray:
     return np.asarray(array)
 
 
-def resize_nearest(array: np.ndarray, scaled: Sequence[int], rows: slice, columns: slice, **params: Any) -> np.ndarray:
-    """Part of a map enlarged by nearest neighbour.
-
-    Pixel centres are matched exactly, as the bilinear image's are. OpenCV's usual nearest neighbour matches corners,
-    which shifts a map by up to half a pixel against its image.
-
-    Args:
-        array: ``h w`` or ``h w c``.
-        scaled: Size ``(h, w)`` of the enlarged map.
-        rows: The rows of the enlarged map to return.
-        columns: Its columns to return.
-        **params: Ignored.
-
-    Returns:
-        The pixels ``enlarged[rows, columns]``.
-    """
-    if tuple(scaled) == array.shape[:2]:
-        return array[rows, columns]
-    places = [
-        (2 * np.arange(kept.start, kept.stop) + 1) * old // (2 * new)
-        for old, new, kept in zip(array.shape, scaled, (rows, columns), strict=False)
-    ]
-    if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.float32:
-        # numpy collects single values quickly, but not triples.
-        columns_of, rows_of = np.meshgrid(*(place.astype(np.float32) for place in places[::-1]))
-        return cv2.remap(array, columns_of, rows_of, cv2.INTER_NEAREST)
-    if scaled[0] < array.shape[0]:
-        return np.asarray(array.take(places[0], 0).take(places[1], 1))
-    # Rows that will be repeated are copied whole, after the columns, which are collected one by one.
-    top = places[0][0]
-    return np.asarray(array[top : places[0][-1] + 1].take(places[1], 1).take(places[0] - top, 0))
-
-
 def resize(
     array: np.ndarray, size: tuple[int, int], interpolation: Literal["bilinear", "nearest"] = "bilinear"
 ) -> np.ndarray:
-    """An image or map at another size ``(h, w)``, pixel centres matched: bilinear if smooth, else nearest neighbour."""
+    """Resize an image or map with half-pixel centers.
+
+    Examples:
+        >>> resize(np.array([[1, 2]], np.uint8), (1, 4), "nearest")
+        array([[1, 1, 2, 2]], dtype=uint8)
+
+    Args:
+        array: ``h w`` or ``h w c``, uint8, int16, uint16 or float32; bilinear also float64.
+        size: Height and width of the result in pixels.
+        interpolation: ``bilinear`` for images, ``nearest`` for maps.
+
+    Returns:
+        The resized array; ``array`` itself if it has that size.
+    """
     if array.shape[:2] == size:
         return array
-    if interpolation == "bilinear":
-        return cv2.resize(array, size[::-1])
-    return resize_nearest(array, size, slice(0, size[0]), slice(0, size[1]))
+    # INTER_NEAREST matches corners instead of centers: https://github.com/opencv/opencv/issues/9096
+    flag = cv2.INTER_LINEAR if interpolation == "bilinear" else cv2.INTER_NEAREST_EXACT
+    return cv2.resize(array, size[::-1], interpolation=flag)
 
 
 def vector_norm(vectors: np.ndarray) -> np.ndarray:
-    """Lengths ``h w`` of vectors ``h w 3``, in a fraction of the time that numpy's norm along a short axis takes."""
+    """Return the lengths ``h w`` of vectors ``h w 3``."""
+    # numpy's norm along the short last axis is several times slower.
     return np.asarray(np.sqrt(cv2.transform(vectors * vectors, np.ones((1, 3)))))
 
 
-def normalize_(vectors: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Vectors ``h w 3`` by their lengths ``h w``, in place.
-
-    In this form it is several times as quick as broadcasting along a short axis.
-    """
-    vectors /= cv2.merge([length, length, length])
+def normalize_(vectors: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    """Divide vectors ``h w 3`` by their lengths ``h w`` in place."""
+    vectors /= cv2.merge([norm, norm, norm])  # broadcasting along the short last axis is several times slower
     return vectors

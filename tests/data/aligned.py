@@ -1,4 +1,4 @@
-"""An image whose colours say where each pixel came from, and maps that say the same."""
+"""Images and maps whose values encode the position of each pixel."""
 
 import numpy as np
 from hypothesis import settings
@@ -16,7 +16,7 @@ few = settings(max_examples=30, deadline=None)
 
 
 def scene(height=36, width=48, seed=0, holes=0.2):
-    """An image whose red and green are 5 times column and row, as are semseg and edges; a fifth of all is missing."""
+    """Red and green are 5 times column and row, semseg and edges are column and row; a fifth of the pixels is missing."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices((height, width))
     normals = rng.normal(size=(height, width, 3)).astype(np.float32)

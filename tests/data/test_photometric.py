@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from htt_lightning.data.transforms import PhotoMetricDistortion
 
 
-def test_photometric_numbers_lie_in_their_ranges_and_fill_them():
-    colour = PhotoMetricDistortion(1.0)
-    colour.set_random_state(np.random.default_rng(0), random.Random(0))
-    draws = [colour.get_params() for _ in range(2000)]
+def test_photometric_values_fill_their_ranges():
+    distortion = PhotoMetricDistortion(1.0)
+    distortion.set_random_state(np.random.default_rng(0), random.Random(0))
+    draws = [distortion.get_params() for _ in range(2000)]
     for key, low, high in (("brightness", -32, 32), ("contrast", 0.5, 1.5), ("saturation", 0.5, 1.5)):
         values = np.array([draw[key] for draw in draws])
         assert low <= values.min() < low + (high - low) / 100
@@ -21,10 +21,10 @@ def test_photometric_numbers_lie_in_their_ranges_and_fill_them():
     assert 900 < sum(draw["contrast_first"] for draw in draws) < 1100
 
 
-def test_each_photometric_operation_has_its_own_chance():
-    colour = PhotoMetricDistortion(0.5)
-    colour.set_random_state(np.random.default_rng(0), random.Random(0))
-    draws = [colour.get_params() for _ in range(2000)]
+def test_photometric_operations_are_independent():
+    distortion = PhotoMetricDistortion(0.5)
+    distortion.set_random_state(np.random.default_rng(0), random.Random(0))
+    draws = [distortion.get_params() for _ in range(2000)]
     neutral = {"brightness": 0, "contrast": 1, "saturation": 1, "hue": 0}
     active = np.array([[draw[key] != value for key, value in neutral.items()] for draw in draws])
     assert (np.abs(active.mean(0) - 0.5) < 0.05).all()
@@ -53,7 +53,7 @@ def reference(image, brightness, contrast, saturation, hue, contrast_first):
     st.integers(-18, 17),
     st.booleans(),
 )
-def test_photometric_operations_follow_their_formulas(brightness, contrast, saturation, hue, contrast_first):
+def test_photometric_operations_equal_plain_formulas(brightness, contrast, saturation, hue, contrast_first):
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     numbers = (brightness, contrast, saturation, hue, contrast_first)
     np.testing.assert_array_equal(PhotoMetricDistortion(1.0).apply(image, *numbers), reference(image, *numbers))
@@ -74,6 +74,6 @@ def test_photometric_operations_follow_their_formulas(brightness, contrast, satu
         ({}, 77, 77),
     ],
 )
-def test_grey_levels_are_clipped_and_truncated(numbers, level, expected):
+def test_gray_levels_are_clipped_and_truncated(numbers, level, expected):
     image = np.full((2, 2, 3), level, np.uint8)
     assert (PhotoMetricDistortion(1.0).apply(image, **numbers) == expected).all()
