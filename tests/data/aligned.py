@@ -16,7 +16,7 @@ few = settings(max_examples=30, deadline=None)
 
 
 def scene(height=36, width=48, seed=0, holes=0.2):
-    """Red and green are 5 times column and row, semseg and edges are column and row; a fifth of the pixels is missing."""
+    """Red and green are 5 times column and row, semseg and edges are column and row; a fifth is missing."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices((height, width))
     normals = rng.normal(size=(height, width, 3)).astype(np.float32)
