@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 import htt_lightning
 from htt_lightning import PartialLabelDataModule, Task, tasks
 from htt_lightning.cli import main
+from htt_lightning.cli.entry import COMMANDS
 from htt_lightning.data import AugmentConfig, LabelFiles
 
 GROUPS = ("model", "discovery", "guard", "panel", "discovery_panel", "results", "checkpoint", "trainer")
@@ -49,18 +50,21 @@ DATA = """\
 TASKS = """\
 ## data.tasks
 
-A list of names, `[semseg, depth]`, or of classes with settings,
-`[semseg, {class_path: Edges, init_args: {thin_predictions: true}}]`. Settings that are not given are the dataset's own:
-the defaults here are those of a task that belongs to no dataset.
+A list of names, `[semseg, depth]`. `--data.task_overrides '{edges: {thin_predictions: true}}'` overrides settings of
+the dataset's tasks. A class with settings, `{class_path: Depth, init_args: {num_bins: 50}}`, replaces a task; its
+defaults are those below.
 """
 
 
 def command_parsers() -> dict[str, ArgumentParser]:
     """Return the parser of each command, without running one."""
-    with patch.object(sys, "argv", ["htt", "fit"]):
-        parser = capture_parser(main)
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return dict(commands.choices)
+
+    def captured(command: str) -> ArgumentParser:
+        with patch.object(sys, "argv", ["htt", command]):
+            return capture_parser(main)
+
+    (commands,) = (action for action in captured("fit")._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices) | {name: captured(name) for name in COMMANDS}
 
 
 def first_sentence(text: str) -> str:

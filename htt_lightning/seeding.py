@@ -1,4 +1,4 @@
-"""The seed of a run, and those that are derived from it."""
+"""The seed of a run and seeds derived from it."""
 
 import os
 
@@ -6,10 +6,14 @@ import numpy as np
 
 
 def run_seed() -> int:
-    """The seed of ``seed_everything``, 0 by default."""
+    """Return the seed of ``seed_everything``, 0 by default."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed from that of the run and from numbers such as the epoch's."""
+    """Derive a seed from the seed of the run and further numbers.
+
+    Args:
+        *numbers: Non-negative integers, such as the epoch.
+    """
     return int(np.random.SeedSequence([run_seed(), *numbers]).generate_state(1)[0])

@@ -5,9 +5,10 @@ import warnings
 
 import torch
 
+from htt_lightning.commands.discover import discover
 from htt_lightning.training.trainer import HTTTrainer
+from tests.commands.test_discover import FEW
 from tests.tiny import tiny_data, tiny_module
-from tests.training.test_trainer import FEW
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -16,4 +17,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     data = tiny_data(**FEW)
     trainer = HTTTrainer(devices=2, strategy="ddp", **QUIET)
-    trainer.discover(tiny_module(data), data, sys.argv[2], sys.argv[1])
+    discover(trainer, tiny_module(data), data, sys.argv[2], sys.argv[1])

@@ -7,12 +7,15 @@ from unittest.mock import patch
 
 import pytest
 from jsonargparse import capture_parser
+from lightning.pytorch.cli import LightningCLI
 
-from htt_lightning.cli.entry import ALONE, HTTCLI, main, specifies_dataset
+from htt_lightning.cli.entry import COMMANDS as OWN
+from htt_lightning.cli.entry import main, normalize_args
 from tests.conftest import ROOT
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *map(ROOT.joinpath, ("README.md", "htt_lightning/data/README.md"))]
-PROGRAM = re.compile(rf"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:{'|'.join(HTTCLI.subcommands())}) .*)")
+COMMAND_NAMES = "|".join([*LightningCLI.subcommands(), *OWN])
+PROGRAM = re.compile(rf"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:{COMMAND_NAMES}) .*)")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 SECTION = re.compile(FENCE.pattern + r"|^#+ ([^\n]+)$", FENCE.flags)
 
@@ -56,9 +59,14 @@ COMMANDS = {f"{page.stem}: {shlex.join(words)}": words for page in PAGES for wor
 
 
 @pytest.fixture(scope="module")
-def parser():
-    with patch.object(sys, "argv", ["htt", "fit"]):
-        return capture_parser(main)
+def parsers():
+    """The parser of every command; one parser has all of Lightning's."""
+
+    def parser(*words):
+        with patch.object(sys, "argv", ["htt", *words]):
+            return capture_parser(main)
+
+    return dict.fromkeys(LightningCLI.subcommands(), parser("fit")) | {name: parser(name) for name in OWN}
 
 
 def test_pages_have_commands_and_recipes():
@@ -69,20 +77,18 @@ def test_pages_have_commands_and_recipes():
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
-def test_command_is_valid(words, parser, monkeypatch):
+def test_command_is_valid(words, parsers, monkeypatch):
     monkeypatch.chdir(ROOT / "configs")  # packaged configs by their names
-    given = (
-        words if specifies_dataset(words) or words[0] in ALONE else [words[0], "--data=SyntheticDataModule", *words[1:]]
-    )
-    parser.parse_args(given)
+    given = normalize_args(words)
+    parsers[given[0]].parse_args(given[1:] if given[0] in OWN else given)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
-def test_config_is_valid(page, parser, tmp_path):
+def test_config_is_valid(page, parsers, tmp_path):
     for body in blocks(page, "yaml"):
         if not body.startswith("--8<--"):  # a file of the package's own
             (tmp_path / "config.yaml").write_text(body)
-            parser.parse_args(["fit", "--config", str(tmp_path / "config.yaml")])
+            parsers["fit"].parse_args(["fit", "--config", str(tmp_path / "config.yaml")])
 
 
 @pytest.mark.parametrize("title", PROGRAMS)

@@ -1,80 +1,87 @@
-"""What the command line refuses in one message: its parser or Lightning would pass over it, or show a traceback."""
+"""User errors: one message instead of a traceback, and the exit status."""
 
 import errno
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, get_args, get_type_hints
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import CheckpointError, ConfigError, HTTError
 
 USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
-"""Of system errors, those that whoever runs a command can mend."""
+"""System errors that the user can fix."""
 
 
 @contextmanager
-def named(option: str) -> Iterator[None]:
-    """Blame an option, or a group of them, for what Lightning has to say of its values."""
+def blame_option(option: str) -> Iterator[None]:
+    """Turn errors of Lightning or jsonargparse into a ``ConfigError`` that names an option.
+
+    Args:
+        option: Option, or group of options, whose values are used in the block.
+    """
     try:
         yield
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
         if find_user_error(error):
             raise
-        raise HTTError(f"{option}: {error}") from error
+        raise ConfigError(f"{option}: {error}") from error
 
 
-def check_option_groups(options: Namespace, groups: Iterable[str]) -> None:
-    """Raise an ``HTTError`` for a group of options that is a single value, which the parser lets pass.
+def find_user_error(error: BaseException | None) -> Exception | None:
+    """Find the error that the user can fix in the cause chain of an exception.
 
-    Args:
-        options: Of a command.
-        groups: What may only hold options.
-    """
-    for group in sorted(groups):
-        if not isinstance(value := options.get(group), Namespace):
-            raise HTTError(f"{group} is {json.dumps(value)}; give it options, {group}: {{...}}, or leave it out.")
-
-
-def check_no_null(kind: type[Any], options: Namespace | None, group: str) -> None:
-    """Raise an ``HTTError`` for an option that is null and may not be: the parser lets null pass for any of a class.
+    jsonargparse wraps exceptions raised in constructors. Errors of Weights & Biases, weights that do not fit and paths
+    that cannot be used become an ``HTTError`` with the next step.
 
     Args:
-        kind: The class that is made of the options.
-        options: Its options.
-        group: What they are called.
-    """
-    hints: dict[str, Any] = {}
-    for ancestor in reversed(kind.__mro__[:-1]):
-        with suppress(NameError):  # an annotation may name what is imported for type checkers alone
-            hints |= get_type_hints(vars(ancestor).get("__init__", object.__init__))
-    for key, value in vars(options).items() if options else ():
-        if value is None and key in hints and type(None) not in get_args(hints[key]):
-            raise HTTError(f"{group}.{key} cannot be null: leave it out for its default.")
+        error: Exception that ended a command.
 
-
-def find_user_error(error: BaseException | None) -> HTTError | None:
-    """The error of ours that an exception comes from: the parser wraps those of the classes it builds.
-
-    Weights & Biases' own, as when nobody is logged in or its server cannot be reached, become one that says what to do;
-    and so do weights that do not fit, as those of another version, and a place that the system does not let a run use.
+    Returns:
+        An ``HTTError``, or a group of them; None for a fault of the program.
     """
     while error:
         if isinstance(error, HTTError):
             return error
+        if isinstance(error, ExceptionGroup) and all(find_user_error(member) for member in error.exceptions):
+            return error
         if isinstance(error, OSError) and error.filename and error.errno in USER_ERRNOS:
             return HTTError(
-                f"{error.filename}: {error.strerror}; choose another place, or make room or permission there."
+                f"Cannot use {error.filename}: {error.strerror}. Choose another path, or make room or permission there."
             )
         if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
-            first = " ".join(str(error).split()[:40])
-            return HTTError(f"The weights of the checkpoint do not fit the network it describes: {first} ...")
-        if type(error).__module__.startswith("wandb.errors"):  # by name: the package is imported by its logger alone
+            first_words = " ".join(str(error).split()[:40])
+            return CheckpointError(f"The weights of the checkpoint do not fit its hyperparameters: {first_words} ...")
+        if type(error).__module__.startswith("wandb.errors"):  # not imported: only its logger imports wandb
             return HTTError(
-                f"Weights & Biases: {error}\nLog in with `wandb login`, or go without its server: "
-                "--trainer.logger.offline true (or WANDB_MODE=offline), and `wandb sync` uploads the run later."
+                f"Weights & Biases: {error}\nLog in with `wandb login`, or run without the server: "
+                "--trainer.logger.offline true (or WANDB_MODE=offline). `wandb sync` uploads the run later."
             )
         error = error.__cause__ or error.__context__
+    return None
+
+
+def error_message(error: Exception) -> str:
+    """Return the message of a user error, followed by those of its members if it is a group."""
+    if isinstance(error, ExceptionGroup):
+        return "\n".join([error.message, *(error_message(member) for member in error.exceptions)])
+    # A loader process puts its traceback in front of the message.
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+
+
+def exit_status(error: BaseException) -> int | None:
+    """Return the exit status of a program that a signal has ended: 128 plus its number, as in shells.
+
+    Args:
+        error: Exception at the end of the program. Lightning turns SIGTERM into an exit with status 0, and Ctrl-C into
+            one with status 1.
+
+    Returns:
+        None if no signal has ended the program.
+    """
+    if isinstance(error, SIGTERMException):
+        return 128 + signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return 128 + signal.SIGINT
     return None

@@ -51,8 +51,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     Args:
         labels: Which training image keeps which label: ``full``, ``one-label``, ``random-label``, or a file (JSON as
             saved beside a run, or a published ``.pth``).
-        tasks: Tasks to train, by name or as ``Task`` objects, whose other settings are the dataset's; all of the
-            dataset's tasks by default.
+        tasks: Tasks to train: a list of names, or names separated by commas; by default all tasks of the dataset. A
+            ``Task`` object replaces the dataset's task of the same name.
+        task_overrides: Settings of the dataset's tasks to override, such as ``{edges: {thin_predictions: true}}``.
         batch_size: Images per batch and process.
         image_size: ``[h, w]`` that images are resized to on reading; as stored by default.
         augment: Training augmentation; null for none.
@@ -68,6 +69,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self,
         labels: str = "one-label",
         tasks: str | list[str | Task] | None = None,
+        task_overrides: dict[str, dict[str, Any]] | None = None,
         batch_size: int = 6,
         image_size: tuple[int, int] | None = None,
         augment: AugmentConfig | None = AugmentConfig(),  # noqa: B008  # frozen
@@ -84,7 +86,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.labels, self.batch_size, self.num_workers, self.augment = labels, batch_size, num_workers, augment
         self.image_size = (image_size[0], image_size[1]) if image_size else None
         self.canonical_tasks = tuple(task.name for task in self.dataset_tasks())
-        self.tasks = select_tasks(self.dataset_tasks(), tasks)
+        self.tasks = select_tasks(self.dataset_tasks(), tasks, task_overrides)
         self.seed = seed
         self.pseudo_labels = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else None
         self.mask: LabelMask | None = None

@@ -14,7 +14,6 @@ from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.errors import HTTError
 from htt_lightning.output import TaskOutput
-from htt_lightning.tasks.given import Given
 from htt_lightning.tasks.label_statistics import LabelStatistics, RunningRange
 from htt_lightning.tasks.metric_spec import MetricSpec
 from htt_lightning.tasks.pseudo_label import PseudoLabelMixin
@@ -28,7 +27,7 @@ RELEASE_ALIASES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Given, MapEncoding, PseudoLabelMixin, ABC):
+class Task(MapEncoding, PseudoLabelMixin, ABC):
     """Everything that differs between two tasks: loss, decoding, metrics, colours, geometry, discovery, label checks.
 
     A task has plain fields and no parameters, so it is written in a config, kept in a checkpoint and shared between

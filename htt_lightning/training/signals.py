@@ -1,6 +1,5 @@
-"""Signals: which process answers them, and the status that a program returns when one has ended it."""
+"""Signals to training runs of several processes."""
 
-import signal
 from typing import Any
 
 import torch
@@ -9,51 +8,41 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 def sync_sigterm_across_ranks(trainer: Any) -> None:
-    """Let all processes of a training run answer SIGTERM together, between two steps, whichever of them it came to.
+    """Make all ranks stop together, between two steps, when any of them receives SIGTERM.
 
-    Lightning's own answer talks to the other processes while the signal is handled, out of turn with their gradients,
-    and leaves the run on its own afterwards: where a scheduler signals every process, most runs hang until they are
-    killed (lightning 2.6.6, two processes with gloo).
+    Lightning's own handler communicates while the signal is handled, out of turn with the gradients, and ends only the
+    rank that was signaled (https://github.com/Lightning-AI/pytorch-lightning/issues/20806). Most runs whose scheduler
+    signals every process then hang until they are killed. A Lightning without the private attributes that are replaced
+    here (written for 2.6) keeps its own behavior.
 
     Args:
-        trainer: A Lightning trainer, before it runs.
+        trainer: Lightning trainer, before it runs.
     """
-    connector, loop = trainer._signal_connector, trainer.fit_loop.epoch_loop
-    noted = False
+    connector: Any = getattr(trainer, "_signal_connector", None)
+    loop = trainer.fit_loop.epoch_loop
+    patched = ("register_signal_handlers", "_sigterm_notifier_fn", "received_sigterm")
+    if not all(hasattr(connector, name) for name in patched) or not hasattr(loop, "_broadcast_sigterm_tensor"):
+        return
+    register_handlers, received = connector.register_signal_handlers, False
 
-    def note(number: int, frame: Any) -> None:
-        nonlocal noted
-        first, noted = not noted, True
+    def handle(number: int, frame: Any) -> None:
+        nonlocal received
+        first, received = not received, True
         if first and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(number)
-        # Others than a training run have nothing to exchange before their end.
+        # Only ranks of a training run have to agree before they stop.
         connector.received_sigterm = trainer.state.fn != "fit" or trainer.world_size == 1
 
-    def agree() -> None:
-        any_noted = torch.tensor([float(noted)], device=trainer.strategy.root_device)
-        dist.all_reduce(any_noted, dist.ReduceOp.MAX)
-        if any_noted.item():
+    def stop_together() -> None:
+        any_received = torch.tensor([float(received)], device=trainer.strategy.root_device)
+        dist.all_reduce(any_received, dist.ReduceOp.MAX)
+        if any_received.item():
             raise SIGTERMException
 
     def register() -> None:
-        nonlocal noted
-        noted = False  # as Lightning does with its own flag, when a run begins
-        registers()
+        nonlocal received
+        received = False  # Lightning resets its own flag when a run starts
+        register_handlers()
 
-    registers, connector.register_signal_handlers = connector.register_signal_handlers, register
-    connector._sigterm_notifier_fn = note
-    loop._broadcast_sigterm_tensor = agree  # which Lightning calls before every step of several processes
-
-
-def exit_status(error: BaseException) -> int | None:
-    """The exit status of a program that a signal has ended, 128 and its number as in shells; None if none has.
-
-    Args:
-        error: What reached the end of the program. Lightning makes an exit with status 0 of SIGTERM, and one with 1 of
-            Ctrl-C.
-    """
-    if isinstance(error, SIGTERMException):
-        return 128 + signal.SIGTERM
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-        return 128 + signal.SIGINT
-    return None
+    connector.register_signal_handlers, connector._sigterm_notifier_fn = register, handle
+    loop._broadcast_sigterm_tensor = stop_together  # Lightning calls it before every step of several processes

@@ -1,16 +1,22 @@
-"""Tasks that are set up on the command line or in a config keep the dataset's settings where they are given none."""
+"""Choice of tasks and overrides of their settings, on the command line and in configs."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from htt_lightning.cli.entry import HTTCLI, SaveConfig, main
-from htt_lightning.tasks import Edges
+from htt_lightning import PASCALContextDataModule
+from htt_lightning.callbacks.save_config import SaveConfig
+from htt_lightning.cli.entry import main
+from htt_lightning.cli.lightning_cli import HTTCLI
+from htt_lightning.errors import ConfigError
+from htt_lightning.tasks import Edges, HumanParts
 
 PASCAL = ["--config", "pascal_context.yaml", "--data.root", "."]
 QUICK = ["--model.backbone", "test_resnet", "--model.pretrained", "false", "--trainer.accelerator", "cpu"]
+THIN = {"edges": {"thin_predictions": True}}
 
 
 @pytest.fixture(autouse=True)
@@ -21,74 +27,80 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tasks_of(monkeypatch):
-    """The tasks that a command would run with; what it would leave beside the run is then in ``saved.yaml``."""
+    """Return the tasks that ``fit`` would train, and write the config of the run to ``saved.yaml``."""
 
     def built(*words):
-        seen = []
+        found = []
 
         def note(self, _):
-            tasks = {task.name: task for task in self.datamodule.tasks}
-            assert [task.name for task in self.model.tasks] == list(tasks)
-            seen.append(tasks)
-            (keep,) = (callback for callback in self.trainer.callbacks if isinstance(callback, SaveConfig))
-            keep.parser.save(keep.config, "saved.yaml", skip_none=False, overwrite=True, multifile=False)
+            found.extend(self.datamodule.tasks)
+            assert self.model.tasks == found
+            (saver,) = (callback for callback in self.trainer.callbacks if isinstance(callback, SaveConfig))
+            saver.parser.save(saver.config, "saved.yaml", skip_none=False, overwrite=True, multifile=False)
 
         monkeypatch.setattr(HTTCLI, "_run_subcommand", note)
         main(["fit", *words, *QUICK])
-        return seen[0]
+        return {task.name: task for task in found}
 
     return built
 
 
-PUBLISHED = {"loss_weight": 50, "confidence_threshold": 0.99, "tolerance": 0.0075, "thin_predictions": True}
-
-
-def check_edges(edges, **changes):
-    expected = PUBLISHED | changes
-    assert {key: getattr(edges, key) for key in expected} == expected
-    assert isinstance(edges, Edges)
-
-
-def test_in_a_config_only_what_is_given_replaces_the_settings_of_the_dataset(tasks_of):
-    described = {"class_path": "Edges", "init_args": {"thin_predictions": True}}
-    explicit = {"class_path": "Edges", "init_args": {"thin_predictions": True, "loss_weight": 1.0, "tolerance": 0.011}}
-    for task, changes in ((described, {}), (explicit, {"loss_weight": 1, "tolerance": 0.011})):
-        Path("mine.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"tasks": ["semseg", task]}}}))
-        tasks = tasks_of(*PASCAL, "--config", "mine.yaml")
-        assert tasks["semseg"].confidence_threshold == 0.9
-        check_edges(tasks["edges"], **changes)
-        assert tasks_of("--config", "saved.yaml") == tasks
+EDGES = {task.name: task for task in PASCALContextDataModule("unread").tasks}["edges"]
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--data.tasks", "[semseg, {class_path: Edges, init_args: {thin_predictions: true}}]"],
-        ["--data.tasks+", "Edges", "--data.tasks.thin_predictions", "true"],
-        [
-            "--data.tasks+=semseg",
-            "--data.tasks+={class_path: htt_lightning.tasks.Edges, init_args: {thin_predictions: true}}",
-        ],
+        ["--data.tasks", "semseg,edges", "--data.task_overrides", "{edges: {thin_predictions: true}}"],
+        ["--data.tasks", "[semseg, edges]", "--data.task_overrides.edges", "{thin_predictions: true}"],
+        ["--config", "mine.yaml"],
     ],
-    ids=["list", "options", "appended"],
+    ids=["names", "list", "config"],
 )
-def test_on_the_command_line_only_what_is_given_replaces_the_settings_of_the_dataset(tasks_of, words):
+def test_override_keeps_other_settings_of_dataset(tasks_of, words):
+    init_args = {"tasks": ["semseg", "edges"], "task_overrides": THIN}
+    Path("mine.yaml").write_text(yaml.safe_dump({"data": {"init_args": init_args}}))
     tasks = tasks_of(*PASCAL, *words)
-    check_edges(tasks["edges"])
+    assert list(tasks) == ["semseg", "edges"]
+    assert tasks["edges"] == replace(EDGES, thin_predictions=True)
+    assert tasks_of("--config", "saved.yaml") == tasks
 
 
-def test_a_task_that_is_named_by_its_class_alone_is_the_one_of_the_dataset(tasks_of):
-    tasks = tasks_of(*PASCAL, "--data.tasks", "[{class_path: SemSeg}, {class_path: Edges}]")
-    assert len(tasks["semseg"].classes) == 21
-    check_edges(tasks["edges"], thin_predictions=False)
+def test_task_described_by_class_replaces_task(tasks_of):
+    tasks = tasks_of(*PASCAL, "--data.tasks", "[{class_path: Edges, init_args: {tolerance: 0.01}}]")
+    assert tasks == {"edges": Edges(tolerance=0.01)}
 
 
-def test_the_tasks_of_a_part_of_a_mixture_keep_its_settings(tasks_of):
-    part = {"class_path": "PASCALContextDataModule", "init_args": {"root": "."}}
-    part["init_args"]["tasks"] = [{"class_path": "Edges", "init_args": {"thin_predictions": True}}]
-    rooms = {"class_path": "NYUDDataModule", "init_args": {"root": ".", "tasks": "depth"}}
-    data = {"class_path": "MixedDataModule", "init_args": {"image_size": [32, 48], "parts": [rooms, part]}}
-    Path("mixed.yaml").write_text(yaml.safe_dump({"data": data}))
+@pytest.mark.parametrize("inner", [True, False], ids=["dataset", "mixture"])
+def test_overrides_work_in_mixtures(tasks_of, inner):
+    pascal = {"root": ".", "tasks": "edges"} | ({"task_overrides": THIN} if inner else {})
+    parts = [("NYUDDataModule", {"root": ".", "tasks": "depth"}), ("PASCALContextDataModule", pascal)]
+    listed = [{"class_path": name, "init_args": arguments} for name, arguments in parts]
+    arguments = {"image_size": [32, 48], "datasets": listed} | ({} if inner else {"task_overrides": THIN})
+    Path("mixed.yaml").write_text(yaml.safe_dump({"data": {"class_path": "MixedDataModule", "init_args": arguments}}))
     tasks = tasks_of("--config", "mixed.yaml")
     assert list(tasks) == ["depth", "edges"]
-    check_edges(tasks["edges"])
+    assert tasks["edges"] == replace(EDGES, thin_predictions=True)
+
+
+def test_overrides_apply_to_task_objects():
+    tasks = [HumanParts(loss_weight=3)]
+    overrides = {"human_parts": {"absent_classes": "zero", "classes": ["a", "b"]}}
+    (parts,) = PASCALContextDataModule("unread", tasks=tasks, task_overrides=overrides).tasks
+    assert (parts.loss_weight, parts.absent_classes, parts.classes) == (3, "zero", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"edge": {}}, ["edge", "Did you mean 'edges'"]),
+        ({"edges": {"tolerence": 1}}, ["edges", "tolerence", "Did you mean 'tolerance'"]),
+        ({"edges": {"name": "x"}}, ["edges", "name"]),
+        ({"edges": {"thin_predictions": "maybe"}}, ["edges", "thin_predictions", "maybe"]),
+        ({"edges": {"loss_weight": None}}, ["edges.loss_weight", "null"]),
+    ],
+)
+def test_invalid_override_raises(overrides, words):
+    with pytest.raises(ConfigError, match=r"data\.task_overrides") as error:
+        PASCALContextDataModule("unread", task_overrides=overrides)
+    assert all(word in str(error.value) for word in words)

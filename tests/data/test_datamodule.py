@@ -119,8 +119,8 @@ def test_the_labels_of_a_run_are_told_as_it_begins(tree, tmp_path, caplog):
     [
         ({"labels": "one-lable"}, "one-label"),
         ({"labels": "masks/missing.json"}, "missing.json"),
-        ({"tasks": "dpeth"}, r"data\.tasks names 'dpeth'.*Did you mean 'depth'"),
-        ({"tasks": []}, r"data\.tasks is empty"),
+        ({"tasks": "dpeth"}, r"data\.tasks must name .*'dpeth'.*Did you mean 'depth'"),
+        ({"tasks": []}, r"data\.tasks must name"),
         ({"tasks": "depth,depth"}, "twice"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 10}, "do not fill one batch of 10"),

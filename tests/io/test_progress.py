@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from htt_lightning.cli.entry import HTTCLI, main
+from htt_lightning.cli.entry import main
+from htt_lightning.cli.lightning_cli import HTTCLI
 from htt_lightning.io import progress
 from htt_lightning.io.progress import status, track
 
@@ -27,7 +28,7 @@ def test_progress_is_shown_on_a_terminal_alone(terminal, monkeypatch):
 def test_a_run_has_a_bar_on_a_terminal_or_on_demand(terminal, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])
-    monkeypatch.setattr("htt_lightning.cli.entry.Console", lambda: SimpleNamespace(is_terminal=terminal))
+    monkeypatch.setattr("htt_lightning.cli.lightning_cli.Console", lambda: SimpleNamespace(is_terminal=terminal))
     found = []
     monkeypatch.setattr(HTTCLI, "_run_subcommand", lambda self, _: found.append(self.trainer.progress_bar_callback))
     main(["fit", "--data.tasks", "depth", "--model.backbone", "test_resnet", "--trainer.accelerator", "cpu", *words])

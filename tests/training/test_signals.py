@@ -5,7 +5,6 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from htt_lightning.training.signals import exit_status
 from htt_lightning.training.trainer import HTTTrainer
 
 
@@ -43,9 +42,3 @@ def test_what_ends_an_evaluation_does_not_end_the_training_after_it(trainer):
     connector.register_signal_handlers()
     assert not connector.received_sigterm
     agree(trainer)
-
-
-def test_the_status_of_a_program_is_that_of_shells():
-    assert exit_status(SIGTERMException()) == 143
-    assert exit_status(KeyboardInterrupt()) == 130
-    assert exit_status(ValueError()) is None

@@ -8,7 +8,8 @@ from unittest.mock import patch
 
 import yaml
 
-from htt_lightning.cli.entry import HTTCLI, main
+from htt_lightning.cli.entry import main
+from htt_lightning.cli.lightning_cli import HTTCLI
 from tests.tiny import BACKBONE
 from tools.damage_campaign.damage import ANY
 from tools.damage_campaign.formats import TEXTS, nested

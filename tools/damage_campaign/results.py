@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from htt_lightning import HTTModule, HTTNet, HTTPredictor, ImageFolder, NYUDDataModule
+from htt_lightning.commands.discover import discover
 from htt_lightning.commands.export import export
 from htt_lightning.data.datasets.nyud import CLASSES
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
@@ -169,7 +170,7 @@ def discovered(root: Path) -> Values:
     module = tiny_module(data, dilations=(1, 2, 3))
     trainer = HTTTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer.discover(module, data, str(root / "last.ckpt"), str(out), overwrite=True)
+        discover(trainer, module, data, str(root / "last.ckpt"), str(out), overwrite=True)
     return {path.name: path.read_bytes() for path in sorted((out / "maps").iterdir())}
 
 

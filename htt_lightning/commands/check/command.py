@@ -23,11 +23,13 @@ from htt_lightning.io.arrays import resize
 from htt_lightning.io.files import atomic_path, check_output_dir
 
 
-def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool = False, num_images: int = 6) -> None:
+def check(
+    datamodule: PartialLabelDataModule, out: str | None = None, overwrite: bool = False, num_images: int = 6
+) -> None:
     """Read every image and label that a run would read, describe them, and name every problem.
 
     Args:
-        data: The datamodule.
+        datamodule: The datamodule.
         out: Folder for ``check.json``, the label mask ``label_mask.json`` and ``contact_sheet.png``; by default the
             report is only printed.
         overwrite: True to replace existing files.
@@ -41,11 +43,11 @@ def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool 
     folder = Path(out) if out else None
     if folder:
         check_output_dir(folder, overwrite)
-    scanners, report = inspect(data)
+    scanners, report = inspect(datamodule)
     console = Console()
     for table in tables(report):
         console.print(table)
-    lines = [data.label_summary] if data.label_summary else []
+    lines = [datamodule.label_summary] if datamodule.label_summary else []
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     for problem in report["problems"]:
         place = " ".join(filter(None, (problem["split"], problem["id"], problem["task"])))
@@ -58,8 +60,8 @@ def check(data: PartialLabelDataModule, out: str | None = None, overwrite: bool 
         if num_images and (picture := contact_sheet(scanners, num_images)) is not None:
             with atomic_path(folder / "contact_sheet.png") as partial:
                 Image.fromarray(picture).save(partial, format="PNG")
-        if data.mask:
-            data.mask.save(folder / LABEL_MASK)
+        if datamodule.mask:
+            datamodule.mask.save(folder / LABEL_MASK)
         with atomic_path(folder / "check.json") as partial:
             partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.out(folder, highlight=False)

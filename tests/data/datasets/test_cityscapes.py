@@ -164,8 +164,8 @@ def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(cla
         main([command, "--config", "cityscapes.yaml", *(word for pair in options.items() for word in pair)])
 
     htt("check", data)
-    divided = re.search(r"--data\.tasks '(.*divided.*)'", (ROOT / "configs" / "cityscapes.yaml").read_text())[1]
-    htt("fit", options | ({"--data.tasks": divided} if classes == 19 else {}))
+    divided = re.search(r"--data\.task_overrides '(.*divide.*)'", (ROOT / "configs" / "cityscapes.yaml").read_text())[1]
+    htt("fit", options | ({"--data.task_overrides": divided} if classes == 19 else {}))
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
     for command in ("validate", "test"):
         htt(command, options | {"--ckpt_path": str(checkpoint)})

@@ -18,10 +18,11 @@ from htt_lightning import (
 )
 from htt_lightning.cli import main
 from htt_lightning.commands.check.command import inspect
+from htt_lightning.commands.discover import discover
 from htt_lightning.data import LabelFiles
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.errors import HTTError
-from htt_lightning.tasks import Depth, Edges, HumanParts, SemSeg
+from htt_lightning.tasks import Depth, Edges, HumanParts
 from htt_lightning.training.trainer import HTTTrainer
 from tests.data.datasets.folder_tree import MAPS, write_tree
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -152,8 +153,7 @@ def test_a_run_may_be_on_some_of_the_tasks(roots):
 
 
 def test_one_task_of_two_datasets_is_one_task(roots):
-    semseg = rooms(roots).tasks[0]
-    first = rooms(roots, tasks=[SemSeg(classes=semseg.classes, loss_weight=3)])
+    first = rooms(roots, tasks="semseg", task_overrides={"semseg": {"loss_weight": 3}})
     data = mixed(first, rooms(roots, tasks="semseg,depth"))
     assert [task.name for task in data.tasks] == ["semseg", "depth"]
     assert data.tasks[0].loss_weight == 3
@@ -182,7 +182,7 @@ def test_one_name_for_two_meanings_is_refused_with_a_way_out(roots, task, differ
 
 
 def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
-    near = rooms(roots, tasks=[Depth(min_depth=0.5), "normals"], labels="one-label", seed=3)
+    near = rooms(roots, tasks="depth,normals", task_overrides={"depth": {"min_depth": 0.5}}, labels="one-label", seed=3)
     data = mixed(rooms(roots, tasks="depth"), near, task_names={"1/depth": "near"})
     data.prepare_data()
     data.setup("fit")
@@ -222,7 +222,7 @@ def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
         return next(task for task in mixed(*parts, **settings).tasks if task.name == "edges")
 
     assert (edges(*parts()).tolerance, edges(*parts()[::-1]).tolerance) == (0.011, 0.0075)
-    assert edges(*parts(), tasks=[Edges(tolerance=0.02)]) == Edges(
+    assert edges(*parts(), task_overrides={"edges": {"tolerance": 0.02}}) == Edges(
         loss_weight=50, confidence_threshold=0.99, tolerance=0.02
     )
     with pytest.raises(HTTError, match="its classes differ"):
@@ -304,7 +304,7 @@ def test_what_a_dataset_lacks_is_discovered_and_trained_on(roots, tmp_path):
     tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True).fit(tiny_module(data), data)
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     out = tmp_path / "completed"
-    HTTTrainer(**quiet).discover(tiny_module(data), both(roots), str(tmp_path / "kept" / "run.ckpt"), str(out))
+    discover(HTTTrainer(**quiet), tiny_module(data), both(roots), str(tmp_path / "kept" / "run.ckpt"), str(out))
     with np.load(out / "maps" / "0" / "3.npz") as room, np.load(out / "maps" / "1" / "10.npz") as picture:
         assert set(room.files) == {"depth", "depth.confidence"}
         assert set(picture.files) == {"semseg", "semseg.confidence", "normals", "normals.confidence"}
@@ -340,5 +340,5 @@ data:
           label_files: [{{task: Depth, train: "train/depth/{{id}}.png", val: "val/depth/{{id}}.png", scale: 0.001}}]
 """)
     main(["fit", "--config", "mixed.yaml"])
-    with pytest.raises(SystemExit, match=r"error: data\.tasks names 'edges'.*semseg, depth, normals, range"):
+    with pytest.raises(SystemExit, match=r"error: data\.tasks must name .*semseg, depth, normals, range, got 'edges'"):
         main(["fit", "--config", "mixed.yaml", "--data.tasks", "edges"])

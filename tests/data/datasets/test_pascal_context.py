@@ -312,14 +312,12 @@ def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(roo
     htt("fit", options)
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
     htt("validate", options | {"--ckpt_path": str(checkpoint)})
-    measured = re.search(
-        r"--data\.tasks '(\[.*?thin_predictions: true.*?\])'", (ROOT / "README.md").read_text(), re.DOTALL
-    )
-    htt("test", options | {"--ckpt_path": str(checkpoint), "--data.tasks": measured[1]})
+    measured = re.search(r"--data\.task_overrides '(.*thin_predictions.*)'", (ROOT / "docs" / "metrics.md").read_text())
+    htt("test", options | {"--ckpt_path": str(checkpoint), "--data.task_overrides": measured[1]})
     assert "test/edges/ods_f" in capsys.readouterr().out
     config = yaml.safe_load(max(Path("runs").glob("*/config.yaml")).read_text())
-    semseg, *_, edges = config["data"]["init_args"]["tasks"]
-    assert (semseg["init_args"], edges["init_args"]) == ({"absent_classes": "zero"}, {"thin_predictions": True})
+    overrides = {"semseg": {"absent_classes": "zero"}, "edges": {"thin_predictions": True}}
+    assert config["data"]["init_args"]["task_overrides"] == overrides
 
 
 @pytest.mark.usefixtures("elsewhere")

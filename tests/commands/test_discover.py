@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import LabelDiscovery
+from htt_lightning.commands.discover import discover
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import HTTError
 from htt_lightning.module import HTTModule
@@ -37,9 +38,9 @@ def checkpoint(tmp_path_factory):
     return str(folder / "kept" / "run.ckpt")
 
 
-def discover(out, checkpoint, data=None, **options):
+def discovered(out, checkpoint, data=None, **options):
     data = data or tiny_data(**FEW)
-    HTTTrainer(**QUIET).discover(tiny_module(data), data, checkpoint, str(out), **options)
+    discover(HTTTrainer(**QUIET), tiny_module(data), data, checkpoint, str(out), **options)
     return PseudoLabelStore(out)
 
 
@@ -59,7 +60,7 @@ def assert_same_labels(one, other):
 
 def test_every_missing_map_is_written_and_no_given_one(tmp_path, checkpoint):
     data = tiny_data(**FEW)
-    completed = discover(tmp_path / "out", checkpoint, data)
+    completed = discovered(tmp_path / "out", checkpoint, data)
     manifest = completed.manifest()
     labels = data.labels_per_image("train", data.build_dataset("train"))
     assert manifest["images"].keys() == labels.keys()
@@ -79,7 +80,7 @@ def test_every_missing_map_is_written_and_no_given_one(tmp_path, checkpoint):
 
 def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
     data = tiny_data(**FEW)
-    completed = discover(tmp_path / "out", checkpoint, data)
+    completed = discovered(tmp_path / "out", checkpoint, data)
     module = HTTModule.load_from_checkpoint(checkpoint).eval()
     images = data.train_images_for_eval()
     sample, lacking = images[0], images.missing_tasks(0)
@@ -96,7 +97,7 @@ def test_what_is_written_is_what_the_network_discovers(tmp_path, checkpoint):
 
 
 def test_an_interrupted_command_goes_on_and_a_finished_one_has_nothing_to_do(tmp_path, checkpoint, monkeypatch):
-    whole = discover(tmp_path / "whole", checkpoint)
+    whole = discovered(tmp_path / "whole", checkpoint)
     write, written = PseudoLabelStore.write, []
 
     def failing(self, name, maps):
@@ -108,38 +109,38 @@ def test_an_interrupted_command_goes_on_and_a_finished_one_has_nothing_to_do(tmp
     with monkeypatch.context() as patch:
         patch.setattr(PseudoLabelStore, "write", failing)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # as Lightning pleases
-            discover(tmp_path / "out", checkpoint)
+            discovered(tmp_path / "out", checkpoint)
     assert len(contents(tmp_path / "out")) == 5
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "maps").iterdir()}
-    assert_same_labels(discover(tmp_path / "out", checkpoint).folder, whole.folder)
+    assert_same_labels(discovered(tmp_path / "out", checkpoint).folder, whole.folder)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     monkeypatch.setattr(PseudoLabelStore, "write", None)
-    discover(tmp_path / "out", checkpoint)
+    discovered(tmp_path / "out", checkpoint)
 
 
 def test_a_folder_of_another_dataset_or_checkpoint_is_refused_and_kept(tmp_path, checkpoint):
-    out = discover(tmp_path / "out", checkpoint).folder
+    out = discovered(tmp_path / "out", checkpoint).folder
     before = contents(out)
     other = tmp_path / "other.ckpt"
     stored = torch.load(checkpoint, weights_only=True)
     torch.save(stored | {"epoch": 7}, other)
     with pytest.raises(HTTError, match="another checkpoint"):
-        discover(out, str(other))
+        discovered(out, str(other))
     with pytest.raises(HTTError, match="another images"):
-        discover(out, checkpoint, tiny_data(**FEW, seed=3))
+        discovered(out, checkpoint, tiny_data(**FEW, seed=3))
     assert contents(out) == before
-    discover(out, checkpoint, tiny_data(**FEW, seed=3), overwrite=True)
+    discovered(out, checkpoint, tiny_data(**FEW, seed=3), overwrite=True)
     assert contents(out) != before
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
-    for out, message in (("notes", "no completed dataset"), ("notes/mine.txt", "is a file")):
+    for out, message in (("notes", "a folder of pseudo-labels"), ("notes/mine.txt", "the file")):
         with pytest.raises(HTTError, match=message):
-            discover(tmp_path / out, checkpoint, overwrite=True)
+            discovered(tmp_path / out, checkpoint, overwrite=True)
     assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
 
 
 def test_training_on_a_completed_dataset_needs_no_teacher_and_no_hidden_label(tmp_path, checkpoint):
-    out = str(discover(tmp_path / "out", checkpoint).folder)
+    out = str(discovered(tmp_path / "out", checkpoint).folder)
     all_kept = {task.name: 0.0 for task in tiny_data(**FEW).tasks}
 
     def trained(stages, **data):
@@ -208,7 +209,7 @@ def test_discovered_maps_move_with_their_image(tmp_path, checkpoint):
     ids=["no manifest", "damaged manifest", "missing archive", "empty manifest"],
 )
 def test_a_broken_completed_dataset_is_refused_before_training(damage, message, tmp_path, checkpoint):
-    folder = discover(tmp_path / "out", checkpoint).folder
+    folder = discovered(tmp_path / "out", checkpoint).folder
     damage(folder)
     data = tiny_data(**FEW, pseudo_labels=str(folder))
     with pytest.raises(HTTError, match=message):
@@ -216,7 +217,7 @@ def test_a_broken_completed_dataset_is_refused_before_training(damage, message, 
 
 
 def test_a_damaged_archive_is_named(tmp_path, checkpoint):
-    completed = discover(tmp_path / "out", checkpoint)
+    completed = discovered(tmp_path / "out", checkpoint)
     completed.path("3").write_bytes(b"PK")
     with pytest.raises(HTTError, match=r"3\.npz is missing, damaged"):
         completed.read("3", tiny_data(**FEW).tasks[:1])
@@ -233,21 +234,21 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(tmp_path, chec
 
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(HTTError, match="No space left on device"):
-        discover(tmp_path / "out", checkpoint)
+        discovered(tmp_path / "out", checkpoint)
     assert not list((tmp_path / "out" / "maps").iterdir())
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"scenes_seed": 7}, "its images differ"),
+        ({"scene_seed": 7}, "its images differ"),
         ({"seed": 3}, "has no discovered"),
         ({"tasks": ["semseg", "normals", Depth(num_bins=9), "edges"]}, "its depth differ"),
     ],
     ids=["other scenes", "other labels", "other bins"],
 )
 def test_a_completed_dataset_of_other_images_labels_or_tasks_is_refused(other, message, tmp_path, checkpoint):
-    data = tiny_data(**(FEW | {"pseudo_labels": str(discover(tmp_path / "out", checkpoint).folder)} | other))
+    data = tiny_data(**(FEW | {"pseudo_labels": str(discovered(tmp_path / "out", checkpoint).folder)} | other))
     with pytest.raises(HTTError, match=message):
         tiny_trainer(tmp_path).fit(tiny_module(data), data)
 
@@ -261,7 +262,7 @@ def test_a_task_that_discovers_nothing_is_left_out(tmp_path):
     trainer.fit(tiny_module(data), data)
     assert "train/depth/pseudo_label_coverage" in trainer.callback_metrics
     assert "train/height/pseudo_label_coverage" not in trainer.callback_metrics
-    completed = discover(tmp_path / "out", str(tmp_path / "kept" / "run.ckpt"), data)
+    completed = discovered(tmp_path / "out", str(tmp_path / "kept" / "run.ckpt"), data)
     images = completed.manifest()["images"].values()
     assert {what.get("height") for what in images} == {"ground_truth", None}
     data.pseudo_labels = completed
@@ -270,7 +271,7 @@ def test_a_task_that_discovers_nothing_is_left_out(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(tmp_path, checkpoint):
-    one = discover(tmp_path / "one", checkpoint)
+    one = discovered(tmp_path / "one", checkpoint)
     shutil.copytree(one.folder, tmp_path / "two")
     for path in sorted((tmp_path / "two" / "maps").iterdir())[:3]:
         path.unlink()  # an odd number for two processes

@@ -1,0 +1,208 @@
+"""LightningCLI with this library's classes."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pkgutil import resolve_name
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
+from rich.console import Console
+
+import htt_lightning.tasks  # noqa: F401  # a config may then name a task by its class name alone
+from htt_lightning.callbacks import (
+    DiscoveryPanel,
+    LabelDiscovery,
+    NonFiniteLossGuard,
+    PredictionPanel,
+    PredictionWriter,
+    ResultsTable,
+    RunRecord,
+)
+from htt_lightning.callbacks.save_config import SaveConfig
+from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups
+from htt_lightning.cli.user_errors import blame_option
+from htt_lightning.data import PartialLabelDataModule
+from htt_lightning.io.checkpoints import read_hyperparameters
+from htt_lightning.module import HTTModule
+from htt_lightning.training.resume import AUTO, LAST
+from htt_lightning.training.trainer import HTTTrainer
+
+CALLBACKS: dict[str, type[L.Callback]] = {
+    "discovery": LabelDiscovery,
+    "guard": NonFiniteLossGuard,
+    "checkpoint": ModelCheckpoint,
+    "panel": PredictionPanel,
+    "discovery_panel": DiscoveryPanel,
+    "results": ResultsTable,
+}
+"""Callbacks of every run, by the name of their group of options."""
+OBJECTS = ("trainer", "model", "datamodule")
+"""Parameters of a command that are built from options."""
+
+
+def built_objects(command: Callable[..., None]) -> list[str]:
+    """Return the parameters of a command that are built from options: some of trainer, model and datamodule."""
+    return [name for name in inspect.signature(command).parameters if name in OBJECTS]
+
+
+class HTTCLI(LightningCLI):
+    """LightningCLI with the tasks of the data linked to the model, and the callbacks of every run.
+
+    Args:
+        args: Command line. It starts with a command of Lightning, unless ``command`` is given.
+        command: Command of this library: a function whose other parameters become options. Run it with ``run``.
+        prog: Name of the program in messages; by default that of the process.
+        listed: Further commands for ``--help``, by name.
+    """
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        command: Callable[..., None] | None = None,
+        prog: str | None = None,
+        listed: Mapping[str, Callable[..., None]] | None = None,
+    ) -> None:
+        self.words, self.command, self.listed = list(args), command, listed or {}
+        description = summary(command) if command else "Multi-task dense prediction from partial labels."
+        super().__init__(
+            HTTModule,
+            PartialLabelDataModule,
+            run=command is None,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # model.lr alone sets the learning rate
+            trainer_class=HTTTrainer,
+            parser_class=SuggestingParser,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            trainer_defaults={
+                "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+                "callbacks": RunRecord(),
+            },
+            parser_kwargs={"description": description, "prog": prog},
+            args=self.words,
+        )
+
+    @property
+    def options(self) -> Namespace:
+        """Parsed options of the command."""
+        options: Namespace = self.config if self.command else self.config[self.config.subcommand]
+        return options
+
+    def run(self) -> None:
+        """Run ``command`` with the objects and options that were built and parsed for it."""
+        assert self.command is not None
+        objects = {name: getattr(self, name) for name in built_objects(self.command)}
+        self.command(**objects, **{name: self.options[name] for name in self._command_arguments})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the link of the tasks, the groups of the callbacks, and the options of ``command``.
+
+        Args:
+            parser: Parser of a command.
+        """
+        parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
+        for key, cls in CALLBACKS.items():
+            parser.add_lightning_class_args(cls, key)
+        # Results are those of the last epoch: one file, replaced after every epoch.
+        parser.set_defaults({"checkpoint.filename": "last", "checkpoint.enable_version_counter": False})
+        if self.command:
+            objects: set[str | int] = {*built_objects(self.command)}
+            self._command_arguments = parser.add_function_arguments(self.command, as_group=False, skip=objects)
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """List the commands of this library beside Lightning's; they are dispatched before this parser."""
+        super()._add_subcommands(parser, **kwargs)
+        action: Any = parser._subcommands_action
+        for name, command in self.listed.items():
+            action.add_subcommand(name, SuggestingParser(), help=summary(command))
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add the output options of ``predict``."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_lightning_class_args(PredictionWriter, "predictions")
+            parser.add_argument("--out", type=str | None, help="Folder for predictions; by default that of the run.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="If true, existing files are replaced.")
+            parser.link_arguments("out", "predictions.folder")
+            parser.link_arguments("overwrite", "predictions.overwrite")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line, and check values that jsonargparse accepts and later code would not.
+
+        Args:
+            parser: Parser of the program.
+            args: Command line.
+        """
+        with blame_option("--config or an option"):
+            self.config = parser.parse_args(self.words)
+        command = self.config.get("subcommand")
+        check_option_groups(self.options, set(self._parser(command).groups or ()) - {"data", command})
+        for key, cls in ({"model": HTTModule} | CALLBACKS).items():
+            check_no_null(cls, self.options.get(key), key)
+        if isinstance(data := self.options.get("data"), Namespace):
+            check_no_null(resolve_name(data.class_path), data.get("init_args"), "data")
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's options from the checkpoint, and warn about given ones that it overrides.
+
+        Lightning does so silently, and fails on options that are linked.
+        """
+        command, path = self.config.get("subcommand"), self.options.get("ckpt_path")
+        if not path or path in ("best", LAST, "hpc", "registry") or (path == AUTO and command == "fit"):
+            return
+        options, defaults = self.options.model, self._parser(command).get_defaults().model
+        stored = read_hyperparameters(path, "--ckpt_path")
+        stored = {
+            key: value
+            for key, value in stored.items()
+            if key in options and key not in ("tasks", "single_task_baselines")
+        }
+        for key, value in stored.items():
+            option = f"model.{key}"
+            in_words = any(re.match(rf"--{option}(?!\w)", word) for word in self.words)
+            if options[key] != value and (in_words or options[key] != defaults[key]):
+                place = "on the command line" if in_words else "in a config"
+                rank_zero_warn(f"Using {option}={value} from {path}; ignoring {options[key]} given {place}.")
+        model = {"model": stored}
+        self.config = self.parser.parse_object({command: model} if command else model, self.config)
+
+    def _set_seed(self) -> None:
+        """Seed all random generators."""
+        with blame_option("seed_everything"):
+            super()._set_seed()
+
+    def before_instantiate_classes(self) -> None:
+        """Give a datamodule of images alone the checkpoint, which holds its tasks and image size."""
+        arguments = self.options.get("data", {}).get("init_args", {})
+        if "checkpoint" in arguments:
+            arguments.checkpoint = arguments.checkpoint or self.options.get("ckpt_path")
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and datamodule, or the datamodule alone for a command that needs no more."""
+        if self.command and built_objects(self.command) == ["datamodule"]:
+            built = self.parser.instantiate_classes({"data": self.options.data}, instantiate_groups=False)
+            self.datamodule = built.data
+        else:
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer, by default without a progress bar outside a terminal.
+
+        Args:
+            **kwargs: Arguments of the trainer.
+        """
+        if self._get(self.config, "trainer.enable_progress_bar") is None and not Console().is_terminal:
+            kwargs["enable_progress_bar"] = False
+        with blame_option("trainer"):
+            return super().instantiate_trainer(**kwargs)
+
+
+def summary(command: Callable[..., None]) -> str:
+    """Return the first paragraph of the docstring of a command."""
+    return " ".join((inspect.getdoc(command) or "").partition("\n\n")[0].split())

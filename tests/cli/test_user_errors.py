@@ -1,0 +1,49 @@
+"""Errors that the user can fix, and exit statuses."""
+
+import errno
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+
+from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
+from htt_lightning.errors import ConfigError, DataError, HTTError
+
+
+def test_unusable_path_is_user_error():
+    wrapped = RuntimeError("words of a library")
+    wrapped.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/runs/version_0")
+    assert "/runs/version_0: Permission denied" in str(find_user_error(wrapped))
+    assert find_user_error(OSError(errno.EIO, "Input/output error", "/runs")) is None
+    assert find_user_error(RuntimeError("a fault of the program")) is None
+
+
+def test_weights_that_do_not_fit_are_user_error():
+    with pytest.raises(RuntimeError) as error:
+        nn.Linear(2, 2).load_state_dict({"other": torch.zeros(1)})
+    assert '"weight", "bias"' in str(find_user_error(error.value))
+
+
+def test_group_of_user_errors_is_one_message():
+    inner = ExceptionGroup("2 problems in b", [DataError("b/1.png is corrupt."), HTTError("b/2.png is missing.")])
+    group = ExceptionGroup("3 problems", [ConfigError("data.root must exist."), inner])
+    wrapped = ValueError("words of a parser")
+    wrapped.__cause__ = group
+    lines = ["3 problems", "data.root must exist.", "2 problems in b", "b/1.png is corrupt.", "b/2.png is missing."]
+    assert error_message(find_user_error(wrapped)).splitlines() == lines
+    assert find_user_error(ExceptionGroup("mixed", [HTTError("ours"), KeyError("a fault")])) is None
+
+
+@pytest.mark.parametrize("cls", [HTTError, DataError])
+def test_message_leaves_out_traceback_of_loader(cls):
+    text = (
+        f"Caught {cls.__name__} in worker 0.\nTraceback:\n  File x\nhtt_lightning.errors.{cls.__name__}: a is corrupt."
+    )
+    assert error_message(cls(text)) == "a is corrupt."
+
+
+def test_exit_status_is_that_of_shells():
+    assert exit_status(SIGTERMException()) == 143
+    assert exit_status(KeyboardInterrupt()) == 130
+    assert exit_status(ValueError()) is None
