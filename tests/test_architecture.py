@@ -35,7 +35,6 @@ SUFFIXES = {".md", ".py", ".yaml", ".yml", ".ipynb", ".toml", ".svg", ".cff"}
 
 # Known violations. These lists may only shrink.
 UPWARD_IMPORTS = {
-    "htt_lightning.callbacks.run_record -> htt_lightning.commands.info",
     "htt_lightning.models.sliding_window -> htt_lightning.data.input_size",
 }
 LOOSE_LEFT = {"optimizer", "steps"}
@@ -44,7 +43,6 @@ LONG_FUNCTIONS = {
     "htt_lightning.callbacks.label_discovery.__init__",
     "htt_lightning.commands.report.command.report",
     "htt_lightning.data.masks.label_mask.sample_mask",
-    "htt_lightning.data.synthetic_scenes.people.person",
 }
 DANGLING = {"method.md", "protocol.md", "contracts.md"}
 LONG_TEST_NAMES = 400

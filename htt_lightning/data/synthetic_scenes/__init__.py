@@ -1,4 +1,4 @@
-"""Rooms with furniture, objects and people, rendered by a small ray caster with exact labels for every task."""
+"""Synthetic rooms with exact labels for every task, rendered by a small ray caster."""
 
 from htt_lightning.data.synthetic_scenes.rooms import TASKS, has_people, render
 

@@ -1,7 +1,7 @@
-"""What synthetic rooms hold: furniture, things to put on it and pictures, built from solids.
+"""Furniture and objects of synthetic rooms, built from solids.
 
-Every builder draws sizes and materials from a generator and returns a piece in a frame of its own: base at y = 0, front
-towards +z, lengths in metres, the main instance numbered 0. All share one palette, so that no colour names a class.
+Every builder samples sizes and materials, and returns a piece in its own frame: base at y = 0, front towards +z,
+lengths in meters, main instance 0. All classes share one palette, so that color does not tell the class.
 """
 
 import colorsys
@@ -14,21 +14,21 @@ import numpy as np
 from htt_lightning.data.synthetic_scenes.raycaster import Material, Pattern, Primitive, Shape
 
 Piece = list[Primitive]
-"""Solids in a frame of their own: base at y = 0, front towards +z, instances numbered from 0."""
+"""Solids in their own frame: base at y = 0, front towards +z, instances from 0."""
 Builder = Callable[[np.random.Generator], Piece]
-"""Draws a piece."""
-_PATTERNS: tuple[Pattern, ...] = ("plain", "plain", "plain", "noise", "noise", "stripes", "checker")
-Triple = Sequence[float] | np.ndarray
+"""Function that samples a piece."""
+_PATTERN_CHOICES: tuple[Pattern, ...] = ("plain", "plain", "plain", "noise", "noise", "stripes", "checker")
+Vector3 = Sequence[float] | np.ndarray
 
 
-class Thing(IntEnum):
-    """The 13 classes of NYUD; a person is one of the ``OBJECTS``."""
+class SceneClass(IntEnum):
+    """The 13 classes of NYUD. People are ``OBJECTS``."""
 
     BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = range(13)
 
 
-def turn(angle: float, axis: int) -> np.ndarray:
-    """Rotation about a coordinate axis, ``3 3``; radians, counter-clockwise."""
+def axis_rotation(angle: float, axis: int) -> np.ndarray:
+    """Return the rotation by a counter-clockwise angle in radians about a coordinate axis, ``3 3``."""
     rotation, i, j = np.eye(3), (axis + 1) % 3, (axis + 2) % 3
     rotation[i, i] = rotation[j, j] = np.cos(angle)
     rotation[j, i] = np.sin(angle)
@@ -36,37 +36,39 @@ def turn(angle: float, axis: int) -> np.ndarray:
     return rotation
 
 
-def upright(up: np.ndarray) -> np.ndarray:
-    """A rotation that takes the y axis to the unit vector ``up``, ``3 3``."""
+def rotation_from_up(up: np.ndarray) -> np.ndarray:
+    """Return a rotation that maps the y axis to the unit vector ``up``, ``3 3``."""
     x, y, z = up
-    # The smooth basis of Duff et al. (2017), safe at every direction.
+    # Branchless basis of Duff et al. (2017), https://jcgt.org/published/0006/01/01
     sign = np.copysign(1.0, z)
     a = -1 / (sign + z)
     return np.array([[x * y * a, x, 1 + sign * x * x * a], [sign + y * y * a, y, sign * x * y * a], [-y, z, -sign * x]])
 
 
-def placed(piece: Piece, position: Triple, yaw: float = 0.0, instance: int = 0) -> Piece:
-    """A piece turned about y, shifted, and renumbered from ``instance``."""
-    rotation, offset = turn(yaw, 1), np.asarray(position, float)
-    return [solid.moved(rotation, offset, instance) for solid in piece]
+def place(piece: Piece, position: Vector3, yaw: float = 0.0, instance: int = 0) -> Piece:
+    """Rotate a piece about y, translate it, and number its instances from ``instance``."""
+    rotation, offset = axis_rotation(yaw, 1), np.asarray(position, float)
+    return [solid.transformed(rotation, offset, instance) for solid in piece]
 
 
 def bounds(piece: Piece, yaw: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest coordinates of a piece turned about y, ``3`` each."""
-    rotation = turn(yaw, 1)
-    centre = np.array([solid.centre for solid in piece]) @ rotation.T
-    valid_extent = np.abs(rotation @ np.array([solid.rotation * solid.reach for solid in piece])).sum(2)
-    return (centre - valid_extent).min(0), (centre + valid_extent).max(0)
+    """Return the lowest and highest coordinates of a piece rotated about y, ``3`` each."""
+    rotation = axis_rotation(yaw, 1)
+    center = np.array([solid.center for solid in piece]) @ rotation.T
+    extent = np.abs(rotation @ np.array([solid.rotation * solid.half_extent for solid in piece])).sum(2)
+    return (center - extent).min(0), (center + extent).max(0)
 
 
-def solid(shape: Shape, base: Triple, size: Triple, material: Material, thing: Thing, instance: int = 0) -> Primitive:
-    """A solid of the given full size standing on the middle of its base."""
+def solid(
+    shape: Shape, base: Vector3, size: Vector3, material: Material, label: SceneClass, instance: int = 0
+) -> Primitive:
+    """Build a solid of a full size whose base is centered at ``base``."""
     half = np.asarray(size, float) / 2
-    return Primitive(shape, np.add(base, (0, half[1], 0)), half, material, thing, instance=instance)
+    return Primitive(shape, np.add(base, (0, half[1], 0)), half, material, label, instance=instance)
 
 
-def colour(rng: np.random.Generator) -> np.ndarray:
-    """Linear RGB from the common palette, ``3``: warm tones of wood, cloth and skin, greys, and any other hue."""
+def sample_color(rng: np.random.Generator) -> np.ndarray:
+    """Sample linear RGB from the common palette, ``3``: warm tones, grays, and any other hue."""
     kind = rng.random()
     hue, saturation, value = rng.random(3)
     if kind < 0.5:
@@ -78,258 +80,261 @@ def colour(rng: np.random.Generator) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(*hsv)) ** 2
 
 
-def material(rng: np.random.Generator, glow: float = 0.0) -> Material:
-    """A random surface from the common palette."""
-    pattern = _PATTERNS[rng.integers(len(_PATTERNS))]
+def sample_material(rng: np.random.Generator, glow: float = 0.0) -> Material:
+    """Sample a surface from the common palette."""
+    pattern = _PATTERN_CHOICES[rng.integers(len(_PATTERN_CHOICES))]
     wave = 2 ** rng.uniform(0, 2.6) * rng.uniform(0.6, 1.4, 3)
     if pattern == "stripes":
         wave *= np.roll([1, 0.5 * rng.integers(2), 0], rng.integers(3))
-    first, second = colour(rng), colour(rng)
+    first, second = sample_color(rng), sample_color(rng)
     return Material(first, first + rng.uniform(0.3, 1) * (second - first), pattern, wave, rng.random(), glow)
 
 
-def plain(rng: np.random.Generator) -> Material:
-    """A surface of one colour from the common palette."""
-    only = colour(rng)
-    return Material(only, only)
+def sample_plain_material(rng: np.random.Generator) -> Material:
+    """Sample a surface of one color from the common palette."""
+    color = sample_color(rng)
+    return Material(color, color)
 
 
-def upright_solid(rng: np.random.Generator) -> Shape:
-    """A square or a round section."""
+def sample_upright_shape(rng: np.random.Generator) -> Shape:
+    """Sample a box or a cylinder."""
     return "box" if rng.random() < 0.5 else "cylinder"
 
 
-def _block(base: Triple, size: Triple, surface: Material, thing: Thing, instance: int = 0) -> Primitive:
-    return solid("box", base, size, surface, thing, instance)
+def _box(base: Vector3, size: Vector3, surface: Material, label: SceneClass, instance: int = 0) -> Primitive:
+    return solid("box", base, size, surface, label, instance)
 
 
-def _legs(rng: np.random.Generator, size: Triple, thing: Thing, surface: Material) -> Piece:
-    """Four legs at the corners of ``size`` (width, height, depth)."""
-    thick, shape = rng.uniform(0.035, 0.08), upright_solid(rng)
+def _legs(rng: np.random.Generator, size: Vector3, label: SceneClass, surface: Material) -> Piece:
+    """Build four legs at the corners of ``size`` (width, height, depth)."""
+    thick, shape = rng.uniform(0.035, 0.08), sample_upright_shape(rng)
     x, z = (size[0] - thick) / 2, (size[2] - thick) / 2
     return [
-        solid(shape, (sx * x, 0, sz * z), (thick, size[1], thick), surface, thing) for sx in (-1, 1) for sz in (-1, 1)
+        solid(shape, (sx * x, 0, sz * z), (thick, size[1], thick), surface, label) for sx in (-1, 1) for sz in (-1, 1)
     ]
 
 
-def _topped(rng: np.random.Generator, piece: Piece, most: int, likely: float = 0.7) -> Piece:
-    """A piece with things standing side by side on its top."""
+def _with_things_on_top(rng: np.random.Generator, piece: Piece, max_items: int, probability: float = 0.7) -> Piece:
+    """Add books and ornaments side by side on top of a piece."""
     low, high = bounds(piece)
-    slots = min(most, int((high[0] - low[0]) / 0.42))
+    slots = min(max_items, int((high[0] - low[0]) / 0.42))
     for slot in range(slots):
-        if rng.random() < likely:
+        if rng.random() < probability:
             x = low[0] + (slot + 0.5) * (high[0] - low[0]) / slots
             z = (low[2] + high[2]) / 2 + rng.uniform(-0.25, 0.25) * max(high[2] - low[2] - 0.4, 0)
-            thing = books(rng) if rng.random() < 0.5 else ornament(rng, rng.uniform(0.18, 0.38))
-            piece = piece + placed(thing, (x, high[1], z), rng.uniform(-0.5, 0.5), piece[-1].instance + 1)
+            item = books(rng) if rng.random() < 0.5 else ornament(rng, rng.uniform(0.18, 0.38))
+            piece = piece + place(item, (x, high[1], z), rng.uniform(-0.5, 0.5), piece[-1].instance + 1)
     return piece
 
 
 def books(rng: np.random.Generator) -> Piece:
-    """A pile of books or a short row of them."""
+    """Build a pile or a short row of books."""
     if rng.random() < 0.4:
-        return _row(rng, rng.uniform(0.2, 0.36), rng.uniform(0.22, 0.32), rng.uniform(0.16, 0.22))
+        return _book_row(rng, rng.uniform(0.2, 0.36), rng.uniform(0.22, 0.32), rng.uniform(0.16, 0.22))
     pile, height = [], 0.0
     for _ in range(rng.integers(2, 6)):
         size = rng.uniform([0.2, 0.03, 0.15], [0.34, 0.075, 0.24])
-        pile += placed([_block((0, 0, 0), size, plain(rng), Thing.BOOKS)], (0, height, 0), rng.normal(0, 0.2))
+        book = _box((0, 0, 0), size, sample_plain_material(rng), SceneClass.BOOKS)
+        pile += place([book], (0, height, 0), rng.normal(0, 0.2))
         height += size[1]
     return pile
 
 
-def _row(rng: np.random.Generator, width: float, height: float, depth: float) -> Piece:
-    """Upright books, side by side from ``-width / 2``, none higher than ``height``."""
+def _book_row(rng: np.random.Generator, width: float, height: float, depth: float) -> Piece:
+    """Build a row of upright books from ``-width / 2``, of at most ``height``."""
     row, x = [], -width / 2
     while width / 2 - x > 0.03:
         thick = min(rng.uniform(0.05, 0.15), width / 2 - x)
         size = (thick, height * rng.uniform(0.72, 1), depth * rng.uniform(0.8, 1))
-        row.append(_block((x + thick / 2, 0, 0), size, plain(rng), Thing.BOOKS))
+        row.append(_box((x + thick / 2, 0, 0), size, sample_plain_material(rng), SceneClass.BOOKS))
         x += thick
     return row
 
 
 def ornament(rng: np.random.Generator, size: float, surface: Material | None = None) -> Piece:
-    """Something to put on a floor or a top: ball, box, vase, bottle, plant or bowl of about the given height."""
-    first, second = surface or material(rng), surface or material(rng)
-    thing, kind, wide = Thing.OBJECTS, rng.integers(5), size * rng.uniform(0.7, 1)
+    """Build a ball, box, vase, plant or can of about the given height."""
+    first, second = surface or sample_material(rng), surface or sample_material(rng)
+    label, kind, width = SceneClass.OBJECTS, rng.integers(5), size * rng.uniform(0.7, 1)
     if kind == 0:
-        return [solid("ellipsoid", (0, 0, 0), (wide, wide, wide), first, thing)]
+        return [solid("ellipsoid", (0, 0, 0), (width, width, width), first, label)]
     if kind == 1:
-        return placed([_block((0, 0, 0), (wide, size * rng.uniform(0.5, 1), wide * 0.8), first, thing)], (0, 0, 0), 0.4)
+        return place([_box((0, 0, 0), (width, size * rng.uniform(0.5, 1), width * 0.8), first, label)], (0, 0, 0), 0.4)
     if kind == 2:
-        neck = solid("cylinder", (0, size * 0.5, 0), (wide * 0.3, size * 0.5, wide * 0.3), first, thing)
-        return [solid("ellipsoid", (0, 0, 0), (wide * 0.8, size * 0.75, wide * 0.8), first, thing), neck]
+        neck = solid("cylinder", (0, size * 0.5, 0), (width * 0.3, size * 0.5, width * 0.3), first, label)
+        return [solid("ellipsoid", (0, 0, 0), (width * 0.8, size * 0.75, width * 0.8), first, label), neck]
     if kind == 3:
-        pot = solid("cylinder", (0, 0, 0), (wide * 0.5, size * 0.4, wide * 0.5), first, thing)
+        pot = solid("cylinder", (0, 0, 0), (width * 0.5, size * 0.4, width * 0.5), first, label)
         leaves = [
-            solid("ellipsoid", (x, size * 0.35, z), (wide * 0.6,) * 3, second, thing)
-            for x, z in rng.uniform(-0.15, 0.15, (3, 2)) * wide
+            solid("ellipsoid", (x, size * 0.35, z), (width * 0.6,) * 3, second, label)
+            for x, z in rng.uniform(-0.15, 0.15, (3, 2)) * width
         ]
         return [*leaves, pot]
-    return [solid("cylinder", (0, 0, 0), (wide * 0.6, size, wide * 0.6), first, thing)]
+    return [solid("cylinder", (0, 0, 0), (width * 0.6, size, width * 0.6), first, label)]
 
 
 def bed(rng: np.random.Generator) -> Piece:
-    """Frame, mattress, headboard, blanket and pillows; its head at the wall."""
-    wide, high, long = rng.uniform([0.95, 0.35, 1.85], [1.8, 0.6, 2.1])
-    frame, sheet, cover, thing = material(rng), material(rng), material(rng), Thing.BED
+    """Build a bed with mattress, blanket and pillows, its headboard at the wall."""
+    width, height, length = rng.uniform([0.95, 0.35, 1.85], [1.8, 0.6, 2.1])
+    frame, sheet, cover, label = sample_material(rng), sample_material(rng), sample_material(rng), SceneClass.BED
     piece = [
-        _block((0, 0, 0), (wide, high * 0.55, long), frame, thing),
-        _block((0, high * 0.55, 0), (wide - 0.04, high * 0.45, long - 0.04), sheet, thing),
-        _block((0, 0, -long / 2 - 0.03), (wide, high + rng.uniform(0.2, 0.6), 0.06), frame, thing),
-        _block((0, high * 0.6, long * 0.15), (wide + 0.02, high * 0.4 + 0.04, long * 0.7), cover, thing),
+        _box((0, 0, 0), (width, height * 0.55, length), frame, label),
+        _box((0, height * 0.55, 0), (width - 0.04, height * 0.45, length - 0.04), sheet, label),
+        _box((0, 0, -length / 2 - 0.03), (width, height + rng.uniform(0.2, 0.6), 0.06), frame, label),
+        _box((0, height * 0.6, length * 0.15), (width + 0.02, height * 0.4 + 0.04, length * 0.7), cover, label),
     ]
-    pillow, count = material(rng), 1 + (wide > 1.3)
+    pillow, count = sample_material(rng), 1 + (width > 1.3)
     for number in range(count):
-        x, size = ((number + 0.5) / count - 0.5) * wide, (0.85 * wide / count, 0.2, 0.4)
-        piece.append(solid("ellipsoid", (x, high - 0.03, -long * 0.38), size, pillow, thing))
+        x, size = ((number + 0.5) / count - 0.5) * width, (0.85 * width / count, 0.2, 0.4)
+        piece.append(solid("ellipsoid", (x, height - 0.03, -length * 0.38), size, pillow, label))
     return piece
 
 
 def sofa(rng: np.random.Generator) -> Piece:
-    """Seat, back, two arms and cushions, in one cover."""
-    wide, seat, deep, back = rng.uniform([1.3, 0.38, 0.75, 0.3], [2.2, 0.48, 0.95, 0.5])
-    cover, arm, thing = material(rng), rng.uniform(0.12, 0.24), Thing.SOFA
+    """Build a sofa with two arms and cushions."""
+    width, seat, depth, back = rng.uniform([1.3, 0.38, 0.75, 0.3], [2.2, 0.48, 0.95, 0.5])
+    cover, arm, label = sample_material(rng), rng.uniform(0.12, 0.24), SceneClass.SOFA
     piece = [
-        _block((0, 0.05, 0), (wide, seat - 0.05, deep), cover, thing),
-        _block((0, 0.05, -deep / 2 + 0.11), (wide, seat + back, 0.22), cover, thing),
+        _box((0, 0.05, 0), (width, seat - 0.05, depth), cover, label),
+        _box((0, 0.05, -depth / 2 + 0.11), (width, seat + back, 0.22), cover, label),
     ]
     for side in (-1, 1):
-        x = side * (wide - arm) / 2
-        piece.append(_block((x, 0, 0.01), (arm + 0.01, seat + 0.18, deep), cover, thing))
+        x = side * (width - arm) / 2
+        piece.append(_box((x, 0, 0.01), (arm + 0.01, seat + 0.18, depth), cover, label))
         if rng.random() < 0.5:
-            cushion = solid("ellipsoid", (0, 0, 0), (0.42, 0.4, 0.18), material(rng), thing)
-            piece += placed([cushion], (side * (wide / 2 - arm - 0.24), seat - 0.03, -deep / 2 + 0.3))
+            cushion = solid("ellipsoid", (0, 0, 0), (0.42, 0.4, 0.18), sample_material(rng), label)
+            piece += place([cushion], (side * (width / 2 - arm - 0.24), seat - 0.03, -depth / 2 + 0.3))
     return piece
 
 
 def chair(rng: np.random.Generator, seat: float | None = None) -> Piece:
-    """Seat, back and four legs, some with arms."""
-    high = seat or rng.uniform(0.42, 0.5)
-    wide, deep, back = rng.uniform([0.4, 0.4, 0.35], [0.55, 0.52, 0.6])
-    wood, cloth, thing = material(rng), material(rng), Thing.CHAIR
+    """Build a chair, sometimes with arms. ``seat`` is the height of the seat, sampled by default."""
+    height = seat or rng.uniform(0.42, 0.5)
+    width, depth, back = rng.uniform([0.4, 0.4, 0.35], [0.55, 0.52, 0.6])
+    wood, cloth, label = sample_material(rng), sample_material(rng), SceneClass.CHAIR
     piece = [
-        _block((0, high - 0.06, 0), (wide, 0.06, deep), cloth, thing),
-        _block((0, high - 0.06, -deep / 2 + 0.02), (wide, back + 0.06, 0.04), cloth, thing),
-        *_legs(rng, (wide, high - 0.06, deep), thing, wood),
+        _box((0, height - 0.06, 0), (width, 0.06, depth), cloth, label),
+        _box((0, height - 0.06, -depth / 2 + 0.02), (width, back + 0.06, 0.04), cloth, label),
+        *_legs(rng, (width, height - 0.06, depth), label, wood),
     ]
     if seat is None and rng.random() < 0.3:
-        piece += [_block((side * wide / 2, high - 0.06, 0), (0.05, 0.26, deep), wood, thing) for side in (-1, 1)]
+        piece += [_box((side * width / 2, height - 0.06, 0), (0.05, 0.26, depth), wood, label) for side in (-1, 1)]
     return piece
 
 
 def table(rng: np.random.Generator) -> Piece:
-    """A top on four legs or on a column, laid with things."""
-    wide, high, deep = rng.uniform([0.9, 0.42, 0.65], [1.8, 0.78, 1.0])
-    top, leg, thing = material(rng), material(rng), Thing.TABLE
+    """Build a table on four legs or a column, with objects on top."""
+    width, height, depth = rng.uniform([0.9, 0.42, 0.65], [1.8, 0.78, 1.0])
+    top, leg, label = sample_material(rng), sample_material(rng), SceneClass.TABLE
     if rng.random() < 0.7:
         apron = rng.uniform(0.02, 0.25)
         piece = [
-            *_legs(rng, (wide * 0.96, high - 0.05, deep * 0.96), thing, leg),
-            _block((0, high - 0.05 - apron, 0), (wide * 0.9, apron, deep * 0.9), leg, thing),
-            _block((0, high - 0.05, 0), (wide, 0.05, deep), top, thing),
+            *_legs(rng, (width * 0.96, height - 0.05, depth * 0.96), label, leg),
+            _box((0, height - 0.05 - apron, 0), (width * 0.9, apron, depth * 0.9), leg, label),
+            _box((0, height - 0.05, 0), (width, 0.05, depth), top, label),
         ]
     else:
         piece = [
-            solid("cylinder", (0, 0, 0), (deep * 0.6, 0.04, deep * 0.6), leg, thing),
-            solid("cylinder", (0, 0.04, 0), (0.1, high - 0.09, 0.1), leg, thing),
-            solid("cylinder", (0, high - 0.05, 0), (wide * 0.8, 0.05, deep), top, thing),
+            solid("cylinder", (0, 0, 0), (depth * 0.6, 0.04, depth * 0.6), leg, label),
+            solid("cylinder", (0, 0.04, 0), (0.1, height - 0.09, 0.1), leg, label),
+            solid("cylinder", (0, height - 0.05, 0), (width * 0.8, 0.05, depth), top, label),
         ]
-    return _topped(rng, piece, 3)
+    return _with_things_on_top(rng, piece, 3)
 
 
 def cabinet(rng: np.random.Generator) -> Piece:
-    """A chest of drawers or a wardrobe with knobs on its fronts; things stand on low ones."""
-    wide, high, deep = rng.uniform([0.6, 0.6, 0.38], [1.5, 2.0, 0.6])
-    body, front, thing = material(rng), material(rng), Thing.FURNITURE
-    piece = [_block((0, 0, 0), (wide, high, deep), body, thing)]
-    across, rows = (2, 1) if high > 1.2 else (1, rng.integers(2, 5))
+    """Build a chest of drawers with objects on top, or a wardrobe."""
+    width, height, depth = rng.uniform([0.6, 0.6, 0.38], [1.5, 2.0, 0.6])
+    body, front, label = sample_material(rng), sample_material(rng), SceneClass.FURNITURE
+    piece = [_box((0, 0, 0), (width, height, depth), body, label)]
+    across, rows = (2, 1) if height > 1.2 else (1, rng.integers(2, 5))
     for column in range(across):
         for row in range(rows):
-            x, y = ((column + 0.5) / across - 0.5) * wide, (row + 0.04) / rows * high
-            piece.append(_block((x, y, deep / 2), (wide / across * 0.94, high / rows * 0.9, 0.03), front, thing))
-            piece.append(solid("ellipsoid", (x, y + high / rows * 0.4, deep / 2 + 0.03), (0.05,) * 3, body, thing))
-    return _topped(rng, piece, 3) if high < 1.2 else piece
+            x, y = ((column + 0.5) / across - 0.5) * width, (row + 0.04) / rows * height
+            piece.append(_box((x, y, depth / 2), (width / across * 0.94, height / rows * 0.9, 0.03), front, label))
+            piece.append(solid("ellipsoid", (x, y + height / rows * 0.4, depth / 2 + 0.03), (0.05,) * 3, body, label))
+    return _with_things_on_top(rng, piece, 3) if height < 1.2 else piece
 
 
 def bookcase(rng: np.random.Generator) -> Piece:
-    """Shelves between two sides, filled with books."""
-    wide, deep, step = rng.uniform([0.6, 0.26, 0.3], [1.2, 0.36, 0.4])
-    levels, body, thing = int(rng.integers(2, 6)), material(rng), Thing.FURNITURE
-    high = levels * step
+    """Build shelves between two sides, filled with books."""
+    width, depth, step = rng.uniform([0.6, 0.26, 0.3], [1.2, 0.36, 0.4])
+    levels, body, label = int(rng.integers(2, 6)), sample_material(rng), SceneClass.FURNITURE
+    height = levels * step
     piece = [
-        _block((0, 0, -deep / 2 + 0.01), (wide, high, 0.02), material(rng), thing),
-        *(_block((side * (wide / 2 - 0.02), 0, 0), (0.04, high, deep), body, thing) for side in (-1, 1)),
+        _box((0, 0, -depth / 2 + 0.01), (width, height, 0.02), sample_material(rng), label),
+        *(_box((side * (width / 2 - 0.02), 0, 0), (0.04, height, depth), body, label) for side in (-1, 1)),
         *(
-            _block((0, min(level * step, high - 0.03), 0), (wide, 0.03, deep), body, thing)
+            _box((0, min(level * step, height - 0.03), 0), (width, 0.03, depth), body, label)
             for level in range(levels + 1)
         ),
     ]
     for level in range(levels):
         if rng.random() < 0.85:
-            width = (wide - 0.08) * rng.uniform(0.5, 1)
-            x = (wide - 0.08 - width) / 2 * rng.uniform(-1, 1)
-            row = _row(rng, width, step * 0.88, deep * 0.8)
-            piece += placed(row, (x, level * step + 0.03, 0), instance=piece[-1].instance + 1)
+            row_width = (width - 0.08) * rng.uniform(0.5, 1)
+            x = (width - 0.08 - row_width) / 2 * rng.uniform(-1, 1)
+            row = _book_row(rng, row_width, step * 0.88, depth * 0.8)
+            piece += place(row, (x, level * step + 0.03, 0), instance=piece[-1].instance + 1)
     return piece
 
 
-def _framed(rng: np.random.Generator, size: Triple, border: float, surface: Material, thing: Thing) -> Piece:
-    """A flat thing in a frame: ``size`` is (width, height, depth)."""
-    wide, high, deep = size
-    inner = _block((0, border, deep * 0.6), (wide - 2 * border, high - 2 * border, deep), surface, thing)
-    return [_block((0, 0, 0), size, material(rng), thing), inner]
+def _framed(rng: np.random.Generator, size: Vector3, border: float, surface: Material, label: SceneClass) -> Piece:
+    """Build a flat object in a frame of ``size`` (width, height, depth)."""
+    width, height, depth = size
+    inner = _box((0, border, depth * 0.6), (width - 2 * border, height - 2 * border, depth), surface, label)
+    return [_box((0, 0, 0), size, sample_material(rng), label), inner]
 
 
 def picture(rng: np.random.Generator) -> Piece:
-    """A framed picture, upright or wide."""
-    wide, high = rng.uniform(0.4, 1.0, 2)
-    surface = material(rng)
+    """Build a framed picture."""
+    width, height = rng.uniform(0.4, 1.0, 2)
+    surface = sample_material(rng)
     return _framed(
-        rng, (wide, high, 0.03), rng.uniform(0.03, 0.08), replace(surface, wave=surface.wave * 2), Thing.PICTURE
+        rng, (width, height, 0.03), rng.uniform(0.03, 0.08), replace(surface, wave=surface.wave * 2), SceneClass.PICTURE
     )
 
 
 def window(rng: np.random.Generator) -> Piece:
-    """Panes between bars above a sill; what lies behind may be bright or dark."""
-    wide, high = rng.uniform([0.8, 0.8], [1.9, 1.4])
-    pane = material(rng, rng.choice([0.0, 0.6, 1.0]))
-    piece = _framed(rng, (wide, high, 0.06), 0.06, replace(pane, pattern="noise", wave=pane.wave * 0.3), Thing.WINDOW)
+    """Build a window with bars and a sill, bright or dark."""
+    width, height = rng.uniform([0.8, 0.8], [1.9, 1.4])
+    pane = sample_material(rng, rng.choice([0.0, 0.6, 1.0]))
+    pane = replace(pane, pattern="noise", wave=pane.wave * 0.3)
+    piece = _framed(rng, (width, height, 0.06), 0.06, pane, SceneClass.WINDOW)
     bars, columns = piece[0].material, rng.integers(2, 4)
     for column in range(1, columns):
-        x = (column / columns - 0.5) * wide
-        piece.append(_block((x, 0, 0.04), (0.06, high, 0.08), bars, Thing.WINDOW))
+        x = (column / columns - 0.5) * width
+        piece.append(_box((x, 0, 0.04), (0.06, height, 0.08), bars, SceneClass.WINDOW))
     if rng.random() < 0.6:
-        piece.append(_block((0, high * rng.uniform(0.4, 0.65), 0.04), (wide, 0.06, 0.08), bars, Thing.WINDOW))
-    return [*piece, _block((0, -0.04, 0.08), (wide + 0.1, 0.05, 0.2), bars, Thing.WINDOW)]
+        piece.append(_box((0, height * rng.uniform(0.4, 0.65), 0.04), (width, 0.06, 0.08), bars, SceneClass.WINDOW))
+    return [*piece, _box((0, -0.04, 0.08), (width + 0.1, 0.05, 0.2), bars, SceneClass.WINDOW)]
 
 
 def television(rng: np.random.Generator) -> Piece:
-    """A wide screen with a thin rim, to hang on a wall."""
-    wide = rng.uniform(0.9, 1.5)
-    return _framed(rng, (wide, wide * 0.58, 0.07), 0.025, material(rng, rng.choice([0.0, 0.7])), Thing.TV)
+    """Build a television that hangs on a wall."""
+    width = rng.uniform(0.9, 1.5)
+    return _framed(rng, (width, width * 0.58, 0.07), 0.025, sample_material(rng, rng.choice([0.0, 0.7])), SceneClass.TV)
 
 
 def sideboard(rng: np.random.Generator) -> Piece:
-    """A low cabinet with a television on a foot."""
+    """Build a low cabinet with a television."""
     screen = television(rng)
-    wide, high, deep = (bounds(screen)[1][0] * 2 + rng.uniform(0, 0.5), rng.uniform(0.35, 0.65), rng.uniform(0.38, 0.5))
-    body = _block((0, 0, 0), (wide, high, deep), material(rng), Thing.FURNITURE)
-    foot = _block((0, 0, 0), (wide * 0.4, 0.08, 0.2), screen[0].material, Thing.TV)
-    return [body, *placed([foot, *placed(screen, (0, 0.08, 0))], (0, high, 0), instance=1)]
+    width = bounds(screen)[1][0] * 2 + rng.uniform(0, 0.5)
+    height, depth = rng.uniform(0.35, 0.65), rng.uniform(0.38, 0.5)
+    body = _box((0, 0, 0), (width, height, depth), sample_material(rng), SceneClass.FURNITURE)
+    foot = _box((0, 0, 0), (width * 0.4, 0.08, 0.2), screen[0].material, SceneClass.TV)
+    return [body, *place([foot, *place(screen, (0, 0.08, 0))], (0, height, 0), instance=1)]
 
 
 def lamp(rng: np.random.Generator) -> Piece:
-    """A floor lamp: foot, pole and shade."""
-    high, wide = rng.uniform(1.2, 1.7), rng.uniform(0.28, 0.45)
-    metal, shade, thing = material(rng), material(rng, rng.choice([0.0, 0.7])), Thing.OBJECTS
+    """Build a floor lamp."""
+    height, width = rng.uniform(1.2, 1.7), rng.uniform(0.28, 0.45)
+    metal, shade, label = sample_material(rng), sample_material(rng, rng.choice([0.0, 0.7])), SceneClass.OBJECTS
     return [
-        solid("cylinder", (0, 0, 0), (0.3, 0.03, 0.3), metal, thing),
-        solid("cylinder", (0, 0, 0), (0.04, high, 0.04), metal, thing),
-        solid(upright_solid(rng), (0, high - 0.05, 0), (wide, 0.3, wide), shade, thing),
+        solid("cylinder", (0, 0, 0), (0.3, 0.03, 0.3), metal, label),
+        solid("cylinder", (0, 0, 0), (0.04, height, 0.04), metal, label),
+        solid(sample_upright_shape(rng), (0, height - 0.05, 0), (width, 0.3, width), shade, label),
     ]
 
 
 def clutter(rng: np.random.Generator) -> Piece:
-    """Something that stands on the floor."""
+    """Build an object that stands on the floor."""
     return ornament(rng, rng.uniform(0.3, 0.6))

@@ -1,4 +1,4 @@
-"""Jointed people for synthetic rooms."""
+"""People of synthetic rooms, with jointed limbs."""
 
 import colorsys
 from enum import IntEnum
@@ -7,14 +7,13 @@ import numpy as np
 
 from htt_lightning.data.synthetic_scenes.furniture import (
     Piece,
-    Thing,
-    Triple,
+    SceneClass,
+    axis_rotation,
     bounds,
     chair,
-    material,
-    placed,
-    turn,
-    upright,
+    place,
+    rotation_from_up,
+    sample_material,
 )
 from htt_lightning.data.synthetic_scenes.raycaster import Material, Primitive, Shape
 
@@ -22,84 +21,94 @@ _DOWN = np.array([0.0, -1.0, 0.0])
 
 
 class Part(IntEnum):
-    """The parts of a person; hands and feet belong to the limb they end."""
+    """Parts of a person. Hands belong to the lower arm, feet to the lower leg."""
 
     NONE, HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(7)
 
 
 def person(rng: np.random.Generator, seated: bool) -> Piece:
-    """Someone standing, or sitting on a chair, in a pose and clothes of their own.
+    """Build a person in random clothes and pose, facing +z.
 
     Args:
-        rng: Where the draws come from.
-        seated: Whether to sit; the chair then is instance 1.
+        rng: Random generator.
+        seated: If true, the person sits on a chair, which is instance 1.
 
     Returns:
-        Head first, torso second; looks towards +z.
+        Solids; the head comes first, the torso second.
     """
-    tall = rng.uniform(1.35, 1.9)
-    shirt, trousers, shoes, hair = (material(rng) for _ in range(4))
-    skin = complexion(rng)
+    height = rng.uniform(1.35, 1.9)
+    shirt, trousers, shoes, hair = (sample_material(rng) for _ in range(4))
+    skin = sample_skin(rng)
     sleeve, leg = (shirt if rng.random() < 0.35 else skin), (trousers if rng.random() < 0.7 else skin)
-    spine = turn(rng.uniform(0, 0.2) if seated else rng.uniform(-0.08, 0.2), 0)
-    stout = rng.uniform(0.85, 1.25)
-
-    def trunk(shape: Shape, centre: Triple, half: Triple, cloth: Material, part: Part) -> Primitive:
-        place, valid_extent = spine @ (np.array(centre) * tall), np.array(half) * tall
-        return Primitive(shape, place, valid_extent, cloth, Thing.OBJECTS, part, 0, spine)
-
-    body = [
-        trunk("ellipsoid", (0, 0.41, 0.01), (0.05, 0.068, 0.058), skin, Part.HEAD),
-        trunk("capsule", (0, 0.14, 0), (0.095 * stout, 0.095, 0.06 * stout), shirt, Part.TORSO),
-        trunk("ellipsoid", (0, 0.27, 0), (0.115, 0.045, 0.055), shirt, Part.TORSO),
-        trunk("capsule", (0, 0.335, 0), (0.028, 0.02, 0.028), skin, Part.HEAD),
-        trunk("ellipsoid", (0, 0.43, -0.008), (0.055, 0.06, 0.058), hair, Part.HEAD),
+    spine = axis_rotation(rng.uniform(0, 0.2) if seated else rng.uniform(-0.08, 0.2), 0)
+    girth = rng.uniform(0.85, 1.25)
+    parts: list[tuple[Shape, tuple[float, ...], tuple[float, ...], Material, Part]] = [
+        ("ellipsoid", (0, 0.41, 0.01), (0.05, 0.068, 0.058), skin, Part.HEAD),
+        ("capsule", (0, 0.14, 0), (0.095 * girth, 0.095, 0.06 * girth), shirt, Part.TORSO),
+        ("ellipsoid", (0, 0.27, 0), (0.115, 0.045, 0.055), shirt, Part.TORSO),
+        ("capsule", (0, 0.335, 0), (0.028, 0.02, 0.028), skin, Part.HEAD),
+        ("ellipsoid", (0, 0.43, -0.008), (0.055, 0.06, 0.058), hair, Part.HEAD),
     ]
+    body = []
+    for shape, center, half, surface, part in parts:
+        position, extent = spine @ (np.array(center) * height), np.array(half) * height
+        body.append(Primitive(shape, position, extent, surface, SceneClass.OBJECTS, part, 0, spine))
     for side in (-1, 1):
-        swing, spread = rng.uniform(-0.6, 0.9), side * rng.uniform(0.05, 0.5)
-        if rng.random() < 0.2:
-            swing, spread = rng.uniform(1.2, 2.8), side * rng.uniform(0, 0.7)
-        shoulder = spine @ np.array([side * 0.115, 0.275, 0]) * tall
-        elbow = shoulder + _swung(swing, spread) * 0.16 * tall
-        hand = elbow + _swung(swing + rng.uniform(0, 1.7), spread * rng.uniform(-1, 1)) * 0.16 * tall
-        body += [
-            _limb(shoulder, elbow, 0.034 * tall, shirt, Part.UPPER_ARM),
-            _limb(elbow, hand, 0.025 * tall, sleeve, Part.LOWER_ARM),
-            _limb(hand, hand + (hand - elbow) * 0.2, 0.03 * tall, skin, Part.LOWER_ARM),
-        ]
-        spread = side * rng.uniform(0, 0.2)
-        thigh, shin = (rng.uniform(1.3, 1.6), rng.uniform(-0.4, 0.3)) if seated else rng.uniform(-0.3, 0.3, 2)
-        hip = np.array([side * 0.055, 0, 0]) * tall
-        knee = hip + _swung(thigh, spread) * 0.245 * tall
-        # A knee bends one way only.
-        ankle = knee + _swung(min(shin, thigh), spread / 2) * 0.22 * tall
-        body += [
-            _limb(hip, knee, 0.052 * tall, trousers, Part.UPPER_LEG),
-            _limb(knee, ankle, 0.037 * tall, leg, Part.LOWER_LEG),
-            _limb(ankle, ankle + np.array([0, -0.02, 0.07]) * tall, 0.028 * tall, shoes, Part.LOWER_LEG),
-        ]
-    body = placed(body, (0, -bounds(body)[0][1], 0))
+        body += _arm(rng, side, height, spine, (shirt, sleeve, skin))
+        body += _leg(rng, side, height, seated, (trousers, leg, shoes))
+    body = place(body, (0, -bounds(body)[0][1], 0))
     if not seated:
         return body
-    seat = body[1].centre[1] - (0.14 + 0.06) * tall
-    return body + placed(chair(rng, seat), (0, 0, 0.05), instance=1)
+    seat = body[1].center[1] - (0.14 + 0.06) * height
+    return body + place(chair(rng, seat), (0, 0, 0.05), instance=1)
 
 
-def complexion(rng: np.random.Generator) -> Material:
-    """A skin tone from dark brown to pale; wood and cloth of the common palette are often as warm."""
+def _arm(
+    rng: np.random.Generator, side: int, height: float, spine: np.ndarray, surfaces: tuple[Material, ...]
+) -> Piece:
+    """Build an arm from upper arm, lower arm and hand; ``side`` is -1 or 1."""
+    swing, spread = rng.uniform(-0.6, 0.9), side * rng.uniform(0.05, 0.5)
+    if rng.random() < 0.2:
+        swing, spread = rng.uniform(1.2, 2.8), side * rng.uniform(0, 0.7)
+    shoulder = spine @ np.array([side * 0.115, 0.275, 0]) * height
+    elbow = shoulder + _swing_down(swing, spread) * 0.16 * height
+    hand = elbow + _swing_down(swing + rng.uniform(0, 1.7), spread * rng.uniform(-1, 1)) * 0.16 * height
+    return [
+        _limb(shoulder, elbow, 0.034 * height, surfaces[0], Part.UPPER_ARM),
+        _limb(elbow, hand, 0.025 * height, surfaces[1], Part.LOWER_ARM),
+        _limb(hand, hand + (hand - elbow) * 0.2, 0.03 * height, surfaces[2], Part.LOWER_ARM),
+    ]
+
+
+def _leg(rng: np.random.Generator, side: int, height: float, seated: bool, surfaces: tuple[Material, ...]) -> Piece:
+    """Build a leg from thigh, shin and foot; ``side`` is -1 or 1."""
+    spread = side * rng.uniform(0, 0.2)
+    thigh, shin = (rng.uniform(1.3, 1.6), rng.uniform(-0.4, 0.3)) if seated else rng.uniform(-0.3, 0.3, 2)
+    hip = np.array([side * 0.055, 0, 0]) * height
+    knee = hip + _swing_down(thigh, spread) * 0.245 * height
+    ankle = knee + _swing_down(min(shin, thigh), spread / 2) * 0.22 * height  # a knee bends one way only
+    return [
+        _limb(hip, knee, 0.052 * height, surfaces[0], Part.UPPER_LEG),
+        _limb(knee, ankle, 0.037 * height, surfaces[1], Part.LOWER_LEG),
+        _limb(ankle, ankle + np.array([0, -0.02, 0.07]) * height, 0.028 * height, surfaces[2], Part.LOWER_LEG),
+    ]
+
+
+def sample_skin(rng: np.random.Generator) -> Material:
+    """Sample a skin tone from dark to pale. Wood and cloth of the common palette are often as warm."""
     tone = np.array(colorsys.hsv_to_rgb(rng.uniform(0.03, 0.09), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.95))) ** 2
     return Material(tone, tone)
 
 
-def _swung(forward: float, sideways: float) -> np.ndarray:
-    """Downwards, swung forwards and then to the side by angles in radians; a unit vector ``3``."""
-    direction: np.ndarray = turn(sideways, 2) @ turn(-forward, 0) @ _DOWN
+def _swing_down(forward: float, sideways: float) -> np.ndarray:
+    """Return the downward direction rotated forward, then sideways, by angles in radians, ``3``."""
+    direction: np.ndarray = axis_rotation(sideways, 2) @ axis_rotation(-forward, 0) @ _DOWN
     return direction
 
 
 def _limb(start: np.ndarray, end: np.ndarray, radius: float, surface: Material, part: Part) -> Primitive:
-    """A capsule between two joints."""
+    """Build a capsule between two joints."""
     length = float(np.linalg.norm(end - start))
     half = np.array([radius, length / 2, radius])
-    rotation = upright((end - start) / length)
-    return Primitive("capsule", (start + end) / 2, half, surface, Thing.OBJECTS, part, 0, rotation)
+    rotation = rotation_from_up((end - start) / length)
+    return Primitive("capsule", (start + end) / 2, half, surface, SceneClass.OBJECTS, part, 0, rotation)

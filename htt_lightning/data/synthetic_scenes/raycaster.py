@@ -1,8 +1,7 @@
-"""A small vectorised ray caster: solids in, exact depth, normals and identities out, and a picture to go with them.
+"""Vectorized ray caster: exact depth, normals and instances of convex solids, and a shaded image.
 
-Frames are right-handed with x right, y up and z towards the viewer; lengths are metres. A pinhole camera looks along
-its own -z. Its rays have z = -1, so that the parameter of a hit *is* its depth. A point light sees the scene as a
-camera does: what it cannot see lies in shadow, so one intersection routine serves both.
+Frames are right-handed with x right, y up and z towards the viewer; lengths are meters. A pinhole camera looks along
+its own -z. Its rays have z = -1, so that the ray parameter of a hit is its depth.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,18 +19,18 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class Material:
-    """Colours of a surface, mixed by a solid texture in object coordinates.
+    """Colors of a surface, mixed by a solid texture in object coordinates.
 
     Args:
-        colour: Linear RGB reflectance, ``3``.
-        accent: The second colour of the pattern, ``3``.
-        pattern: How the two are mixed.
-        wave: Frequency of the pattern along the object's axes in cycles per metre, ``3``.
+        color: Linear RGB reflectance, ``3``.
+        accent: Second color of the pattern, ``3``.
+        pattern: Texture that mixes the two colors.
+        wave: Frequency of the pattern along the object's axes in cycles per meter, ``3``.
         phase: Offset of the pattern in cycles.
-        glow: Share of light that comes from the surface itself, 0 to 1.
+        glow: Fraction of light that the surface emits, in [0, 1].
     """
 
-    colour: np.ndarray
+    color: np.ndarray
     accent: np.ndarray
     pattern: Pattern = "plain"
     wave: np.ndarray = field(default_factory=lambda: np.ones(3))
@@ -39,9 +38,9 @@ class Material:
     glow: float = 0.0
 
     def albedo(self, points: np.ndarray) -> np.ndarray:
-        """Reflectance ``3 n`` at object coordinates ``3 n``."""
+        """Return the reflectance ``3 n`` at object coordinates ``3 n``."""
         if self.pattern == "plain":
-            return np.broadcast_to(self.colour[:, None], points.shape)
+            return np.broadcast_to(self.color[:, None], points.shape)
         cycles = points * self.wave[:, None] + self.phase
         if self.pattern == "checker":
             mix = np.floor(cycles).sum(0) % 2
@@ -50,30 +49,30 @@ class Material:
         else:
             warp = np.sin(2 * np.pi * cycles[[1, 2, 0]] + 1.7 * np.sin(5.1 * cycles[[2, 0, 1]]))
             mix = 0.5 + warp.sum(0) / 6
-        albedo: np.ndarray = self.colour[:, None] + (self.accent - self.colour)[:, None] * mix
+        albedo: np.ndarray = self.color[:, None] + (self.accent - self.color)[:, None] * mix
         return albedo
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """A convex solid with what it is and what it is made of.
+    """A convex solid with its labels and material.
 
-    A *plane* is infinite and seen from its +y side only: six of them make a room without seams. *Cylinder* and
-    *capsule* stand along y; their cross-section may be an ellipse.
+    A plane is infinite and visible from its +y side only. Cylinder and capsule stand along y, with an elliptic
+    cross-section.
 
     Args:
-        shape: Kind of solid.
-        centre: Its centre, ``3``.
-        half: Half extents along its own axes, ``3``; for a capsule, ``half[1]`` ends where the caps begin.
-        material: Its surface.
+        shape: Shape of the solid.
+        center: Center, ``3``.
+        half: Half extents along the axes of the solid, ``3``. ``half[1]`` of a capsule excludes the caps.
+        material: Material of the surface.
         label: Semantic class.
         part: Part id within the instance.
         instance: Instance id.
-        rotation: Its own axes as columns, ``3 3``.
+        rotation: Axes of the solid as columns, ``3 3``.
     """
 
     shape: Shape
-    centre: np.ndarray
+    center: np.ndarray
     half: np.ndarray
     material: Material
     label: int = 0
@@ -83,22 +82,22 @@ class Primitive:
 
     @property
     def scale(self) -> np.ndarray:
-        """Metres per unit of the canonical solid of this shape, ``3``: cube, ball or tube of radius 1."""
+        """Return the scale of the canonical solid of radius 1 in meters, ``3``."""
         if self.shape == "capsule":
             return np.array([self.half[0], (self.half[0] + self.half[2]) / 2, self.half[2]])
         return self.half
 
     @property
-    def reach(self) -> np.ndarray:
-        """Half extents of the enclosing box along the solid's own axes, ``3``."""
+    def half_extent(self) -> np.ndarray:
+        """Return half extents of the bounding box along the axes of the solid, ``3``."""
         return self.half + np.array([0, self.scale[1], 0]) if self.shape == "capsule" else self.half
 
-    def moved(self, rotation: np.ndarray, offset: np.ndarray, instance: int = 0) -> "Primitive":
-        """The same solid after ``p -> rotation @ p + offset``, its instance id raised by ``instance``."""
-        centre, own = rotation @ self.centre + offset, rotation @ self.rotation
-        # Spelled out because dataclasses.replace takes three times as long, and a scene moves hundreds of solids.
+    def transformed(self, rotation: np.ndarray, offset: np.ndarray, instance: int = 0) -> "Primitive":
+        """Return the solid after ``p -> rotation @ p + offset``, with ``instance`` added to its id."""
+        center, own = rotation @ self.center + offset, rotation @ self.rotation
+        # dataclasses.replace takes three times as long, for hundreds of solids per scene
         number = self.instance + instance
-        return Primitive(self.shape, centre, self.half, self.material, self.label, self.part, number, own)
+        return Primitive(self.shape, center, self.half, self.material, self.label, self.part, number, own)
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,8 @@ class Camera:
     """A pinhole camera.
 
     Args:
-        position: Its centre, ``3``.
-        rotation: Its axes (right, up, backwards) as columns, ``3 3``.
+        position: Optical center, ``3``.
+        rotation: Axes (right, up, backward) as columns, ``3 3``.
         tangent: Tangent of half the field of view along the longer side of the image.
     """
 
@@ -116,7 +115,7 @@ class Camera:
     tangent: float
 
     def rays(self, size: tuple[int, int]) -> np.ndarray:
-        """Directions through the pixel centres in the camera's frame, ``3 h w`` with z = -1."""
+        """Return directions through the pixel centers in the frame of the camera, ``3 h w`` with z = -1."""
         height, width = size
         pitch = 2 * self.tangent / max(size)
         x = (np.arange(width) + 0.5 - width / 2) * pitch
@@ -129,83 +128,83 @@ class Light:
     """A point light.
 
     Args:
-        position: Its place, ``3``.
-        colour: Linear RGB irradiance at 2 m, ``3``.
+        position: Position, ``3``.
+        color: Linear RGB irradiance at 2 m, ``3``.
     """
 
     position: np.ndarray
-    colour: np.ndarray
+    color: np.ndarray
 
 
-class ImageView(NamedTuple):
-    """What a camera sees.
+class RenderedView(NamedTuple):
+    """A rendered scene.
 
     Attributes:
-        depth: Distance along the optical axis in metres, ``h w``.
-        normals: Unit normals in the camera's frame, ``h w 3``.
-        hit: Position of the primitive that is hit, ``h w``.
-        colour: Linear RGB radiance, ``h w 3``.
+        depth: Distance along the optical axis in meters, ``h w``.
+        normals: Unit normals in the frame of the camera, ``h w 3``.
+        hit: Index of the visible solid, ``h w``.
+        color: Linear RGB radiance, ``h w 3``.
     """
 
     depth: np.ndarray
     normals: np.ndarray
     hit: np.ndarray
-    colour: np.ndarray
+    color: np.ndarray
 
 
 def intersect(solid: Primitive, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """Where rays from one point first enter a solid.
+    """Intersect rays from one point with a solid.
 
     Args:
-        solid: The solid; rays that start inside it pass.
+        solid: The solid. Rays that start inside it do not hit it.
         origin: Start of all rays, ``3``.
         rays: Directions, ``3 n``.
 
     Returns:
-        Ray parameters ``n``, in lengths of the direction; infinite without a hit.
+        Ray parameters ``n`` of the first hits, in lengths of the direction. Infinite without a hit.
     """
     to_local = solid.rotation.T / solid.scale[:, None]
-    o, d = to_local @ (origin - solid.centre)[:, None], to_local @ rays
+    o, d = to_local @ (origin - solid.center)[:, None], to_local @ rays
     if solid.shape == "plane":
         return np.where(d[1] < -_TINY, o[1] / np.maximum(-d[1], _TINY), np.inf)
     if solid.shape == "box":
-        near, far = _slab(o, d)
+        near, far = _intersect_slab(o, d)
         near, far = near.max(0), far.min(0)
     elif solid.shape == "ellipsoid":
-        near, far = _ball(o, d)
+        near, far = _intersect_ball(o, d)
     elif solid.shape == "cylinder":
-        (near, far), (bottom, top) = _ball(o[::2], d[::2]), _slab(o[1], d[1])
+        (near, far), (bottom, top) = _intersect_ball(o[::2], d[::2]), _intersect_slab(o[1], d[1])
         near, far = np.maximum(near, bottom), np.minimum(far, top)
     else:
         length = solid.half[1] / solid.scale[1]
-        near, far = _ball(o[::2], d[::2])
+        near, far = _intersect_ball(o[::2], d[::2])
         height = o[1] + near * d[1]
         beyond = np.repeat(o, d.shape[1], 1)
         beyond[1] -= np.copysign(length, height)
-        cap = _ball(beyond, d)
+        cap = _intersect_ball(beyond, d)
         capped = np.abs(height) > length
         near, far = np.where(capped, cap[0], near), np.where(capped, cap[1], far)
     return np.where((near < far) & (near > 0), near, np.inf)
 
 
-def _slab(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Entry into and exit from ``[-1, 1]`` along one axis."""
+def _intersect_slab(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return entry into and exit from ``[-1, 1]`` along one axis."""
     inverse = 1 / np.where(np.abs(d) < _TINY, _TINY, d)
     middle, half = -o * inverse, np.abs(inverse)
     return middle - half, middle + half
 
 
-def _ball(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Entry into and exit from the unit ball, or circle, ``k n``; an empty interval where it is missed."""
+def _intersect_ball(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return entry into and exit from the unit ball or circle; an empty interval without a hit."""
     inverse = 1 / np.maximum((d * d).sum(0), _TINY)
     middle = (o * d).sum(0) * -inverse
-    # A root of zero is a miss or a graze: an interval without length, which the caller refuses.
+    # zero for a miss, which gives an empty interval
     root = np.sqrt(np.maximum(middle * middle - ((o * o).sum(0) - 1) * inverse, 0))
     return middle - root, middle + root
 
 
-def _normal(solid: Primitive, q: np.ndarray) -> np.ndarray:
-    """Outward unit normals ``3 n`` at surface points of the canonical solid."""
+def _surface_normals(solid: Primitive, q: np.ndarray) -> np.ndarray:
+    """Return outward unit normals ``3 n`` at surface points of the canonical solid."""
     if solid.shape == "plane":
         return np.broadcast_to(solid.rotation[:, 1:2], q.shape)
     if solid.shape == "box":
@@ -223,30 +222,30 @@ def _normal(solid: Primitive, q: np.ndarray) -> np.ndarray:
     return outer
 
 
-def cast(
+def cast_rays(
     solids: Sequence[Primitive],
     camera: Camera,
     size: tuple[int, int],
     lights: Sequence[Light] = (),
     ambient: float = 1.0,
-) -> ImageView:
-    """See a closed scene.
+) -> RenderedView:
+    """Render a closed scene.
 
     Args:
-        solids: The scene in world coordinates; every ray must hit something.
-        camera: Where from.
+        solids: Solids in world coordinates. Every ray must hit one.
+        camera: The camera.
         size: Height and width of the image.
         lights: Point lights in world coordinates.
-        ambient: Light that comes from everywhere.
+        ambient: Ambient irradiance.
 
     Returns:
         Geometry and radiance.
     """
     inverse = camera.rotation.T
-    local = [solid.moved(inverse, -inverse @ camera.position) for solid in solids]
+    local = [solid.transformed(inverse, -inverse @ camera.position) for solid in solids]
     rays = camera.rays(size)
     depth, index = np.full(size, np.inf), np.zeros(size, np.int64)
-    for number, (solid, window) in enumerate(zip(local, _windows(local, camera.tangent, size), strict=True)):
+    for number, (solid, window) in enumerate(zip(local, _image_windows(local, camera.tangent, size), strict=True)):
         patch = rays[(slice(None), *window)]
         if not patch.size:
             continue
@@ -261,37 +260,39 @@ def cast(
     found, starts = np.unique(index.ravel()[order], return_index=True)
     for number, pixels in zip(found, np.split(order, starts[1:]), strict=True):
         solid = local[number]
-        q = solid.rotation.T @ (points[:, pixels] - solid.centre[:, None])
-        normals[:, pixels] = _normal(solid, q / solid.scale[:, None])
+        q = solid.rotation.T @ (points[:, pixels] - solid.center[:, None])
+        normals[:, pixels] = _surface_normals(solid, q / solid.scale[:, None])
         albedo[:, pixels] = solid.material.albedo(q)
         glow[pixels] = solid.material.glow
 
     arriving = np.full_like(points, ambient)
     for light in lights:
         position = inverse @ (light.position - camera.position)
-        arriving += light.colour[:, None] * _reaching(local, position, points, normals)
-    colour = albedo * (glow + (1 - glow) * arriving)
-    return ImageView(depth, normals.T.reshape(*size, 3), index, colour.T.reshape(*size, 3))
+        arriving += light.color[:, None] * _light_fraction(local, position, points, normals)
+    color = albedo * (glow + (1 - glow) * arriving)
+    return RenderedView(depth, normals.T.reshape(*size, 3), index, color.T.reshape(*size, 3))
 
 
-def _windows(solids: Sequence[Primitive], tangent: float, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of the image outside which each solid in the camera's frame cannot be seen."""
-    bin_centers = np.stack([solid.centre for solid in solids])[..., None]
-    x, y, z = np.moveaxis(bin_centers + np.stack([solid.rotation * solid.reach for solid in solids]) @ _CORNERS, 1, 0)
+def _image_windows(solids: Sequence[Primitive], tangent: float, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of the image that enclose each solid in the frame of the camera."""
+    centers = np.stack([solid.center for solid in solids])[..., None]
+    x, y, z = np.moveaxis(centers + np.stack([solid.rotation * solid.half_extent for solid in solids]) @ _CORNERS, 1, 0)
     scale = max(size) / (2 * tangent * np.minimum(z, -_TINY))
     outline = np.stack([size[0] / 2 + y * scale, size[1] / 2 - x * scale])
     limit = np.array(size)[:, None]
     first = np.clip(outline.min(2) - 1, 0, limit).astype(int)
     last = np.clip(outline.max(2) + 2, 0, limit).astype(int)
-    # A box across the camera's own plane has no finite outline, and one behind it is rare.
+    # a box across the plane of the camera has no finite outline
     everywhere = (z.max(1) > -1e-3) | [solid.shape == "plane" for solid in solids]
     first, last = np.where(everywhere, 0, first), np.where(everywhere, limit, last)
     for (top, left), (bottom, right) in zip(first.T, last.T, strict=True):
         yield slice(top, bottom), slice(left, right)
 
 
-def _reaching(solids: Sequence[Primitive], light: np.ndarray, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Share of a light's power that reaches each point ``3 n``: slope, distance and shadows."""
+def _light_fraction(
+    solids: Sequence[Primitive], light: np.ndarray, points: np.ndarray, normals: np.ndarray
+) -> np.ndarray:
+    """Return the fraction of a light that reaches each point ``3 n``, by slope, distance and shadows."""
     rays = points - light[:, None]
     square = (rays * rays).sum(0)
     distance = np.sqrt(square)
@@ -301,13 +302,13 @@ def _reaching(solids: Sequence[Primitive], light: np.ndarray, points: np.ndarray
     seen = np.ones(lit.size, bool)
     for solid in solids:
         if solid.shape == "plane":
-            continue  # planes bound the room, and its lights are inside
-        axis, radius = solid.centre - light, float(np.linalg.norm(solid.reach))
+            continue  # planes bound the room, and lights are inside
+        axis, radius = solid.center - light, float(np.linalg.norm(solid.half_extent))
         away = float(np.linalg.norm(axis))
         cosine = np.sqrt(max(1 - (radius / away) ** 2, 0)) if away > radius else -1.0
         within = np.flatnonzero(seen & (axis @ directions >= cosine * away) & (distance > away - radius))
         if within.size:
-            # A surface must not shade itself by rounding.
+            # a surface must not shade itself by rounding
             seen[within] = intersect(solid, light, rays[:, within]) > 1 - 1e-4
     share = np.zeros(points.shape[1])
     share[lit] = seen * slope[lit] * 4 / np.maximum(square[lit], 0.25)

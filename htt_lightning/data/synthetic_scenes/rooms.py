@@ -1,7 +1,7 @@
-"""Furnished rooms with people in them, drawn at random with exact labels for six tasks.
+"""Random furnished rooms with people, and exact labels for six tasks.
 
-Shape and context tell what a thing is; its colour does not: walls, furniture, clothes and skin share one palette. A
-scene is a function of its key alone, so that it is the same at every image size.
+Walls, furniture, clothes and skin share one palette, so that shape and context tell the class, and color does not. A
+scene depends on its key only and is the same at every image size.
 """
 
 import colorsys
@@ -11,62 +11,70 @@ from functools import cache
 
 import numpy as np
 
-from htt_lightning.data.synthetic_scenes import furniture as made
-from htt_lightning.data.synthetic_scenes.furniture import Builder, Piece, Thing
+from htt_lightning.data.synthetic_scenes import furniture
+from htt_lightning.data.synthetic_scenes.furniture import Builder, Piece, SceneClass, axis_rotation
 from htt_lightning.data.synthetic_scenes.people import person
-from htt_lightning.data.synthetic_scenes.raycaster import Camera, ImageView, Light, Material, Primitive, cast, intersect
+from htt_lightning.data.synthetic_scenes.raycaster import (
+    Camera,
+    Light,
+    Material,
+    Primitive,
+    RenderedView,
+    cast_rays,
+    intersect,
+)
 from htt_lightning.tasks.base import IGNORE_INDEX
 
 TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edges")
-"""Labels of every scene."""
+"""Tasks with labels in every scene."""
 
 DEPTH_RANGE = (0.67, 10.0)
-"""Metres within which everything in view lies."""
+"""Range of depth in meters."""
 
 _CLEARANCE = 1.1
-"""Metres that everything keeps from the camera: 0.7 m of depth in the corner of the widest square view."""
+"""Minimum distance from the camera in meters, a depth of 0.7 m in the corner of a square view."""
 
-_TANGENT = 0.7
+_HALF_FOV_TANGENT = 0.7
 """Tangent of half the field of view along the longer side."""
 
 _TINY = 1e-9
 
 _AT_WALLS: tuple[tuple[Builder, float], ...] = (
-    (made.bed, 0.75),
-    (made.sofa, 0.75),
-    (made.sideboard, 0.4),
-    (made.cabinet, 0.5),
-    (made.bookcase, 0.6),
-    (made.table, 0.4),
+    (furniture.bed, 0.75),
+    (furniture.sofa, 0.75),
+    (furniture.sideboard, 0.4),
+    (furniture.cabinet, 0.5),
+    (furniture.bookcase, 0.6),
+    (furniture.table, 0.4),
 )
 _LOOSE: tuple[tuple[Builder, float], ...] = (
-    (made.table, 0.9),
-    (made.chair, 0.6),
-    (made.chair, 0.4),
-    (made.lamp, 0.3),
-    (made.clutter, 0.35),
-    (made.books, 0.3),
+    (furniture.table, 0.9),
+    (furniture.chair, 0.6),
+    (furniture.chair, 0.4),
+    (furniture.lamp, 0.3),
+    (furniture.clutter, 0.35),
+    (furniture.books, 0.3),
 )
 _HANGING: tuple[tuple[Builder, float], ...] = (
-    (made.window, 0.7),
-    (made.window, 0.3),
-    (made.picture, 0.7),
-    (made.picture, 0.6),
-    (made.picture, 0.3),
-    (made.television, 0.35),
+    (furniture.window, 0.7),
+    (furniture.window, 0.3),
+    (furniture.picture, 0.7),
+    (furniture.picture, 0.6),
+    (furniture.picture, 0.3),
+    (furniture.television, 0.35),
 )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A room as seen by one camera.
+    """A room with camera and lights.
 
     Args:
-        solids: Everything in it, in world coordinates.
-        camera: The camera.
-        lights: The point lights.
-        ambient: Light from everywhere.
-        salient: Instance ids of what catches the eye.
+        solids: Solids in world coordinates.
+        camera: Camera.
+        lights: Point lights.
+        ambient: Ambient irradiance.
+        salient: Instance ids of salient objects.
     """
 
     solids: Sequence[Primitive]
@@ -77,59 +85,65 @@ class Scene:
 
 
 def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dict[str, np.ndarray]:
-    """Draw a scene: uint8 RGB ``image`` and the maps of ``TASKS`` in their numpy conventions.
+    """Render a scene: uint8 RGB ``image`` and the maps of ``TASKS``.
 
     Args:
-        seed: Non-negative seed of the collection.
-        index: Number of the scene in its stream.
+        seed: Non-negative seed of the dataset.
+        index: Index of the scene in its stream.
         size: Height and width.
-        stream: Number of a disjoint sequence of scenes, such as a split.
+        stream: Index of a disjoint sequence of scenes, such as a split.
     """
     scene = compose(seed, index, stream)
-    view = cast(scene.solids, scene.camera, size, scene.lights, scene.ambient)
+    view = cast_rays(scene.solids, scene.camera, size, scene.lights, scene.ambient)
     label, part, instance = (
         np.array([getattr(solid, name) for solid in scene.solids], np.int64)[view.hit]
         for name in ("label", "part", "instance")
     )
     return {
-        "image": _develop(view, np.random.default_rng([seed, stream, index, 1])),
+        "image": _tone_map(view, np.random.default_rng([seed, stream, index, 1])),
         "semseg": label.astype(np.uint8),
         "human_parts": (part if part.any() else np.full(size, IGNORE_INDEX)).astype(np.uint8),
         "saliency": np.isin(instance, scene.salient).astype(np.uint8),
         "normals": view.normals.astype(np.float32),
         "depth": view.depth.astype(np.float32),
-        "edges": _borders(instance).astype(np.uint8),
+        "edges": _instance_edges(instance).astype(np.uint8),
     }
 
 
-def _borders(instance: np.ndarray) -> np.ndarray:
-    """True where the right or the lower neighbour belongs to another instance, ``h w``."""
+def _instance_edges(instance: np.ndarray) -> np.ndarray:
+    """Return True where the right or lower neighbor belongs to another instance, ``h w``."""
     edge = np.zeros(instance.shape, bool)
     edge[:, :-1] |= instance[:, :-1] != instance[:, 1:]
     edge[:-1] |= instance[:-1] != instance[1:]
     return edge
 
 
-def _develop(view: ImageView, rng: np.random.Generator) -> np.ndarray:
-    """Radiance to a photograph, uint8 ``h w 3``: exposure, white balance, film curve, vignette and sensor noise."""
+def _tone_map(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
+    """Convert radiance to uint8 ``h w 3``: exposure, white balance, tone curve, vignette and noise."""
     height, width = view.depth.shape
-    gain = rng.uniform(0.15, 0.55) / np.median(view.colour) * rng.uniform(0.85, 1.15, 3)
+    gain = rng.uniform(0.15, 0.55) / np.median(view.color) * rng.uniform(0.85, 1.15, 3)
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    photo = (1 - np.exp(-gain * view.colour)) ** (1 / 2.2) * (1 - rng.uniform(0, 0.15) * (x**2 + y**2))[..., None]
+    photo = (1 - np.exp(-gain * view.color)) ** (1 / 2.2) * (1 - rng.uniform(0, 0.15) * (x**2 + y**2))[..., None]
     photo += rng.uniform(0.003, 0.03) * rng.standard_normal(photo.shape)
     pixels: np.ndarray = np.clip(photo * 255, 0, 255).round().astype(np.uint8)
     return pixels
 
 
 def compose(seed: int, index: int, stream: int = 0) -> Scene:
-    """Furnish one room; arguments as for ``render``."""
-    rng, room, salient = _open(seed, index, stream)
-    for build in _drawn(rng, _AT_WALLS):
-        room.against_wall(build)
-    for build in _drawn(rng, _LOOSE):
-        room.in_view(build)
-    for build in _drawn(rng, _HANGING):
-        room.against_wall(build, rng.uniform(0.8, 1.4))
+    """Furnish a room.
+
+    Args:
+        seed: Non-negative seed of the dataset.
+        index: Index of the scene in its stream.
+        stream: Index of a disjoint sequence of scenes.
+    """
+    rng, room, salient = _start_room(seed, index, stream)
+    for build in _sample_builders(rng, _AT_WALLS):
+        room.place_at_wall(build)
+    for build in _sample_builders(rng, _LOOSE):
+        room.place_in_view(build)
+    for build in _sample_builders(rng, _HANGING):
+        room.place_at_wall(build, rng.uniform(0.8, 1.4))
     lights = [
         Light(rng.uniform([-0.4, 0.45, -0.8], [0.4, 0.95, -0.05]) * room.size, power * rng.uniform(0.7, 1.3, 3))
         for power in rng.uniform(0.6, 2, 1 + (rng.random() < 0.35))
@@ -139,106 +153,108 @@ def compose(seed: int, index: int, stream: int = 0) -> Scene:
 
 @cache
 def has_people(seed: int, index: int, stream: int = 0) -> bool:
-    """Whether somebody is in a scene, without rendering it.
+    """Return True if a scene has people, without rendering it.
 
     Args:
-        seed: As for ``render``.
-        index: Likewise.
-        stream: Likewise.
+        seed: Non-negative seed of the dataset.
+        index: Index of the scene in its stream.
+        stream: Index of a disjoint sequence of scenes.
     """
-    _, room, _ = _open(seed, index, stream)
+    _, room, _ = _start_room(seed, index, stream)
     return any(solid.part for solid in room.solids)
 
 
-def _open(seed: int, index: int, stream: int) -> tuple[np.random.Generator, "_Room", list[int]]:
-    """A room with all that is salient in it, and the numbers of that; nothing that comes later will hide it."""
+def _start_room(seed: int, index: int, stream: int) -> tuple[np.random.Generator, "_Room", list[int]]:
+    """Create a room with its salient objects and their instance ids; later pieces will not hide them."""
     rng = np.random.default_rng([seed, stream, index, 0])
     room = _Room(rng)
     people = rng.choice([0, 1, 2], p=[0.15, 0.5, 0.35])
-    # A draw may come too close to the camera; most do not.
-    while (first := room.eyecatcher()) is None:
-        pass
-    return rng, room, [first, *(number for _ in range(people) if (number := room.guest()) is not None)]
+    while (first := room.place_eye_catcher()) is None:
+        pass  # too close to the camera
+    return rng, room, [first, *(number for _ in range(people) if (number := room.place_person()) is not None)]
 
 
-def _drawn(rng: np.random.Generator, chances: Sequence[tuple[Builder, float]]) -> list[Builder]:
-    """Some of the builders, each with its own chance, in random order."""
+def _sample_builders(rng: np.random.Generator, chances: Sequence[tuple[Builder, float]]) -> list[Builder]:
+    """Sample builders by their probabilities, in random order."""
     chosen = [build for build, chance in chances if rng.random() < chance]
     return [chosen[number] for number in rng.permutation(len(chosen))]
 
 
-def _obstructs(solid: Primitive, eye: np.ndarray, sight: np.ndarray) -> bool:
-    """Whether a solid comes too close to the camera or between it and the ends of the rays ``3 n``."""
-    outside = np.maximum(np.abs(solid.rotation.T @ (eye - solid.centre)) - solid.reach, 0)
+def _blocks_view(solid: Primitive, eye: np.ndarray, sight: np.ndarray) -> bool:
+    """Return True if a solid is too close to the camera, or hides the ends of the rays ``3 n``."""
+    outside = np.maximum(np.abs(solid.rotation.T @ (eye - solid.center)) - solid.half_extent, 0)
     return bool(outside @ outside < _CLEARANCE**2 or (intersect(solid, eye, sight) < 1).any())
 
 
 class _Room:
-    """A room being furnished: places pieces where they fit and where they hide nobody.
+    """A room that places pieces where they fit and hide no salient object.
 
-    The floor is y = 0, the far wall z = -depth; the camera stands near z = 0.
+    The floor is y = 0, the far wall z = -depth. The camera stands near z = 0.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        # The longest diagonal is 9.7 m: nothing in view is further than that.
-        self.size = rng.uniform([4, 2.4, 3.8], [6, 2.7, 7])
+        self.size = rng.uniform([4, 2.4, 3.8], [6, 2.7, 7])  # diagonals of at most 9.7 m, within DEPTH_RANGE
         self.low, self.high = self.size * [-0.5, 0, -1], self.size * [0.5, 1, 0]
         margin = _CLEARANCE + 0.02
         position = rng.uniform(self.low + margin, [self.high[0] - margin, self.high[1], -margin])
-        position[1] = rng.uniform(1.25, 1.6)  # the ceiling is nearer than the clearance, but never looked at head on
+        position[1] = rng.uniform(1.25, 1.6)  # nearer to the ceiling than the clearance, but seen at an angle
         position[2] = max(position[2], -rng.uniform(margin, 1.6))
         aim = np.array([rng.uniform(-0.45, 0.45) * self.size[0], 0, -0.85 * self.size[2]]) - position
         yaw, pitch, roll = np.arctan2(-aim[0], -aim[2]), rng.uniform(-0.35, 0.2), rng.normal(0, 0.04)
-        # One lens for all, as in a real dataset: sizes would say nothing about distances otherwise.
-        self.camera = Camera(position, made.turn(yaw, 1) @ made.turn(pitch, 0) @ made.turn(roll, 2), _TANGENT)
+        rotation = axis_rotation(yaw, 1) @ axis_rotation(pitch, 0) @ axis_rotation(roll, 2)
+        # one lens for all scenes, as sizes would not tell distances otherwise
+        self.camera = Camera(position, rotation, _HALF_FOV_TANGENT)
         self.targets: list[np.ndarray] = []
-        self.taken: list[tuple[np.ndarray, np.ndarray]] = []
+        self.occupied: list[tuple[np.ndarray, np.ndarray]] = []
         self.instances = 0
         self.solids: Piece = self._shell()
 
     def _shell(self) -> Piece:
-        """Floor, ceiling and four walls."""
-        wall = made.material(self.rng)
+        """Build floor, ceiling and four walls."""
+        wall = furniture.sample_material(self.rng)
         shell = []
         for axis, side in ((1, -1), (1, 1), (0, -1), (0, 1), (2, -1), (2, 1)):
-            thing = Thing.WALL if axis != 1 else Thing.FLOOR if side < 0 else Thing.CEILING
-            material = wall if axis != 1 or self.rng.random() < 0.2 else made.material(self.rng)
-            centre = (self.low + self.high) / 2
-            centre[axis] = (self.low if side < 0 else self.high)[axis]
-            up = np.eye(3)[axis] * -side
-            shell.append(Primitive("plane", centre, np.ones(3), material, thing, 0, self.instances, made.upright(up)))
+            label = SceneClass.WALL if axis != 1 else SceneClass.FLOOR if side < 0 else SceneClass.CEILING
+            material = wall if axis != 1 or self.rng.random() < 0.2 else furniture.sample_material(self.rng)
+            center = (self.low + self.high) / 2
+            center[axis] = (self.low if side < 0 else self.high)[axis]
+            rotation = furniture.rotation_from_up(np.eye(3)[axis] * -side)
+            shell.append(Primitive("plane", center, np.ones(3), material, label, 0, self.instances, rotation))
             self.instances += 1
         return shell
 
-    def add(self, piece: Piece, position: np.ndarray, yaw: float) -> int | None:
+    def try_place(self, piece: Piece, position: np.ndarray, yaw: float) -> int | None:
         """Place a piece as near to a position as the walls allow.
 
         Returns:
-            Its first instance id; none where it would stand in something, hide a target or come too close.
+            Its first instance id, or None if it would overlap, hide a target or come too close to the camera.
         """
-        low, high = made.bounds(piece, yaw)
+        low, high = furniture.bounds(piece, yaw)
         position = np.clip(position, self.low - low, self.high - high)
         low, high = low + position + 0.01, high + position - 0.01
-        if any((low < other[1]).all() and (other[0] < high).all() for other in self.taken):
+        if any((low < other[1]).all() and (other[0] < high).all() for other in self.occupied):
             return None
-        piece = made.placed(piece, position, yaw, self.instances)
+        piece = furniture.place(piece, position, yaw, self.instances)
         eye = self.camera.position
         sight = np.array(self.targets or [eye]).T - eye[:, None]
         hull = Primitive("box", (low + high) / 2, (high - low) / 2 + 0.02, piece[0].material)
-        # Solids are asked one by one only where the box around them all is in the way.
-        if _obstructs(hull, eye, sight) and any(_obstructs(body, eye, sight) for body in piece):
+        if _blocks_view(hull, eye, sight) and any(_blocks_view(body, eye, sight) for body in piece):
             return None
         self.solids += piece
-        self.taken.append((low, high))
+        self.occupied.append((low, high))
         number = self.instances
         self.instances = max(solid.instance for solid in piece) + 1
         return number
 
-    def look(self, across: float, up: float | None, share: float, furthest: float = np.inf) -> np.ndarray:
-        """A point in view, ``3``: at a share of the way to the wall along a ray, at most ``furthest`` metres away.
+    def point_in_view(self, across: float, up: float | None, share: float, furthest: float = np.inf) -> np.ndarray:
+        """Return a point on a ray of the camera, ``3``.
 
-        Without ``up``, the ray runs level and the point lies on the floor below it.
+        Args:
+            across: Horizontal position in the image, in [-1, 1].
+            up: Vertical position. None for a level ray; the point is then on the floor below it.
+            share: Fraction of the way to the wall.
+            furthest: Maximum distance in meters.
         """
         ray = self.camera.rotation @ [across * self.camera.tangent, (up or 0) * self.camera.tangent, -1]
         if up is None:
@@ -249,66 +265,70 @@ class _Room:
         point: np.ndarray = self.camera.position + ray * min(share * way, furthest)
         return point if up is not None else point * [1, 0, 1]
 
-    def in_view(self, build: Builder) -> None:
-        """Stand a piece on the floor somewhere in view, if it finds a place."""
+    def place_in_view(self, build: Builder) -> None:
+        """Place a piece on the floor in view, if it fits."""
         piece = build(self.rng)
         for _ in range(8):
-            place = self.look(self.rng.uniform(-0.8, 0.8), None, self.rng.uniform(0.3, 1), 4.5)
-            if self.add(piece, place, self.rng.uniform(-np.pi, np.pi)) is not None:
+            place = self.point_in_view(self.rng.uniform(-0.8, 0.8), None, self.rng.uniform(0.3, 1), 4.5)
+            if self.try_place(piece, place, self.rng.uniform(-np.pi, np.pi)) is not None:
                 return
 
-    def against_wall(self, build: Builder, height: float = 0.0) -> None:
-        """Put a piece with its back to a wall in view, if it finds a place."""
+    def place_at_wall(self, build: Builder, height: float = 0.0) -> None:
+        """Place a piece with its back to a wall in view, if it fits."""
         piece = build(self.rng)
         for _ in range(10):
-            spot = self.look(self.rng.uniform(-0.9, 0.9), None, 1)
+            spot = self.point_in_view(self.rng.uniform(-0.9, 0.9), None, 1)
             wall = int(np.argmin([spot[2] - self.low[2], spot[0] - self.low[0], self.high[0] - spot[0]]))
-            # Well beyond the wall and no higher than asked for: ``add`` pushes the back of the piece against it.
+            # beyond the wall: try_place moves the back of the piece against it
             spot += np.array([[0, height, -2], [-2, height, 0], [2, height, 0]])[wall]
-            if self.add(piece, spot, (0, np.pi / 2, -np.pi / 2)[wall]) is not None:
+            if self.try_place(piece, spot, (0, np.pi / 2, -np.pi / 2)[wall]) is not None:
                 return
 
-    def eyecatcher(self) -> int | None:
-        """A vividly coloured thing in the foreground: on the floor, on a pedestal or hanging from the ceiling."""
+    def place_eye_catcher(self) -> int | None:
+        """Place a vivid object in the foreground: on the floor, on a pedestal, or hanging from the ceiling."""
         rng = self.rng
-        point = self.look(rng.uniform(-0.6, 0.6), rng.uniform(-0.45, 0.3), 0.85, rng.uniform(1.6, 2.6))
-        around = np.stack([solid.material.colour for solid in self.solids])
+        point = self.point_in_view(rng.uniform(-0.6, 0.6), rng.uniform(-0.45, 0.3), 0.85, rng.uniform(1.6, 2.6))
+        around = np.stack([solid.material.color for solid in self.solids])
         vivid = [np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1), rng.uniform(0.6, 1))) for hue in rng.random(3)]
-        colour = max(vivid, key=lambda candidate: np.abs(around - candidate).sum(1).min())
-        thing, surface = made.ornament(rng, rng.uniform(0.3, 0.45), Material(colour, colour)), made.material(rng)
-        low, high = made.bounds(thing)
+        color = max(vivid, key=lambda candidate: np.abs(around - candidate).sum(1).min())
+        item = furniture.ornament(rng, rng.uniform(0.3, 0.45), Material(color, color))
+        surface = furniture.sample_material(rng)
+        low, high = furniture.bounds(item)
         base = max(point[1] - high[1] / 2, 0)
         support: Piece = []
         if base > self.size[1] - 1.2:
             cord = (0.02, self.size[1] - base - high[1], 0.02)
-            support = [made.solid("cylinder", (0, high[1] - 0.02, 0), cord, surface, Thing.OBJECTS)]
+            support = [furniture.solid("cylinder", (0, high[1] - 0.02, 0), cord, surface, SceneClass.OBJECTS)]
         elif base > 0.2:
             column = np.array([1, 0, 1]) * rng.uniform(0.6, 1.2) * (high[0] - low[0]) + [0, base, 0]
-            support = [made.solid(made.upright_solid(rng), (0, -base, 0), column, surface, Thing.FURNITURE)]
+            support = [
+                furniture.solid(
+                    furniture.sample_upright_shape(rng), (0, -base, 0), column, surface, SceneClass.FURNITURE
+                )
+            ]
         else:
             base = 0.0
-        piece = thing + [replace(solid, instance=1) for solid in support]
-        number = self.add(piece, point * [1, 0, 1] + [0, base, 0], 0)
+        piece = item + [replace(solid, instance=1) for solid in support]
+        number = self.try_place(piece, point * [1, 0, 1] + [0, base, 0], 0)
         if number is not None:
-            centre = next(solid.centre for solid in self.solids if solid.instance == number)
-            self.targets += [np.add(centre, (0, dy, 0)) for dy in (-0.08, 0, 0.08)]
+            center = next(solid.center for solid in self.solids if solid.instance == number)
+            self.targets += [np.add(center, (0, dy, 0)) for dy in (-0.08, 0, 0.08)]
         return number
 
-    def guest(self) -> int | None:
-        """A person in view, standing or on a chair."""
+    def place_person(self) -> int | None:
+        """Place a person in view, standing or on a chair."""
         for _ in range(8):
             across, seated = self.rng.uniform(-0.75, 0.75), self.rng.random() < 0.35
             piece = person(self.rng, seated)
-            head, torso = piece[0].centre, piece[1].centre
-            place = self.look(across, None, 0.85, self.rng.uniform(1.4, 2.5))
+            head, torso = piece[0].center, piece[1].center
+            place = self.point_in_view(across, None, 0.85, self.rng.uniform(1.4, 2.5))
             slope = self.camera.rotation.T @ (place + (head + torso) / 2 * [0, 1, 0] - self.camera.position)
-            # Someone above or below the picture is no guest.
-            if np.abs(slope[1] / slope[2]) > 0.5 * self.camera.tangent:
+            if np.abs(slope[1] / slope[2]) > 0.5 * self.camera.tangent:  # above or below the image
                 continue
             toward = np.arctan2(*(self.camera.position - place)[[0, 2]])
-            number = self.add(piece, place, toward + self.rng.normal(0, 0.8))
+            number = self.try_place(piece, place, toward + self.rng.normal(0, 0.8))
             if number is not None:
                 body = [solid for solid in self.solids if solid.instance == number]
-                self.targets += [body[0].centre, body[1].centre]
+                self.targets += [body[0].center, body[1].center]
                 return number
         return None

@@ -3,16 +3,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from htt_lightning.data.synthetic_scenes.furniture import turn, upright
-from htt_lightning.data.synthetic_scenes.raycaster import Camera, Light, Material, Primitive, Shape, cast, intersect
+from htt_lightning.data.synthetic_scenes.furniture import axis_rotation, rotation_from_up
+from htt_lightning.data.synthetic_scenes.raycaster import (
+    Camera,
+    Light,
+    Material,
+    Primitive,
+    Shape,
+    cast_rays,
+    intersect,
+)
 
 GRAY = Material(np.full(3, 0.5), np.full(3, 0.5))
 SIZE = (33, 47)
 AHEAD = Camera(np.zeros(3), np.eye(3), 0.7)
 
 
-def plane(centre, up) -> Primitive:
-    return Primitive("plane", np.array(centre, float), np.ones(3), GRAY, rotation=upright(np.array(up, float)))
+def plane(center, up) -> Primitive:
+    return Primitive("plane", np.array(center, float), np.ones(3), GRAY, rotation=rotation_from_up(np.array(up, float)))
 
 
 BACKDROP = plane((0, 0, -8), (0, 0, 1))
@@ -22,21 +30,21 @@ def points(camera: Camera, depth: np.ndarray) -> np.ndarray:
     return np.moveaxis(camera.rays(depth.shape) * depth, 0, -1)
 
 
-def test_a_wall_ahead_has_its_distance_as_depth_everywhere():
-    view = cast([BACKDROP], AHEAD, SIZE)
+def test_depth_of_a_frontal_wall_is_its_distance():
+    view = cast_rays([BACKDROP], AHEAD, SIZE)
     np.testing.assert_allclose(view.depth, 8)
     np.testing.assert_allclose(view.normals, np.broadcast_to([0, 0, 1.0], (*SIZE, 3)), atol=1e-12)
 
 
-def test_depth_is_measured_along_the_optical_axis_of_a_turned_camera():
-    camera = Camera(np.array([1.0, 2, 3]), turn(0.4, 1) @ turn(-0.2, 0), 0.7)
+def test_depth_is_along_the_optical_axis_of_a_rotated_camera():
+    camera = Camera(np.array([1.0, 2, 3]), axis_rotation(0.4, 1) @ axis_rotation(-0.2, 0), 0.7)
     wall = plane(camera.position - 5 * camera.rotation[:, 2], camera.rotation[:, 2])
-    view = cast([wall], camera, SIZE)
+    view = cast_rays([wall], camera, SIZE)
     np.testing.assert_allclose(view.depth, 5)
     np.testing.assert_allclose(view.normals, np.broadcast_to([0, 0, 1.0], (*SIZE, 3)), atol=1e-9)
 
 
-def test_floor_and_ceiling_and_sides_have_the_normals_of_the_convention():
+def test_normals_of_a_room_follow_the_convention():
     room = [
         plane((0, -1, 0), (0, 1, 0)),
         plane((0, 1, 0), (0, -1, 0)),
@@ -44,7 +52,7 @@ def test_floor_and_ceiling_and_sides_have_the_normals_of_the_convention():
         plane((1.5, 0, 0), (-1, 0, 0)),
         plane((0, 0, -40), (0, 0, 1)),
     ]
-    view = cast(room, AHEAD, SIZE)
+    view = cast_rays(room, AHEAD, SIZE)
     middle = SIZE[0] // 2, SIZE[1] // 2
     for pixel, normal in {
         (-1, middle[1]): (0, 1, 0),
@@ -58,27 +66,27 @@ def test_floor_and_ceiling_and_sides_have_the_normals_of_the_convention():
     assert view.depth[-1, middle[1]] == pytest.approx(1 / below)
 
 
-def test_a_ball_is_nearest_and_faces_the_camera_at_its_centre():
+def test_depth_and_normals_of_a_ball():
     ball = Primitive("ellipsoid", np.array([0, 0, -4.0]), np.full(3, 0.5), GRAY, label=3, part=2, instance=7)
-    view = cast([BACKDROP, ball], AHEAD, SIZE)
+    view = cast_rays([BACKDROP, ball], AHEAD, SIZE)
     row, column = SIZE[0] // 2, SIZE[1] // 2
     assert view.depth[row, column] == pytest.approx(3.5)
     assert view.hit[row, column] == 1
     np.testing.assert_allclose(view.normals[row, column], [0, 0, 1], atol=1e-9)
     on_ball = view.hit == 1
-    offset = points(AHEAD, view.depth)[on_ball] - ball.centre
+    offset = points(AHEAD, view.depth)[on_ball] - ball.center
     np.testing.assert_allclose(np.linalg.norm(offset, axis=1), 0.5)
     np.testing.assert_allclose(view.normals[on_ball], offset / 0.5, atol=1e-9)
 
 
 def solid_at(shape: Shape) -> Primitive:
-    rotation = turn(0.6, 1) @ turn(0.5, 0) @ turn(-0.3, 2)
+    rotation = axis_rotation(0.6, 1) @ axis_rotation(0.5, 0) @ axis_rotation(-0.3, 2)
     return Primitive(shape, np.array([0.2, -0.1, -3.0]), np.array([0.5, 0.7, 0.4]), GRAY, rotation=rotation)
 
 
 def inside(solid: Primitive, where: np.ndarray) -> np.ndarray:
     """How far points ``n 3`` are inside a solid: at least 1 outside, 1 on its surface."""
-    q = np.abs((where - solid.centre) @ solid.rotation / solid.scale)
+    q = np.abs((where - solid.center) @ solid.rotation / solid.scale)
     if solid.shape == "box":
         return q.max(1)
     if solid.shape == "cylinder":
@@ -90,23 +98,23 @@ def inside(solid: Primitive, where: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", ["box", "ellipsoid", "cylinder", "capsule"])
 class TestSolid:
-    def test_hits_lie_on_its_surface_with_nothing_of_it_before_them(self, shape):
+    def test_hits_are_the_first_points_on_the_surface(self, shape):
         solid = solid_at(shape)
-        view = cast([BACKDROP, solid], AHEAD, SIZE)
+        view = cast_rays([BACKDROP, solid], AHEAD, SIZE)
         seen = view.hit == 1
         hits = points(AHEAD, view.depth)[seen]
         np.testing.assert_allclose(inside(solid, hits), 1, atol=1e-9)
         assert (inside(solid, hits * 0.999) > 1).all()
 
-    def test_rays_that_pass_it_by_never_enter_it(self, shape):
+    def test_missing_rays_never_enter_the_solid(self, shape):
         solid = solid_at(shape)
-        view = cast([BACKDROP, solid], AHEAD, SIZE)
+        view = cast_rays([BACKDROP, solid], AHEAD, SIZE)
         rays = np.moveaxis(AHEAD.rays(SIZE), 0, -1)[view.hit == 0]
         for depth in np.linspace(1.5, 4.5, 61):
             assert (inside(solid, rays * depth) >= 1).all()
 
-    def test_normals_are_unit_and_agree_with_neighbouring_points(self, shape):
-        view = cast([BACKDROP, solid_at(shape)], AHEAD, (240, 320))
+    def test_normals_agree_with_neighboring_points(self, shape):
+        view = cast_rays([BACKDROP, solid_at(shape)], AHEAD, (240, 320))
         where = points(AHEAD, view.depth)
         seen = view.hit == 1
         np.testing.assert_allclose(np.linalg.norm(view.normals, axis=-1), 1)
@@ -119,49 +127,49 @@ class TestSolid:
         agreement = (outward * view.normals[1:-1, 1:-1]).sum(-1)[whole]
         assert np.quantile(agreement, 0.1) > 0.99
 
-    def test_a_window_of_the_image_loses_none_of_it(self, shape):
+    def test_image_windows_contain_the_solid(self, shape):
         solid = solid_at(shape)
         hit = intersect(solid, np.zeros(3), AHEAD.rays(SIZE).reshape(3, -1)).reshape(SIZE)
-        assert ((cast([BACKDROP, solid], AHEAD, SIZE).hit == 1) == np.isfinite(hit)).all()
+        assert ((cast_rays([BACKDROP, solid], AHEAD, SIZE).hit == 1) == np.isfinite(hit)).all()
 
-    def test_rays_from_within_and_rays_away_from_it_miss(self, shape):
+    def test_rays_from_inside_and_away_miss(self, shape):
         solid = solid_at(shape)
         rays = AHEAD.rays(SIZE).reshape(3, -1)
-        assert np.isinf(intersect(solid, solid.centre, rays)).all()
+        assert np.isinf(intersect(solid, solid.center, rays)).all()
         assert np.isinf(intersect(solid, np.zeros(3), -rays)).all()
 
 
-def test_a_solid_across_the_plane_of_the_camera_is_still_seen():
+def test_a_solid_across_the_camera_plane_is_visible():
     beam = Primitive("box", np.array([0, -1, 0.0]), np.array([0.2, 0.2, 6]), GRAY)
-    view = cast([BACKDROP, beam], AHEAD, SIZE)
+    view = cast_rays([BACKDROP, beam], AHEAD, SIZE)
     assert view.hit[-1, SIZE[1] // 2] == 1
 
 
-def test_a_ball_before_a_light_casts_a_shadow_of_its_projected_size():
+def test_a_ball_casts_a_shadow_of_its_projected_size():
     ball = Primitive("ellipsoid", np.array([3.0, 0, -6]), np.full(3, 0.3), GRAY)
     light = Light(np.array([3.0, 0, -4]), np.ones(3))
     camera = Camera(np.array([3.0, 0, -2]), np.eye(3), 0.9)
     aside = Camera(np.zeros(3), np.eye(3), 0.9)
     for eye in (camera, aside):
-        view = cast([BACKDROP, ball], eye, (65, 65), [light], ambient=0.25)
+        view = cast_rays([BACKDROP, ball], eye, (65, 65), [light], ambient=0.25)
         where = points(eye, view.depth) + eye.position
         wall = view.hit == 0
         radius = np.hypot(where[..., 0] - 3, where[..., 1])
         # The tangent cone of a ball of radius 0.3 at distance 2, at distance 4.
         cone = 4 * 0.3 / np.sqrt(4 - 0.09)
-        dark = view.colour[..., 0] <= 0.125 + 1e-9
+        dark = view.color[..., 0] <= 0.125 + 1e-9
         assert (dark == (radius < cone))[wall].all()
 
 
-def test_nothing_shades_itself():
+def test_surfaces_do_not_shade_themselves():
     solids = [BACKDROP, *(Primitive("box", np.array([x, 0, -4.0]), np.full(3, 0.4), GRAY) for x in (-1, 1))]
-    view = cast(solids, AHEAD, SIZE, [Light(np.array([0.0, 0, -1]), np.ones(3))], ambient=0)
+    view = cast_rays(solids, AHEAD, SIZE, [Light(np.array([0.0, 0, -1]), np.ones(3))], ambient=0)
     facing = (view.hit > 0) & (view.normals[..., 2] > 0.9)
-    assert (view.colour[facing] > 0).all()
+    assert (view.color[facing] > 0).all()
 
 
 @pytest.mark.parametrize("pattern", ["plain", "checker", "stripes", "noise"])
-def test_a_texture_mixes_two_colours_and_stays_between_them(pattern):
+def test_textures_stay_between_their_two_colors(pattern):
     first, second = np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.6, 0.4])
     material = Material(first, second, pattern, np.array([2.0, 3, 5]))
     albedo = material.albedo(np.random.default_rng(0).uniform(-1, 1, (3, 500)))
@@ -171,7 +179,7 @@ def test_a_texture_mixes_two_colours_and_stays_between_them(pattern):
     assert (albedo.std(1) > 0.01).all() == (pattern != "plain")
 
 
-def test_glow_needs_no_light():
+def test_glowing_surfaces_need_no_light():
     lit = Material(np.full(3, 0.5), np.full(3, 0.5), glow=1)
-    view = cast([replace(BACKDROP, material=lit)], AHEAD, SIZE, ambient=0)
-    np.testing.assert_allclose(view.colour, 0.5)
+    view = cast_rays([replace(BACKDROP, material=lit)], AHEAD, SIZE, ambient=0)
+    np.testing.assert_allclose(view.color, 0.5)

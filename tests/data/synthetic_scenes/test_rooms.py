@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from htt_lightning.data.synthetic_scenes import furniture
-from htt_lightning.data.synthetic_scenes.furniture import Thing, bounds
+from htt_lightning.data.synthetic_scenes.furniture import SceneClass, bounds
 from htt_lightning.data.synthetic_scenes.people import Part, person
 from htt_lightning.data.synthetic_scenes.rooms import DEPTH_RANGE, TASKS, compose, has_people, render
 
@@ -15,7 +15,7 @@ def scenes():
     return [render(3, index, SIZE) for index in range(COUNT)]
 
 
-def test_maps_have_the_types_and_shapes_of_the_task_conventions(scenes):
+def test_maps_have_the_dtypes_and_shapes_of_their_tasks(scenes):
     for scene in scenes:
         assert set(scene) == {"image", *TASKS}
         for name, channels in {"image": (3,), "semseg": (), "human_parts": (), "saliency": (), "edges": ()}.items():
@@ -28,17 +28,10 @@ def test_maps_have_the_types_and_shapes_of_the_task_conventions(scenes):
         assert set(np.unique(scene["saliency"])) | set(np.unique(scene["edges"])) <= {0, 1}
 
 
-def test_depth_stays_in_range(scenes):
-    for scene in scenes:
-        assert scene["depth"].min() >= DEPTH_RANGE[0]
-        assert scene["depth"].max() <= DEPTH_RANGE[1]
-
-
-def test_depth_stays_in_range_in_square_and_upright_views():
-    for index in range(10):
-        for size in ((48, 48), (72, 48)):
-            depth = render(6, index, size)["depth"]
-            assert DEPTH_RANGE[0] <= depth.min() <= depth.max() <= DEPTH_RANGE[1]
+def test_depth_stays_in_range_at_any_aspect_ratio(scenes):
+    others = [render(6, index, size) for index in range(10) for size in ((48, 48), (72, 48))]
+    for scene in [*scenes, *others]:
+        assert DEPTH_RANGE[0] <= scene["depth"].min() <= scene["depth"].max() <= DEPTH_RANGE[1]
 
 
 def test_normals_are_unit_and_face_the_camera(scenes):
@@ -48,11 +41,11 @@ def test_normals_are_unit_and_face_the_camera(scenes):
         assert (-(scene["normals"] * rays).sum(-1) > 0).all()
 
 
-def test_back_projected_neighbours_lie_in_the_plane_of_their_normal(scenes):
+def test_back_projected_neighbors_lie_in_the_plane_of_normals(scenes):
     checked = 0
     for index, scene in enumerate(scenes[:10]):
         points = np.moveaxis(compose(3, index).camera.rays(SIZE) * scene["depth"], 0, -1)
-        flat = np.isin(scene["semseg"], (Thing.WALL, Thing.FLOOR, Thing.CEILING)) & (scene["edges"] == 0)
+        flat = np.isin(scene["semseg"], (SceneClass.WALL, SceneClass.FLOOR, SceneClass.CEILING)) & (scene["edges"] == 0)
         for pair in (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]):
             both = flat[pair[0]] & flat[pair[1]]
             step = points[pair[1]] - points[pair[0]]
@@ -63,20 +56,20 @@ def test_back_projected_neighbours_lie_in_the_plane_of_their_normal(scenes):
     assert checked > 10_000
 
 
-def test_floors_look_up_and_ceilings_down(scenes):
+def test_floor_normals_point_up_and_ceiling_normals_down(scenes):
     for scene in scenes:
-        assert (scene["normals"][scene["semseg"] == Thing.FLOOR][:, 1] > 0.8).all()
-        assert (scene["normals"][scene["semseg"] == Thing.CEILING][:, 1] < -0.8).all()
+        assert (scene["normals"][scene["semseg"] == SceneClass.FLOOR][:, 1] > 0.8).all()
+        assert (scene["normals"][scene["semseg"] == SceneClass.CEILING][:, 1] < -0.8).all()
 
 
 def test_every_class_is_common(scenes):
-    images = np.array([[(scene["semseg"] == thing).any() for thing in Thing] for scene in scenes]).mean(0)
+    images = np.array([[(scene["semseg"] == thing).any() for thing in SceneClass] for scene in scenes]).mean(0)
     pixels = np.bincount(np.concatenate([scene["semseg"].ravel() for scene in scenes]), minlength=13) / COUNT
     assert (images > 0.2).all()
     assert (pixels / np.prod(SIZE) > 0.005).all()
 
 
-def test_three_in_four_images_hold_people_large_enough_to_see(scenes):
+def test_three_in_four_images_have_visible_people(scenes):
     held = [scene for scene in scenes if (scene["human_parts"] != 255).any()]
     assert 0.6 < len(held) / COUNT < 0.9
     assert np.median([(scene["human_parts"] > 0).mean() for scene in held]) > 0.04
@@ -85,7 +78,7 @@ def test_three_in_four_images_hold_people_large_enough_to_see(scenes):
     assert (parts / parts.sum() > 0.003).all()
 
 
-def test_an_image_without_people_has_no_label_for_their_parts(scenes):
+def test_images_without_people_lack_human_parts(scenes):
     for scene in scenes:
         assert (scene["human_parts"] == 255).all() or (
             scene["human_parts"].max() < 7 and (scene["human_parts"] > 0).any()
@@ -96,14 +89,14 @@ def test_people_are_salient_objects(scenes):
     for scene in scenes:
         people = (scene["human_parts"] > 0) & (scene["human_parts"] != 255)
         assert (scene["saliency"][people] == 1).all()
-        assert (scene["semseg"][people] == Thing.OBJECTS).all()
+        assert (scene["semseg"][people] == SceneClass.OBJECTS).all()
 
 
 def test_something_salient_is_always_in_view(scenes):
     assert all(0.002 < scene["saliency"].mean() < 0.6 for scene in scenes)
 
 
-def test_edges_are_borders_between_instances(scenes):
+def test_edges_separate_instances(scenes):
     for scene in scenes:
         edge, label = scene["edges"] == 1, scene["semseg"]
         assert edge[:, :-1][label[:, :-1] != label[:, 1:]].all()
@@ -111,7 +104,7 @@ def test_edges_are_borders_between_instances(scenes):
         assert 0.02 < edge.mean() < 0.3
 
 
-def test_a_scene_is_a_function_of_its_key():
+def test_a_scene_depends_on_its_key_only():
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     first, again = render(1, 2, (24, 32)), render(1, 2, (24, 32))
     assert all((first[name] == again[name]).all() for name in first)
@@ -121,7 +114,7 @@ def test_a_scene_is_a_function_of_its_key():
 
 
 def test_geometry_does_not_depend_on_the_size():
-    # A size three times as large has every third pixel's centre where the small image has its own.
+    # A size three times as large has every third pixel's center where the small image has its own.
     small, large = render(1, 4, (20, 30)), render(1, 4, (60, 90))
     for name in ("semseg", "depth", "normals", "saliency", "human_parts"):
         np.testing.assert_array_equal(small[name], large[name][1::3, 1::3])
@@ -131,12 +124,12 @@ def test_furniture_stays_in_the_room():
     for index in range(10):
         solids = compose(2, index).solids
         room = [solid for solid in solids if solid.shape == "plane"]
-        bin_centers = np.array([solid.centre for solid in room])
+        centers = np.array([solid.center for solid in room])
         for solid in solids:
             if solid.shape != "plane":
                 low, high = bounds([solid])
-                assert (low >= bin_centers.min(0) - 1e-6).all()
-                assert (high <= bin_centers.max(0) + 1e-6).all()
+                assert (low >= centers.min(0) - 1e-6).all()
+                assert (high <= centers.max(0) + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", ["bed", "sofa", "chair", "table", "cabinet", "bookcase", "sideboard", "lamp", "books"])
@@ -157,21 +150,28 @@ def test_people_have_all_parts_and_stand_on_the_floor(seated):
         assert low[1] == pytest.approx(0)
         assert 0.9 < high[1] < 2.5
         assert body[0].part == Part.HEAD
-        assert {solid.label for solid in piece if solid.instance == 1} == ({Thing.CHAIR} if seated else set())
+        assert {solid.label for solid in piece if solid.instance == 1} == ({SceneClass.CHAIR} if seated else set())
 
 
-def test_colour_does_not_give_the_class_away(scenes):
-    """Mean colours of two classes differ by less than the colours within either of them."""
-    colours = {
+def test_color_does_not_tell_the_class(scenes):
+    """Mean colors of two classes differ by less than the colors within either of them."""
+    colors = {
         thing: np.array([s["image"][s["semseg"] == thing].mean(0) for s in scenes if (s["semseg"] == thing).sum() > 20])
-        for thing in (Thing.WALL, Thing.FLOOR, Thing.OBJECTS, Thing.BED, Thing.SOFA, Thing.FURNITURE)
+        for thing in (
+            SceneClass.WALL,
+            SceneClass.FLOOR,
+            SceneClass.OBJECTS,
+            SceneClass.BED,
+            SceneClass.SOFA,
+            SceneClass.FURNITURE,
+        )
     }
-    means = np.array([values.mean(0) for values in colours.values()])
-    spread = min(values.std(0).mean() for values in colours.values())
+    means = np.array([values.mean(0) for values in colors.values()])
+    spread = min(values.std(0).mean() for values in colors.values())
     assert (means.max(0) - means.min(0) < 2 * spread).all()
 
 
-def test_people_are_known_of_without_rendering(scenes):
+def test_has_people_agrees_with_rendering(scenes):
     seen = [bool(np.isin(scene["human_parts"], range(1, 7)).any()) for scene in scenes]
     assert [has_people(3, index) for index in range(COUNT)] == seen
     assert 0.7 < np.mean(seen) < 0.97
