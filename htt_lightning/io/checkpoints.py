@@ -74,7 +74,7 @@ def _read_verified(path: str, version: tuple[int, ...]) -> dict[str, Any]:
     """Read a version of a file, identified by its times and size."""
     checkpoint: dict[str, Any] = safe_torch_load(path, mmap=True)
     tasks = [Task.from_config(config) for config in checkpoint["hyper_parameters"]["tasks"]]
-    if not tasks or any(not task.name.isidentifier() or task.num_tokens < 1 for task in tasks):
+    if not tasks or any(task.num_tokens < 1 for task in tasks):
         raise ValueError("it has no valid tasks")
     check_finite(checkpoint["state_dict"])
     return checkpoint

@@ -1,9 +1,7 @@
-"""Metrics of the benchmark, pooled over all pixels of a data set (protocol.md 5).
+"""Metrics that pool the pixels of a dataset.
 
-Every metric is updated with a decoded prediction and a target at the same size, in which missing pixels are marked: 255
-in index maps, NaN in fields. It computes all the figures that one pass over the pixels gives, by name, as float64
-scalars. Its states are sums, so pieces of a data set and processes simply add up. Without a valid pixel every figure is
-NaN.
+A metric takes decoded predictions and targets of one size, with missing pixels marked as 255 or NaN. It computes values
+by name as float64 scalars, NaN without a valid pixel. All states are sums, so batches and processes add up exactly.
 """
 
 from htt_lightning.metrics.boundary import BoundaryFMeasure
@@ -11,14 +9,6 @@ from htt_lightning.metrics.classes import SegmentationScores
 from htt_lightning.metrics.depth import DepthErrors
 from htt_lightning.metrics.max_f import MaxFMeasure
 from htt_lightning.metrics.normals import NormalErrors
-from htt_lightning.metrics.pooled import MeanLoss, SumStateMetric
+from htt_lightning.metrics.pooled import SumStateMetric
 
-__all__ = [
-    "BoundaryFMeasure",
-    "DepthErrors",
-    "MaxFMeasure",
-    "MeanLoss",
-    "NormalErrors",
-    "SegmentationScores",
-    "SumStateMetric",
-]
+__all__ = ["BoundaryFMeasure", "DepthErrors", "MaxFMeasure", "NormalErrors", "SegmentationScores", "SumStateMetric"]

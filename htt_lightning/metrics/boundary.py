@@ -1,4 +1,4 @@
-"""The F-measure of boundaries, figure of edge detection."""
+"""F-measure of boundaries."""
 
 import math
 
@@ -12,19 +12,24 @@ from htt_lightning.metrics.pooled import SumStateMetric, f_measure
 
 
 class BoundaryFMeasure(SumStateMetric):
-    """Boundary F-measure in percent, at one threshold for all images and at each image's own: odsF, oisF.
+    """Boundary F-measure in percent, at one threshold for all images and at the best of each: odsF, oisF.
 
-    Predicted and true boundary pixels are matched one to one (protocol.md 5). A pair lies no further apart than
-    ``tolerance`` times the diagonal of the rectangle around all pixels that are not missing: of the image without its
-    padding.
+    Predicted and true boundary pixels are matched one to one, up to ``tolerance`` times the image diagonal. This is
+    the diagonal of the rectangle around all valid pixels, without padding.
 
     Args:
-        tolerance: Largest distance of a pair as a part of the diagonal: 0.011 for NYUD, 0.0075 for PASCAL.
-        num_thresholds: Number of thresholds, evenly spaced strictly inside (0, 1).
+        tolerance: Largest distance of a pair relative to the diagonal: 0.011 for NYUD, 0.0075 for PASCAL.
+        num_thresholds: Number of thresholds, evenly spaced inside (0, 1).
         thin_predictions: Thin the binary prediction at each threshold to lines of one pixel before matching.
 
     Raises:
         ValueError: The tolerance is negative, or there is no threshold.
+
+    >>> metric = BoundaryFMeasure()
+    >>> edges = torch.eye(8)[None]
+    >>> metric.update(edges, edges.long())
+    >>> metric.compute()["ods_f"]
+    tensor(100., dtype=torch.float64)
     """
 
     higher_is_better = True
@@ -38,9 +43,9 @@ class BoundaryFMeasure(SumStateMetric):
     def __init__(self, tolerance: float = 0.011, num_thresholds: int = 19, thin_predictions: bool = False) -> None:
         super().__init__()
         if num_thresholds < 1:
-            raise ValueError(f"There must be at least one threshold, got {num_thresholds}.")
+            raise ValueError(f"num_thresholds must be at least 1, got {num_thresholds}.")
         if tolerance < 0:
-            raise ValueError(f"The tolerance must not be negative, got {tolerance}.")
+            raise ValueError(f"tolerance must be at least 0, got {tolerance}.")
         self.thresholds = tuple(k / (num_thresholds + 1) for k in range(1, num_thresholds + 1))
         self.tolerance = tolerance
         self.thin_predictions = thin_predictions
@@ -54,7 +59,7 @@ class BoundaryFMeasure(SumStateMetric):
 
         Args:
             pred: Probabilities, ``b h w`` in [0, 1], any float type; NaN is never predicted.
-            target: Integer ``b h w`` of 0 and 1, 255 where missing; missing pixels are neither predicted nor true.
+            target: Integer ``b h w`` of 0 and 1, 255 where missing.
         """
         thresholds = np.array(self.thresholds, np.float32)
         for probability, label in zip(pred.detach().float().cpu().numpy(), target.cpu().numpy(), strict=True):
@@ -64,7 +69,7 @@ class BoundaryFMeasure(SumStateMetric):
             matched = torch.from_numpy(counts.matched).to(self.matched.device)
             predicted = torch.from_numpy(counts.predicted).to(self.predicted.device)
             true = torch.tensor(counts.true, device=self.true.device)
-            # Of thresholds that are equally good the highest: where nothing is true, the fewer pixels the better.
+            # Of equally good thresholds the highest, which predicts the fewest pixels.
             best = len(matched) - 1 - f_measure(matched, predicted, true, beta2=1).flip(0).argmax()
             self.matched, self.predicted = self.matched + matched, self.predicted + predicted
             self.best_matched = self.best_matched + matched[best]
@@ -72,13 +77,17 @@ class BoundaryFMeasure(SumStateMetric):
             self.true, self.pixels = self.true + true, self.pixels + int(valid.sum())
 
     def compute(self) -> dict[str, Tensor]:
-        """``ods_f`` and ``ois_f``, from counts pooled over images; 0 where precision or recall does not exist."""
+        """Compute ``ods_f`` and ``ois_f``; 0 without precision or recall."""
         ods = f_measure(self.matched, self.predicted, self.true, beta2=1).max()
         ois = f_measure(self.best_matched, self.best_predicted, self.true, beta2=1)
         return {name: torch.where(self.pixels > 0, f, torch.nan) for name, f in (("ods_f", ods), ("ois_f", ois))}
 
 
-def valid_extent(seen: NDArray[np.bool_]) -> int:
-    """How far it is from the first to the last True, both included."""
-    places = np.flatnonzero(seen)
+def valid_extent(valid: NDArray[np.bool_]) -> int:
+    """Measure the distance from the first to the last True, both included; 0 without any.
+
+    >>> valid_extent(np.array([False, True, False, True]))
+    3
+    """
+    places = np.flatnonzero(valid)
     return int(places[-1] - places[0] + 1) if places.size else 0

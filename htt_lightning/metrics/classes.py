@@ -1,4 +1,4 @@
-"""Figures of classification: mean intersection over union, pixel accuracy."""
+"""Mean intersection over union and pixel accuracy."""
 
 from typing import Literal
 
@@ -9,13 +9,19 @@ from htt_lightning.metrics.pooled import PERCENT, SumStateMetric, percent
 
 
 class SegmentationScores(SumStateMetric):
-    """Mean intersection over union and pixel accuracy in percent, from one confusion matrix (protocol.md 5).
+    """Mean intersection over union and pixel accuracy in percent, from one confusion matrix.
 
-    Labels outside ``[0, num_classes)`` are missing. A class is absent when it is in neither label nor prediction.
+    Labels outside ``[0, num_classes)`` are missing.
 
     Args:
         num_classes: Number of classes.
-        absent_classes: ``skip`` leaves absent classes out of the mean, ``zero`` counts them as 0 as some papers do.
+        absent_classes: ``skip`` leaves classes in neither labels nor predictions out of the mean, ``zero`` counts them
+            as 0.
+
+    >>> metric = SegmentationScores(2)
+    >>> metric.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]))
+    >>> metric.compute()["pixel_acc"]
+    tensor(50., dtype=torch.float64)
     """
 
     higher_is_better = True
@@ -45,7 +51,7 @@ class SegmentationScores(SumStateMetric):
         self.confusion = self.confusion + pairs.view_as(self.confusion)
 
     def compute(self) -> dict[str, Tensor]:
-        """``miou`` and ``pixel_acc``."""
+        """Compute ``miou`` and ``pixel_acc``."""
         hit = self.confusion.diagonal()
         union = self.confusion.sum(0) + self.confusion.sum(1) - hit
         present = union > 0

@@ -1,4 +1,4 @@
-"""Figures of depth estimation."""
+"""Depth errors."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,14 @@ from htt_lightning.metrics.pooled import SumStateMetric, percent
 
 
 class DepthErrors(SumStateMetric):
-    """Errors of depth, or of any positive field (protocol.md 5).
+    """Errors of depth, or of any positive field.
 
-    A pixel is valid where the target is finite and positive; predictions are clamped to at least 1e-9.
+    A pixel is valid where the target is finite and positive. Predictions are clamped to at least 1e-9.
+
+    >>> metric = DepthErrors()
+    >>> metric.update(torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 4.0))
+    >>> metric.compute()["abs_rel"]
+    tensor(0.5000, dtype=torch.float64)
     """
 
     sums: Tensor
@@ -39,19 +44,13 @@ class DepthErrors(SumStateMetric):
         self.counted = self.counted + g.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean errors, and how often prediction and target lie within a factor of each other.
+        """Compute mean errors and shares of pixels.
 
         Returns:
-            ``abs_err`` and ``rmse`` in the unit of the target, metres for most data sets; ``abs_rel``, the error as a
-            part of the target; ``rmse_log``, of natural logarithms; ``delta1``, ``delta2`` and ``delta3``, percent
-            within a factor of less than 1.25, 1.25^2 and 1.25^3.
+            ``abs_err`` and ``rmse`` in the unit of the target. ``abs_rel``, the error relative to the target.
+            ``rmse_log`` of natural logarithms. ``delta1``, ``delta2`` and ``delta3``, percent within a factor of less
+            than 1.25, 1.25² and 1.25³.
         """
         absolute, relative, square, log_square = self.sums / self.counted
-        names = ("delta1", "delta2", "delta3")
-        return {
-            "abs_err": absolute,
-            "abs_rel": relative,
-            "rmse": square.sqrt(),
-            "rmse_log": log_square.sqrt(),
-            **dict(zip(names, percent(self.within, self.counted), strict=True)),
-        }
+        errors = {"abs_err": absolute, "abs_rel": relative, "rmse": square.sqrt(), "rmse_log": log_square.sqrt()}
+        return errors | dict(zip(("delta1", "delta2", "delta3"), percent(self.within, self.counted), strict=True))

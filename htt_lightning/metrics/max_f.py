@@ -1,28 +1,33 @@
-"""The F-measure of a binary map, figure of saliency detection."""
+"""Maximum F-measure of binary maps."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from htt_lightning.metrics.pooled import SumStateMetric, f_measure
+from htt_lightning.metrics.pooled import SumStateMetric, counts_per_threshold, f_measure
 
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))
-"""0.05, 0.10, ..., 0.95 (protocol.md 5)."""
+"""0.05, 0.10, ..., 0.95."""
 
 
 class MaxFMeasure(SumStateMetric):
-    """Maximum over thresholds of the F-measure of pooled counts in percent: maxF of saliency (protocol.md 5).
+    """Maximum over thresholds of the F-measure of pooled counts in percent: maxF of saliency.
 
-    Published figures have been computed with another sigmoid on top of the probability, which leaves four thresholds
-    that tell pixels apart (protocol.md 6.9); ``max_f_double_sigmoid`` is for comparison with them.
+    Published code applies another sigmoid to the probability, which leaves four distinct thresholds.
+    ``max_f_double_sigmoid`` is for comparison with published values.
 
     Args:
-        thresholds: Ascending; a pixel is predicted where its probability is at least the threshold.
+        thresholds: Ascending thresholds; a pixel is predicted where its probability is at least the threshold.
         beta2: Squared beta; below 1 it stresses precision.
 
     Raises:
         ValueError: The thresholds are not ascending, or there is none.
+
+    >>> metric = MaxFMeasure()
+    >>> metric.update(torch.tensor([[[0.9, 0.2]]]), torch.tensor([[[1, 0]]]))
+    >>> metric.compute()["max_f"]
+    tensor(100., dtype=torch.float64)
     """
 
     higher_is_better = True
@@ -34,7 +39,7 @@ class MaxFMeasure(SumStateMetric):
     def __init__(self, thresholds: Sequence[float] = THRESHOLDS, beta2: float = 0.3) -> None:
         super().__init__()
         if not thresholds or list(thresholds) != sorted(thresholds):
-            raise ValueError("Thresholds must be ascending, and at least one.")
+            raise ValueError(f"thresholds must be ascending and at least one, got {thresholds}.")
         self.thresholds = tuple(thresholds)
         self.beta2 = beta2
         # A row for the probability, one for its sigmoid.
@@ -52,21 +57,18 @@ class MaxFMeasure(SumStateMetric):
         """
         valid = (target == 0) | (target == 1)
         true, probability = target[valid] == 1, pred[valid].float()
-        # The number of thresholds that a pixel reaches. Both sides are float32, so that 0.7 reaches 0.7.
+        # Both sides are float32, so that 0.7 reaches 0.7.
         thresholds = torch.tensor(self.thresholds, device=pred.device)
         values = (probability, probability.sigmoid())
         reached = [torch.bucketize(value.nan_to_num(nan=-1), thresholds, right=True) for value in values]
-        self.matched = self.matched + torch.stack([self._at_least(r[true]) for r in reached])
-        self.predicted = self.predicted + torch.stack([self._at_least(r) for r in reached])
+        count = len(thresholds)
+        self.matched = self.matched + torch.stack([counts_per_threshold(r[true], count) for r in reached])
+        self.predicted = self.predicted + torch.stack([counts_per_threshold(r, count) for r in reached])
         self.true = self.true + true.sum()
         self.pixels = self.pixels + true.numel()
 
-    def _at_least(self, reached: Tensor) -> Tensor:
-        """Pixels that reach each threshold, int64 ``t``."""
-        return torch.bincount(reached, minlength=len(self.thresholds) + 1).flip(0).cumsum(0).flip(0)[1:]
-
     def compute(self) -> dict[str, Tensor]:
-        """``max_f`` and ``max_f_double_sigmoid``; 0 where precision or recall does not exist."""
+        """Compute ``max_f`` and ``max_f_double_sigmoid``; 0 without precision or recall."""
         best = f_measure(self.matched, self.predicted, self.true, self.beta2).amax(1)
         best = torch.where(self.pixels > 0, best, torch.nan)
         return {"max_f": best[0], "max_f_double_sigmoid": best[1]}

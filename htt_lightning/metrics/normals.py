@@ -1,24 +1,29 @@
-"""Figures of surface normal estimation."""
+"""Angular errors of surface normals."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from htt_lightning.metrics.pooled import SumStateMetric, percent
 
 STEP = 0.01
-"""Degrees from one angle to the next among which the median is looked for."""
+"""Bin width in degrees of the histogram that gives the median."""
 
 LIMITS = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
-"""Degrees."""
+"""Angles in degrees by metric."""
 
 
 class NormalErrors(SumStateMetric):
-    """Angles between normals in degrees, pooled over all pixels (protocol.md 5).
+    """Angles between normals in degrees, pooled over all pixels.
 
-    Both vectors are normalised. A pixel is valid where the target is finite and not the zero vector; a predicted zero
-    vector counts as 90 degrees. The median is that of angles rounded to 0.01 degrees: exact to 0.005 degrees, from
-    a histogram instead of all angles.
+    Both vectors are normalized. A pixel is valid where the target is finite and not zero; a predicted zero vector
+    counts as 90 degrees. The median comes from a histogram and is exact to 0.005 degrees.
+
+    >>> metric = NormalErrors()
+    >>> x, z = torch.eye(3)[[0, 2]].view(2, 1, 3, 1, 1)
+    >>> metric.update(x, z)
+    >>> metric.compute()["mean"]
+    tensor(90., dtype=torch.float64)
     """
 
     sums: Tensor
@@ -40,9 +45,8 @@ class NormalErrors(SumStateMetric):
         """
         pred, target = pred.movedim(1, -1), target.movedim(1, -1)
         valid = target.isfinite().all(-1) & target.any(-1)
-        p = functional.normalize(pred[valid].float(), dim=-1)
-        g = functional.normalize(target[valid].float(), dim=-1)
-        # Exact for small angles as well, where the arc cosine of the dot product has lost its digits.
+        p, g = F.normalize(pred[valid].float(), dim=-1), F.normalize(target[valid].float(), dim=-1)
+        # The arc cosine of the dot product has lost the digits of small angles.
         angle = torch.rad2deg(2 * torch.atan2((p - g).norm(dim=-1), (p + g).norm(dim=-1)))
         self.sums = self.sums + torch.stack([angle.double().sum(), angle.double().square().sum()])
         self.within = self.within + torch.stack([(angle < limit).sum() for limit in LIMITS.values()])
@@ -50,20 +54,10 @@ class NormalErrors(SumStateMetric):
         self.histogram = self.histogram + torch.bincount(steps, minlength=len(self.histogram))
 
     def compute(self) -> dict[str, Tensor]:
-        """``mean``, ``median`` and ``rmse`` in degrees; percent ``within_11.25``, ``within_22.5``, ``within_30``.
-
-        The shares are of angles strictly below the limits.
-        """
+        """Compute ``mean``, ``median`` and ``rmse`` in degrees, and percent of angles below each of ``LIMITS``."""
         counted = self.histogram.sum()
         mean, square = self.sums / counted
-        return {
-            "mean": mean,
-            "median": torch.where(counted > 0, self._median(counted), torch.nan),
-            "rmse": square.sqrt(),
-            **dict(zip(LIMITS, percent(self.within, counted), strict=True)),
-        }
-
-    def _median(self, counted: Tensor) -> Tensor:
-        """The angle in the middle, or the mean of the two in the middle."""
         middle = torch.stack([(counted - 1) // 2, counted // 2])
-        return STEP * torch.searchsorted(self.histogram.cumsum(0), middle, right=True).double().mean()
+        median = STEP * torch.searchsorted(self.histogram.cumsum(0), middle, right=True).double().mean()
+        angles = {"mean": mean, "median": torch.where(counted > 0, median, torch.nan), "rmse": square.sqrt()}
+        return angles | dict(zip(LIMITS, percent(self.within, counted), strict=True))

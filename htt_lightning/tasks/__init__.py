@@ -1,4 +1,7 @@
-"""The six dense prediction tasks; a new one is a file here, or a class anywhere named by its ``class_path``."""
+"""Dense prediction tasks.
+
+A new task is a file of this folder, or a class elsewhere that configs name by its ``class_path``.
+"""
 
 from htt_lightning.tasks.base import IGNORE_INDEX, Task
 from htt_lightning.tasks.binned_regression import BinnedRegression

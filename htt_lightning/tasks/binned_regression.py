@@ -1,4 +1,4 @@
-"""What regression tasks share: a value is the expectation over bins that the network classifies."""
+"""Regression as an expected value over bins."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -23,13 +23,14 @@ from htt_lightning.tasks.pseudo_label import PseudoLabel
 
 @dataclass(frozen=True, kw_only=True)
 class BinnedRegression(Task):
-    """A field that is decoded as an expectation over bins (method.md, Shapes).
+    """A field that is decoded as the expected value over bins.
 
     Args:
         num_bins: Number of bins.
-        bin_loss_weight: Weight of the bin classification beside the L1 loss.
-        confidence_inv_temperature: Factor on the bin logits before the softmax whose maximum is the
-            confidence in a pseudo-label.
+        bin_loss_weight: Weight of the bin classification relative to the L1 loss.
+        confidence_inv_temperature: Factor on the bin logits before the softmax whose maximum is the confidence in a
+            pseudo-label.
+        **kwargs: Fields of ``Task``.
     """
 
     num_bins: int
@@ -42,15 +43,15 @@ class BinnedRegression(Task):
 
     @property
     def num_tokens(self) -> int:
-        """One token per bin."""
+        """Return the number of bins."""
         return self.num_bins
 
     @abstractmethod
     def bin_centers(self, like: Tensor) -> Tensor:
-        """Bin centres, made where they are used: no buffer to lose, no copy from the host.
+        """Compute the bin centers.
 
         Args:
-            like: A tensor of the device and type wanted.
+            like: Tensor of the device and type wanted.
 
         Returns:
             ``k`` or ``k c``.
@@ -58,7 +59,7 @@ class BinnedRegression(Task):
 
     @abstractmethod
     def expected_value(self, output: TaskOutput) -> Tensor:
-        """Decoded value at feature resolution.
+        """Compute the expected value over bins at feature resolution.
 
         Args:
             output: Network output.
@@ -69,17 +70,17 @@ class BinnedRegression(Task):
 
     @abstractmethod
     def nearest_bin(self, target: Tensor) -> Tensor:
-        """Index of each pixel's bin.
+        """Find the nearest bin of each pixel.
 
         Args:
-            target: ``b c h w``, NaN where missing.
+            target: Ground truth ``b c h w``, NaN where missing.
 
         Returns:
             int64 ``b h w``; any value where the target is missing.
         """
 
     def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
-        """L1 summed over components and cross entropy to the nearest bin; target ``b c h w``, NaN missing."""
+        """Compute the L1 loss, summed over components, and the cross entropy of the nearest bin."""
         size, valid = (target.shape[-2], target.shape[-1]), self.valid_mask(target)
         regression = l1(self.decode(output, size), target, valid)
         logits = upsample_to_image(upcast(output.logits), size)
@@ -87,23 +88,23 @@ class BinnedRegression(Task):
         return regression + self.bin_loss_weight * classification
 
     def pseudo_label(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
-        """The decoded value itself; it is trusted where one bin stands out."""
+        """Take the decoded value; its confidence is high where one bin stands out."""
         return PseudoLabel(self.decode(output, size), bin_confidence(output, size, self.confidence_inv_temperature))
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
-        """L1 of the kept pixels times their confidence, mean over all valid ones and the components.
+        """Compute the L1 loss of confident pixels times their confidence, mean over valid pixels and components.
 
-        A given label's loss is the sum over components (protocol.md 6.22); the published weights belong to these two.
+        The supervised loss is the sum over components instead; the published weights belong to these two.
         """
         error = (self.decode(output, (valid.shape[-2], valid.shape[-1])) - found.label).abs().mean(1)
         return masked_mean(found.confidence * self.confidence_mask(found.confidence) * error, valid)
 
     def soft_target(self, output: TaskOutput) -> Tensor:
-        """The decoded value, ``b c h/s w/s``."""
+        """Compute the expected value, ``b c h/s w/s``."""
         return self.expected_value(output)
 
     def distillation_loss(self, output: TaskOutput, soft_target: Tensor) -> Tensor:
-        """As on a given label: L1 summed over components and cross entropy to the nearest bin."""
+        """Compute the L1 loss and the cross entropy of the nearest bin, as on ground truth."""
         error = (self.expected_value(output) - soft_target).abs().sum(1)
         classification = F.cross_entropy(upcast(output.logits), self.nearest_bin(soft_target), reduction="none")
         return error + self.bin_loss_weight * classification

@@ -1,4 +1,4 @@
-"""Colours for pictures of maps."""
+"""Colors of drawn maps."""
 
 import colorsys
 from functools import cache
@@ -10,26 +10,38 @@ from einops import rearrange
 from torch import Tensor
 
 MISSING_GRAY = 128
-"""Grey level of missing pixels."""
+"""Gray level of missing pixels."""
 
 
 @cache
 def class_palette(count: int) -> Tensor:
-    """A palette ``k 3``, uint8: class 0 dark, the others apart in hue by the golden ratio."""
-    hues = [(k * 0.618034) % 1 for k in range(count)]
+    """Make a palette of distinct hues, with a dark class 0.
+
+    Args:
+        count: Number of classes k.
+
+    Returns:
+        uint8 ``k 3``.
+    """
+    hues = [(k * 0.618034) % 1 for k in range(count)]  # the golden ratio keeps neighbors apart
     shades = [colorsys.hsv_to_rgb(hue, 0.55 + 0.35 * (k % 2), 0.95 - 0.25 * (k % 3)) for k, hue in enumerate(hues)]
     return (torch.tensor([(0.12, 0.12, 0.16), *shades[1:]]) * 255).to(torch.uint8)
 
 
 def apply_palette(palette: Tensor, index: Tensor) -> Tensor:
-    """Look colours up.
+    """Look up the colors of an index map.
 
     Args:
-        palette: uint8 ``k 3``.
-        index: int ``b h w``; anything outside the palette is missing.
+        palette: Colors, uint8 ``k 3``.
+        index: Integers ``b h w``; values outside the palette are missing.
 
     Returns:
         uint8 ``b 3 h w``.
+
+    >>> apply_palette(torch.tensor([[0, 0, 0], [255, 0, 0]], dtype=torch.uint8), torch.tensor([[[1, 255]]]))[0, :, 0]
+    tensor([[255, 128],
+            [  0, 128],
+            [  0, 128]], dtype=torch.uint8)
     """
     valid = (index >= 0) & (index < len(palette))
     picture = palette[index.long().masked_fill(~valid, 0)]
@@ -37,10 +49,10 @@ def apply_palette(palette: Tensor, index: Tensor) -> Tensor:
 
 
 def heatmap(values: Tensor) -> Tensor:
-    """A scalar map in [0, 1] as a heat map.
+    """Draw a scalar map as a heat map.
 
     Args:
-        values: ``b h w``; NaN is missing, values outside the range are clipped.
+        values: Map ``b h w`` in [0, 1]; NaN is missing, and values outside the range are clipped.
 
     Returns:
         uint8 ``b 3 h w``.

@@ -1,4 +1,4 @@
-"""What kind of number a figure is: unit, direction, how it is written, and how much better it is than another."""
+"""Unit, direction and format of metrics, and Delta_m."""
 
 import math
 from collections.abc import Mapping
@@ -6,52 +6,64 @@ from typing import NamedTuple
 
 
 class MetricSpec(NamedTuple):
-    """What kind of number a figure is.
+    """Unit and direction of a metric.
 
     Attributes:
         unit: ``%``, ``m``, ``deg``, or empty.
-        higher_is_better: Its direction.
+        higher_is_better: Direction.
     """
 
     unit: str = "%"
     higher_is_better: bool = True
 
     def relative_gain(self, value: float, reference: float) -> float:
-        """Relative improvement in percent; positive is better, NaN where the reference is zero.
+        """Compute the relative improvement in percent.
 
         Args:
-            value: A figure.
-            reference: The same of another network.
+            value: Metric of a network.
+            reference: Metric of another network.
+
+        Returns:
+            Percent, positive if better; NaN if the reference is zero.
+
+        >>> MetricSpec("m", higher_is_better=False).relative_gain(0.4, 0.5)
+        20.0
         """
         gain = 100 * (value - reference) / reference if reference else math.nan
         return gain if self.higher_is_better else -gain
 
     def column_header(self, name: str) -> str:
-        """How a column is headed: name, unit and an arrow for the better direction.
+        """Join name, unit and an arrow for the better direction.
 
         Args:
-            name: Of the figure.
+            name: Name of the metric.
+
+        >>> MetricSpec().column_header("miou")
+        'miou % ↑'
         """
         return " ".join(filter(None, [name, self.unit, "↑" if self.higher_is_better else "↓"]))
 
     def format(self, value: float) -> str:
-        """A value with as many digits as papers give, a dash for NaN.
+        """Format a value with as many digits as papers give, or a dash for NaN.
 
         Args:
-            value: A figure.
+            value: Value of the metric.
+
+        >>> MetricSpec().format(31.234)
+        '31.23'
         """
         return "-" if math.isnan(value) else f"{value:.{2 if self.unit in ('%', 'deg') else 4}f}"
 
 
-def delta_m(kinds: Mapping[str, MetricSpec], headlines: Mapping[str, float], single: Mapping[str, float]) -> float:
-    """Relative multi-task gain in percent (protocol.md 5).
+def delta_m(specs: Mapping[str, MetricSpec], values: Mapping[str, float], baselines: Mapping[str, float]) -> float:
+    """Compute Delta_m, the mean relative gain over single-task networks in percent.
 
     Args:
-        kinds: Of the headline metrics by task; each one's direction decides the sign.
-        headlines: Headline metrics by task.
-        single: Those of single-task models with the same backbone and label mask.
+        specs: Specs of the primary metrics by task.
+        values: Primary metrics by task.
+        baselines: Primary metrics by task of single-task networks with the same backbone and label mask.
 
-    Returns:
-        Mean over tasks of the relative gain; positive is better.
+    >>> delta_m({"semseg": MetricSpec()}, {"semseg": 44.0}, {"semseg": 40.0})
+    10.0
     """
-    return sum(kind.relative_gain(headlines[task], single[task]) for task, kind in kinds.items()) / len(kinds)
+    return sum(spec.relative_gain(values[task], baselines[task]) for task, spec in specs.items()) / len(specs)

@@ -13,35 +13,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError
 from htt_lightning.losses import einsum_no_autocast, upcast
 from htt_lightning.metrics import NormalErrors
 from htt_lightning.output import TaskOutput, upsample_to_image
 from htt_lightning.tasks.binned_regression import BinnedRegression
 from htt_lightning.tasks.colormap import MISSING_GRAY
-from htt_lightning.tasks.label_statistics import LabelStatistics, RunningRange
 from htt_lightning.tasks.metric_spec import MetricSpec
 
-UNIT_TOLERANCE = 0.02
-"""How far the length of a normal may lie from 1: twice what eight bits per component round off."""
-
-FAR_FROM_BINS = 30
-"""Mean angle in degrees to the nearest bin above which the axes are suspect; half a bin is 12 degrees wide."""
+NUM_PUBLISHED_DIRECTIONS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normals(BinnedRegression):
-    """Unit surface normals (x right, y up, z to the camera), as the expectation over directions (method.md, Shapes).
+    """Unit surface normals, as the expected value over directions: x right, y up, z to the camera.
 
     Args:
         num_bins: Number of directions.
-        bin_directions: ``fibonacci`` spreads the bins evenly over the visible half-sphere (z > 0); ``published`` are
-            the 40 directions of the public release, uneven (protocol.md 6.29), for conformance and published weights.
-        **kwargs: See ``BinnedRegression``.
+        bin_directions: ``fibonacci`` spreads the bins evenly over the visible hemisphere (z > 0). ``published`` are the
+            40 uneven directions of the release, for conformance and published weights.
+        **kwargs: Fields of ``BinnedRegression``.
     """
 
     name: str = "normals"
-    num_bins: int = 40
+    num_bins: int = NUM_PUBLISHED_DIRECTIONS
     bin_directions: Literal["fibonacci", "published"] = "fibonacci"
 
     field_channels: ClassVar[int | None] = 3
@@ -49,127 +44,100 @@ class Normals(BinnedRegression):
     higher_is_better: ClassVar[bool] = False
     metric_unit: ClassVar[str] = "deg"
     output_unit: ClassVar[str] = "unit vector: x right, y up, z to the camera"
+    output_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    png_unit: ClassVar[str] = "x y z = 2 * r g b / 255 - 1"
     metric_specs: ClassVar[Mapping[str, MetricSpec]] = dict.fromkeys(
         ("within_11.25", "within_22.5", "within_30"), MetricSpec()
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bin_directions == "published" and self.num_bins != 40:
-            raise HTTError(
-                f"Normals has 40 published directions, not {self.num_bins}: set num_bins to 40 or use fibonacci."
+        if self.bin_directions == "published" and self.num_bins != NUM_PUBLISHED_DIRECTIONS:
+            raise ConfigError(
+                f"num_bins of {self.name} must be {NUM_PUBLISHED_DIRECTIONS} with published directions, "
+                f"got {self.num_bins}."
             )
         if self.num_bins < 2:
-            raise HTTError(f"Normals needs num_bins >= 2, not {self.num_bins}.")
-
-    @property
-    def output_range(self) -> tuple[float, float]:
-        """Of each component."""
-        return -1.0, 1.0
+            raise ConfigError(f"num_bins of {self.name} must be at least 2, got {self.num_bins}.")
 
     def bin_centers(self, like: Tensor) -> Tensor:
-        """Unit vectors ``k 3``."""
+        """Compute the directions, unit vectors ``k 3``."""
         if self.bin_directions == "published":
             return F.normalize(torch.from_numpy(_published()).to(like, non_blocking=True), dim=1)
         return fibonacci_hemisphere(self.num_bins, like)
 
     def expected_value(self, output: TaskOutput) -> Tensor:
-        """Unit normals at feature resolution, ``b 3 h/s w/s``."""
+        """Compute unit normals at feature resolution, ``b 3 h/s w/s``."""
         logits = upcast(output.logits)
-        return F.normalize(
-            einsum_no_autocast("b k h w, k c -> b c h w", logits.softmax(1), self.bin_centers(logits)), dim=1
-        )
+        mean = einsum_no_autocast("b k h w, k c -> b c h w", logits.softmax(1), self.bin_centers(logits))
+        return F.normalize(mean, dim=1)
 
     def nearest_bin(self, target: Tensor) -> Tensor:
-        """Index ``b h w`` of the direction with the largest dot product; any value where the normal is missing."""
+        """Find the direction with the largest dot product, int64 ``b h w``."""
         return einsum_no_autocast("b c h w, k c -> b k h w", target.nan_to_num(0), self.bin_centers(target)).argmax(1)
 
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
-        """Unit normals ``b 3 h w``."""
+        """Compute unit normals ``b 3 h w``."""
         return F.normalize(upsample_to_image(self.expected_value(output), size), dim=1)
 
     def unflip(self, soft_target: Tensor) -> Tensor:
-        """Mirroring changes the sign of x."""
+        """Mirror the map and change the sign of x."""
         flipped = soft_target.flip(-1)
         return torch.cat([-flipped[:, :1], flipped[:, 1:]], dim=1)
 
     def finalize_soft_target(self, soft_target: Tensor, valid: Tensor) -> Tensor:
-        """Length 1, as a given label has; a mean of unit vectors has not."""
+        """Normalize the mean of unit vectors."""
         return F.normalize(soft_target, dim=1)
 
     def is_correct(self, label: Tensor, target: Tensor) -> Tensor:
-        """Within 30 degrees of each other, the widest of the usual angles."""
+        """Compare normals up to 30 degrees, as the metric ``within_30`` does."""
         return (label * target).sum(1) > math.cos(math.radians(30))
 
     def metrics(self) -> Metric:
-        """Mean, median and root mean square of angles in degrees; percent within 11.25, 22.5 and 30 degrees."""
+        """Make the metric: angles in degrees, and percent within 11.25, 22.5 and 30 degrees."""
         return NormalErrors()
 
     def colorize(self, values: Tensor) -> Tensor:
-        """Components as red, green and blue."""
+        """Draw components as red, green and blue."""
         missing = ~values.isfinite().all(1, keepdim=True)
         picture = ((values.nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round()
         return picture.masked_fill(missing, MISSING_GRAY).to(torch.uint8)
 
-    def measure(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Which vectors are not of unit length, and the angle from each to the nearest bin (protocol.md 6.29)."""
-        target = torch.from_numpy(values.astype(np.float32).T.copy())[None, ..., None]
-        nearest = self.bin_centers(target)[self.nearest_bin(target)[0, :, 0]].double().numpy()
-        vectors = values.astype(np.float64)
-        length: np.ndarray = np.linalg.norm(vectors, axis=1)
-        cosine = (vectors * nearest).sum(1) / np.maximum(length, 1e-12) / np.linalg.norm(nearest, axis=1)
-        angle: np.ndarray = np.degrees(np.arccos(cosine.clip(-1, 1)))
-        return {"not_unit": np.abs(length - 1) > UNIT_TOLERANCE, "degrees_to_bins": angle}
-
-    def doubts(self, tally: LabelStatistics) -> list[str]:
-        """Vectors that are not of unit length, or far from the visible half-sphere."""
-        doubts, angle = super().doubts(tally), tally.spreads.get("degrees_to_bins", RunningRange()).mean or 0
-        if long := tally.shares.get("not_unit", 0):
-            text = "vectors are not of unit length as they are stored; the datasets of this library normalise them"
-            doubts.append(f"{long} of {tally.valid} {text}.")
-        if angle > FAR_FROM_BINS:
-            doubts.append(
-                f"The nearest bin is {angle:.1f} degrees away in the mean; x must point right, y up, z to the camera."
-            )
-        return doubts
-
     def to_png(self, values: np.ndarray) -> np.ndarray:
-        """Components as colours, uint8 ``h w 3``: a quarter of a degree in the direction, see ``read_normals``."""
+        """Encode components as colors, uint8 ``h w 3``, exact to a quarter of a degree."""
         return np.rint((values.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
 
-    @property
-    def png_unit(self) -> str:
-        """How a colour is read."""
-        return "x y z = 2 * r g b / 255 - 1"
-
     def compress(self, array: np.ndarray) -> np.ndarray:
-        """A byte per component, a quarter of a degree in the direction."""
-        packed: np.ndarray = np.rint(array * 127).astype(np.int8)
-        return packed
+        """Encode a component in one byte, exact to a quarter of a degree."""
+        encoded: np.ndarray = np.rint(array * 127).astype(np.int8)
+        return encoded
 
     def decompress(self, array: np.ndarray) -> np.ndarray:
-        """Unit vectors again."""
+        """Decode and normalize."""
         vectors = array.astype(np.float32)
-        length: np.ndarray = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        unit: np.ndarray = vectors / np.maximum(length, np.float32(1e-6))
+        norm: np.ndarray = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        unit: np.ndarray = vectors / np.maximum(norm, np.float32(1e-6))
         return unit
 
     def flip(self, array: np.ndarray) -> np.ndarray:
-        """Mirroring an image mirrors what its normals point to: x changes its sign."""
+        """Mirror a map left to right and change the sign of x."""
         flipped = super().flip(array)
         flipped[..., 0] *= -1
         return flipped
 
 
 def fibonacci_hemisphere(count: int, like: Tensor) -> Tensor:
-    """Evenly spread unit vectors with z > 0: equal steps in z, golden-angle steps around it.
+    """Spread unit vectors evenly over the hemisphere z > 0, by equal steps in z and golden-angle steps around it.
 
     Args:
         count: Number of vectors.
-        like: Gives device and type.
+        like: Tensor of the device and type wanted.
 
     Returns:
         ``count 3``.
+
+    >>> fibonacci_hemisphere(2, torch.zeros(()))[:, 2]
+    tensor([0.7500, 0.2500])
     """
     k = torch.arange(count, device=like.device, dtype=like.dtype)
     z = 1 - (k + 0.5) / count
@@ -180,6 +148,6 @@ def fibonacci_hemisphere(count: int, like: Tensor) -> Tensor:
 
 @cache
 def _published() -> np.ndarray:
-    """The 40 directions of the public release, ``40 3`` (method.md, Shapes; protocol.md 6.29)."""
+    """Read the directions of the public release, ``40 3``."""
     table = resources.files("htt_lightning.tasks").joinpath("normal_directions.csv").read_text()
     return np.loadtxt(table.splitlines(), delimiter=",")

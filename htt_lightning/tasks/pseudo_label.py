@@ -1,4 +1,4 @@
-"""Labels as a teacher sees them, and how a task learns from them (method.md 4)."""
+"""Pseudo-labels and soft targets of a teacher, and the losses on them."""
 
 from typing import ClassVar, NamedTuple
 
@@ -10,11 +10,11 @@ from htt_lightning.output import TaskOutput, upsample_to_image
 
 
 class PseudoLabel(NamedTuple):
-    """A task's labels as a teacher sees them (method.md 4).
+    """Labels predicted by a teacher.
 
     Attributes:
-        label: In the form of a target, without missing pixels.
-        confidence: ``b h w`` in [0, 1].
+        label: Map in the form of a target, without missing pixels.
+        confidence: Confidence ``b h w`` in [0, 1].
     """
 
     label: Tensor
@@ -22,39 +22,52 @@ class PseudoLabel(NamedTuple):
 
 
 def argmax_with_confidence(output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
-    """The likeliest channel of each pixel at ``size = (h, w)``, and its probability."""
+    """Take the most likely channel of each pixel and its probability.
+
+    Args:
+        output: Teacher output at feature resolution.
+        size: Height and width of the pseudo-label.
+
+    >>> output = TaskOutput(torch.tensor([[[[0.0]], [[9.0]]]]), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    >>> argmax_with_confidence(output, (1, 1))
+    PseudoLabel(label=tensor([[[1]]]), confidence=tensor([[[0.9999]]]))
+    """
     confidence, label = upsample_to_image(upcast(output.logits), size).softmax(1).max(1)
     return PseudoLabel(label, confidence)
 
 
 class PseudoLabelMixin:
-    """How labels of a task are discovered: hard ones per pixel, or beliefs per cell; by default none."""
+    """Pseudo-labels per pixel and soft targets per cell of a feature map.
+
+    The rules follow [HiTTs](https://arxiv.org/abs/2411.18823); `docs/differences.md` lists where they differ from the
+    release.
+    """
 
     confidence_threshold: float
     field_channels: ClassVar[int | None] = None
 
     @property
     def supports_pseudo_labels(self) -> bool:
-        """Whether labels of the task can be discovered; otherwise it is taught by features alone."""
+        """Return whether the task has pseudo-labels; others are taught by features alone."""
         return type(self).pseudo_label is not PseudoLabelMixin.pseudo_label
 
     def pseudo_label(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel | None:
-        """The labels that a teacher's output amounts to (method.md 4).
+        """Make pseudo-labels from a teacher's output.
 
         Args:
-            output: The teacher's at feature resolution.
-            size: Height and width of the labels.
+            output: Teacher output at feature resolution.
+            size: Height and width of the pseudo-label.
 
         Returns:
-            None by default: such a task is taught by features alone.
+            Labels with their confidence; None, the default, for a task without pseudo-labels.
         """
         return None
 
     def confidence_mask(self, confidence: Tensor) -> Tensor:
-        """Which discovered pixels count.
+        """Select the pixels whose pseudo-label counts, by default those above ``confidence_threshold``.
 
         Args:
-            confidence: ``b h w`` in [0, 1].
+            confidence: Confidence ``b h w`` in [0, 1].
 
         Returns:
             bool ``b h w``.
@@ -62,55 +75,52 @@ class PseudoLabelMixin:
         return confidence > self.confidence_threshold
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
-        """Loss on discovered labels, without the weights lambda and beta (method.md 4).
+        """Compute the loss on pseudo-labels, without ``loss_weight`` and ``pseudo_label_weight``.
 
         Args:
-            output: The student's output at feature resolution.
-            found: What ``discover`` made of the teacher's.
+            output: Student output at feature resolution.
+            found: Pseudo-labels of the teacher at image size.
             valid: bool ``b h w``, False on padding, which never counts.
 
         Returns:
-            One value per image, ``b``: finite, and 0 where nothing is kept.
+            One finite value per image, ``b``. It is 0 where no pseudo-label counts.
         """
-        raise NotImplementedError(f"{type(self).__name__} discovers labels but has no loss on them.")
+        raise NotImplementedError(f"{type(self).__name__} has pseudo-labels but no pseudo_label_loss.")
 
     def soft_target(self, output: TaskOutput) -> Tensor:
-        """What a teacher's output says about each cell, in a form that can be averaged over views of an image.
+        """Make soft targets that can be averaged over views of an image.
 
         Args:
-            output: The teacher's at feature resolution.
+            output: Teacher output at feature resolution.
 
         Returns:
-            ``b c h/s w/s``; by default the probabilities of the classes.
+            ``b c h/s w/s``; by default class probabilities.
         """
         return upcast(output.logits).softmax(1)
 
     def unflip(self, soft_target: Tensor) -> Tensor:
-        """A belief about the mirrored image as one about the image.
+        """Turn the soft target of a mirrored image into one of the image.
 
         Args:
-            soft_target: ``b c h/s w/s``.
-
-        Returns:
-            ``b c h/s w/s``.
+            soft_target: Soft target ``b c h/s w/s`` of the mirrored image.
         """
         return soft_target.flip(-1)
 
     def finalize_soft_target(self, soft_target: Tensor, valid: Tensor) -> Tensor:
-        """Last word on a belief once views of an image have been averaged.
+        """Postprocess a soft target after averaging over views; by default do nothing.
 
         Args:
-            soft_target: ``b c h/s w/s``.
+            soft_target: Soft target ``b c h/s w/s``.
             valid: bool ``b h/s w/s``, False on padding.
         """
         return soft_target
 
     def distillation_loss(self, output: TaskOutput, soft_target: Tensor) -> Tensor:
-        """Loss on a belief, a soft label, without the weights lambda and beta.
+        """Compute the loss on soft targets, without ``loss_weight`` and ``pseudo_label_weight``.
 
         Args:
-            output: The student's output at feature resolution.
-            soft_target: The teacher's, settled, ``b c h/s w/s``.
+            output: Student output at feature resolution.
+            soft_target: Finalized soft target ``b c h/s w/s`` of the teacher.
 
         Returns:
             ``b h/s w/s``; by default the Kullback-Leibler divergence in nats.
@@ -118,15 +128,15 @@ class PseudoLabelMixin:
         return (torch.xlogy(soft_target, soft_target) - soft_target * upcast(output.logits).log_softmax(1)).sum(1)
 
     def is_correct(self, label: Tensor, target: Tensor) -> Tensor:
-        """Where a discovered label is right.
+        """Compare pseudo-labels with the ground truth.
 
         Args:
-            label: As ``discover`` returns it.
-            target: The given label, missing pixels marked.
+            label: Pseudo-label.
+            target: Ground truth with missing pixels marked.
 
         Returns:
             bool ``b h w``; any value where the target is missing.
         """
         if self.field_channels is not None:
-            raise NotImplementedError(f"{type(self).__name__} discovers labels but cannot tell which are right.")
+            raise NotImplementedError(f"{type(self).__name__} has pseudo-labels but no is_correct.")
         return label == target

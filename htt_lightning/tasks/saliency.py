@@ -17,61 +17,52 @@ from htt_lightning.tasks.pseudo_label import PseudoLabel, argmax_with_confidence
 
 @dataclass(frozen=True, kw_only=True)
 class Saliency(Task):
-    """What draws the eye: class-balanced cross entropy over two channels, maximum F measure."""
+    """Salient pixels: class-balanced cross entropy over two channels and maximum F-measure."""
 
     name: str = "saliency"
     confidence_threshold: float = 0.7
 
+    num_tokens: ClassVar[int] = 2
+    class_names: ClassVar[tuple[str, ...]] = ("background", "salient")
     logits_are_distribution: ClassVar[bool] = True
     primary_metric: ClassVar[str] = "max_f"
     higher_is_better: ClassVar[bool] = True
     metric_unit: ClassVar[str] = "%"
-
-    @property
-    def num_tokens(self) -> int:
-        """Background and salient."""
-        return 2
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """What 0 and 1 mean."""
-        return "background", "salient"
-
-    @property
-    def output_range(self) -> tuple[float, float]:
-        """A probability."""
-        return 0.0, 1.0
+    output_unit: ClassVar[str] = "probability"
+    output_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
-        """Cross entropy weighted by the image's own label frequencies, mean over valid pixels (method.md 3).
+        """Compute the class-balanced cross entropy, mean over valid pixels.
 
-        Salient pixels weigh the share of background among the valid pixels, and the other way round.
+        Each image has its own class weights. Salient pixels weigh the share of background among the valid pixels, and
+        background pixels the share of salient ones.
         """
         valid = self.valid_mask(target)
-        return self._balanced(output, target, valid, valid)
+        return self._loss(output, target, valid, valid)
 
-    def _balanced(self, output: TaskOutput, target: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
-        logits = upsample_to_image(upcast(output.logits), (target.shape[-2], target.shape[-1]))
-        background = masked_mean((target == 0).to(logits.dtype), valid)[:, None, None]
-        weight = torch.where(target == 1, background, 1 - background)
-        return masked_mean(weight * cross_entropy(logits, target, kept), valid)
+    def _loss(self, output: TaskOutput, label: Tensor, counted: Tensor, valid: Tensor) -> Tensor:
+        """Compute the class-balanced cross entropy of the counted pixels, mean over the valid ones."""
+        logits = upsample_to_image(upcast(output.logits), (label.shape[-2], label.shape[-1]))
+        background = masked_mean((label == 0).to(logits.dtype), valid)[:, None, None]
+        weight = torch.where(label == 1, background, 1 - background)
+        return masked_mean(weight * cross_entropy(logits, label, counted), valid)
 
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
-        """Probability of being salient, float ``b h w`` in [0, 1]."""
+        """Compute the probability of being salient, float ``b h w`` in [0, 1]."""
         return upsample_to_image(upcast(output.logits), size).softmax(1)[:, 1]
 
     def pseudo_label(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
-        """The likelier channel and its probability; the public release truncates a probability (protocol.md 6.7)."""
+        """Take the more likely channel and its probability."""
         return argmax_with_confidence(output, size)
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
-        """Class-balanced cross entropy of the kept pixels, mean over all valid ones."""
-        return self._balanced(output, found.label, valid, valid & self.confidence_mask(found.confidence))
+        """Compute the class-balanced cross entropy of confident pixels, mean over all valid ones."""
+        return self._loss(output, found.label, valid & self.confidence_mask(found.confidence), valid)
 
     def metrics(self) -> Metric:
-        """Maximum F measure in percent, and what published code makes of it."""
+        """Make the metric: maximum F-measure in percent, also as published code computes it."""
         return MaxFMeasure()
 
     def colorize(self, values: Tensor) -> Tensor:
-        """A heat map of the probability."""
+        """Draw a heat map of the probability."""
         return heatmap(values.float().masked_fill(values == IGNORE_INDEX, torch.nan))

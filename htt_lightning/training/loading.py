@@ -11,7 +11,7 @@ from htt_lightning.errors import CheckpointError, ConfigError
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.models import DensePredictionNetwork
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks.compared import check_same_tasks
+from htt_lightning.tasks.serialization import check_same_tasks
 
 
 def load_module(

@@ -70,7 +70,7 @@ def test_maps_json_has_the_units_of_the_values(decoded, pngs):
         assert "%" not in described[task.name].values()
         assert "deg" not in described[task.name].values()
         if next(pngs.glob(f"*_{task.name}.npy"), None):
-            assert described[task.name]["png"] in (None, "class index")
+            assert described[task.name]["png"] is None
 
 
 def test_npy_files_hold_the_decoded_maps(decoded, tmp_path):

@@ -213,7 +213,7 @@ def test_thick_predictions_are_wrong_unless_they_are_thinned():
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="ascending"):
         MaxFMeasure([0.5, 0.1])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="num_thresholds"):
         BoundaryFMeasure(num_thresholds=0)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="tolerance"):
         BoundaryFMeasure(-0.1)

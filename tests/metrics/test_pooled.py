@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage.morphology import thin
 from torch import Tensor
 
-from htt_lightning.metrics import BoundaryFMeasure, DepthErrors, MaxFMeasure, MeanLoss, NormalErrors, SegmentationScores
+from htt_lightning.metrics import BoundaryFMeasure, DepthErrors, MaxFMeasure, NormalErrors, SegmentationScores
 from tests.metrics.plain import (
     boundary_figures,
     class_case,
@@ -156,12 +156,3 @@ def test_forward_returns_the_figures_of_the_batch(make, case, expected):
     metric(pred[:2], target[:2])
     assert_same(metric(pred[2:], target[2:]), values(make(), pred[2:], target[2:]))
     assert_same(metric.compute(), values(make(), pred, target))
-
-
-def test_mean_loss_weighs_batches_by_their_labelled_images():
-    metric = MeanLoss()
-    for loss, count in [(6.0, 3), (0.0, 0), (1.0, 1)]:
-        metric.update(torch.tensor(loss), torch.tensor(count))
-    assert metric.compute() == 7 / 4
-    metric.reset()
-    assert metric.compute().isnan()

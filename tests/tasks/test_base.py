@@ -1,4 +1,4 @@
-"""What tasks share: configs, geometry of numpy maps, missing maps, gains, and what their constructors refuse."""
+"""Config, geometry, encodings and constructors of every task."""
 
 import dataclasses
 import json
@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htt_lightning.errors import HTTError
-from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
-from tests.tasks.samples import TASKS, is_missing, lose, random_target
+from htt_lightning.errors import CheckpointError, ConfigError
+from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, HumanParts, InverseDepth, Normals, Saliency, SemSeg, Task
+from htt_lightning.tasks.serialization import check_same_tasks
+from tests.tasks.samples import TASKS, is_missing, lose, output_of, random_logits, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 CHANGED = (
@@ -39,14 +40,14 @@ def numpy_map(task: Task, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", [*TASKS, *CHANGED], ids=lambda t: t.name)
-def test_a_task_comes_back_from_its_config(task):
+def test_config_round_trip(task):
     again = Task.from_config(json.loads(json.dumps(task.to_config())))
     assert again == task
     assert type(again) is type(task)
     assert hash(again) == hash(task)
 
 
-def test_a_config_names_the_class_and_every_field():
+def test_config_holds_class_and_all_fields():
     config = Depth().to_config()
     assert config["class_path"] == "htt_lightning.tasks.depth.Depth"
     assert config["init_args"] == {
@@ -63,50 +64,49 @@ def test_a_config_names_the_class_and_every_field():
     }
 
 
-@pytest.mark.parametrize("path", ["nowhere.Flow", "htt_lightning.tasks.Flow", "Depth", "", "htt_lightning.tasks."])
-def test_a_class_that_cannot_be_imported_is_an_error_that_names_it(path):
-    with pytest.raises(HTTError, match="cannot be imported") as caught:
+@pytest.mark.parametrize(
+    "path",
+    ["nowhere.Flow", "htt_lightning.tasks.Flow", "Depth", "", "htt_lightning.tasks.", "math.pi", "pathlib.Path",
+     "htt_lightning.tasks.IGNORE_INDEX", "htt_lightning.tasks.base"],
+)  # fmt: skip
+def test_from_config_names_a_bad_class(path):
+    with pytest.raises(ConfigError) as caught:
         Task.from_config({"class_path": path, "init_args": {}})
     assert repr(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "path", ["math.pi", "pathlib.Path", "htt_lightning.tasks.IGNORE_INDEX", "htt_lightning.tasks.base"]
-)
-def test_what_is_no_task_is_an_error_that_names_it(path):
-    with pytest.raises(HTTError, match="is not a Task") as caught:
-        Task.from_config({"class_path": path, "init_args": {}})
-    assert path in str(caught.value)
-
-
 @EVERY_TASK
-def test_a_task_cannot_be_changed_and_travels_between_processes(task):
+def test_task_is_frozen_and_picklable(task):
     with pytest.raises(dataclasses.FrozenInstanceError):
         task.loss_weight = 2.0
     assert pickle.loads(pickle.dumps(task)) == task
     assert dataclasses.replace(task, loss_weight=2.0) != task
 
 
-def test_every_task_has_its_own_name_and_as_many_tokens_as_the_method_says():
+def test_output_settings_leave_out_training_and_metrics():
+    edges = Edges(tolerance=0.0075, num_thresholds=3, test_thresholds=7, thin_predictions=True, max_val_images=9)
+    assert edges.output_settings == Edges().output_settings != Edges(pos_weight=0.9).output_settings
+    assert HumanParts(absent_classes="zero").output_settings == HumanParts().output_settings
+
+
+def test_check_same_tasks_compares_names_and_output_settings():
+    trained = [Depth(loss_weight=3).to_config(), Edges().to_config()]
+    check_same_tasks([Depth(), Edges()], trained, "x.ckpt")
+    for tasks, word in (([Edges(), Depth()], "data.tasks"), ([Depth(max_depth=20), Edges()], "max_depth")):
+        with pytest.raises(CheckpointError, match=word):
+            check_same_tasks(tasks, trained, "x.ckpt")
+
+
+def test_num_tokens_follow_the_method():
     tokens = {task.name: task.num_tokens for task in TASKS}
     assert tokens == {"semseg": 5, "human_parts": 7, "saliency": 2, "edges": 1, "depth": 30, "normals": 40}
 
 
-# Gains
-
-
 @EVERY_TASK
-def test_a_gain_is_positive_for_a_better_headline(task):
+def test_relative_gain_is_positive_if_better(task):
     better, worse = (60.0, 40.0) if task.higher_is_better else (40.0, 60.0)
     assert task.relative_gain(better, 50.0) == pytest.approx(20)
     assert task.relative_gain(worse, 50.0) == pytest.approx(-20)
-    assert task.relative_gain(50.0, 50.0) == 0
-    assert math.isnan(task.relative_gain(1.0, 0.0))
-
-
-def test_accuracies_go_up_and_errors_go_down():
-    up = {task.name for task in TASKS if task.higher_is_better}
-    assert up == {"semseg", "human_parts", "saliency", "edges"}
 
 
 # Geometry
@@ -115,7 +115,7 @@ def test_accuracies_go_up_and_errors_go_down():
 @EVERY_TASK
 @given(height=sides, width=sides, seed=st.integers(0, 99))
 @few
-def test_flipping_twice_changes_nothing(task, height, width, seed):
+def test_flip_is_its_own_inverse(task, height, width, seed):
     array = numpy_map(task, height, width, seed)
     kept = array.copy()
     once = task.flip(array)
@@ -126,88 +126,45 @@ def test_flipping_twice_changes_nothing(task, height, width, seed):
 
 
 @EVERY_TASK
-def test_a_flip_mirrors_columns_and_turns_only_the_x_of_normals(task):
+def test_flip_mirrors_columns_and_x_of_normals(task):
     array = numpy_map(task, 4, 5)
-    flipped = task.flip(array)
     sign = np.array([-1, 1, 1]) if isinstance(task, Normals) else 1
-    for y, x in np.ndindex(4, 5):
-        np.testing.assert_array_equal(flipped[y, x], sign * array[y, 4 - x])
+    np.testing.assert_array_equal(task.flip(array), sign * array[:, ::-1])
 
 
 @EVERY_TASK
-@given(factor=st.floats(0.25, 4))
+@given(scale=st.floats(0.25, 4))
 @few
-def test_a_zoom_divides_depth_and_leaves_every_other_map_alone(task, factor):
+def test_rescale_values_divides_depth_alone(task, scale):
     array = numpy_map(task, 5, 6)
-    zoomed = task.rescale_values(array, factor)
-    assert zoomed.dtype == array.dtype
-    if isinstance(task, Depth):
-        np.testing.assert_allclose(zoomed, array / factor, rtol=1e-6)
-    else:
-        np.testing.assert_array_equal(zoomed, array)
+    rescaled = task.rescale_values(array, scale)
+    assert rescaled.dtype == array.dtype
+    np.testing.assert_allclose(rescaled, array / scale if isinstance(task, Depth) else array, rtol=1e-6)
 
 
 @EVERY_TASK
-def test_a_missing_map_has_no_label_and_the_shape_and_type_of_any_other(task):
+def test_empty_target_is_missing_and_has_the_usual_form(task):
     missing, usual = task.empty_target(4, 5), numpy_map(task, 4, 5)
-    assert missing.shape == usual.shape
-    assert missing.dtype == usual.dtype
+    assert (missing.shape, missing.dtype) == (usual.shape, usual.dtype)
     assert np.isnan(missing).all() if task.field_channels else (missing == IGNORE_INDEX).all()
     for geometry in (task.flip, task.postprocess_target, lambda array: task.rescale_values(array, 2.0)):
         np.testing.assert_array_equal(geometry(task.empty_target(4, 5)), missing)
 
 
-def test_a_crop_without_people_has_no_parts():
+def test_human_parts_without_people_are_missing():
     background = np.zeros((4, 5), np.uint8)
     background[0] = IGNORE_INDEX
     kept = background.copy()
-    settled = HumanParts().postprocess_target(background)
-    assert settled.dtype == np.uint8
-    np.testing.assert_array_equal(settled, HumanParts().empty_target(4, 5))
+    np.testing.assert_array_equal(HumanParts().postprocess_target(background), HumanParts().empty_target(4, 5))
     np.testing.assert_array_equal(background, kept)
-
-
-def test_a_crop_with_one_pixel_of_a_person_keeps_its_parts():
-    parts = np.zeros((4, 5), np.uint8)
-    parts[0], parts[3, 4] = IGNORE_INDEX, 6
-    np.testing.assert_array_equal(HumanParts().postprocess_target(parts.copy()), parts)
+    background[3, 4] = 6
+    np.testing.assert_array_equal(HumanParts().postprocess_target(background.copy()), background)
 
 
 @EVERY_TASK
-def test_maps_of_every_other_task_are_settled_already(task):
+def test_postprocess_target_changes_no_usual_map(task):
     array = numpy_map(task, 5, 6)
     np.testing.assert_array_equal(task.postprocess_target(array), array)
-    if not isinstance(task, HumanParts) and task.field_channels is None:
-        np.testing.assert_array_equal(task.postprocess_target(np.zeros_like(array)), np.zeros_like(array))
-
-
-# Constructors
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"min_depth": 10.0, "max_depth": 10.0},
-        {"min_depth": 11.0},
-        {"min_depth": 0.0},
-        {"min_depth": -1.0},
-        {"num_bins": 1},
-        {"min_depth": math.nan},
-    ],
-)
-def test_depth_refuses_bins_that_are_no_range(arguments):
-    with pytest.raises(HTTError, match="max_depth"):
-        Depth(**arguments)
-
-
-def test_normals_refuse_another_number_of_published_directions():
-    with pytest.raises(HTTError, match="40 published directions, not 30"):
-        Normals(bin_directions="published", num_bins=30)
-
-
-def test_normals_refuse_a_single_direction():
-    with pytest.raises(HTTError, match="bins >= 2"):
-        Normals(num_bins=1)
 
 
 @EVERY_TASK
@@ -217,24 +174,62 @@ def test_samples_of_a_lost_target_are_missing(task):
     assert is_missing(task, lose(task, target)).all()
 
 
-# Discovery
+# Encodings
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
-def test_a_threshold_is_a_probability(task):
-    assert task.supports_pseudo_labels
-    for threshold in (-0.1, 1.5, math.nan):
-        with pytest.raises(HTTError, match=f"threshold of {task.name} must be in"):
-            dataclasses.replace(task, confidence_threshold=threshold)
-    with pytest.raises(HTTError, match="pseudo_label_cutoff"):
-        Edges(pseudo_label_cutoff=2)
-
-
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
-def test_a_packed_map_comes_back(task):
+@EVERY_TASK
+def test_decompress_inverts_compress(task):
     array = numpy_map(task, 6, 7)
     array = np.where(np.isnan(array), 1 / math.sqrt(3), array) if task.field_channels else array
-    packed = task.compress(array)
-    assert packed.itemsize <= 2
-    np.testing.assert_allclose(task.decompress(packed), array, rtol=1e-3, atol=0.01 if task.field_channels == 3 else 0)
-    assert task.decompress(packed).dtype == array.dtype
+    stored = task.compress(array)
+    assert stored.itemsize <= 2
+    restored = task.decompress(stored)
+    assert restored.dtype == array.dtype
+    np.testing.assert_allclose(restored, array, rtol=1e-3, atol=0.01 if task.field_channels == 3 else 0)
+
+
+@pytest.mark.parametrize("task", [*TASKS, InverseDepth(), Depth(max_depth=66.0)], ids=lambda t: type(t).__name__)
+def test_units_are_those_of_the_decoded_values(task):
+    expected = {
+        "SemSeg": ("class index", "class index"),
+        "HumanParts": ("class index", "class index"),
+        "Saliency": ("probability", None),
+        "Edges": ("probability", None),
+        "Depth": ("m", "mm" if task.name == "depth" and task.output_range[1] == 10 else None),
+        "InverseDepth": ("inverse depth", None),
+        "Normals": ("unit vector: x right, y up, z to the camera", "x y z = 2 * r g b / 255 - 1"),
+    }[type(task).__name__]
+    assert (task.output_unit, task.png_unit) == expected
+    decoded = task.decode(output_of(random_logits(task, b=1)), (6, 7))[0].numpy()
+    assert (task.to_png(decoded) is None) == (task.png_unit is None)
+
+
+# Constructors
+
+
+@pytest.mark.parametrize("name", ["depth-lidar", "depth.lidar", "1st", "", "a b"])
+def test_name_must_be_an_identifier(name):
+    with pytest.raises(ConfigError, match="name of a task") as caught:
+        Depth(name=name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "field"),
+    [
+        (lambda: Depth(min_depth=10.0, max_depth=10.0), "min_depth"),
+        (lambda: Depth(min_depth=0.0), "min_depth"),
+        (lambda: Depth(min_depth=math.nan), "min_depth"),
+        (lambda: Depth(num_bins=1), "num_bins"),
+        (lambda: Normals(num_bins=1), "num_bins"),
+        (lambda: Normals(bin_directions="published", num_bins=30), "num_bins"),
+        (lambda: InverseDepth(scale_with_zoom="divided"), "scale_with_zoom"),
+        (lambda: Edges(pseudo_label_cutoff=2), "pseudo_label_cutoff"),
+        (lambda: Edges(max_val_images=0), "max_val_images"),
+        (lambda: SemSeg().num_tokens, "classes"),
+        *((lambda t=t: Saliency(confidence_threshold=t), "confidence_threshold") for t in (-0.1, 1.5, math.nan)),
+    ],
+)
+def test_bad_fields_are_named(build, field):
+    with pytest.raises(ConfigError, match=field):
+        build()

@@ -1,0 +1,56 @@
+"""Evaluation of a task: its metrics and the one that papers report."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torchmetrics import Metric, MetricCollection
+
+from htt_lightning.tasks.metric_spec import MetricSpec
+
+
+class EvaluationMixin:
+    """Metrics of a task's decoded maps."""
+
+    primary_metric: ClassVar[str]
+    """Name of the metric that papers report and that enters Delta_m."""
+    higher_is_better: ClassVar[bool]
+    """Direction of the primary metric."""
+    metric_unit: ClassVar[str]
+    """Unit of the primary metric."""
+    metric_specs: ClassVar[Mapping[str, MetricSpec]] = {}
+    """Specs by name of the metrics that differ from the primary one in unit or direction."""
+
+    def metric_spec(self, name: str) -> MetricSpec:
+        """Return unit and direction of a metric.
+
+        Args:
+            name: Name of the metric in ``metrics()``.
+
+        >>> from htt_lightning.tasks import Depth
+        >>> Depth().metric_spec("delta1")
+        MetricSpec(unit='%', higher_is_better=True)
+        """
+        return self.metric_specs.get(name, MetricSpec(self.metric_unit, self.higher_is_better))
+
+    def relative_gain(self, value: float, reference: float) -> float:
+        """Compute the relative improvement of the primary metric in percent; positive is better.
+
+        Args:
+            value: Primary metric.
+            reference: Primary metric of another network.
+        """
+        return self.metric_spec(self.primary_metric).relative_gain(value, reference)
+
+    @abstractmethod
+    def metrics(self) -> Metric | MetricCollection:
+        """Make a new metric.
+
+        Returns:
+            A metric that is updated with ``(decoded, target)`` and computes values by name, the primary metric among
+            them. It may be a ``MetricCollection`` of metrics with one value each.
+        """
+
+    def test_metrics(self) -> Metric | MetricCollection:
+        """Make the metric of ``test``, which may take longer; by default that of validation."""
+        return self.metrics()

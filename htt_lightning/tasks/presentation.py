@@ -1,0 +1,68 @@
+"""Presentation of a task's maps: colors, PNG files, compression."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+NUM_BYTE_VALUES = 256
+"""Number of values of an 8-bit pixel."""
+
+
+class PresentationMixin:
+    """Colors, units and file encodings of a task's maps."""
+
+    field_channels: ClassVar[int | None] = None
+    output_unit: ClassVar[str] = ""
+    """Unit of the values of ``decode``; empty if they have none."""
+
+    @abstractmethod
+    def colorize(self, values: Tensor) -> Tensor:
+        """Draw maps in color.
+
+        Args:
+            values: Decoded maps or targets, ``b h w`` or ``b c h w``.
+
+        Returns:
+            uint8 ``b 3 h w``, mid-gray where missing.
+        """
+
+    @property
+    def output_range(self) -> tuple[float, float] | None:
+        """Return the smallest and largest decoded value; None for classes and unknown ranges."""
+        return None
+
+    def to_png(self, values: np.ndarray) -> np.ndarray | None:
+        """Encode a decoded map as an image of its numbers, by default one of integers below 256.
+
+        Args:
+            values: Decoded map of one image, ``h w`` or ``c h w``.
+
+        Returns:
+            uint8 or uint16 ``h w``, or uint8 ``h w 3``; None if no PNG file can hold the numbers.
+        """
+        if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() < NUM_BYTE_VALUES):
+            return None
+        return values.astype(np.uint8)
+
+    @property
+    def png_unit(self) -> str | None:
+        """Return the unit of the pixels of ``to_png``; None, the default, if it has none or there are no PNG files."""
+        return None
+
+    def compress(self, array: np.ndarray) -> np.ndarray:
+        """Encode a map in few bytes, as pseudo-labels are stored.
+
+        Args:
+            array: Map as a dataset returns it, without missing pixels.
+        """
+        return array.astype(np.uint8 if self.field_channels is None else np.float16)
+
+    def decompress(self, array: np.ndarray) -> np.ndarray:
+        """Decode a map that ``compress`` encoded.
+
+        Args:
+            array: Encoded map.
+        """
+        return array if self.field_channels is None else array.astype(np.float32)
