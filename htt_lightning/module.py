@@ -23,8 +23,8 @@ from htt_lightning.optimizer import adam
 from htt_lightning.output import TaskOutput
 from htt_lightning.seeding import derived_seed, run_seed
 from htt_lightning.tasks import Task
-from htt_lightning.tasks.serialization import check_same_tasks
 from htt_lightning.tasks.metric_spec import delta_m
+from htt_lightning.tasks.serialization import check_same_tasks
 
 M = TypeVar("M", bound=nn.Module)
 ImageWeighting = Literal["num_tasks", "per_label", "none"]
