@@ -1,4 +1,4 @@
-"""What is public is listed, says what it is for and what it takes, and is in the reference."""
+"""Public names are listed, have docstrings with all arguments, and are in the reference."""
 
 import importlib
 import inspect
@@ -23,12 +23,12 @@ each_name = pytest.mark.parametrize("name", PUBLIC)
 
 
 def ours(kind):
-    """A class and what it inherits from, as far as it is this package's."""
+    """Return a class and its bases in this package."""
     return [base for base in kind.__mro__ if base.__module__.startswith("htt_lightning")]
 
 
 def described(*docs):
-    """Names that the sections on arguments and attributes describe."""
+    """Return the names in the sections Args and Attributes."""
     names = set()
     for doc in docs:
         text = inspect.cleandoc(doc) + "\n"
@@ -42,7 +42,7 @@ def arguments(function):
 
 
 def initial(kind):
-    """What an object of a class is made with; nothing where another library says so."""
+    """Return the constructor's arguments, if this package declares them."""
     if hasattr(kind, "_fields"):
         return set(kind._fields)
     makers = [base for base in kind.__mro__ if "__init__" in vars(base)]
@@ -50,7 +50,7 @@ def initial(kind):
 
 
 def methods(kind):
-    """Public methods of this package, each from where it was first declared: what overrides it takes the same."""
+    """Iterate over public methods of this package that override none."""
     for base in ours(kind):
         for name, what in vars(base).items():
             declared = [other for other in base.__mro__[1:] if getattr(vars(other).get(name), "__doc__", None)]
@@ -60,7 +60,7 @@ def methods(kind):
 
 
 def undescribed(what):
-    """Arguments of a function, or of a class and its methods, that its docstrings leave out."""
+    """Return undocumented arguments of a function, or of a class and its methods."""
     what = inspect.unwrap(what) if callable(what) else what
     if not inspect.isclass(what):
         return {what.__name__: arguments(what) - described(what.__doc__)} if inspect.isfunction(what) else {}
@@ -70,9 +70,9 @@ def undescribed(what):
     }
 
 
-def test_a_description_that_lacks_an_argument_is_found():
+def test_undescribed_finds_a_missing_argument():
     def short(one, other):
-        """What it does.
+        """Do something.
 
         Args:
             one: The first.
@@ -83,22 +83,22 @@ def test_a_description_that_lacks_an_argument_is_found():
 
 
 @each_name
-def test_every_argument_of_a_public_name_is_described(name):
+def test_public_arguments_are_documented(name):
     assert {key: left for key, left in undescribed(PUBLIC[name]).items() if left} == {}
 
 
-def test_every_package_lists_its_public_names():
+def test_packages_list_public_names():
     assert [name for name in PACKAGES if not hasattr(importlib.import_module(name), "__all__")] == []
 
 
-def test_every_public_name_is_in_the_reference():
+def test_public_names_are_in_the_reference():
     listed = re.findall(r"^::: (\S+)\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     shown = [getattr(importlib.import_module(module), name) for module, name in listed]
     assert [name for name, what in PUBLIC.items() if not any(what is other for other in shown)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
-def test_every_module_class_and_function_says_what_it_is_for(name):
+def test_modules_classes_and_functions_have_docstrings(name):
     module = importlib.import_module(name)
     assert module.__doc__
     undocumented = []
@@ -112,7 +112,7 @@ def test_every_module_class_and_function_says_what_it_is_for(name):
         for label, what in named.items():
             plain = what.__func__ if isinstance(what, classmethod | staticmethod) else what
             documentable = inspect.isclass(plain) or inspect.isfunction(plain) or isinstance(plain, property)
-            # What a dataclass writes for itself begins with its own signature.
+            # A dataclass' generated docstring begins with its signature.
             if documentable and (not plain.__doc__ or plain.__doc__.startswith(f"{label}(")):
                 undocumented.append(label)
     assert undocumented == []

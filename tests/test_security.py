@@ -1,4 +1,4 @@
-"""Nothing from outside is trusted with code, and no name from outside leads out of its folder."""
+"""Files execute no code, and names from files lead to no path out of their folder."""
 
 import ast
 import contextlib
@@ -32,8 +32,8 @@ def is_literal(call: ast.Call, key: str, value: bool) -> bool:
     return bool(given) and isinstance(given[0], ast.Constant) and given[0].value is value
 
 
-def distrusted(source: str) -> list[str]:
-    """Calls in a source that would run what a file, or a user's text, says; and imports that hide one."""
+def unsafe_calls(source: str) -> list[str]:
+    """Return the calls of a source that may execute a file's or user's content, and imports that hide one."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module in (*PICKLES, "os", "yaml", "torch", "subprocess"):
@@ -65,14 +65,14 @@ SOURCES = [path for folder in ("htt_lightning", "docs", "benchmarks") for path i
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Run where nothing is, with nothing on pytest's own command line for Lightning to worry about."""
+    """Run in an empty folder, without pytest's command line in ``sys.argv``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_source_trusts_a_file_with_code(path):
-    assert distrusted(path.read_text()) == []
+def test_sources_have_no_unsafe_calls(path):
+    assert unsafe_calls(path.read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_no_source_trusts_a_file_with_code(path):
         "from torch import load", "archive.extractall(folder)", "from yaml import load",
     ],
 )  # fmt: skip
-def test_the_search_finds_what_it_is_for(source):
-    assert distrusted(source)
+def test_unsafe_calls_finds_each_kind(source):
+    assert unsafe_calls(source)
 
 
-def test_a_pickle_is_not_run_whatever_file_it_is_in(tmp_path):
-    """Beside the campaign, which gives such files to every reader: the very pickle does run where it is trusted."""
+def test_pickle_in_checkpoint_is_not_executed(tmp_path):
+    """The same pickle is executed where it is trusted. The damage campaign gives such files to every reader."""
     torch.save({"state_dict": {}, "hyper_parameters": {"tasks": []}, "more": Bomb()}, "bomb.ckpt")
     with pytest.raises(SystemExit, match=r"bomb\.ckpt .* holds more than weights .* which is never run"):
         main(["predict", "--ckpt_path", "bomb.ckpt", "--data", "ImageFolder", "--data.root", "."])
@@ -100,7 +100,7 @@ def test_a_pickle_is_not_run_whatever_file_it_is_in(tmp_path):
     assert (tmp_path / MARKER).exists()
 
 
-def test_a_config_runs_nothing(tmp_path):
+def test_config_executes_nothing(tmp_path):
     (tmp_path / "bomb.yaml").write_text("data: !!python/object/apply:os.mkdir [executed]\n")
     assert not specifies_dataset(["fit", "--config", "bomb.yaml"])
     with pytest.raises(SystemExit):
@@ -111,7 +111,7 @@ def test_a_config_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["os.system", "builtins.eval", "subprocess.Popen", "htt_lightning.cli.entry", ".os.x"])
-def test_a_checkpoint_names_tasks_and_nothing_else(path):
+def test_checkpoint_may_only_name_tasks(path):
     with pytest.raises(HTTError, match=r"is not a Task|cannot be imported"):
         Task.from_config({"class_path": path, "init_args": {}})
 
@@ -121,33 +121,33 @@ OUTSIDE = ["../outside.png", "train/../../outside.png", "/etc/passwd", "link/out
 
 @pytest.mark.parametrize("cell", OUTSIDE)
 @pytest.mark.parametrize("column", [0, 1], ids=["image", "label"])
-def test_no_cell_of_a_table_leads_out_of_the_root(tmp_path, cell, column):
+def test_table_cell_out_of_root_is_rejected(tmp_path, cell, column):
     root = folder_tree.write_tree(tmp_path / "root")
     folder_tree.save(tmp_path / "outside.png", np.zeros(folder_tree.SIZE, np.uint8))
     (root / "link").symlink_to(tmp_path)
     rows = rows_of(LABELLED)
     rows[1][column] = cell
     write_table(root, rows)
-    data = folder_tree.folder(root, train="train.csv", maps=COLUMNS)
+    data = folder_tree.folder(root, train="train.csv", label_files=COLUMNS)
     with pytest.raises(HTTError, match=r"train\.csv, line 3: .*(leads out of|stay in it)"):
         data.build_dataset("train")
 
 
 @pytest.mark.parametrize("pattern", ["../*.png", "/etc/*", "train/../../*.png"])
-def test_no_pattern_leads_out_of_the_root(tmp_path, pattern):
+def test_pattern_out_of_root_is_rejected(tmp_path, pattern):
     root = folder_tree.write_tree(tmp_path / "root")
     with pytest.raises(HTTError, match="stay in it"):
         folder_tree.folder(root, train=pattern).build_dataset("train")
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/../../../x"])
-def test_no_id_leads_out_of_a_completed_dataset(tmp_path, name):
+def test_pseudo_label_id_out_of_folder_is_rejected(tmp_path, name):
     with pytest.raises(HTTError, match="leads out of"):
         PseudoLabelStore(tmp_path / "completed").path(name)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "a\\b", "ä"])
-def test_no_list_of_ids_leads_anywhere(tmp_path, name):
+def test_image_id_with_path_is_rejected(tmp_path, name):
     trees = {
         NYUD40: (test_nyud40.write_tree(tmp_path / "n"), "gt_sets/train.txt"),
         PASCALContext: (pascal_tree.write_tree(tmp_path / "p"), "ImageSets/Context/train.txt"),
@@ -161,9 +161,9 @@ def test_no_list_of_ids_leads_anywhere(tmp_path, name):
 
 @pytest.mark.parametrize("options", [{"checkpoint_path": "bomb.pth"}, {"pretrained_cfg_overlay": {"file": "bomb.pth"}}])
 @pytest.mark.parametrize("pretrained", [False, True, "bomb.pth"])
-def test_no_option_of_a_backbone_has_a_pickle_run(tmp_path, options, pretrained):
-    """Such options may come from a checkpoint, too."""
+def test_backbone_options_execute_no_pickle(tmp_path, options, pretrained):
+    """Such options may also come from a checkpoint."""
     torch.save(Bomb(), "bomb.pth")
-    with contextlib.suppress(HTTError):  # without a use for the file, there is nothing to refuse
+    with contextlib.suppress(HTTError):  # an unused file is no error
         Backbone(BACKBONE, pretrained, options)
     assert not (tmp_path / MARKER).exists()
