@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from htt_lightning import CityscapesDataModule, HTTModule, NYUDDataModule, PASCALContextDataModule
 from htt_lightning.data import PartialLabelDataModule
-from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
+from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.tasks import Task
 
 RECIPES: dict[str, tuple[type[PartialLabelDataModule], tuple[int, int]]] = {

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from htt_lightning import HTTModule
-from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
+from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.io.files import atomic_path
 
 Work = Callable[[], object]

@@ -14,7 +14,7 @@ from htt_lightning.data import (
     PASCALContextDataModule,
     SyntheticDataModule,
 )
-from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble, discovery_loss
+from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble, discovery_loss
 from htt_lightning.errors import HTTError
 from htt_lightning.models import HTTNet, MultiTaskNet
 from htt_lightning.module import HTTModule

@@ -1,8 +1,8 @@
-"""Training, evaluation and prediction; the layers are in ``models``, what differs between tasks is in ``tasks``."""
+"""The LightningModule for training, evaluation and prediction."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import lightning as L
 import torch
@@ -13,56 +13,53 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.batch import Batch, labeled_indices
-from htt_lightning.discovery.loss import TeacherEnsemble, make_mean_metric
-from htt_lightning.errors import HTTError, did_you_mean
+from htt_lightning.discovery.teacher import TeacherEnsemble, make_mean_metric
+from htt_lightning.errors import CheckpointError, ConfigError, did_you_mean
 from htt_lightning.losses import LossKind, LossTerm
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.sliding_window import predict_at_original_size
-from htt_lightning.optimizer import adam
 from htt_lightning.output import TaskOutput
 from htt_lightning.seeding import derived_seed, run_seed
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.metric_spec import delta_m
 from htt_lightning.tasks.serialization import check_same_tasks
 
-M = TypeVar("M", bound=nn.Module)
 ImageWeighting = Literal["num_tasks", "per_label", "none"]
-"""What the loss of an image is multiplied by; see ``HTTModule``."""
+"""Factor on the loss of an image; see ``HTTModule``."""
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
 
 class HTTModule(L.LightningModule):
-    """A network trained on the labels there are (method.md 3 and 5).
+    """LightningModule for multi-task dense prediction with partial labels ([HiTTs](https://arxiv.org/abs/2411.18823)).
 
-    The loss is the mean over the images of a batch of the sum over tasks of their labelled terms, weighted by lambda,
-    times T (see ``image_weighting``). Several processes agree with one that has the whole batch.
+    The loss is the mean over images of the weighted sum of the losses of their labeled tasks. Distributed training
+    equals training in one process with the same global batch.
 
     Args:
-        tasks: The tasks, as objects or as the dicts a checkpoint holds; the command line takes them from the data.
+        tasks: Tasks, or the dicts that a checkpoint stores. The command line takes them from the data.
         network: ``htt``, or ``multitask`` for the baseline without tokens.
-        backbone: A timm model with ``features_only``, see ``Backbone``.
-        pretrained: Backbone weights when training begins: true (timm's hub), false (from scratch) or a local file.
+        backbone: Name of a timm model that supports ``features_only``.
+        pretrained: Weights of the backbone when training starts: true for timm's, false for random ones, or a file.
         token_dim: Token width D.
-        dropout: Rate in ASPP.
-        dilations: In ASPP, in pixels of the finest map (a quarter of the image for ResNets).
-        token_stride: Kernel and stride r of the depthwise convolutions behind gates and token scores of ``htt``.
-        use_global_tokens: Whether ``htt`` has global tokens; false for ablation.
-        use_fine_tokens: Whether it has fine-grained tokens; false for ablation (with several processes, strategy
-            ``ddp_find_unused_parameters_true``).
+        dropout: Dropout rate in ASPP, in [0, 1).
+        dilations: Dilations in ASPP, in pixels of the finest feature map.
+        token_stride: Kernel and stride of the depthwise convolutions before gates and token scores of ``htt``.
+        use_global_tokens: False removes the global tokens of ``htt``, for ablation.
+        use_fine_tokens: False removes its fine-grained tokens. Distributed training then needs the strategy
+            ``ddp_find_unused_parameters_true``.
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
-        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping them: less memory,
-            longer steps, the same gradients.
+        gradient_checkpointing: True recomputes the heads in the backward pass, for less memory and longer steps.
         lr: Learning rate of Adam.
-        weight_decay: Of all parameters.
-        poly_power: Of the polynomial decay to zero, per epoch.
-        loss_weights: Loss weights lambda by task that replace the dataset's.
+        weight_decay: Weight decay of all parameters.
+        poly_power: Exponent of the polynomial decay of the learning rate to zero, per epoch.
+        loss_weights: Weight lambda of the loss per task. Overrides the dataset's.
         image_weighting: Factor on the loss of an image: ``num_tasks`` for the number of tasks T; ``per_label`` for T
             over the number of its labels, so that images count equally (DiffusionMTL); ``none`` for 1 (MTPSL).
-        single_task_baselines: Headline figures of single-task models by task; with them, ``val/delta_m`` is logged.
+        single_task_baselines: Primary metric of a single-task model per task. Logs ``val/delta_m``.
 
     Raises:
-        HTTError: An argument is wrong, or (from ``on_fit_start``) pretrained weights cannot be had.
+        ConfigError: An argument is out of its range or names no task.
     """
 
     def __init__(
@@ -91,79 +88,62 @@ class HTTModule(L.LightningModule):
         # Plain values only: a checkpoint loads without trusting pickled classes, in any process.
         self.save_hyperparameters(ignore=["tasks", "_instantiator"])
         self.save_hyperparameters({"tasks": [task.to_config() for task in self.tasks]})
-        if not isinstance(network, str) or network not in NETWORKS:
-            hint = did_you_mean(str(network), NETWORKS)
-            raise HTTError(f"model.network is {network!r}; it must be one of {', '.join(NETWORKS)}.{hint}")
-        if image_weighting not in get_args(ImageWeighting):
-            raise HTTError(
-                f"model.image_weighting is {image_weighting!r}; it must be one of "
-                f"{', '.join(get_args(ImageWeighting))}."
-            )
+        self._check_arguments()
         self.net = self.build_network()
-        self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | self._validate_task_keys(
-            "loss_weights", loss_weights
-        )
+        self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | (loss_weights or {})
         self.single_task_baselines = single_task_baselines or {}
-        figures = {
-            task.name: self.single_task_baselines.get(task.name) for task in self.tasks if self.single_task_baselines
-        }
-        lacking = [name for name, figure in figures.items() if not figure or not math.isfinite(figure)]
-        if lacking:
-            raise HTTError(
-                f"model.single_task_baselines needs a finite figure other than zero for {', '.join(lacking)}."
-            )
         logged = [*(f"{task.name}/loss" for task in self.tasks), "pseudo_label_loss", "loss"]
-        self.loss_metrics = _module_dict({f"train/{name}": make_mean_metric() for name in logged})
-        self.val_metrics = _module_dict({task.name: task.metrics() for task in self.tasks})
-        self.test_metrics = _module_dict({task.name: task.test_metrics() for task in self.tasks})
+        self.loss_metrics: Any = nn.ModuleDict({f"train/{name}": make_mean_metric() for name in logged})
+        self.val_metrics: Any = nn.ModuleDict({task.name: task.metrics() for task in self.tasks})
+        self.test_metrics: Any = nn.ModuleDict({task.name: task.test_metrics() for task in self.tasks})
         self._pretrained_loaded = pretrained is False
         self.input_size: dict[str, Any] = {}
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
-        self.last_loss_terms: list[LossTerm] = []  # what the loss of the last training batch was made of
+        self.last_loss_terms: list[LossTerm] = []
+
+    def _check_arguments(self) -> None:
+        network, weighting = self.hparams["network"], self.hparams["image_weighting"]
+        if not isinstance(network, str) or network not in NETWORKS:
+            hint = did_you_mean(str(network), NETWORKS)
+            raise ConfigError(f"model.network must be one of {', '.join(NETWORKS)}, got {network!r}.{hint}")
+        if weighting not in get_args(ImageWeighting):
+            choices = ", ".join(get_args(ImageWeighting))
+            raise ConfigError(f"model.image_weighting must be one of {choices}, got {weighting!r}.")
+        names = [task.name for task in self.tasks]
+        for name in self.hparams["loss_weights"] or {}:
+            if name not in names:
+                hint = did_you_mean(name, names)
+                raise ConfigError(f"model.loss_weights must name tasks of the run, got {name!r}.{hint}")
+        baselines = self.hparams["single_task_baselines"] or {}
+        for name, value in ((name, baselines.get(name)) for name in names if baselines):
+            if not value or not math.isfinite(value):
+                raise ConfigError(f"model.single_task_baselines.{name} must be finite and not zero, got {value}.")
 
     def build_network(self) -> nn.Module:
-        """A network as the hyperparameters say, with new random weights that are not pretrained.
+        """Build the network of the hyperparameters, with random weights.
 
-        A subclass may return any module that keeps the contract of ``TaskOutput``.
+        A subclass may return any module that maps images to a ``TaskOutput`` per task.
         """
         network = self.hparams["network"]
         keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "gradient_checkpointing"]
         keys += ["token_stride", "use_global_tokens", "use_fine_tokens"] if network == "htt" else []
-        counts = {task.name: task.num_tokens for task in self.tasks}
-        net = NETWORKS[network](counts, **{key: self.hparams[key] for key in keys})
-        return net.to(memory_format=torch.channels_last)  # what convolutions are fastest in
+        num_tokens = {task.name: task.num_tokens for task in self.tasks}
+        net = NETWORKS[network](num_tokens, **{key: self.hparams[key] for key in keys})
+        return net.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
     def reset_parameters(self, seed: int) -> None:
-        """Give the network the weights of a new one, pretrained ones included.
+        """Reset the network to new weights, pretrained ones included.
 
-        The parameters stay the same objects, which optimisers and distributed training hold on to.
+        Parameters stay the same objects, because optimizers and distributed training hold references to them.
 
         Args:
-            seed: What random weights are drawn from.
+            seed: Seed of the random weights.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net.load_state_dict(self.build_network().state_dict())
         self._load_pretrained_backbone()
-
-    def _validate_task_keys(self, key: str, values: Mapping[str, float] | None) -> dict[str, float]:
-        names = [task.name for task in self.tasks]
-        for name in values or {}:
-            if name not in names:
-                hint = did_you_mean(name, names)
-                raise HTTError(f"model.{key} names {name!r}, but the tasks are {', '.join(names)}.{hint}")
-        return dict(values or {})
-
-    def forward(self, image: Tensor) -> dict[str, TaskOutput]:
-        """RGB in [0, 1], ``b 3 h w``, to one output per task."""
-        outputs: dict[str, TaskOutput] = self.net(image)
-        return outputs
-
-    def on_fit_start(self) -> None:
-        """Fetch the backbone's pretrained weights when training begins, unless a checkpoint has brought its own."""
-        if not self._pretrained_loaded:
-            self._load_pretrained_backbone()
 
     def _load_pretrained_backbone(self) -> None:
         if self.hparams["pretrained"] is not False:
@@ -171,116 +151,119 @@ class HTTModule(L.LightningModule):
             cast(DensePredictionNetwork, self.net).backbone.load_state_dict(source.state_dict())
         self._pretrained_loaded = True
 
+    def forward(self, image: Tensor) -> dict[str, TaskOutput]:
+        """Map RGB images in [0, 1], ``b 3 h w``, to one output per task."""
+        outputs: dict[str, TaskOutput] = self.net(image)
+        return outputs
+
+    def on_fit_start(self) -> None:
+        """Load the backbone's pretrained weights, unless a checkpoint has restored weights."""
+        if not self._pretrained_loaded:
+            self._load_pretrained_backbone()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the seed, and at what size the network sees images in evaluation: for prediction without the dataset."""
+        """Store the seed and the input size in evaluation, so that prediction needs no dataset."""
         checkpoint["seed"] = run_seed()
         data = getattr(self._trainer, "datamodule", None)
         checkpoint["input_size"] = getattr(data, "input_size", self.input_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other tasks, or of tasks set up otherwise, before its outputs are misread."""
+        """Check that a checkpoint has the same tasks, and can be resumed if it is."""
         self._pretrained_loaded, self.input_size = True, checkpoint.get("input_size", {})
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
-            raise HTTError(
-                "The checkpoint holds weights alone, which no run can go on from: give it as discovery.teacher, or "
-                "resume with last.ckpt."
+            raise CheckpointError(
+                "--ckpt_path must be a training checkpoint, got one without the optimizer. Resume from last.ckpt, or "
+                "set discovery.teacher to this one."
             )
         check_same_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As PyTorch's, but weights of another network raise an ``HTTError``."""
+        """Load weights as PyTorch does, but raise a ``CheckpointError`` if they do not fit."""
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            raise HTTError(f"The weights of the checkpoint do not fit the network it describes: {error}") from error
+            raise CheckpointError(f"The weights of the checkpoint do not fit its hyperparameters: {error}") from error
 
     def on_train_start(self) -> None:
-        """Take the learning rate from the schedule: a resumed run may be given more epochs than it was begun with."""
+        """Take the learning rate from the schedule, as a resumed run may have another number of epochs."""
         if isinstance(schedule := self.lr_schedulers(), LambdaLR):
             groups = schedule.optimizer.param_groups
             for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Reseed dropout as an epoch begins: it depends on (seed, epoch), not on what ran before.
-
-        Here, because Lightning leaves out ``on_train_epoch_start`` in the first epoch of a resumed run.
-        """
+        """Reseed dropout at the start of an epoch, so that it depends on seed and epoch alone."""
+        # Not in `on_train_epoch_start`, which Lightning skips in the first epoch of a resumed run.
         if batch_idx == 0:
             torch.manual_seed(derived_seed(self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch, and the means over an epoch of what it is made of."""
-        (total, discovered), images = self.loss(batch), len(batch["image"])
-        for task, kind, losses, _ in self.last_loss_terms:
-            if kind == LossKind.SUPERVISED:
-                self._log_loss(f"train/{task}/loss", losses, images)
-        if discovered is not None:
-            self._log_loss("train/pseudo_label_loss", discovered, images)
-        self._log_loss("train/loss", total.detach(), images, prog_bar=True)
+        """Compute the loss of a batch, and log its terms as means over the epoch."""
+        (total, pseudo_label_loss), batch_size = self.loss(batch), len(batch["image"])
+        logged = {f"train/{x.task}/loss": x.loss for x in self.last_loss_terms if x.kind == LossKind.SUPERVISED}
+        if pseudo_label_loss is not None:
+            logged["train/pseudo_label_loss"] = pseudo_label_loss
+        for key, values in (logged | {"train/loss": total.detach()}).items():
+            metric = self.loss_metrics[key]
+            metric.update(values)
+            self.log(key, metric, on_step=False, on_epoch=True, batch_size=batch_size, prog_bar=key == "train/loss")
         return total
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The loss of the labels there are (method.md 3) and of those that are discovered (4); these also by image.
+        """Compute the loss of a batch; its terms stay in ``last_loss_terms``.
 
         Args:
-            batch: A training batch.
+            batch: Training batch.
+
+        Returns:
+            The loss, a scalar; and the part of label discovery per image, ``b``, or None without a teacher.
         """
-        outputs, rows = self(batch["image"]), batch.get("labeled_indices") or labeled_indices(batch)
-        factor = self._image_weights(batch["labeled"])
-        total, discovered, self.last_loss_terms = torch.zeros((), device=self.device), None, []
+        outputs, indices = self(batch["image"]), batch.get("labeled_indices") or labeled_indices(batch)
+        image_weights = self._image_weights(batch["labeled"])
+        total, pseudo_label_loss, self.last_loss_terms = torch.zeros((), device=self.device), None, []
         for task in self.tasks:
-            name = task.name
-            losses = self._supervised_losses(task, outputs[name], batch[name], rows[name])
-            self.last_loss_terms.append(LossTerm(name, LossKind.SUPERVISED, losses.detach(), rows[name]))
-            total = total + self.loss_weights[name] * (losses * factor[rows[name]]).sum()
+            name, selected = task.name, indices[task.name]
+            losses = self._supervised_losses(task, outputs[name], batch[name], selected)
+            self.last_loss_terms.append(LossTerm(name, LossKind.SUPERVISED, losses.detach(), selected))
+            total = total + self.loss_weights[name] * (losses * image_weights[selected]).sum()
         if self.discovery is not None:
-            discovered = self.discovery.loss(batch, outputs)
+            pseudo_label_loss = self.discovery.loss(batch, outputs)
             self.last_loss_terms += self.discovery.last_loss_terms
-            total = total + (discovered * factor).sum()
-        return total / len(factor), None if discovered is None else discovered.detach()
+            total = total + (pseudo_label_loss * image_weights).sum()
+        return total / len(image_weights), None if pseudo_label_loss is None else pseudo_label_loss.detach()
 
     def _image_weights(self, labeled: Mapping[str, Tensor]) -> Tensor:
-        """What the loss of each image is multiplied by, ``b``, from which labels it has."""
-        marks, tasks = torch.stack([labeled[task.name] for task in self.tasks]), len(self.tasks)
+        """Return the factor on the loss of each image, ``b``."""
+        num_labels = torch.stack([labeled[task.name] for task in self.tasks]).sum(0)
         if self.hparams["image_weighting"] == "per_label":
-            return tasks / marks.sum(0).clamp(min=1)
-        return torch.full(
-            marks.shape[1:], float(tasks if self.hparams["image_weighting"] == "num_tasks" else 1), device=marks.device
-        )
+            return len(self.tasks) / num_labels.clamp(min=1)
+        factor = len(self.tasks) if self.hparams["image_weighting"] == "num_tasks" else 1
+        return torch.full_like(num_labels, factor, dtype=torch.float32)
 
-    def _supervised_losses(self, task: Task, output: TaskOutput, target: Tensor, rows: Tensor) -> Tensor:
-        """Loss of each labelled image, ``len(rows)``; the others are not even enlarged to pixels.
-
-        Where no image is labelled, the head stays in the graph with zero gradient: distributed training waits for it.
-        """
-        chosen = TaskOutput(*(x[rows] for x in output))
-        return task.loss(chosen, target[rows]) if len(rows) else chosen.logits.flatten(1).sum(1)
-
-    def _log_loss(self, key: str, loss: Tensor, images: int, **options: Any) -> None:
-        """Log the mean loss per image over an epoch."""
-        self.loss_metrics[key].update(loss)
-        self.log(key, self.loss_metrics[key], on_step=False, on_epoch=True, batch_size=images, **options)
+    def _supervised_losses(self, task: Task, output: TaskOutput, target: Tensor, indices: Tensor) -> Tensor:
+        """Return the loss of each labeled image; unlabeled images are not resized to pixels."""
+        selected = TaskOutput(*(x[indices] for x in output))
+        # Without labeled images, the head stays in the graph with zero gradient: distributed training waits for it.
+        return task.loss(selected, target[indices]) if len(indices) else selected.logits.flatten(1).sum(1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Update the metrics; the decoded maps go to whoever draws them."""
+        """Update the metrics, and return the decoded maps for callbacks."""
         return self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """As in validation."""
+        """Update the test metrics, and return the decoded maps."""
         return self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Decoded maps by task at the size of the images, and ``id``; at their own size where they have a ``view``."""
-        if "view" in batch:
-            return {
-                "id": batch["id"],
-                **predict_at_original_size(self, self.tasks, batch["image"], batch["view"], batch["tile_size"]),
-            }
-        return {"id": batch["id"], **self.decode(batch["image"])}
+        """Return ``id`` and the decoded maps, at the original size of images that have a ``view``."""
+        image, view = batch["image"], batch.get("view")
+        maps = (
+            predict_at_original_size(self, self.tasks, image, view, batch["tile_size"]) if view else self.decode(image)
+        )
+        return {"id": batch["id"], **maps}
 
     def decode(self, image: Tensor) -> dict[str, Tensor]:
-        """The maps a user wants, by task, at the size of the image.
+        """Predict the map of every task at the size of the images.
 
         Args:
             image: RGB in [0, 1], ``b 3 h w``.
@@ -291,43 +274,49 @@ class HTTModule(L.LightningModule):
     def _evaluate(self, batch: Batch, metrics: Mapping[str, Metric | MetricCollection]) -> dict[str, Tensor]:
         maps = self.decode(batch["image"])
         for task, metric in metrics.items():
-            seen = batch["labeled"][task]
-            metric.update(maps[task][seen], batch[task][seen])
+            labeled = batch["labeled"][task]
+            metric.update(maps[task][labeled], batch[task][labeled])
         return maps
 
     def on_validation_epoch_end(self) -> None:
-        """Log every metric, and Delta_m where single-task figures are given."""
+        """Log all metrics, and Delta_m if there are single-task baselines."""
         self._log_metrics("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        """As after validation."""
+        """Log all test metrics."""
         self._log_metrics("test", self.test_metrics)
 
     def _log_metrics(self, split: str, metrics: Mapping[str, Metric | MetricCollection]) -> None:
         values: dict[str, float] = {}
         for task, metric in metrics.items():
-            values |= {f"{task}/{figure}": float(value) for figure, value in metric.compute().items()}
+            values |= {f"{task}/{name}": float(value) for name, value in metric.compute().items()}
             metric.reset()
         if self.single_task_baselines:
-            headlines = {task.name: values[f"{task.name}/{task.primary_metric}"] for task in self.tasks}
-            kinds = {task.name: task.metric_spec(task.primary_metric) for task in self.tasks}
-            values["delta_m"] = delta_m(kinds, headlines, self.single_task_baselines)
-        # Every metric has synchronised itself, so all ranks hold the same values.
+            primary = {task.name: values[f"{task.name}/{task.primary_metric}"] for task in self.tasks}
+            specs = {task.name: task.metric_spec(task.primary_metric) for task in self.tasks}
+            values["delta_m"] = delta_m(specs, primary, self.single_task_baselines)
+        # Metrics have synchronized themselves, so all ranks hold the same values.
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam and polynomial decay to zero, stepped per epoch (method.md 5)."""
+        """Return Adam, and a polynomial decay of the learning rate to zero that steps once per epoch."""
         epochs = self.epochs_per_stage or self.trainer.max_epochs
         if epochs is None or epochs < 1:
-            raise HTTError(f"The learning rate decays over trainer.max_epochs; set it to at least 1 (it is {epochs}).")
-        rate, decay = self.hparams["lr"], self.hparams["weight_decay"]
-        # Many small tensors: one pass over all of them. Lightning cannot clip gradients of mixed precision then.
+            raise ConfigError(
+                f"trainer.max_epochs must be at least 1 for the decay of the learning rate, got {epochs}."
+            )
+        options = {key: self.hparams[key] for key in ("lr", "weight_decay")}
+        # Lightning cannot clip the gradients of a fused optimizer in mixed precision.
         fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = adam(self.parameters(), rate, decay, fused)
+        optimizer = torch.optim.Adam(self.parameters(), **options, fused=fused)
+        optimizer.register_load_state_dict_post_hook(_match_memory_format)
         schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** self.hparams["poly_power"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
 
-def _module_dict(metrics: dict[str, M]) -> Mapping[str, M]:
-    """Metrics that move with the module."""
-    return cast("Mapping[str, M]", nn.ModuleDict(metrics))
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    # Fused Adam passes through parameters and moments in the order of memory.
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)

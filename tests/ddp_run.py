@@ -10,7 +10,7 @@ from torch import nn
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.callbacks.results_table import ResultsTable
-from htt_lightning.discovery.loss import TargetType
+from htt_lightning.discovery.teacher import TargetType
 from tests.tiny import BACKBONE, tiny_data, tiny_trainer
 
 GLOBAL_BATCH = 4

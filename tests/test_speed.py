@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from htt_lightning import HTTModule
-from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble, discovery_loss
+from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble, discovery_loss
 from htt_lightning.output import TaskOutput
 from tests.conftest import ROOT
 from tests.tiny import BACKBONE, tiny_data

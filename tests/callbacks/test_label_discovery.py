@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.discovery.loss import DiscoveryLossWeights, TeacherEnsemble
+from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.errors import HTTError
 from tests.test_module import assert_same, ruined_scenes, weights
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
