@@ -95,40 +95,29 @@ class LabelDiscovery(Callback):
         self._last_step = 0
 
     def _check_arguments(self) -> None:
-        if not self.stages or self.stages < 1:  # null passes the parser
-            raise ConfigError(f"discovery.stages must be at least 1, got {self.stages}.")
-        if not isinstance(self.teacher, str) and not self.teacher:
-            raise ConfigError("discovery.teacher must be previous, ema or at least one checkpoint, got an empty list.")
-        if self._teacher_paths and self.stages < 2:
-            raise ConfigError(
-                f"discovery.stages must be at least 2 if discovery.teacher is a checkpoint, got {self.stages}."
-            )
-        if self.num_teachers < 1:
-            raise ConfigError(f"discovery.num_teachers must be at least 1, got {self.num_teachers}.")
-        if self.num_teachers > 1 and (self.teacher != PREVIOUS or self.stages <= self.num_teachers):
-            raise ConfigError(
-                f"discovery.num_teachers must be 1, or less than discovery.stages with discovery.teacher previous, got "
-                f"{self.num_teachers} with {self.stages} stages. Add a stage for each teacher."
-            )
-        weights = self.loss_weights
-        if max(self.num_teachers, len(self._teacher_paths)) > 1 and (
-            weights.feature_labeled or weights.feature_unlabeled
-        ):
-            raise ConfigError(
-                "discovery.loss_weights.feature_labeled and feature_unlabeled must be 0 with several teachers, got "
-                f"{weights.feature_labeled} and {weights.feature_unlabeled}."
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"discovery.ema_decay must be in [0, 1), got {self.ema_decay}.")
-        if self.rampup_epochs < 0:
-            raise ConfigError(f"discovery.rampup_epochs must be at least 0, got {self.rampup_epochs}.")
-        if self.target_type not in get_args(TargetType):
-            choices = ", ".join(get_args(TargetType))
-            raise ConfigError(f"discovery.target_type must be one of {choices}, got {self.target_type!r}.")
-        if self.teacher_precision not in (None, "bf16-mixed"):
-            raise ConfigError(
-                f"discovery.teacher_precision must be null or bf16-mixed, got {self.teacher_precision!r}."
-            )
+        stages, teachers, given = (
+            self.stages or 0,
+            self.num_teachers,
+            len(self._teacher_paths),
+        )  # null passes the parser
+        features = self.loss_weights.feature_labeled or self.loss_weights.feature_unlabeled
+        staged = self.teacher == PREVIOUS and teachers < stages
+        rules = {
+            "stages": (stages >= (2 if given else 1), "at least 1, or 2 if discovery.teacher is a checkpoint"),
+            "teacher": (bool(self.teacher), "previous, ema or at least one checkpoint"),
+            "num_teachers": (
+                teachers == 1 or (teachers > 1 and staged),
+                "1, or less than stages with teacher previous",
+            ),
+            "loss_weights": (max(teachers, given) < 2 or not features, "without feature losses for several teachers"),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
+            "rampup_epochs": (self.rampup_epochs >= 0, "at least 0"),
+            "target_type": (self.target_type in get_args(TargetType), f"one of {', '.join(get_args(TargetType))}"),
+            "teacher_precision": (self.teacher_precision in (None, "bf16-mixed"), "null or bf16-mixed"),
+        }
+        for option, (holds, rule) in rules.items():
+            if not holds:
+                raise ConfigError(f"discovery.{option} must be {rule}, got {getattr(self, option)!r}.")
         for task, threshold in self.task_overrides["confidence_threshold"].items():
             if not 0 <= threshold <= 1:
                 raise ConfigError(f"discovery.confidence_thresholds.{task} must be in [0, 1], got {threshold}.")
@@ -198,7 +187,7 @@ class LabelDiscovery(Callback):
         if (stored := checkpoint["callbacks"].get(self.state_key)) is not None:
             if stored["teacher_kind"] != self._teacher_kind:
                 raise ConfigError(
-                    f"discovery.teacher must be {stored['teacher_kind']}, as in the checkpoint, got {self._teacher_kind}."
+                    f"discovery.teacher must be {stored['teacher_kind']} as in --ckpt_path, got {self._teacher_kind}."
                 )
             self.stage, self.stage_start_epoch = stored["stage"], stored["stage_start_epoch"]
             self._teachers = [
@@ -326,7 +315,7 @@ class LabelDiscovery(Callback):
         """Warn if a limit has ended training before the last stage."""
         if self._epochs and self.stage + 1 < self.stages and not trainer.interrupted:
             rank_zero_warn(
-                f"Training ended in stage {self.stage + 1} of {self.stages}. Increase trainer.max_steps to reach the last."
+                f"Training ended in stage {self.stage + 1} of {self.stages}. Increase trainer.max_steps to reach all."
             )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

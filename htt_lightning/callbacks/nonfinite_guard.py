@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 from htt_lightning.data.batch import Batch
 from htt_lightning.errors import ConfigError, HTTError
@@ -47,19 +46,22 @@ class NonFiniteLossGuard(Callback):
         if policy not in get_args(Policy):
             raise ConfigError(f"guard.policy must be one of {', '.join(get_args(Policy))}, got {policy!r}.")
         self.policy = policy
-        self._num_skipped, self._skip_step = 0, False
 
     def _enabled(self, module: L.LightningModule) -> TypeGuard[HTTModule]:
         return self.policy != "off" and isinstance(module, HTTModule)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reset the counter of skipped steps."""
+        self._num_skipped, self._skip_step = 0, False
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Back up running statistics and running means, if a step may be skipped."""
+        """Back up running statistics and means, if the step may be skipped."""
         if self._enabled(pl_module):
             self._batch = batch
-            if self.policy == "skip":
-                self._backup = [(tensor, tensor.clone()) for tensor in running_state(pl_module)]
+            tensors = running_state(pl_module) if self.policy == "skip" else ()
+            self._backup = [(tensor, tensor.clone()) for tensor in tensors]
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Start to copy to the host whether the loss of any rank is not finite."""
@@ -87,8 +89,8 @@ class NonFiniteLossGuard(Callback):
         own = list(describe_nonfinite(module.last_loss_terms, self._batch)) if self._own_flag else []
         lines += gather_lines(trainer, own)
         if not all(weight.isfinite().all() for weight in module.net.parameters()):
-            advice = "The weights are not finite: gradients of an earlier step overflowed. Lower model.lr, or set "
-            raise HTTError("\n".join([*lines, f"{advice}trainer.gradient_clip_val."]))
+            lines.append("The weights are not finite: the gradients of an earlier step overflowed.")
+            raise HTTError("\n".join([*lines, "Lower model.lr, or set trainer.gradient_clip_val."]))
         if self.policy == "raise":
             raise HTTError("\n".join([*lines, "To skip such steps, set --guard.policy skip."]))
         rank_zero_warn("\n".join([*lines, "Skipping the step."]))
@@ -110,12 +112,11 @@ class NonFiniteLossGuard(Callback):
 
 
 def running_state(module: HTTModule) -> Iterator[Tensor]:
-    """Yield the tensors besides weights that a training step changes in place."""
+    """Yield the tensors, besides weights, that a training step changes in place."""
     yield from module.buffers()
-    metrics: list[Metric] = [*module.loss_metrics.values()]
-    metrics += module.discovery.metrics.values() if module.discovery is not None else []
+    metrics = [*module.loss_metrics.values(), *(module.discovery.metrics.values() if module.discovery else ())]
     for metric in metrics:
-        yield from metric.metric_state.values()  # type: ignore[misc]  # these metrics have no list states
+        yield from metric.metric_state.values()
 
 
 def describe_nonfinite(terms: Sequence[LossTerm], batch: Batch) -> Iterator[str]:
@@ -123,8 +124,9 @@ def describe_nonfinite(terms: Sequence[LossTerm], batch: Batch) -> Iterator[str]
     ids, found = batch["id"], False
     if bad_ids := bad_image_ids(batch["image"].flatten(1).isfinite().all(1), ids):
         yield f"  pixels: {bad_ids}"
-    for task, kind, loss, rows in terms:
-        if bad_ids := bad_image_ids(loss.isfinite(), ids if rows is None else [ids[row] for row in rows.tolist()]):
+    for task, kind, loss, indices in terms:
+        loss_ids = ids if indices is None else [ids[k] for k in indices.tolist()]
+        if bad_ids := bad_image_ids(loss.isfinite(), loss_ids):
             found = True
             yield f"  {task}, {kind}: {bad_ids}"
     if not found:
@@ -140,8 +142,7 @@ def bad_image_ids(finite: Tensor, ids: Sequence[str]) -> str:
 
 def gather_lines(trainer: L.Trainer, lines: list[str]) -> list[str]:
     """Return the lines of all ranks, which have to call this together."""
-    if trainer.world_size == 1:
-        return lines
-    gathered: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, lines)
+    gathered: list[Any] = [lines] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(gathered, lines)
     return [line for rank_lines in gathered for line in rank_lines]

@@ -76,7 +76,7 @@ class TeacherEnsemble:
         """Compute the loss of label discovery, summed over tasks.
 
         Args:
-            batch: Training batch with ``image``, ``labeled`` and ``valid``, and ``pseudo_labels`` if it has pseudo-labels.
+            batch: Training batch with ``image``, ``labeled``, ``valid``, and ``pseudo_labels`` if it has some.
             outputs: Output of the student on the images, by task.
 
         Returns:
