@@ -49,7 +49,7 @@ class DiscoveryLoss(NamedTuple):
         feature: Feature loss ``b``, 0 where it is off.
         prediction: Loss on pseudo-labels or soft targets ``b``, 0 for labeled images.
         coverage: Fraction of the valid pixels whose pseudo-label counts ``b``; 1 for soft targets.
-        confidence: Mean confidence of the pseudo-labels over the valid pixels ``b``; NaN if there are none.
+        confidence: Mean confidence of the pseudo-labels over the valid pixels ``b``; NaN if it is unknown.
     """
 
     feature: Tensor
@@ -85,39 +85,44 @@ def discovery_loss(
         task_weight: Weight lambda of the task's loss.
         loss_weights: Weights of the losses.
         pseudo_label: Pseudo-labels; by default those of the teacher.
-        soft_target: Soft targets ``b c h/s w/s``, which replace pseudo-labels
-            ([distillation](https://arxiv.org/abs/1503.02531)). They count everywhere, whatever the threshold.
+        soft_target: Soft targets ``b c h/s w/s`` ([distillation](https://arxiv.org/abs/1503.02531)). They replace the
+            pseudo-labels and count everywhere, whatever the threshold.
 
     Returns:
         Losses, coverage and confidence per image.
     """
-    feature = zeros = torch.zeros(len(labeled), device=labeled.device)
-    if teacher is not None and (loss_weights.feature_labeled or loss_weights.feature_unlabeled):
-        unlabeled_weight = loss_weights.feature_unlabeled * upcast(teacher.confidence)
-        feature_weight = torch.where(labeled[:, None, None, None], loss_weights.feature_labeled, unlabeled_weight)
-        feature = feature + feature_mse(student.feature, teacher.feature, valid, feature_weight)
+    zeros = torch.zeros(len(labeled), device=labeled.device)
+    feature = zeros + _feature_loss(student, teacher, labeled, valid, loss_weights) if teacher else zeros
     if not loss_weights.uses_pseudo_labels(task):
         return DiscoveryLoss(feature, zeros, zeros, zeros)
     scale = loss_weights.pseudo_label * task_weight * task.pseudo_label_weight
-    if soft_target is not None:
+    if soft_target is not None:  # has one value per cell, not per pixel
         cells = soft_target.shape[-2], soft_target.shape[-1]
         valid_cells = fully_valid_cells(valid, cells)
-        losses = task.distillation_loss(student, task.finalize_soft_target(soft_target, valid_cells))
-        confidence = torch.full_like(zeros, torch.nan)
-        if pseudo_label is not None:
-            confidence = masked_mean(pseudo_label.confidence, valid)
-        elif teacher is not None and (at_cells := task.pseudo_label(teacher, cells)) is not None:
-            confidence = masked_mean(at_cells.confidence, valid_cells)
-        prediction = scale * torch.where(labeled, 0, masked_mean(losses, valid_cells))
-        return DiscoveryLoss(feature, prediction, masked_mean(valid_cells.float(), valid_cells), confidence)
-    if pseudo_label is None and teacher is not None:
-        pseudo_label = task.pseudo_label(teacher, (valid.shape[-2], valid.shape[-1]))
-    if pseudo_label is None:
+        soft_target = task.finalize_soft_target(soft_target, valid_cells)
+        losses = masked_mean(task.distillation_loss(student, soft_target), valid_cells)
+        at_cells = task.pseudo_label(teacher, cells) if teacher else None
+        confidence = masked_mean(at_cells.confidence, valid_cells) if at_cells else torch.full_like(zeros, torch.nan)
+        coverage = masked_mean(valid_cells.float(), valid_cells)
+        return DiscoveryLoss(feature, scale * torch.where(labeled, 0, losses), coverage, confidence)
+    pseudo_label = pseudo_label or (teacher and task.pseudo_label(teacher, (valid.shape[-2], valid.shape[-1])))
+    if not pseudo_label:
         return DiscoveryLoss(feature, zeros, zeros, zeros)
-    prediction = scale * torch.where(labeled, 0, task.pseudo_label_loss(student, pseudo_label, valid))
-    confidence_mask = task.confidence_mask(pseudo_label.confidence).float()
+    losses = task.pseudo_label_loss(student, pseudo_label, valid)
+    coverage = masked_mean(task.confidence_mask(pseudo_label.confidence).float(), valid)
     confidence = masked_mean(pseudo_label.confidence, valid)
-    return DiscoveryLoss(feature, prediction, masked_mean(confidence_mask, valid), confidence)
+    return DiscoveryLoss(feature, scale * torch.where(labeled, 0, losses), coverage, confidence)
+
+
+def _feature_loss(
+    student: TaskOutput, teacher: TaskOutput, labeled: Tensor, valid: Tensor, loss_weights: DiscoveryLossWeights
+) -> Tensor | float:
+    """Return the weighted squared distance of the features per image, or 0 without a weight."""
+    if not (loss_weights.feature_labeled or loss_weights.feature_unlabeled):
+        return 0.0
+    unlabeled_weight = loss_weights.feature_unlabeled * upcast(teacher.confidence)
+    weight = torch.where(labeled[:, None, None, None], loss_weights.feature_labeled, unlabeled_weight)
+    return feature_mse(student.feature, teacher.feature, valid, weight)
 
 
 @torch.no_grad()
