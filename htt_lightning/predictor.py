@@ -42,7 +42,7 @@ class HTTPredictor:
     def __init__(self, module: HTTModule, input_size: InputSize = "training", tile_size: int | None = None) -> None:
         self.module = module.eval()
         self.tasks = {task.name: task for task in module.tasks}
-        self.policy = InputResizer.of(module.input_size, input_size, tile_size)
+        self.resizer = InputResizer.of(module.input_size, input_size, tile_size)
 
     @classmethod
     def from_checkpoint(
@@ -80,10 +80,10 @@ class HTTPredictor:
             HTTError: It is no such image, or too large to be seen at once.
         """
         pixels, name = to_array(image)
-        seen, view = self.policy(pixels, name)
+        seen, view = self.resizer(pixels, name)
         batch = to_chw_tensor(seen)[None].to(self.module.device)
         batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
-        maps = predict_at_original_size(self.module, self.module.tasks, batch, view, self.policy.tile_size)
+        maps = predict_at_original_size(self.module, self.module.tasks, batch, view, self.resizer.tile_size)
         return {task: values[0].cpu() for task, values in maps.items()}
 
 

@@ -30,7 +30,7 @@ def pixels():
 
 def test_a_checkpoint_is_all_it_takes(checkpoint, predictor):
     assert torch.load(checkpoint, weights_only=True)["input_size"] == {"image_size": [32, 48], "min_size": None}
-    assert predictor.policy.image_size == (32, 48)
+    assert predictor.resizer.image_size == (32, 48)
     assert predictor.tasks["semseg"].class_names == tiny_data().tasks[0].class_names
     assert predictor.tasks["depth"].metric_unit == "m"
     assert not predictor.module.training
@@ -113,8 +113,8 @@ def test_bad_images_are_named(predictor, pixels, tmp_path):
     transparent.save(tmp_path / "glass.png")
     (tmp_path / "text.jpg").write_text("no picture")
     for name, message in {
-        "moving.gif": "holds 2 pictures",
-        "deep.png": "more than 8 bits",
+        "moving.gif": "single frame, got 2",
+        "deep.png": "must have 8 bits",
         "glass.png": "transparent",
         "text.jpg": "no picture",
         "absent.jpg": "is missing",

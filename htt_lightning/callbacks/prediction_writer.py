@@ -18,6 +18,7 @@ from torch import Tensor
 
 from htt_lightning.callbacks.drawing import to_uint8_image, with_title
 from htt_lightning.data.batch import Batch
+from htt_lightning.data.datasets.image_folder import DESCRIPTION_FILE
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import run_directory
@@ -27,8 +28,6 @@ from htt_lightning.tasks import Task
 
 Format = Literal["png", "npy"]
 """File format of maps, see ``PredictionWriter``."""
-DESCRIPTION_FILE = "maps.json"
-"""Name of the file with units and class names."""
 MAX_CELL_SIZE = 320
 """Maximum height and width of a panel cell in pixels."""
 COMPRESS_LEVEL = 1

@@ -147,7 +147,7 @@ def test_what_the_checkpoint_says_gives_way_to_what_is_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"tile_size": 100}, "multiple of 32"), ({"tile_size": 32}, "at least 64"),
-     ({"input_size": "big"}, "size is 'big'"),
+     ({"input_size": "big"}, "input_size.*'big'"),
      ({"input_size": (0, 5)}, "height and a width")],
 )  # fmt: skip
 def test_bad_settings_are_refused(arguments, message):
@@ -157,5 +157,5 @@ def test_bad_settings_are_refused(arguments, message):
 
 def test_an_image_too_large_to_be_seen_at_once_asks_for_a_window():
     large = np.broadcast_to(np.zeros(3, np.uint8), (MAX_PIXELS // 1000 + 1, 1000, 3))
-    with pytest.raises(HTTError, match=r"big\.png has 1000x33555 pixels.*tile"):
+    with pytest.raises(HTTError, match=r"big\.png .*1000x33555.*tile_size"):
         InputResizer()(large, "big.png")

@@ -1,3 +1,4 @@
+import logging
 import sys
 from pathlib import Path
 
@@ -9,9 +10,8 @@ from PIL import Image
 from htt_lightning import HTTModule, HTTPredictor, ImageFolder
 from htt_lightning.callbacks.prediction_writer import crop_padding
 from htt_lightning.cli import main
-from htt_lightning.data.datasets import image_folder
 from htt_lightning.data.datasets.image_folder import find_images
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError, DataError
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory):
     return str(folder / "last.ckpt")
 
 
-def paint(path, height, width, seed=0):
+def paint(path, height=4, width=4, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -38,7 +38,7 @@ def photos(tmp_path):
         paint(folder / f"{k}.png", 40, 60, k)
     paint(folder / "10.png", 90, 33)
     paint(folder / "3.png", 70, 30)
-    (folder / "4.jpg").write_bytes(b"no picture")
+    (folder / "4.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("not an image")
     return folder
 
@@ -48,36 +48,40 @@ def batches(data):
     return list(data.predict_dataloader())
 
 
-def test_images_of_one_size_that_follow_each_other_make_a_batch(photos, checkpoint):
-    data = ImageFolder(str(photos), checkpoint, batch_size=2)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_consecutive_images_of_one_size_make_a_batch(photos, checkpoint, workers, caplog):
+    data = ImageFolder(str(photos), checkpoint, batch_size=2, num_workers=workers)
     found = batches(data)
     assert [batch["id"] for batch in found] == [["0", "1"], ["2"], ["3"], ["10"]]
     assert found[0]["image"].shape[:2] == (2, 3)
     assert [batch["view"].size for batch in found] == [(40, 60), (40, 60), (70, 30), (90, 33)]
-    assert [error.message for error in data.errors if "4.jpg" in error.message] == [e.message for e in data.errors]
-    assert len(data.errors) == 1
+    (error,) = data.errors
+    assert isinstance(error, DataError)
+    assert "4.jpg" in error.message
+    assert "4.jpg" in caplog.text
     assert len(list(data.predict_dataloader())) == 4
+    assert data.count == 6
 
 
-def test_what_needs_a_window_goes_alone(photos, checkpoint):
+def test_images_that_need_a_window_go_alone(photos, checkpoint):
     found = batches(ImageFolder(f"{photos}/[0-2].png", checkpoint, input_size=(100, 150), tile_size=64))
     assert [batch["id"] for batch in found] == [["0"], ["1"], ["2"]]
     assert {batch["tile_size"] for batch in found} == {64}
 
 
-def test_no_more_than_two_batches_are_read_ahead(photos, checkpoint, monkeypatch):
+def test_images_are_read_one_batch_ahead_at_most(photos, checkpoint, monkeypatch):
     read = []
     monkeypatch.setattr(
-        image_folder, "read_photograph", lambda path: read.append(path) or np.zeros((8, 8, 3), np.uint8)
+        "htt_lightning.data.datasets.image_folder.read_photograph",
+        lambda path: read.append(path) or np.zeros((8, 8, 3), np.uint8),
     )
-    data = ImageFolder(str(photos), checkpoint, batch_size=1)
-    monkeypatch.setattr(image_folder, "find_images", lambda root: {str(k): Path(str(k)) for k in range(50)})
+    data = ImageFolder(str(photos), checkpoint, batch_size=2, num_workers=0)
     data.setup("predict")
+    data.images = {str(k): Path(str(k)) for k in range(50)}
     stream = iter(data.predict_dataloader())
     for _ in range(5):
         next(stream)
-    stream.close()
-    assert len(read) <= 5 + 1 + 3
+    assert len(read) <= 5 * 2 + 1
 
 
 def test_a_batch_gives_what_each_image_gives_alone(photos, checkpoint):
@@ -96,35 +100,58 @@ def test_a_batch_gives_what_each_image_gives_alone(photos, checkpoint):
     [("a.jpg", ["a"]), (".", ["a", "b.jpg", "b.png", "sub/c"]), ("*.jpg", ["a", "b"]), ("**/*.png", ["b", "sub/c"]),
      ("sub", ["c"])],
 )  # fmt: skip
-def test_a_path_is_an_image_a_folder_or_a_pattern(tmp_path, monkeypatch, root, names):
+def test_root_is_an_image_a_folder_or_a_pattern(tmp_path, monkeypatch, root, names):
     for name in ("a.jpg", "b.jpg", "b.png", "sub/c.png"):
-        paint(tmp_path / name, 4, 4)
+        paint(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     found = find_images(root)
     assert list(found) == names
     assert all(path.is_file() for path in found.values())
 
 
-@pytest.mark.parametrize(
-    ("root", "message"),
-    [("nowhere", "no image, folder or pattern nowhere"), ("*.tif", "no file matches"), (".", "no images in")],
-)
-def test_where_there_are_no_images_the_place_is_named(tmp_path, monkeypatch, root, message):
+@pytest.mark.parametrize("root", [".", "*.png", "**/*.png"])
+def test_hidden_files_and_folders_are_skipped(tmp_path, monkeypatch, root):
+    for name in ("a.png", "._a.png", ".ipynb_checkpoints/a.png", "sub/.thumbnails/b.png"):
+        paint(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(HTTError, match=message):
+    assert list(find_images(root)) == ["a"]
+
+
+def test_a_root_inside_a_hidden_folder_is_read(tmp_path):
+    paint(tmp_path / ".cache" / "photos" / "a.png")
+    assert list(find_images(str(tmp_path / ".cache" / "photos"))) == ["a"]
+
+
+@pytest.mark.parametrize("root", [".", "**/*.png"])
+def test_folders_of_predictions_are_skipped_and_named(tmp_path, monkeypatch, caplog, root):
+    for name in ("a.png", "b.png", "maps/a_depth.png", "maps/sub/b_depth.png"):
+        paint(tmp_path / name)
+    (tmp_path / "maps" / "maps.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.WARNING)
+    assert list(find_images(root)) == ["a", "b"]
+    assert len(caplog.messages) == 1
+    assert "maps" in caplog.text
+
+
+@pytest.mark.parametrize("root", ["nowhere", "*.tif", "."])
+def test_a_root_without_images_is_named(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^data\.root ") as error:
         find_images(root)
+    assert root in error.value.message
 
 
-def test_there_is_nothing_to_train_on_and_nothing_without_a_checkpoint(photos, checkpoint):
-    with pytest.raises(HTTError, match="no labels"):
+def test_image_folder_serves_predict_alone(photos, checkpoint):
+    with pytest.raises(ConfigError, match="no labels"):
         ImageFolder(str(photos), checkpoint).setup("fit")
-    with pytest.raises(HTTError, match="--ckpt_path"):
+    with pytest.raises(ConfigError, match="--ckpt_path"):
         ImageFolder(str(photos))
 
 
-def predict(*words):
+def predict(*argv):
     quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    main(["predict", "--data", "ImageFolder", *words, *quiet])
+    main(["predict", "--data", "ImageFolder", *argv, *quiet])
 
 
 @pytest.fixture
@@ -134,51 +161,39 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_the_command_needs_no_config_and_goes_on_where_an_image_is_broken(photos, checkpoint, capsys):
-    words = ["--data.root", str(photos), "--ckpt_path", checkpoint, "--out", "maps"]
-    with pytest.raises(SystemExit, match=r"^error: 1 of 6 images failed[\s\S]*4\.jpg"):
-        predict(*words)
-    assert capsys.readouterr().out.strip() == "maps"
-    parts = ("semseg.png", "depth.png", "edges.npy", "semseg_view.png", "depth_view.png", "edges_view.png", "panel.png")
-    names = {f"{k}_{part}" for k in (0, 1, 2, 3, 10) for part in parts}
-    assert {path.name for path in Path("maps").iterdir()} == names | {"maps.json"}
+def test_predict_skips_corrupt_images_and_names_them(photos, checkpoint, capsys):
+    argv = ["--data.root", str(photos), "--ckpt_path", checkpoint, "--out", "photos/maps"]
+    with pytest.raises(SystemExit, match=r"^error: 1 of 6 images[\s\S]*4\.jpg"):
+        predict(*argv)
+    maps = photos / "maps"
+    assert capsys.readouterr().out.strip() == "photos/maps"
+    suffixes = ("semseg.png", "depth.png", "edges.npy", "semseg_view.png", "depth_view.png", "edges_view.png")
+    names = {f"{k}_{suffix}" for k in (0, 1, 2, 3, 10) for suffix in (*suffixes, "panel.png")}
+    assert {path.name for path in maps.iterdir()} == names | {"maps.json"}
     alone = HTTPredictor.from_checkpoint(checkpoint)(photos / "3.png")
-    depth = np.asarray(Image.open("maps/3_depth.png"))
+    depth = np.asarray(Image.open(maps / "3_depth.png"))
     assert depth.shape == (70, 30)
     assert np.abs(depth / 1000 - alone["depth"][0].numpy()).max() < 0.001
     (photos / "4.jpg").unlink()
-    with pytest.raises(SystemExit, match="error: maps is not empty"):
-        predict(*words)
-    predict(
-        *words,
-        "--overwrite",
-        "true",
-        "--data.input_size",
-        "original",
-        "--data.tile_size",
-        "64",
-        "--predictions.format",
-        "npy",
-    )
-    assert np.load("maps/10_semseg.npy").shape == (90, 33)
+    with pytest.raises(SystemExit, match=r"^error: .*photos/maps"):
+        predict(*argv)
+    options = ("--data.input_size", "original", "--data.tile_size", "64", "--predictions.format", "npy")
+    predict(*argv, "--overwrite", "true", *options)
+    assert np.load(maps / "10_semseg.npy").shape == (90, 33)
+    assert not list(maps.glob("maps*npy"))  # predictions are not predicted on
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_the_command_ends_badly_where_no_image_can_be_read(photos, checkpoint):
-    with pytest.raises(SystemExit, match="error: 1 of 1 images failed"):
-        predict("--data.root", str(photos / "4.jpg"), "--ckpt_path", checkpoint, "--out", "maps")
-
-
-@pytest.mark.usefixtures("elsewhere")
-def test_the_command_says_what_is_missing(photos, checkpoint):
+def test_predict_names_what_is_missing(photos, checkpoint):
     torch.save({"model": {}}, "other.ckpt")
-    for words, message in (
-        (["--data.root", str(photos)], "give --ckpt_path"),
-        (["--data.root", "nowhere", "--ckpt_path", checkpoint], "no image, folder or pattern nowhere"),
-        (["--data.root", str(photos), "--ckpt_path", "other.ckpt"], "other.ckpt is corrupt or no checkpoint"),
+    for argv, named in (
+        (["--data.root", str(photos)], "--ckpt_path"),
+        (["--data.root", "nowhere", "--ckpt_path", checkpoint], "nowhere"),
+        (["--data.root", str(photos), "--ckpt_path", "other.ckpt"], "other.ckpt"),
+        (["--data.root", str(photos / "4.jpg"), "--ckpt_path", checkpoint, "--out", "maps"], "1 of 1 images"),
     ):
-        with pytest.raises(SystemExit, match=f"error: .*{message}"):
-            predict(*words)
+        with pytest.raises(SystemExit, match=f"error: .*{named}"):
+            predict(*argv)
 
 
 def test_the_panel_of_a_padded_image_shows_the_image_alone(photos, checkpoint, tmp_path):
