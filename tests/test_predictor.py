@@ -116,7 +116,7 @@ def test_bad_images_are_named(predictor, pixels, tmp_path):
         "moving.gif": "single frame, got 2",
         "deep.png": "must have 8 bits",
         "glass.png": "transparent",
-        "text.jpg": "no picture",
+        "text.jpg": "no image",
         "absent.jpg": "is missing",
     }.items():
         with pytest.raises(HTTError, match=rf"{name} .*{message}"):
