@@ -202,7 +202,7 @@ def test_a_checkpoint_of_other_tasks_is_refused(tmp_path):
     keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
     fitted(tmp_path, tiny_data(tasks="semseg", labels="full"), callbacks=[keep], enable_checkpointing=True)
     data = tiny_data(tasks="depth", labels="full")
-    with pytest.raises(HTTError, match=r"trained on semseg, not depth.*data\.tasks"):
+    with pytest.raises(HTTError, match=r"trained on semseg, got depth"):
         tiny_trainer(tmp_path).validate(tiny_module(data), data, ckpt_path=tmp_path / "kept" / "run.ckpt")
 
 
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_a_task_with_other_bins_is_refused(tmp_path):
     fitted(tmp_path, far, callbacks=[keep], enable_checkpointing=True)
     path, trainer = tmp_path / "kept" / "run.ckpt", tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True)
     data = tiny_data(tasks="depth", labels="full")
-    with pytest.raises(HTTError, match=r"trained with far 20\.0 of task depth, not 10\.0"):
+    with pytest.raises(HTTError, match=r"max_depth 20\.0 of task depth"):
         trainer.validate(tiny_module(data), data, ckpt_path=path)
     heavy = tiny_data(tasks=[Depth(max_depth=20.0, loss_weight=9)], labels="full")
     trainer.validate(tiny_module(heavy), heavy, ckpt_path=path)

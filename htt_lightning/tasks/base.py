@@ -4,7 +4,7 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from htt_lightning.errors import ConfigError
 from htt_lightning.tasks.evaluation import EvaluationMixin
 from htt_lightning.tasks.presentation import PresentationMixin
-from htt_lightning.tasks.serialization import task_from_config, task_to_config
+from htt_lightning.tasks.serialization import ConfigMixin
 from htt_lightning.tasks.training import TrainingMixin
 
 IGNORE_INDEX = 255
@@ -24,7 +24,7 @@ RELEASE_ALIASES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(TrainingMixin, EvaluationMixin, PresentationMixin, ABC):
+class Task(ConfigMixin, TrainingMixin, EvaluationMixin, PresentationMixin, ABC):
     """A dense prediction task: loss, decoding, pseudo-labels, metrics, colors and geometry.
 
     A task has plain fields and no parameters, so configs, checkpoints and processes can hold it. A new task implements
@@ -49,10 +49,6 @@ class Task(TrainingMixin, EvaluationMixin, PresentationMixin, ABC):
     pseudo_label_weight: float = 1.0
     max_val_images: int | None = None
 
-    training_fields: ClassVar[tuple[str, ...]] = ("loss_weight", "confidence_threshold", "pseudo_label_weight")
-    """Fields of training. They may differ between a checkpoint and the run that resumes it."""
-    metric_fields: ClassVar[tuple[str, ...]] = ("max_val_images",)
-    """Fields of evaluation. They may differ as well."""
     guides_crop: ClassVar[bool] = False
     """Whether a training crop is drawn again if one class of this map fills most of it."""
 
@@ -65,29 +61,6 @@ class Task(TrainingMixin, EvaluationMixin, PresentationMixin, ABC):
             )
         if self.max_val_images is not None and self.max_val_images < 1:
             raise ConfigError(f"max_val_images of {self.name} must be at least 1 or null, got {self.max_val_images}.")
-
-    def to_config(self) -> dict[str, Any]:
-        """Describe the task by ``class_path`` and ``init_args``, as config files do."""
-        return task_to_config(self)
-
-    @staticmethod
-    def from_config(config: Mapping[str, Any]) -> "Task":
-        """Build the task that ``to_config`` describes.
-
-        Args:
-            config: ``class_path`` and ``init_args``.
-
-        Raises:
-            ConfigError: The class cannot be imported, is not a task or takes other arguments.
-        """
-        task: Task = task_from_config(config, Task)
-        return task
-
-    @property
-    def output_settings(self) -> dict[str, Any]:
-        """Return the fields on which outputs and labels depend."""
-        settings: dict[str, Any] = self.to_config()["init_args"]
-        return {key: value for key, value in settings.items() if key not in self.training_fields + self.metric_fields}
 
     @property
     def class_names(self) -> tuple[str, ...]:

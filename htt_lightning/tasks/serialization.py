@@ -3,60 +3,69 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self, cast
 
 from htt_lightning.errors import CheckpointError, ConfigError
 
-if TYPE_CHECKING:
-    from htt_lightning.tasks.base import Task
+
+class ConfigMixin:
+    """Conversion of a task from and to ``class_path`` and ``init_args``, as in config files."""
+
+    name: str
+    training_fields: ClassVar[tuple[str, ...]] = ("loss_weight", "confidence_threshold", "pseudo_label_weight")
+    """Fields of training. They may differ between a checkpoint and the run that resumes it."""
+    metric_fields: ClassVar[tuple[str, ...]] = ("max_val_images",)
+    """Fields of evaluation. They may differ as well."""
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe the task by plain values.
+
+        >>> from htt_lightning.tasks import Edges
+        >>> Edges().to_config()["class_path"]
+        'htt_lightning.tasks.edges.Edges'
+        """
+        arguments = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the task that ``to_config`` describes.
+
+        Args:
+            config: ``class_path`` and ``init_args``.
+
+        Raises:
+            ConfigError: The class cannot be imported, is not a task or takes other arguments.
+        """
+        if not (isinstance(config, Mapping) and isinstance(given := config.get("init_args", {}), Mapping)):
+            raise ConfigError(f"A task must have class_path and init_args, got {config!r}.")
+        path = str(config.get("class_path"))
+        module, _, name = path.rpartition(".")
+        try:
+            found = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise ConfigError(f"The task class {path!r} cannot be imported. Install its package.") from error
+        if not (isinstance(found, type) and issubclass(found, cls)):
+            raise ConfigError(f"The class of a task must be a subclass of {cls.__name__}, got {path!r}.")
+        build: Callable[..., Self] = found
+        try:
+            return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"The task class {path!r} does not accept {dict(given)}: {error}") from error
+
+    @property
+    def output_settings(self) -> dict[str, Any]:
+        """Return the fields on which outputs and labels depend."""
+        settings: dict[str, Any] = self.to_config()["init_args"]
+        return {key: value for key, value in settings.items() if key not in self.training_fields + self.metric_fields}
 
 
-def task_to_config(task: "Task") -> dict[str, Any]:
-    """Describe a task by plain values.
-
-    Args:
-        task: Task to describe.
-
-    Returns:
-        ``class_path`` and ``init_args``, as in config files.
-    """
-    arguments = {field.name: getattr(task, field.name) for field in fields(task)}
-    return {
-        "class_path": f"{type(task).__module__}.{type(task).__qualname__}",
-        "init_args": {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()},
-    }
-
-
-def task_from_config(config: Mapping[str, Any], base: type) -> Any:
-    """Build the task that ``task_to_config`` describes.
-
-    Args:
-        config: ``class_path`` and ``init_args``.
-        base: Class of all tasks.
-
-    Raises:
-        ConfigError: The class cannot be imported, is not a task or takes other arguments.
-    """
-    if not (isinstance(config, Mapping) and isinstance(given := config.get("init_args", {}), Mapping)):
-        raise ConfigError(f"A task must have class_path and init_args, got {config!r}.")
-    path = str(config.get("class_path"))
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"The task class {path!r} cannot be imported. Install its package.") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"The class of a task must be a subclass of Task, got {path!r}.")
-    build: Callable[..., Any] = found
-    try:
-        return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
-    except ConfigError:
-        raise
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"The task class {path!r} does not accept {dict(given)}: {error}") from error
-
-
-def check_same_tasks(tasks: "Sequence[Task]", trained: Sequence[Mapping[str, Any]], source: str) -> None:
+def check_same_tasks(tasks: Sequence[ConfigMixin], trained: Sequence[Mapping[str, Any]], source: str) -> None:
     """Check that stored weights were trained on tasks with the same outputs.
 
     Args:
@@ -75,5 +84,6 @@ def check_same_tasks(tasks: "Sequence[Task]", trained: Sequence[Mapping[str, Any
         for key, value in task.output_settings.items():
             if (theirs := stored[task.name].get(key)) != value:
                 raise CheckpointError(
-                    f"{source} was trained with {key} {theirs} of task {task.name}, got {value}. Set it in data.tasks."
+                    f"{source} was trained with {key} {theirs} of task {task.name}, got {value}. "
+                    "Set data.task_overrides."
                 )
