@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Shared fixtures."""
 
 import os
 from collections.abc import Iterator
@@ -9,21 +9,22 @@ import pytest
 import wandb
 
 ROOT = Path(__file__).parents[1]
-# A loaded machine is slow, not wrong.
+os.environ["HF_HUB_OFFLINE"] = "1"  # downloads fail at once, instead of after retries
+# A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A user of Weights & Biases who has not logged in; its service is the test's own.
+def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give the test its own service of Weights & Biases, without a login.
 
-    A service writes below the directory in which it was started, and its address stays in the environment.
+    A service writes below the directory in which it was started, and keeps its address in the environment.
     """
-    wandb.teardown()  # first, since it forgets the address: what is unset afterwards comes back with the test's end
+    wandb.teardown()  # first, because it removes the address
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "online")  # set, so that what the logger makes of it is undone
+    monkeypatch.setenv("WANDB_MODE", "online")  # set, so that the logger's change is undone
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "nothing"))
     monkeypatch.setenv("NETRC", str(tmp_path / "nothing"))

@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, stranger):
+def elsewhere(tmp_path, monkeypatch, logged_out):
     """An empty directory, and a user of Weights & Biases who has not logged in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])

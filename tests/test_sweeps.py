@@ -37,7 +37,7 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture
-def agent(tree, tmp_path, monkeypatch, stranger):
+def agent(tree, tmp_path, monkeypatch, logged_out):
     """An agent that has fetched no sweep, on a machine without internet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])

@@ -151,7 +151,7 @@ def test_drawing_does_not_change_training(tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_wandb_logs_the_panel_offline(tmp_path, monkeypatch, stranger):
+def test_wandb_logs_the_panel_offline(tmp_path, monkeypatch, logged_out):
     monkeypatch.chdir(tmp_path)
     logger = WandbLogger(project="test", offline=True, save_dir=tmp_path)
     try:

@@ -255,7 +255,7 @@ def test_a_missing_tree_prints_what_is_expected():
         htt("fit", "--config", "nyud.yaml", "--data.root", "nowhere")
 
 
-def test_a_users_own_config_is_left_alone(stranger):
+def test_a_users_own_config_is_left_alone(logged_out):
     own = f"data: {{class_path: SyntheticDataModule}}  # mine\nmodel: {{lr: {1e-3}}}\n"
     Path("config.yaml").write_text(own)
     offline = {"--trainer.logger": "WandbLogger", "--trainer.logger.offline": "true"}

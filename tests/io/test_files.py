@@ -61,7 +61,7 @@ def test_the_run_directory_is_the_loggers(tmp_path):
     assert run_directory(tiny_trainer(tmp_path, logger=logger)) == tmp_path / "runs" / "version_0"
 
 
-def test_the_run_directory_of_a_logger_without_one_is_named_by_the_run(tmp_path, stranger):
+def test_the_run_directory_of_a_logger_without_one_is_named_by_the_run(tmp_path, logged_out):
     logger = WandbLogger(project="mine", offline=True, save_dir=tmp_path)
     folder = run_directory(tiny_trainer(tmp_path, logger=logger))
     assert folder == tmp_path / "mine" / logger.version
