@@ -83,7 +83,7 @@ def test_sdist_builds_the_same_wheel_and_contains_tests(sdist, wheel, tmp_path):
         for folder in ("tests", "tools", "benchmarks", ".ci")
         for path in (ROOT / folder).rglob("*")
     ]
-    lost = [path for path in kept if path.suffix in (".py", ".xz") and not (sdist / path).is_file()]
+    lost = [path for path in kept if path.suffix in (".npz", ".py", ".xz") and not (sdist / path).is_file()]
     assert lost == []
     assert (sdist / "Makefile").read_text() == (ROOT / "Makefile").read_text()
 
