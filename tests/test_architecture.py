@@ -40,7 +40,6 @@ UPWARD_IMPORTS = {
 LOOSE_LEFT: set[str] = set()
 IN_CIRCLES: set[str] = set()
 LONG_FUNCTIONS = {
-    "htt_lightning.commands.report.command.report",
     "htt_lightning.data.masks.label_mask.sample_mask",
 }
 DANGLING = {"method.md", "protocol.md", "contracts.md"}

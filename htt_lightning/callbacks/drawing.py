@@ -105,7 +105,7 @@ def head_of_batch(batch: Batch, count: int) -> Batch:
 
 
 def to_uint8_image(values: Tensor) -> np.ndarray:
-    """Convert images to uint8 ``b h w 3``, enlarged by a whole factor to at least ``MIN_CELL_WIDTH``.
+    """Convert images to uint8 ``b h w 3`` of at least ``MIN_CELL_WIDTH``.
 
     Args:
         values: ``b 3 h w``, uint8 or floats in [0, 1].
@@ -116,7 +116,7 @@ def to_uint8_image(values: Tensor) -> np.ndarray:
 
 
 def placeholder(picture: np.ndarray, text: str) -> np.ndarray:
-    """Draw an empty cell of the size of ``picture``, hatched and labeled if ``text`` is not empty."""
+    """Draw an empty cell of the size of ``picture``, hatched if it has a text."""
     height, width = picture.shape[:2]
     cell = Image.new("RGB", (width, height), (235, 235, 235))
     if text:

@@ -116,7 +116,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Submit a batch to the threads. Files are named by image ids, so ranks never write the same file."""
+        """Submit a batch to the threads; image ids name the files on all ranks."""
         if self._folder is None or self._pool is None or not isinstance(pl_module, HTTModule):
             return
         maps = {task.name: prediction[task.name].cpu() for task in pl_module.tasks}
@@ -175,7 +175,7 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def crop_padding(batch: Batch) -> Tensor:
-    """Return the images of a batch without the padding that ``view`` describes, ``b 3 h w``."""
+    """Crop the padding that ``view`` describes from images, ``b 3 h w``."""
     view: ImageView | None = batch.get("view")
     images: Tensor = batch["image"]
     if view is None:
@@ -215,7 +215,7 @@ def _save_png(path: Path, picture: np.ndarray) -> None:
 
 
 def _resize_for_panel(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Resize pictures uint8 ``h w 3`` to the size of the second, a map, within the limits of a panel cell."""
+    """Resize pictures uint8 ``h w 3`` to a panel cell of the second's aspect."""
     height, width = pictures[1].shape[:2]
     factor = min(MAX_CELL_SIZE / max(height, width), 1)
     size = max(round(width * factor), 1), max(round(height * factor), 1)

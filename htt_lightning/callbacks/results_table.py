@@ -43,7 +43,7 @@ class ResultsTable(Callback):
         self._checkpoint_epoch: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the last validation metrics, which a run resumed after its last epoch still reports."""
+        """Return the last validation metrics, for a run resumed at its end."""
         return {"values": self._values, "epoch": self._val_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class ResultsTable(Callback):
 
 
 def _row(value: float, spec: MetricSpec, primary: bool, epoch: int | None) -> dict[str, Any]:
-    """Describe a metric; ``epoch`` counts from 0 and is None for a network that was not trained."""
+    """Describe a metric; ``epoch`` is None for an untrained network."""
     return {"value": value, **spec._asdict(), "primary": primary, "epoch": epoch}
 
 

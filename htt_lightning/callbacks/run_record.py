@@ -28,8 +28,8 @@ GIT_TIMEOUT = 10
 class RunRecord(Callback):
     """Write ``run_record.yaml`` into the run directory of ``fit`` and ``test``.
 
-    The record holds the command, package versions, the device, the git commit with the number of changed files,
-    fingerprints of the images and the label mask, and the times of start, stages and end. ``htt info RUN`` prints it.
+    The record holds the command, package versions, the device, and the git commit with the number of changed files. It
+    also holds fingerprints of images and label mask, and the times of stages and the end. ``htt info RUN`` prints it.
     """
 
     def __init__(self) -> None:
@@ -103,13 +103,13 @@ def device(trainer: L.Trainer) -> str:
 
 
 def split_fingerprint(split: PartialLabelDataset) -> dict[str, Any]:
-    """Return the number of images, a SHA-256 of their names, and one of the pixels of three images."""
+    """Return image count, and hashes of image names and some pixels."""
     names = hashlib.sha256(json.dumps(split.dataset.ids).encode()).hexdigest()
     return {"images": len(split), "names": names, "pixels": split.dataset.content_hash()}
 
 
 def git_state() -> dict[str, Any] | None:
-    """Return commit, branch and number of changed tracked files, or None outside a repository."""
+    """Return commit, branch and number of changed files; None without git."""
     if (git := shutil.which("git")) is None:
         return None
     commands = ("rev-parse", "HEAD"), ("rev-parse", "--abbrev-ref", "HEAD"), ("status", "--porcelain", "-uno")

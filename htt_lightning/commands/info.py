@@ -71,7 +71,7 @@ def installation() -> Iterator[tuple[str, str]]:
 
 
 def extra_packages() -> dict[str, list[str]]:
-    """Return the packages of each extra, without those of other extras that it includes."""
+    """Return the packages that each extra adds itself."""
     extras: dict[str, list[str]] = {}
     for requirement in requires("htt-lightning") or []:
         match = re.match(r"([\w.-]+)(?!.*\[).*extra == ['\"]([\w-]+)['\"]", requirement)

@@ -202,7 +202,7 @@ def load_mapping(path: Path, parse: Callable[[str], Any] = yaml.safe_load) -> di
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a config to options by dotted name, as on the command line. Lists stay values."""
+    """Flatten a config to options by dotted name; lists stay values."""
     options: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -230,7 +230,7 @@ def labels_name(option: str, labels: Mapping[str, Any] | None, seed: Any) -> str
 
 
 def teacher_name(teacher: str) -> str:
-    """Name a teacher by its file and a hash of its settings, so that its seed does not matter."""
+    """Name a teacher by its file and a hash of its settings without seeds."""
     if not Path(teacher).is_file():
         return teacher
     settings = comparable_settings(flatten(training_info(teacher)["config"] or {"checkpoint": teacher}), ())

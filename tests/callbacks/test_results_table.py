@@ -194,7 +194,7 @@ def test_a_metric_without_labels_is_null_and_a_dash(tmp_path):
             return np.full_like(label, np.nan) if task == "depth" else label
 
     data = tiny_data(tasks=["semseg", "depth"])
-    counts, size, seed, cache = data.counts, data.image_size, data.scenes_seed, data.cache
+    counts, size, seed, cache = data.counts, data.image_size, data.scene_seed, data.cache
     data.build_dataset = lambda split: Unlabeled(split, counts[split], size, seed, cache)
     evaluate(tmp_path, tiny_module(data), data)
     rows = read(tmp_path / "test_metrics.json")

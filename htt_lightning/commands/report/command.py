@@ -23,10 +23,10 @@ def report(
     split: Split | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Compare runs: mean and standard deviation of each metric over seeds, as a table and a figure.
+    """Compare the metrics of runs over seeds, as a table and a figure.
 
-    Runs whose configs differ in seeds and paths only are one row, named by the settings that differ between rows.
-    All single-task networks of the same settings are one row.
+    Runs that differ in seeds and paths only are one row, named by the settings that differ between rows. Single-task
+    networks of equal settings are one row.
 
     Args:
         folders: Run directories, or folders of runs, such as ``runs``.
@@ -50,24 +50,23 @@ def report(
 
     check_output_dir(Path(out), overwrite)
     runs, errors = read_runs(folders)
-    if not runs:
-        raise combine_errors(errors, shown=None)
-    comparison = compare(runs, split, errors)
-    if baseline is not None:
-        comparison.add_delta_m(baseline, errors)
-    console, text = Console(), comparison.to_markdown()
-    console.out(text, highlight=False)
-    writers: dict[str, Callable[[Path], Any]] = {
-        "comparison.md": lambda path: path.write_text(text, encoding="utf-8"),
-        "comparison.csv": comparison.to_frame().to_csv,
-        "comparison.png": lambda path: draw(comparison, path),
-    }
-    for name, write in writers.items():
-        with atomic_path(Path(out) / name) as partial:
-            write(partial)
-        console.out(Path(out) / name, highlight=False)
+    if runs:
+        comparison = compare(runs, split, errors)
+        if baseline is not None:
+            comparison.add_delta_m(baseline, errors)
+        text = comparison.to_markdown()
+        Console().out(text, highlight=False)
+        _write(Path(out) / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
+        _write(Path(out) / "comparison.csv", comparison.to_frame().to_csv)
+        _write(Path(out) / "comparison.png", lambda path: draw(comparison, path))
     if errors:
         raise combine_errors(errors, shown=None)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    with atomic_path(path) as partial:
+        write(partial)
+    Console().out(path, highlight=False)
 
 
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[HTTError]]:

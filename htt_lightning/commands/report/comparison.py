@@ -1,4 +1,4 @@
-"""Comparison of runs: rows of equal settings, their statistics over seeds, and Delta_m."""
+"""Rows of runs with equal settings, statistics over seeds, and Delta_m."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -57,12 +57,12 @@ class Comparison:
         return pd.Series(texts, counts.index, name="seeds")
 
     def best(self) -> pd.DataFrame:
-        """Return True for the best mean of each metric, by row. Metrics of a single row have no best."""
+        """Return True for the best mean of each metric of several rows."""
         means = self.statistics("mean") * [1 if spec.higher_is_better else -1 for spec in self.specs.values()]
         return means.eq(means.max()) & (means.count() > 1)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return mean and standard deviation of all metrics, with seeds, run directories and settings, by row."""
+        """Return seeds, run directories, settings and statistics of all metrics."""
         folders = {name: " ".join(str(run.path.parent) for run in runs) for name, runs in self.runs.items()}
         stats = self.statistics(["mean", "std"])
         stats.columns = [f"{self.split}/{key}{end}" for key in self.specs for end in ("", " std")]
@@ -70,7 +70,7 @@ class Comparison:
         return table.rename_axis("run")
 
     def to_markdown(self) -> str:
-        """Return tables of the primary metrics, with best means in bold, and of the settings that differ."""
+        """Return tables of primary metrics, best means in bold, and of settings."""
         means, stds, best = self.statistics("mean"), self.statistics("std"), self.best()
         table = self.counts().to_frame()
         for key in self.primary:
@@ -156,12 +156,12 @@ def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) ->
 
 
 def _identity(run: Run) -> tuple[object, ...]:
-    """Identify repetitions of a run: settings, seed and, for single-task networks, the task."""
+    """Return a key that repetitions of a run share."""
     return *sorted(run.settings.items()), run.seed, run.tasks if run.settings["data.tasks"] == ALONE else ()
 
 
 def with_same_units(runs: Iterable[Run], errors: list[HTTError]) -> Iterator[Run]:
-    """Yield the runs whose metrics have the units of earlier runs, and collect errors for the others."""
+    """Yield runs with the units of earlier runs, and collect errors of the others."""
     first: dict[str, Run] = {}
     for run in runs:
         other = {key: first[key] for key, metric in run.metrics.items() if key in first}
@@ -175,7 +175,7 @@ def with_same_units(runs: Iterable[Run], errors: list[HTTError]) -> Iterator[Run
 
 
 def row_names(settings: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
-    """Name rows by the settings that differ, one of each group of settings that vary together.
+    """Name rows by the settings that differ, once if settings vary together.
 
     ``steps`` usually follows from other settings. It is added only if rows have the same name without it.
     """
@@ -200,7 +200,7 @@ def short_name(key: str, others: Iterable[str]) -> str:
 
 
 def find_row(rows: dict[str, list[Run]], baseline: str) -> str:
-    """Find a row by its name, a unique part of it, or the directory of one of its runs.
+    """Find a row by its name, a unique part of it, or the directory of a run.
 
     Raises:
         ConfigError: No row, or several rows, match.

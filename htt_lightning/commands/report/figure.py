@@ -12,9 +12,10 @@ WRAP_WIDTH = 34
 
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Draw a panel per primary metric: a point per seed, mean and standard deviation per row.
+    """Draw a panel per primary metric.
 
-    The arrow in a title points to better values. The best mean is blue.
+    Each row has a point per seed, the mean and the standard deviation. The arrow in a title points to better values. The
+    best mean is blue.
 
     Args:
         comparison: Comparison to draw.

@@ -1,4 +1,4 @@
-"""Synthetic rooms with exact labels for every task, rendered by a small ray caster."""
+"""Synthetic rooms with exact labels for every task, rendered by a ray caster."""
 
 from htt_lightning.data.synthetic_scenes.rooms import TASKS, has_people, render
 

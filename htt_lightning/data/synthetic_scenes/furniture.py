@@ -28,7 +28,7 @@ class SceneClass(IntEnum):
 
 
 def axis_rotation(angle: float, axis: int) -> np.ndarray:
-    """Return the rotation by a counter-clockwise angle in radians about a coordinate axis, ``3 3``."""
+    """Return the rotation by an angle in radians about a coordinate axis, ``3 3``."""
     rotation, i, j = np.eye(3), (axis + 1) % 3, (axis + 2) % 3
     rotation[i, i] = rotation[j, j] = np.cos(angle)
     rotation[j, i] = np.sin(angle)
@@ -46,13 +46,13 @@ def rotation_from_up(up: np.ndarray) -> np.ndarray:
 
 
 def place(piece: Piece, position: Vector3, yaw: float = 0.0, instance: int = 0) -> Piece:
-    """Rotate a piece about y, translate it, and number its instances from ``instance``."""
+    """Rotate a piece about y, translate it, and renumber its instances."""
     rotation, offset = axis_rotation(yaw, 1), np.asarray(position, float)
     return [solid.transformed(rotation, offset, instance) for solid in piece]
 
 
 def bounds(piece: Piece, yaw: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest and highest coordinates of a piece rotated about y, ``3`` each."""
+    """Return lowest and highest coordinates of a piece rotated about y, ``3``."""
     rotation = axis_rotation(yaw, 1)
     center = np.array([solid.center for solid in piece]) @ rotation.T
     extent = np.abs(rotation @ np.array([solid.rotation * solid.half_extent for solid in piece])).sum(2)
@@ -68,7 +68,7 @@ def solid(
 
 
 def sample_color(rng: np.random.Generator) -> np.ndarray:
-    """Sample linear RGB from the common palette, ``3``: warm tones, grays, and any other hue."""
+    """Sample linear RGB, ``3``: warm tones, grays, and any other hue."""
     kind = rng.random()
     hue, saturation, value = rng.random(3)
     if kind < 0.5:
@@ -207,7 +207,7 @@ def sofa(rng: np.random.Generator) -> Piece:
 
 
 def chair(rng: np.random.Generator, seat: float | None = None) -> Piece:
-    """Build a chair, sometimes with arms. ``seat`` is the height of the seat, sampled by default."""
+    """Build a chair with a seat of given or random height."""
     height = seat or rng.uniform(0.42, 0.5)
     width, depth, back = rng.uniform([0.4, 0.4, 0.35], [0.55, 0.52, 0.6])
     wood, cloth, label = sample_material(rng), sample_material(rng), SceneClass.CHAIR

@@ -95,13 +95,13 @@ def _leg(rng: np.random.Generator, side: int, height: float, seated: bool, surfa
 
 
 def sample_skin(rng: np.random.Generator) -> Material:
-    """Sample a skin tone from dark to pale. Wood and cloth of the common palette are often as warm."""
+    """Sample a skin tone from dark to pale."""
     tone = np.array(colorsys.hsv_to_rgb(rng.uniform(0.03, 0.09), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.95))) ** 2
     return Material(tone, tone)
 
 
 def _swing_down(forward: float, sideways: float) -> np.ndarray:
-    """Return the downward direction rotated forward, then sideways, by angles in radians, ``3``."""
+    """Rotate the downward direction forward, then sideways, in radians, ``3``."""
     direction: np.ndarray = axis_rotation(sideways, 2) @ axis_rotation(-forward, 0) @ _DOWN
     return direction
 

@@ -1,4 +1,4 @@
-"""Vectorized ray caster: exact depth, normals and instances of convex solids, and a shaded image.
+"""Vectorized ray caster for exact depth, normals and color of convex solids.
 
 Frames are right-handed with x right, y up and z towards the viewer; lengths are meters. A pinhole camera looks along
 its own -z. Its rays have z = -1, so that the ray parameter of a hit is its depth.
@@ -93,7 +93,7 @@ class Primitive:
         return self.half + np.array([0, self.scale[1], 0]) if self.shape == "capsule" else self.half
 
     def transformed(self, rotation: np.ndarray, offset: np.ndarray, instance: int = 0) -> "Primitive":
-        """Return the solid after ``p -> rotation @ p + offset``, with ``instance`` added to its id."""
+        """Apply ``p -> rotation @ p + offset``, and add ``instance`` to the id."""
         center, own = rotation @ self.center + offset, rotation @ self.rotation
         # dataclasses.replace takes three times as long, for hundreds of solids per scene
         number = self.instance + instance
@@ -115,7 +115,7 @@ class Camera:
     tangent: float
 
     def rays(self, size: tuple[int, int]) -> np.ndarray:
-        """Return directions through the pixel centers in the frame of the camera, ``3 h w`` with z = -1."""
+        """Return directions of pixel centers with z = -1 in the camera frame, ``3 h w``."""
         height, width = size
         pitch = 2 * self.tangent / max(size)
         x = (np.arange(width) + 0.5 - width / 2) * pitch
@@ -195,7 +195,7 @@ def _intersect_slab(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _intersect_ball(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return entry into and exit from the unit ball or circle; an empty interval without a hit."""
+    """Return entry into and exit from the unit ball, an empty interval if missed."""
     inverse = 1 / np.maximum((d * d).sum(0), _TINY)
     middle = (o * d).sum(0) * -inverse
     # zero for a miss, which gives an empty interval
@@ -274,7 +274,7 @@ def cast_rays(
 
 
 def _image_windows(solids: Sequence[Primitive], tangent: float, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of the image that enclose each solid in the frame of the camera."""
+    """Yield rows and columns of the image that enclose each solid."""
     centers = np.stack([solid.center for solid in solids])[..., None]
     x, y, z = np.moveaxis(centers + np.stack([solid.rotation * solid.half_extent for solid in solids]) @ _CORNERS, 1, 0)
     scale = max(size) / (2 * tangent * np.minimum(z, -_TINY))
@@ -292,7 +292,7 @@ def _image_windows(solids: Sequence[Primitive], tangent: float, size: tuple[int,
 def _light_fraction(
     solids: Sequence[Primitive], light: np.ndarray, points: np.ndarray, normals: np.ndarray
 ) -> np.ndarray:
-    """Return the fraction of a light that reaches each point ``3 n``, by slope, distance and shadows."""
+    """Return the fraction of a light that reaches each point ``3 n``."""
     rays = points - light[:, None]
     square = (rays * rays).sum(0)
     distance = np.sqrt(square)

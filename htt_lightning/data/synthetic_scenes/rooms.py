@@ -111,7 +111,7 @@ def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dic
 
 
 def _instance_edges(instance: np.ndarray) -> np.ndarray:
-    """Return True where the right or lower neighbor belongs to another instance, ``h w``."""
+    """Return True where the right or lower neighbor is another instance, ``h w``."""
     edge = np.zeros(instance.shape, bool)
     edge[:, :-1] |= instance[:, :-1] != instance[:, 1:]
     edge[:-1] |= instance[:-1] != instance[1:]
@@ -119,7 +119,7 @@ def _instance_edges(instance: np.ndarray) -> np.ndarray:
 
 
 def _tone_map(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
-    """Convert radiance to uint8 ``h w 3``: exposure, white balance, tone curve, vignette and noise."""
+    """Convert radiance to uint8 ``h w 3``, with vignette and noise."""
     height, width = view.depth.shape
     gain = rng.uniform(0.15, 0.55) / np.median(view.color) * rng.uniform(0.85, 1.15, 3)
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
@@ -165,7 +165,7 @@ def has_people(seed: int, index: int, stream: int = 0) -> bool:
 
 
 def _start_room(seed: int, index: int, stream: int) -> tuple[np.random.Generator, "_Room", list[int]]:
-    """Create a room with its salient objects and their instance ids; later pieces will not hide them."""
+    """Create a room with its salient objects, and return their instance ids."""
     rng = np.random.default_rng([seed, stream, index, 0])
     room = _Room(rng)
     people = rng.choice([0, 1, 2], p=[0.15, 0.5, 0.35])
@@ -181,7 +181,7 @@ def _sample_builders(rng: np.random.Generator, chances: Sequence[tuple[Builder, 
 
 
 def _blocks_view(solid: Primitive, eye: np.ndarray, sight: np.ndarray) -> bool:
-    """Return True if a solid is too close to the camera, or hides the ends of the rays ``3 n``."""
+    """Return True if a solid is near the camera or hides ends of rays ``3 n``."""
     outside = np.maximum(np.abs(solid.rotation.T @ (eye - solid.center)) - solid.half_extent, 0)
     return bool(outside @ outside < _CLEARANCE**2 or (intersect(solid, eye, sight) < 1).any())
 
@@ -285,7 +285,7 @@ class _Room:
                 return
 
     def place_eye_catcher(self) -> int | None:
-        """Place a vivid object in the foreground: on the floor, on a pedestal, or hanging from the ceiling."""
+        """Place a vivid object on the floor, on a pedestal, or below the ceiling."""
         rng = self.rng
         point = self.point_in_view(rng.uniform(-0.6, 0.6), rng.uniform(-0.45, 0.3), 0.85, rng.uniform(1.6, 2.6))
         around = np.stack([solid.material.color for solid in self.solids])
