@@ -14,7 +14,7 @@ from typing import Any, Literal
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import dataset_folder
 from htt_lightning.data.datasets import npy_tree
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError
 from htt_lightning.tasks import InverseDepth, SemSeg, Task
 
 CLASSES: Mapping[int, tuple[str, ...]] = MappingProxyType(
@@ -82,7 +82,7 @@ class CityscapesDataModule(PartialLabelDataModule):
         **kwargs: Any,
     ) -> None:
         if classes not in CLASSES:
-            raise HTTError(f"data.classes must be 7 or 19, not {classes}.")
+            raise ConfigError(f"data.classes must be 7 or 19, got {classes}.")
         self.root, self.classes = root, classes
         super().__init__(**kwargs)
 

@@ -142,7 +142,8 @@ class NpyTree(FileDataset):
             HTTError: The task is unknown, or the file is missing or corrupt, has another type, shape or size than the
                 image, or contains invalid classes or vectors that are too long.
         """
-        return self.formats[task].decode(self._file(index, task), self._open_label(index, task))
+        stored = self._open_label(index, task)
+        return self.formats[task].decode(self._file(index, task), stored)
 
     def image_path(self, index: int) -> Path:
         """Return the path of an image."""

@@ -1,17 +1,14 @@
+"""PASCAL-Context with five tasks."""
+
 import json
-import re
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
-from scipy.io import loadmat
-from skimage.morphology import thin
+from scipy.io import loadmat, savemat
 
-from htt_lightning.cli import main
+from htt_lightning.commands.check.command import inspect
 from htt_lightning.data.datasets.pascal_context import (
     CLASSES,
     CLASSES_WITH_NORMALS,
@@ -21,16 +18,19 @@ from htt_lightning.data.datasets.pascal_context import (
 )
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.human_parts import PARTS as MERGED
-from tests.conftest import ROOT
+from htt_lightning.thinning import thin
 from tests.data.datasets.pascal_tree import (
     ALL,
     ALONE,
+    ANY_SIZE,
+    FILES,
     FIRST,
     IDS,
     NO_PARTS,
     NOBODY,
     SIZES,
     block,
+    check_all,
     label,
     palette_png,
     people_of,
@@ -39,7 +39,6 @@ from tests.data.datasets.pascal_tree import (
     write_segments,
     write_tree,
 )
-from tests.tiny import BACKBONE
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def segments_of(root, name=FIRST):
     return loadmat(root / "pascal-context" / "trainval" / f"{name}.mat")["LabelMap"].astype(int)
 
 
-def test_images_are_listed_and_read_from_jpeg(root):
+def test_images_are_read_from_jpeg(root):
     source = PASCALContext(root.parent, "train")
     assert source.ids == list(IDS["train"])
     assert source.image(1).shape == (40, 28, 3)
@@ -59,7 +58,7 @@ def test_images_are_listed_and_read_from_jpeg(root):
         np.testing.assert_array_equal(source.image(0), np.asarray(image))
 
 
-def test_there_are_21_classes_24_parts_and_170_segments_with_normals():
+def test_constants_are_the_published_ones():
     assert len(set(CLASSES)) == 21
     assert CLASSES[15] == "person"
     assert (len(PARTS), set(PARTS.values())) == (24, {1, 2, 3, 4, 5, 6})
@@ -78,7 +77,7 @@ def test_parts_are_merged_to_six(part, merged):
     assert MERGED[PARTS[part]] == merged
 
 
-def test_classes_are_read_as_indices_first_from_voc_then_from_context(root):
+def test_semseg_is_read_from_voc_before_context(root):
     classes = label(root, "semseg")
     with Image.open(root / "semseg" / "VOC12" / f"{FIRST}.png") as image:
         np.testing.assert_array_equal(classes, np.asarray(image))
@@ -90,7 +89,7 @@ def test_classes_are_read_as_indices_first_from_voc_then_from_context(root):
     np.testing.assert_array_equal(label(root, "semseg"), classes)
 
 
-def test_later_parts_of_later_persons_cover_earlier_ones_and_dogs_do_not_count(root):
+def test_later_parts_cover_earlier_ones(root):
     size = SIZES[FIRST]
     expected = np.zeros(size, np.uint8)
     expected[8:16, 4:14], expected[2:9, 5:10], expected[18:20, 8:12], expected[7:10, 8:18] = 2, 1, 6, 4
@@ -99,19 +98,19 @@ def test_later_parts_of_later_persons_cover_earlier_ones_and_dogs_do_not_count(r
     np.testing.assert_array_equal(parts, expected)
 
 
-def test_one_object_of_one_part_is_read_as_well(root):
+def test_a_single_object_with_one_part_is_read(root):
     parts = label(root, "human_parts", ALONE)
     np.testing.assert_array_equal(parts, 2 * block(SIZES[ALONE], (5, 12), (4, 12)))
 
 
 @pytest.mark.parametrize("name", [NO_PARTS, NOBODY])
-def test_images_without_parts_of_a_person_have_no_label(root, name):
+def test_images_without_parts_have_no_label(root, name):
     parts = label(root, "human_parts", name)
     assert parts.shape == SIZES[name]
     assert (parts == 255).all()
 
 
-def test_available_says_which_images_show_people(root):
+def test_human_parts_are_available_where_people_are(root):
     source = PASCALContext(root, "train")
     assert source.available("human_parts").tolist() == [True, True, False, False]
     for task in ("semseg", "saliency", "normals", "edges"):
@@ -122,7 +121,7 @@ def cache(root):
     return root / "ImageSets" / "Parts" / "train.txt"
 
 
-def test_a_list_of_people_that_is_there_is_believed_without_a_look_at_the_parts(root):
+def test_an_existing_list_of_people_is_trusted(root):
     cache(root).parent.mkdir()
     listed = {FIRST: [9], ALONE: [-1, 15], NO_PARTS: [15], NOBODY: []}
     cache(root).write_text(json.dumps(listed))
@@ -137,7 +136,7 @@ def test_a_list_of_people_that_is_there_is_believed_without_a_look_at_the_parts(
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "7", '{"2008_000002": [15]}', '{"2008_000002": 15}'])
-def test_a_list_of_people_is_made_anew_where_it_is_missing_or_of_other_images(root, content):
+def test_an_invalid_list_of_people_is_written_again(root, content):
     if content is not None:
         cache(root).parent.mkdir()
         cache(root).write_text(content)
@@ -148,7 +147,7 @@ def test_a_list_of_people_is_made_anew_where_it_is_missing_or_of_other_images(ro
     assert cache(root).stat().st_mtime_ns == written, "a list that is right is used"
 
 
-def test_persons_without_a_pixel_do_not_count(root):
+def test_persons_without_pixels_do_not_count(root):
     size = SIZES[FIRST]
     nothing = np.zeros(size, np.uint8)
     torso = [("torso", nothing)]
@@ -159,20 +158,19 @@ def test_persons_without_a_pixel_do_not_count(root):
     assert json.loads(cache(root).read_text())[FIRST] == [-1, -1]
 
 
-def test_a_tree_that_cannot_be_written_to_is_looked_at_in_memory(root, monkeypatch, caplog):
+def test_a_read_only_tree_is_read_in_memory(root, monkeypatch, caplog):
     monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError(30, "read-only")))
     data = PASCALContextDataModule(str(root), num_workers=0)
     source = data.build_dataset("train")
     assert not cache(root).exists()
     assert "read-only" in caplog.text
-    monkeypatch.setattr(
-        "htt_lightning.data.datasets.pascal_context.categories", lambda path: pytest.fail("looked again")
-    )
-    assert data.build_dataset("train").available("human_parts").sum() == 2
+    read = "htt_lightning.data.datasets.pascal_context.object_classes"
+    monkeypatch.setattr(read, lambda path: pytest.fail("read again"))
+    assert data.source("train").available("human_parts").sum() == 2
     assert source.label(0, "human_parts").max() == 6
 
 
-def test_a_missing_annotation_is_named_while_people_are_looked_for(root):
+def test_a_missing_annotation_is_reported_with_the_layout(root):
     (root / "human_parts" / f"{NOBODY}.mat").unlink()
     with pytest.raises(HTTError, match=rf"{NOBODY}\.mat is missing[\s\S]*JPEGImages/"):
         PASCALContext(root, "train").available("human_parts")
@@ -187,7 +185,7 @@ def test_saliency_is_above_half(root):
     np.testing.assert_array_equal(saliency, levels / 255 > 0.5)
 
 
-def test_normals_are_unit_vectors_where_the_segment_has_some(root):
+def test_normals_are_missing_where_segments_have_none(root):
     normals, segments = label(root, "normals"), segments_of(root)
     with Image.open(root / "normals_distill" / f"{FIRST}.png") as image:
         expected = 2 * np.asarray(image).astype(float) / 255 - 1
@@ -198,7 +196,7 @@ def test_normals_are_unit_vectors_where_the_segment_has_some(root):
     np.testing.assert_allclose(normals, expected, atol=1e-5)
 
 
-def test_edges_to_train_on_are_the_thinned_laplacian(root):
+def test_training_edges_are_the_thinned_laplacian(root):
     segments = segments_of(root)
     padded = np.pad(segments, 1, mode="reflect")
     cross = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * segments
@@ -208,7 +206,7 @@ def test_edges_to_train_on_are_the_thinned_laplacian(root):
     assert 0 < edges.sum() < (cross != 0).sum()
 
 
-def test_edges_to_evaluate_on_are_the_raw_borders(root):
+def test_evaluation_edges_are_the_raw_boundaries(root):
     name = IDS["val"][0]
     segments = segments_of(root, name)
     expected = [
@@ -222,7 +220,7 @@ def test_edges_to_evaluate_on_are_the_raw_borders(root):
 
 
 @pytest.mark.parametrize("task", ["semseg", "human_parts", "saliency", "edges"])
-def test_maps_of_another_size_are_brought_to_the_images_by_nearest_neighbour(root, task):
+def test_maps_of_other_sizes_are_resized_by_nearest_neighbor(root, task):
     native = label(root, task)
 
     def enlarged(array):
@@ -241,7 +239,7 @@ def test_maps_of_another_size_are_brought_to_the_images_by_nearest_neighbour(roo
     np.testing.assert_array_equal(label(root, task), native)
 
 
-def test_normals_and_segments_of_other_sizes_meet_at_the_size_of_the_image(root):
+def test_normals_and_segments_are_resized_to_the_image(root):
     path = root / "normals_distill" / f"{FIRST}.png"
     save(path, cv2.resize(np.asarray(Image.open(path)), (20, 15)))
     write_segments(root / "pascal-context" / "trainval" / f"{FIRST}.mat", np.array([[3.0, 431.0], [3.0, 431.0]]))
@@ -251,7 +249,7 @@ def test_normals_and_segments_of_other_sizes_meet_at_the_size_of_the_image(root)
     assert np.isnan(normals[:, 20:]).all()
 
 
-def test_tasks_come_in_canonical_order_with_the_published_numbers(root):
+def test_tasks_have_canonical_order_and_published_settings(root):
     data = PASCALContextDataModule(str(root))
     assert data.canonical_tasks == ALL
     assert [task.loss_weight for task in data.tasks] == [1, 2, 5, 10, 50]
@@ -262,7 +260,7 @@ def test_tasks_come_in_canonical_order_with_the_published_numbers(root):
 
 
 @pytest.mark.parametrize("labels", ["one-label", "random-label", "full"])
-def test_masks_give_human_parts_to_images_with_people_alone(root, labels):
+def test_masks_give_human_parts_only_to_people(root, labels):
     data = PASCALContextDataModule(str(root), labels=labels, seed=3)
     mask = data.label_mask(data.build_dataset("train"))
     given = {name for name, row in zip(mask.ids, mask.labeled, strict=True) if row[1]}
@@ -270,74 +268,133 @@ def test_masks_give_human_parts_to_images_with_people_alone(root, labels):
     assert given == {FIRST, ALONE} or labels != "full"
 
 
-def test_images_of_all_sizes_are_padded_to_the_published_canvas(root):
+def test_images_of_all_sizes_are_padded_to_the_published_size(root):
     data = PASCALContextDataModule(str(root), labels="full", batch_size=2, num_workers=0, seed=0)
     data.prepare_data()
     data.setup("fit")
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert next(iter(loader))["image"].shape == (2, 3, 512, 512)
-    small = PASCALContextDataModule(str(root), augment=None, num_workers=0)
-    with pytest.raises(HTTError, match=r"set data\.image_size") as error:
-        small.prepare_data()
-    assert "must read" not in str(error.value)  # no file is missing
+    uncropped = PASCALContextDataModule(str(root), augment=None, num_workers=0)
+    with pytest.raises(HTTError, match=r"Set data\.image_size") as error:
+        uncropped.prepare_data()
+    assert not error.value.expected_layout  # no file is missing
     PASCALContextDataModule(str(root), augment=None, image_size=(24, 32), num_workers=0).prepare_data()
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+# Problems
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("elsewhere")
-def test_the_config_fits_validates_and_tests_on_a_tree_that_the_check_passes(root, capsys):
-    one = {"semseg": [FIRST], "human_parts": [ALONE], "sal": [NO_PARTS], "normals": [], "edge": [NOBODY]}
-    np.save("onelabel.npy", {task: [np.str_(name) for name in names] for task, names in one.items()}, allow_pickle=True)
-    data = {
-        "--data.root": str(root),
-        "--data.labels": "onelabel.npy",
-        "--data.augment.crop": "[40, 40]",
-        "--data.num_workers": "1",
-    }
-    options = data | {
-        "--data.batch_size": "2", "--model.backbone": BACKBONE, "--model.pretrained": "false", "--model.token_dim": "8",
-        "--trainer.accelerator": "cpu", "--trainer.max_epochs": "1", "--trainer.enable_progress_bar": "false",
-    }  # fmt: skip
-
-    def htt(command, options):
-        main([command, "--config", "pascal_context.yaml", *(word for pair in options.items() for word in pair)])
-
-    htt("check", data)
-    htt("fit", options)
-    (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
-    htt("validate", options | {"--ckpt_path": str(checkpoint)})
-    measured = re.search(r"--data\.task_overrides '(.*thin_predictions.*)'", (ROOT / "docs" / "metrics.md").read_text())
-    htt("test", options | {"--ckpt_path": str(checkpoint), "--data.task_overrides": measured[1]})
-    assert "test/edges/ods_f" in capsys.readouterr().out
-    config = yaml.safe_load(max(Path("runs").glob("*/config.yaml")).read_text())
-    overrides = {"semseg": {"absent_classes": "zero"}, "edges": {"thin_predictions": True}}
-    assert config["data"]["init_args"]["task_overrides"] == overrides
+def test_check_decodes_no_pixels_and_no_annotations(root, monkeypatch):
+    for split in ("train", "val"):
+        PASCALContext(root, split).available("human_parts")
+    data = PASCALContextDataModule(str(root), labels="full", batch_size=2, num_workers=0, seed=0)
+    monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("decoded a file"))
+    monkeypatch.setattr("htt_lightning.data.datasets.pascal_context.read_mat", lambda *_: pytest.fail("read a file"))
+    data.prepare_data()
+    data.setup("fit")
 
 
-@pytest.mark.usefixtures("elsewhere")
-def test_the_augmentation_of_mtan_needs_one_size(root, capsys):
-    words = ["check", "--config", "pascal_context.yaml", "--config", "mtan.yaml", "--data.root", str(root)]
-    words += ["--data.labels", "full", "--data.num_workers", "0"]
-    with pytest.raises(SystemExit, match="1 fault"):
-        main(words)
-    printed = capsys.readouterr().out
-    assert "set data.image_size" in printed
-    assert "must read" not in printed
-    main([*words, "--data.image_size", "[32, 48]"])
+def test_missing_roots_and_folders_are_reported_with_the_layout(root):
+    with pytest.raises(HTTError, match=r"nowhere[\s\S]*semseg/VOC12/<id>\.png"):
+        PASCALContext(root / "nowhere", "train")
+    (root / "sal_distill").rename(root / "saliency")
+    with pytest.raises(HTTError) as error:
+        check_all(root)
+    assert len(error.value.errors) == 4
+    assert "normals_distill/<id>.png" in str(error.value)
 
 
-@pytest.mark.usefixtures("elsewhere")
-def test_the_config_says_the_published_recipe(capsys):
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", "pascal_context.yaml", "--data.root", ".", "--print_config"])
-    config = yaml.safe_load(capsys.readouterr().out)
-    data = config["data"]["init_args"]
-    assert (data["augment"]["scale_range"], data["augment"]["crop"]) == ([0.5, 2.0], [512, 512])
-    assert (data["batch_size"], config["model"]["backbone"], config["model"]["lr"]) == (6, "resnet18", 2e-5)
-    assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (200, 10)
+@pytest.mark.parametrize("name", [FIRST, ALONE])
+@pytest.mark.parametrize("task", ALL)
+def test_missing_and_corrupt_labels_are_reported_unless_hidden(root, task, name):
+    dataset = PASCALContext(root, "train", **ANY_SIZE)
+    dataset.available("human_parts")
+    path = root / FILES[task].format(name)
+    content = path.read_bytes()
+    for broken in (content[: len(content) // 2], content[:100], b""):
+        path.write_bytes(broken)
+        with pytest.raises(HTTError, match=path.name):
+            label(root, task, name)
+    path.unlink()
+    for read in (lambda: check_all(root), lambda: label(root, task, name)):
+        with pytest.raises(HTTError, match=rf"{path.name} is missing"):
+            read()
+    needs = {"normals", "edges"} if task == "edges" else {task}
+    dataset.check({name: [other for other in ALL if other not in needs], NOBODY: ALL})
+
+
+def test_annotations_of_images_without_people_are_not_needed(root):
+    check_all(root)
+    for name in (NO_PARTS, NOBODY):
+        (root / "human_parts" / f"{name}.mat").unlink()
+    check_all(root)
+
+
+def test_matlab_files_without_the_variable_are_rejected(root):
+    path = root / FILES["edges"].format(FIRST)
+    for write in (
+        lambda: savemat(path, {"labels": np.ones((3, 3))}),
+        lambda: path.write_bytes(b"\x89HDF" + bytes(999)),
+    ):
+        write()
+        with pytest.raises(HTTError, match=path.name):
+            label(root, "edges")
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [*(np.full((30, 40), value) for value in (460, -1, 0.5, np.nan)), np.ones((30, 40, 2)), "text"],
+)
+def test_invalid_segments_are_rejected(root, segments):
+    write_segments(root / FILES["edges"].format(FIRST), segments)
+    for task in ("edges", "normals"):
+        with pytest.raises(HTTError, match=rf"{FIRST}\.mat must have"):
+            label(root, task)
+
+
+@pytest.mark.parametrize("value", [21, 254])
+def test_unknown_classes_are_rejected(root, value):
+    palette_png(root / FILES["semseg"].format(FIRST), np.full((30, 40), value, np.uint8))
+    with pytest.raises(HTTError, match=rf"{FIRST}\.png must have classes 0 to 20.*got {value}"):
+        label(root, "semseg")
+
+
+def test_check_names_images_of_other_types(root):
+    save(root / FILES["normals"].format(FIRST), np.zeros((30, 40), np.uint8))
+    save(root / FILES["saliency"].format(ALONE), np.zeros((40, 28, 3), np.uint8))
+    with pytest.raises(HTTError, match=rf"{FIRST}\.png[\s\S]*{ALONE}\.png"):
+        check_all(root)
+
+
+def test_invalid_part_annotations_are_rejected(root):
+    PASCALContext(root, "train").available("human_parts")
+    path, size = root / FILES["human_parts"].format(FIRST), SIZES[FIRST]
+    body = block(size, (2, 20), (3, 15))
+    for parts, message in ([("tail", body)], "'tail'"), ([("head", body), ("nose", body[1:])], "masks h w of one size"):
+        write_parts(path, [("person", 15, body, parts)])
+        with pytest.raises(HTTError, match=rf"{FIRST}\.mat .*{message}"):
+            label(root, "human_parts")
+    for anno in ({"objects": {"class": "person"}}, {"people": 1}, 7.0):
+        savemat(path, {"anno": anno})
+        with pytest.raises(HTTError, match=rf"{FIRST}\.mat must be a PASCAL-Part annotation"):
+            label(root, "human_parts")
+
+
+def test_a_mask_with_impossible_labels_is_warned_of(root, tmp_path, caplog):
+    path = tmp_path / "mask.json"
+    kept = {name: ["semseg", "human_parts"] for name in IDS["train"]}
+    path.write_text(json.dumps({"format": 1, "protocol": "random-label", "tasks": list(ALL), "labels": kept}))
+    settings = {"labels": str(path), "num_workers": 0, "batch_size": 2}
+    data = PASCALContextDataModule(str(root), **settings)
+    data.prepare_data()
+    data.setup("fit")
+    assert (data.train[3]["human_parts"] == 255).all()
+    (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert NO_PARTS in warning
+    assert NOBODY in warning
+    report = inspect(PASCALContextDataModule(str(root), **settings))[1]
+    assert report["problems"] == []
+    assert f"train: {warning}" in report["warnings"]
+    caplog.clear()
+    PASCALContextDataModule(str(root), tasks="semseg", **settings).setup("fit")
+    assert "human_parts" not in "".join(r.message for r in caplog.records if r.levelname == "WARNING")
