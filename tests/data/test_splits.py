@@ -39,7 +39,7 @@ def trees(tmp_path_factory):
 
 
 def mine(root, **changes):
-    settings = {"train": "train/images/*.png", "val": "val/images/*.png", "maps": MAPS, "batch_size": 2}
+    settings = {"train": "train/images/*.png", "val": "val/images/*.png", "label_files": MAPS, "batch_size": 2}
     return FolderDataModule(str(root / "mine"), num_workers=0, seed=0, **(settings | changes))
 
 
@@ -80,7 +80,7 @@ def test_the_images_of_both_splits_are_others(name, trees):
 
 
 def test_one_pattern_for_both_splits_is_told(trees, caplog):
-    everything = mine(trees, val="train/images/*.png", maps=[replace(files, val=files.train) for files in MAPS])
+    everything = mine(trees, val="train/images/*.png", label_files=[replace(files, val=files.train) for files in MAPS])
     assert warned(everything, caplog, "6 of 6 training images are in the validation split as well, such as '1'")
 
 
@@ -110,7 +110,7 @@ def test_a_link_from_one_split_to_the_other_is_told(trees, tmp_path, caplog):
 
 def test_what_one_dataset_of_a_mixture_trains_on_and_another_validates_on_is_told(trees, caplog):
     swapped = mine(trees, train="val/images/*.png", val="train/images/*.png",
-                   maps=[replace(files, train=files.val, val=files.train) for files in MAPS])  # fmt: skip
+                   label_files=[replace(files, train=files.val, val=files.train) for files in MAPS])  # fmt: skip
     data = MixedDataModule([mine(trees), swapped], (32, 48), num_workers=0, batch_size=2, seed=0)
     assert warned(data, caplog, "12 of 12 training images are in the validation split as well, such as '0/1'")
     assert np.unique([name[0] for name in data.build_dataset("train").ids]).tolist() == ["0", "1"]

@@ -225,17 +225,21 @@ class Folder(FileDataset):
             HTTError: The image has no such label, or its file is corrupt (see ``LabelFiles``) or has another size than
                 the image.
         """
-        record = self._records[index]
-        if task not in record.labels:
-            raise DataError(f"{record.location} has no label of {task}. See data.label_files and data.labels.")
-        label = self.label_files[task].read(record.labels[task])
-        self._check_size(index, record.labels[task], (label.shape[0], label.shape[1]))
+        path = self._label_file(index, task)
+        label = self.label_files[task].read(path)
+        self._check_size(index, path, (label.shape[0], label.shape[1]))
         return label
 
     def check_label(self, index: int, task: str) -> None:
         """Check existence, header and size of a label's file."""
-        path = self._records[index].labels[task]
+        path = self._label_file(index, task)
         self._check_size(index, path, self.label_files[task].size(path))
+
+    def _label_file(self, index: int, task: str) -> Path:
+        record = self._records[index]
+        if task not in record.labels:
+            raise DataError(f"{record.location} has no label of {task}. See data.label_files and data.labels.")
+        return record.labels[task]
 
     def _check_size(self, index: int, path: Path, size: tuple[int, int]) -> None:
         if size != (image_size := self.size(index)):

@@ -1,3 +1,5 @@
+"""Label files and the meaning of their values."""
+
 import warnings
 from functools import partial
 
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from htt_lightning.data.datasets.label_files import LabelFiles
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError, DataError, HTTError
 from htt_lightning.io.images import ImageFormat, read_gray, read_rgb, size_of
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.flow import Height
@@ -37,14 +39,14 @@ def integers(high, dtype=np.uint8, low=0, shape=SIZE):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".npy"])
-def test_classes_are_read_from_pictures_and_arrays(file, suffix):
+def test_classes_are_read_from_images_and_arrays(file, suffix):
     stored = integers(4)
     label = LabelFiles(SEMSEG, "").read(file(stored, suffix))
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, stored)
 
 
-def test_palette_indices_are_read_and_not_colours(tmp_path):
+def test_palette_indices_are_classes(tmp_path):
     stored = integers(4)
     picture = Image.fromarray(stored).convert("P")
     picture.putdata(stored.ravel().tolist())
@@ -57,58 +59,53 @@ def test_palette_indices_are_read_and_not_colours(tmp_path):
     np.testing.assert_array_equal(colours[stored == 2], np.tile(np.uint8([0, 0, 200]), ((stored == 2).sum(), 1)))
 
 
-def test_sixteen_bits_are_kept(file):
-    stored = integers(2**16, np.uint16)
-    for suffix in (".png", ".tiff"):
-        grey = read_gray(file(stored, suffix))
-        assert grey.dtype == np.uint16
-        np.testing.assert_array_equal(grey, stored)
-
-
-def test_a_picture_of_one_bit_holds_zero_and_one(file):
-    stored = integers(2).astype(bool)
-    np.testing.assert_array_equal(read_gray(file(stored)), stored.astype(np.uint8))
-    np.testing.assert_array_equal(LabelFiles(Edges(), "").read(file(stored)), stored.astype(np.uint8))
-
-
-def test_the_size_of_a_picture_is_height_and_width(file):
-    assert size_of(file(integers(4)), ImageFormat.ANY) == SIZE
+@pytest.mark.parametrize(
+    ("high", "dtype", "suffix"), [(2, bool, ".png"), (2**16, np.uint16, ".png"), (2**16, np.uint16, ".tiff")]
+)
+def test_gray_images_keep_their_values(file, high, dtype, suffix):
+    stored = integers(high, dtype)
+    path = file(stored, suffix)
+    gray = read_gray(path)
+    assert gray.dtype == (np.uint8 if dtype is bool else dtype)
+    np.testing.assert_array_equal(gray, stored)
+    assert size_of(path, ImageFormat.ANY) == LabelFiles(Edges(), "").size(path) == SIZE
 
 
 @pytest.mark.parametrize(
     "array", [integers(256, shape=(*SIZE, 3)), integers(256), integers(256, shape=(*SIZE, 4)), integers(2) > 0]
 )
-def test_every_usual_picture_has_colours(file, array):
-    colours = read_rgb(file(array), ImageFormat.ANY)
-    assert colours.dtype == np.uint8
-    grey = array.astype(np.uint8) * (255 if array.dtype == bool else 1)
-    np.testing.assert_array_equal(colours, grey[..., :3] if array.ndim == 3 else np.dstack([grey] * 3))
-    colours[:] = 0  # it may be written to
+def test_images_of_many_modes_have_colors(file, array):
+    colors = read_rgb(file(array), ImageFormat.ANY)
+    assert colors.dtype == np.uint8
+    gray = array.astype(np.uint8) * (255 if array.dtype == bool else 1)
+    np.testing.assert_array_equal(colors, gray[..., :3] if array.ndim == 3 else np.dstack([gray] * 3))
+    colors[:] = 0  # it may be written to
 
 
-def test_pictures_of_other_kinds_are_refused(file, tmp_path):
-    with pytest.raises(HTTError, match=r"map\.png has more than 8 bits"):
-        read_rgb(file(integers(2**16, np.uint16)), ImageFormat.ANY)
-    with pytest.raises(HTTError, match=r"map\.png is RGB; it must be grey"):
-        read_gray(file(integers(256, shape=(*SIZE, 3))))
-    with pytest.raises(HTTError, match=r"map\.tiff is F"):
-        read_gray(file(integers(9, np.float32), ".tiff"))
-    with pytest.raises(HTTError, match="holds -5 to"):
-        read_gray(file(integers(9, np.int32, -5), ".tiff"))
-    for read in (partial(read_rgb, form=ImageFormat.ANY), read_gray, partial(size_of, form=ImageFormat.ANY)):
+def test_images_of_other_modes_are_rejected(file, tmp_path):
+    read_any = partial(read_rgb, form=ImageFormat.ANY)
+    for read, path in (
+        (read_any, file(integers(2**16, np.uint16))),
+        (read_gray, file(integers(256, shape=(*SIZE, 3)), ".bmp")),
+        (read_gray, file(integers(9, np.float32), ".tiff")),
+        (read_gray, file(integers(9, np.int32, -5), ".tif")),
+    ):
+        with pytest.raises(HTTError, match=path.name):
+            read(path)
+    for read in (read_any, read_gray, partial(size_of, form=ImageFormat.ANY)):
         with pytest.raises(HTTError, match=r"gone\.png is missing"):
             read(tmp_path / "gone.png")
-        with pytest.raises(HTTError, match="is truncated or no picture"):
+        with pytest.raises(HTTError, match=tmp_path.name):
             read(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".npy"])
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.6])
-def test_a_truncated_file_is_named(file, suffix, part):
+def test_truncated_files_are_named(file, suffix, part):
     path = file(integers(4, shape=(64, 64)), suffix)
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(HTTError, match=rf"map\{suffix} is (damaged|truncated)"):
+    with pytest.raises(HTTError, match=rf"map\{suffix} "):
         LabelFiles(SEMSEG, "").read(path)
 
 
@@ -123,7 +120,7 @@ def test_arrays_are_never_unpickled(file):
 
 
 @given(st.dictionaries(st.integers(-5, 300), st.integers(0, 3), min_size=1), st.sets(st.integers(-5, 300)))
-def test_every_value_becomes_what_the_rules_say(tmp_path_factory, values, missing):
+def test_class_map_and_missing_values_are_applied(tmp_path_factory, values, missing):
     stored = np.array([[*values, *missing]])
     path = tmp_path_factory.getbasetemp() / "values.npy"
     np.save(path, stored)
@@ -131,29 +128,29 @@ def test_every_value_becomes_what_the_rules_say(tmp_path_factory, values, missin
     assert label.tolist() == [[255 if value in missing else values[value] for value in stored[0].tolist()]]
 
 
-def test_classes_that_count_from_one_are_shifted(file):
+def test_class_offset_shifts_classes(file):
     stored = integers(5)  # 0 is unknown
     label = LabelFiles(SEMSEG, "", class_offset=-1, missing_values=(0,)).read(file(stored))
     np.testing.assert_array_equal(label, np.where(stored == 0, 255, stored.astype(int) - 1))
 
 
-def test_classes_may_be_stored_as_floats_with_a_negative_hole(file):
+def test_classes_may_be_floats_with_negative_missing_values(file):
     stored = integers(4, np.float64, -1)
     label = LabelFiles(SEMSEG, "", missing_values=(-1,)).read(file(stored, ".npy"))
     np.testing.assert_array_equal(label, np.where(stored < 0, 255, stored).astype(np.uint8))
 
 
 @pytest.mark.parametrize("value", [4, 255, -1, 0.5, np.nan, np.inf, 1e300])
-def test_what_is_no_class_is_refused(file, value):
+def test_unknown_classes_are_rejected(file, value):
     stored = integers(4, np.float64)
     stored[1, 2] = value
-    with pytest.raises(HTTError, match=r"map\.npy holds .* none of the 4 classes of semseg; list it in missing"):
+    with pytest.raises(DataError, match=r"map\.npy .* 4 classes of semseg, got .* missing_values"):
         LabelFiles(SEMSEG, "").read(file(stored, ".npy"))
 
 
-def test_a_black_and_white_mask_needs_a_word_on_what_white_means(file):
+def test_white_in_a_mask_needs_a_class_map(file):
     stored = integers(2) * 255
-    with pytest.raises(HTTError, match="holds 255, which is none of the 2 classes of saliency"):
+    with pytest.raises(DataError, match="2 classes of saliency, got 255"):
         LabelFiles(Saliency(), "").read(file(stored))
     label = LabelFiles(Saliency(), "", class_map={0: 0, 255: 1}).read(file(stored))
     np.testing.assert_array_equal(label, stored // 255)
@@ -204,11 +201,10 @@ def test_normals_of_floats_are_vectors_and_an_axis_may_be_turned(file):
     np.testing.assert_allclose(normals[1:], vectors[1:] * [1, -1, 1], atol=1e-6)
 
 
-def test_normals_that_are_no_unit_vectors_are_refused(file):
-    with pytest.raises(HTTError, match=r"map\.npy holds vectors of length"):
-        LabelFiles(Normals(), "").read(file(100 * np.ones((*SIZE, 3)), ".npy"))
-    with pytest.raises(HTTError, match=r"map\.npy is int64"):
-        LabelFiles(Normals(), "").read(file(np.ones((*SIZE, 3), int), ".npy"))
+def test_normals_that_are_no_unit_vectors_are_rejected(file):
+    for array in (100 * np.ones((*SIZE, 3)), np.ones((*SIZE, 3), int)):
+        with pytest.raises(DataError, match=r"map\.npy must"):
+            LabelFiles(Normals(), "").read(file(array, ".npy"))
 
 
 @pytest.mark.parametrize(
@@ -224,25 +220,27 @@ def test_normals_that_are_no_unit_vectors_are_refused(file):
         (Normals(), np.ones((3, *SIZE))),
     ],
 )
-def test_arrays_of_another_shape_or_type_are_refused(file, task, array):
-    with pytest.raises(HTTError, match=r"map\.npy (is|has the shape)"):
-        LabelFiles(task, "").read(file(array, ".npy"))
+def test_other_shapes_and_types_are_rejected(file, task, array):
+    path = file(array, ".npy")
+    for read in (LabelFiles(task, "").read, LabelFiles(task, "").size):
+        with pytest.raises(DataError, match=r"map\.npy must be h w"):
+            read(path)
 
 
 @pytest.mark.parametrize(
     ("task", "rules", "message"),
     [
-        (SEMSEG, {"scale": 2.0}, "maps of semseg: factor is for fields"),
-        (SEMSEG, {"class_map": {7: 4}}, r"values has \[4\], but classes are 0 to 3"),
+        (SEMSEG, {"scale": 2.0}, "label_files of semseg: scale"),
+        (SEMSEG, {"class_map": {7: 4}}, r"class_map must have classes 0 to 3, got \[4\]"),
         (SEMSEG, {"class_map": {7: 1}, "class_offset": 1}, "exclude each other"),
-        (Depth(), {"class_map": {7: 1}}, "maps of depth: values and offset are for index maps"),
-        (Depth(), {"class_offset": -1}, "for index maps"),
-        (Depth(), {"scale": 0.0}, "other than zero"),
-        (Depth(), {"scale": float("nan")}, "other than zero"),
+        (Depth(), {"class_map": {7: 1}}, "label_files of depth: class_map"),
+        (Depth(), {"class_offset": -1}, "class_offset"),
+        (Depth(), {"scale": 0.0}, "scale must be"),
+        (Depth(), {"scale": float("nan")}, "scale must be"),
         (Normals(), {"scale": (1.0, -1.0)}, "one per channel"),
-        (SemSeg(classes=tuple(map(str, range(256)))), {}, "256 classes are too many"),
+        (SemSeg(classes=tuple(map(str, range(256)))), {}, "got 256"),
     ],
 )
-def test_rules_that_do_not_fit_are_refused(task, rules, message):
-    with pytest.raises(HTTError, match=message):
+def test_settings_that_do_not_fit_are_rejected(task, rules, message):
+    with pytest.raises(ConfigError, match=message):
         LabelFiles(task, "", **rules)

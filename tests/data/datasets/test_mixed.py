@@ -1,6 +1,7 @@
+"""Several datasets in one run."""
+
 import logging
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,12 +18,10 @@ from htt_lightning import (
     PASCALContextDataModule,
 )
 from htt_lightning.cli import main
-from htt_lightning.commands.check.command import inspect
-from htt_lightning.commands.discover import discover
 from htt_lightning.data import LabelFiles
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
-from htt_lightning.errors import HTTError
-from htt_lightning.tasks import Depth, Edges, HumanParts
+from htt_lightning.errors import ConfigError, HTTError
+from htt_lightning.tasks import Depth, Edges, HumanParts, SemSeg
 from htt_lightning.training.trainer import HTTTrainer
 from tests.data.datasets.folder_tree import MAPS, write_tree
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -45,7 +44,12 @@ def rooms(roots, **changes):
 
 
 def mine(roots, **changes):
-    settings = {"root": str(roots / "mine"), "train": "train/images/*.png", "val": "val/images/*.png", "maps": [DEPTH]}
+    settings = {
+        "root": str(roots / "mine"),
+        "train": "train/images/*.png",
+        "val": "val/images/*.png",
+        "label_files": [DEPTH],
+    }
     return FolderDataModule(**(settings | changes))
 
 
@@ -61,7 +65,7 @@ def given(sample):
     return {task for task, labeled in sample["labeled"].items() if labeled}
 
 
-def test_every_image_is_labelled_for_the_tasks_of_its_own_dataset(roots):
+def test_images_have_the_labels_of_their_own_dataset(roots):
     data = both(roots)
     data.prepare_data()
     data.setup("fit")
@@ -77,8 +81,8 @@ def test_every_image_is_labelled_for_the_tasks_of_its_own_dataset(roots):
     assert data.mask.summary == {"semseg": 6, "normals": 6, "depth": 4}
 
 
-def test_images_and_labels_are_those_of_their_datasets(roots):
-    source, theirs = both(roots).build_dataset("train"), mine(roots).build_dataset("train")
+def test_images_and_labels_are_read_from_their_datasets(roots):
+    source, theirs = both(roots).source("train"), mine(roots).source("train")
     np.testing.assert_array_equal(source.image(9), theirs.image(3))
     np.testing.assert_array_equal(source.label(9, "depth"), theirs.label(3, "depth"))
 
@@ -103,7 +107,7 @@ def test_one_label_may_be_drawn_over_all_datasets(roots):
     assert data.mask.summary["depth"] == 4
 
 
-def test_datasets_without_a_seed_take_that_of_all(roots, monkeypatch):
+def test_datasets_without_a_seed_use_that_of_the_mixture(roots, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     for part, same in ((rooms(roots), 7), (rooms(roots, seed=1), 1)):
         mixed(part, seed=7)
@@ -136,16 +140,16 @@ def test_hidden_labels_are_never_read(tmp_path):
     kept = data.datasets[0].labels_per_image("train", data.datasets[0].build_dataset("train"))
     hidden = [name for name, tasks in kept.items() if "depth" not in tasks]
     for name in hidden:
-        (tmp_path / "NYUDv2" / "train" / "depth" / f"{name}.npy").write_bytes(b"broken")
+        (tmp_path / "NYUDv2" / "train" / "depth" / f"{name}.npy").write_bytes(b"corrupt")
     data.prepare_data()
     data.setup("fit")
     assert len(list(data.train_dataloader())) == 6
     everything = mixed(rooms(tmp_path, tasks=None))
-    with pytest.raises(HTTError, match=rf"depth.{hidden[0]}\.npy is truncated"):
+    with pytest.raises(HTTError, match=rf"depth.{hidden[0]}\.npy is corrupt"):
         everything.prepare_data()
 
 
-def test_a_run_may_be_on_some_of_the_tasks(roots):
+def test_a_run_may_use_some_of_the_tasks(roots):
     data = both(roots, tasks="depth")
     data.setup("fit")
     assert data.train.ids == ["1/1", "1/2", "1/3", "1/10"]
@@ -168,21 +172,19 @@ def test_one_task_of_two_datasets_is_one_task(roots):
         (HumanParts(name="semseg"), "class, classes"),
     ],
 )
-def test_one_name_for_two_meanings_is_refused_with_a_way_out(roots, task, differ):
+def test_one_name_for_two_meanings_is_rejected(roots, task, differ):
     def other():
-        return mine(roots, maps=[LabelFiles(task, "train/depth/{id}.png")])
+        return mine(roots, label_files=[LabelFiles(task, "train/depth/{id}.png")])
 
-    with pytest.raises(
-        HTTError, match=rf"{task.name} means one thing in data\.parts 0 and another in 1: its {differ} d"
-    ) as refused:
+    with pytest.raises(ConfigError, match=rf"{task.name} .* data\.datasets 0 and 1, got another {differ}\.") as error:
         mixed(rooms(roots, tasks=None), other())
-    key, name = re.search(r"data\.task_names {(.*?): (.*?)}", str(refused.value)).groups()
+    key, name = re.search(r"data\.task_names {(.*?): (.*?)}", str(error.value)).groups()
     data = mixed(rooms(roots, tasks=None), other(), task_names={key: name})
     assert [task.name for task in data.tasks] == ["semseg", "depth", "normals", f"{task.name}_1"]
 
 
-def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
-    near = rooms(roots, tasks="depth,normals", task_overrides={"depth": {"min_depth": 0.5}}, labels="one-label", seed=3)
+def test_a_renamed_task_has_the_labels_of_its_dataset(roots):
+    near = rooms(roots, tasks=[Depth(min_depth=0.5), "normals"], labels="one-label", seed=3)
     data = mixed(rooms(roots, tasks="depth"), near, task_names={"1/depth": "near"})
     data.prepare_data()
     data.setup("fit")
@@ -203,18 +205,18 @@ def test_a_renamed_task_has_the_images_and_labels_of_its_part(roots):
 
 
 @pytest.mark.parametrize(
-    ("rename", "message"),
+    ("task_names", "message"),
     [
-        ({"1/edges": "borders"}, r"data\.rename names '1/edges', but data\.parts have 0/semseg, 0/normals, 1/depth"),
-        ({"0/semseg": "normals"}, r"data\.rename gives two tasks of data\.parts 0 the name normals"),
+        ({"1/edges": "borders"}, r"data\.task_names .*0/semseg, 0/normals, 1/depth, got '1/edges'"),
+        ({"0/semseg": "normals"}, r"data\.task_names .*data\.datasets 0 the name normals"),
     ],
 )
-def test_a_wrong_rename_is_refused(roots, rename, message):
-    with pytest.raises(HTTError, match=message):
-        both(roots, task_names=rename)
+def test_invalid_task_names_are_rejected(roots, task_names, message):
+    with pytest.raises(ConfigError, match=message):
+        both(roots, task_names=task_names)
 
 
-def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
+def test_training_settings_of_the_first_dataset_count():
     def parts():
         return NYUD40DataModule("unread", tasks="edges,depth"), PASCALContextDataModule("unread", tasks="edges")
 
@@ -225,42 +227,42 @@ def test_tasks_that_differ_in_training_and_measurement_alone_are_one():
     assert edges(*parts(), task_overrides={"edges": {"tolerance": 0.02}}) == Edges(
         loss_weight=50, confidence_threshold=0.99, tolerance=0.02
     )
-    with pytest.raises(HTTError, match="its classes differ"):
+    with pytest.raises(HTTError, match="got another classes"):
         mixed(NYUD40DataModule("unread", tasks="semseg"), PASCALContextDataModule("unread", tasks="semseg"))
 
 
-def test_a_mask_file_shows_no_label_that_a_dataset_hides(roots, tmp_path, caplog):
+def test_a_mask_file_cannot_show_hidden_labels(roots, tmp_path, caplog):
     everything = mixed(rooms(roots, tasks=None))
     everything.setup("fit")
     everything.mask.save(tmp_path / "label_mask.json")
     less = mixed(rooms(roots, tasks=None, labels="one-label"), labels=str(tmp_path / "label_mask.json"))
-    with pytest.raises(HTTError, match=r"0/0 keeps no label of \w+ in its own dataset"):
+    with pytest.raises(HTTError, match=r"0/0 has no label of \w+ in its dataset"):
         less.prepare_data()
-    assert "gives 4 images a label of depth that they do not have" in caplog.text
-    source = less.build_dataset("train")
-    kept = less.parts[0].labels_per_image("train", less.parts[0].build_dataset("train"))["0"]
-    with pytest.raises(HTTError, match="0/0 keeps no label of"):
+    assert "4 images" in caplog.text
+    source = less.source("train")
+    kept = less.datasets[0].labels_per_image("train", less.datasets[0].source("train"))["0"]
+    with pytest.raises(HTTError, match="0/0 has no label of"):
         source.label(0, next(task for task in ("semseg", "depth") if task not in kept))
 
 
-def test_the_labels_of_all_parts_are_told(roots, caplog):
+def test_label_masks_of_all_datasets_are_logged(roots, caplog):
     caplog.set_level(logging.INFO)
     mixed(rooms(roots, labels="one-label", tasks=None, seed=3), mine(roots)).setup("fit")
     assert [record.message.splitlines() for record in caplog.records if "Labels" in record.message] == [[
         "Labels of 10 training images (full): semseg 2, depth 6, normals 2",
-        "data.parts 0: Labels of 6 training images (one-label, seed 3): semseg 2, depth 2, normals 2",
-        "data.parts 1: Labels of 4 training images (full): depth 4",
+        "data.datasets 0: Labels of 6 training images (one-label, seed 3): semseg 2, depth 2, normals 2",
+        "data.datasets 1: Labels of 4 training images (full): depth 4",
     ]]  # fmt: skip
 
 
-def test_no_parts_and_parts_with_discovered_labels_are_refused(roots):
-    with pytest.raises(HTTError, match=r"data\.parts is empty"):
+def test_empty_mixtures_and_pseudo_labels_of_parts_are_rejected(roots):
+    with pytest.raises(ConfigError, match=r"data\.datasets .* got none"):
         mixed()
-    with pytest.raises(HTTError, match=r"give data\.pseudo_labels"):
-        mixed(rooms(roots, pseudo_labels="completed"))
+    with pytest.raises(ConfigError, match=r"data\.datasets must not have pseudo_labels"):
+        mixed(rooms(roots, discovered="completed"))
 
 
-def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
+def test_metrics_are_those_of_each_dataset_alone(roots, tmp_path):
     data = both(roots)
     module = tiny_module(data)
     (whole,) = tiny_trainer(tmp_path).validate(module, data, verbose=False)
@@ -277,18 +279,6 @@ def test_each_image_is_scored_for_its_own_tasks_only(roots, tmp_path):
             assert whole[f"val/{task.name}/{task.primary_metric}"] == pytest.approx(figure, rel=1e-4)
 
 
-def test_the_check_reads_all_datasets_and_names_what_is_broken_in_each(roots, tmp_path):
-    assert inspect(both(roots))[1]["problems"] == []
-    assert not any("validation split" in text for text in inspect(both(roots))[1]["warnings"])
-    shutil.copytree(roots, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "NYUDv2" / "train" / "image" / "2.npy").write_bytes(b"")
-    (tmp_path / "mine" / "train" / "depth" / "3.png").unlink()
-    (tmp_path / "mine" / "val" / "depth" / "10.png").write_bytes(b"")
-    broken = both(tmp_path, labels="full")
-    faults = {(row["split"], row["id"], row["task"]) for row in inspect(broken)[1]["problems"]}
-    assert faults == {("train", "0/2", "image"), ("val", "1/10", "depth")}  # a label that is not there is none
-
-
 def test_scenes_are_rendered_at_the_common_size(roots):
     scenes = tiny_data(image_size=(20, 20), train_images=3, val_images=1, labels="full", tasks="edges,saliency")
     data = mixed(scenes, mine(roots))
@@ -297,7 +287,7 @@ def test_scenes_are_rendered_at_the_common_size(roots):
     assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, *SIZE)}
 
 
-def test_what_a_dataset_lacks_is_discovered_and_trained_on(roots, tmp_path):
+def test_missing_labels_of_all_datasets_are_discovered(roots, tmp_path):
     data = both(roots)
     keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename="run")
     torch.manual_seed(0)
@@ -329,7 +319,7 @@ data:
     batch_size: 4
     num_workers: 0
     task_names: {{1/depth: range}}
-    parts:
+    datasets:
       - class_path: NYUDDataModule
         init_args: {{root: {roots}, labels: one-label}}
       - class_path: FolderDataModule
