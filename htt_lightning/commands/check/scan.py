@@ -162,7 +162,7 @@ class ImageScanner(Dataset[SplitScan]):
         try:
             return read()
         except Exception as error:
-            known = {problem.message for problem in problems}
+            known = {problem.message for problem in problems if isinstance(error, HTTError)}  # they name their file
             found = Problem.from_error(error, self.split, self.images.ids[position], task)
             problems += [problem for problem in found if problem.message not in known]
             return None

@@ -84,7 +84,7 @@ def test_tasks_have_the_released_bins_weights_and_thresholds(root):
 def test_random_label_of_two_tasks_is_rejected(root):
     data = CityscapesDataModule(str(root), labels="random-label")
     with pytest.raises(HTTError, match="one-label"):
-        data.label_mask(data.source("train"))
+        data.label_mask(data.build_dataset("train"))
 
 
 def test_masks_in_the_published_format_are_read(root, tmp_path, caplog):

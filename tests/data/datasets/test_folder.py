@@ -66,7 +66,7 @@ def test_image_id_of_a_path_made_from_an_id_is_the_id(name, head, tail):
 
 
 def test_existing_files_are_the_labels(root):
-    source = folder(root).source("train")
+    source = folder(root).build_dataset("train")
     assert available(source) == LABELLED
     assert source.ids == ["1", "2", "3", "10", "11", "12"]
 
@@ -143,7 +143,7 @@ def test_images_may_be_arrays_and_files_of_many_formats(root):
     save(images / "3.jpg", bytes_)
     (images / "3.png").unlink()
     (images / "._5.png").write_bytes(b"left by an operating system")
-    source = folder(root, train="train/images/*").source("train")
+    source = folder(root, train="train/images/*").build_dataset("train")
     source.check(LABELLED)
     np.testing.assert_array_equal(source.image(0), bytes_)
     assert source.image(1).dtype == np.float32
@@ -156,7 +156,7 @@ def test_arrays_of_other_types_are_rejected_as_images(root, array):
     (root / "train" / "images" / "1.png").unlink()
     np.save(root / "train" / "images" / "1.npy", array)
     with pytest.raises(DataError, match=r"images.1\.npy must"):
-        folder(root, train="train/images/*").source("train").image(0)
+        folder(root, train="train/images/*").build_dataset("train").image(0)
 
 
 def test_check_decodes_no_pixels(root, monkeypatch):
@@ -196,7 +196,7 @@ def test_all_problems_of_the_patterns_are_reported(root):
     (root / "train" / "images" / "rgb1.jpg").write_bytes((root / "train" / "images" / "rgb.png").read_bytes())
     (root / "train" / "images" / "rgb1.png").write_bytes((root / "train" / "images" / "rgb.png").read_bytes())
     with pytest.raises(HTTError) as error:
-        folder(root, train="train/images/rgb*.*", label_files=maps).source("train")
+        folder(root, train="train/images/rgb*.*", label_files=maps).build_dataset("train")
     messages = [one.message for one in error.value.errors]
     assert len(messages) == 4
     for part, message in zip(("semseg", "depth", "rgb.png no id", "same id '1'"), messages, strict=True):

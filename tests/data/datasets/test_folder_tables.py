@@ -97,7 +97,7 @@ def test_every_invalid_row_of_a_table_is_reported(root):
     rows[0][0], rows[2][1], rows[4] = "", "../outside.png", rows[4][:2]
     write_table(root, rows)
     with pytest.raises(HTTError) as error:
-        folder(root, train="train.csv", label_files=COLUMNS).source("train")
+        folder(root, train="train.csv", label_files=COLUMNS).build_dataset("train")
     lines = [one.message for one in error.value.errors]
     assert [f"line {number} " in line for number, line in zip((2, 4, 6), lines, strict=True)] == [True] * 3
 
@@ -105,7 +105,7 @@ def test_every_invalid_row_of_a_table_is_reported(root):
 def test_a_table_in_another_encoding_is_rejected(root):
     (root / "train.csv").write_bytes("image,semseg\nGrün.png,\n".encode("latin-1"))
     with pytest.raises(HTTError, match=r"train\.csv must be a CSV table"):
-        folder(root, train="train.csv", label_files=COLUMNS).source("train")
+        folder(root, train="train.csv", label_files=COLUMNS).build_dataset("train")
 
 
 def test_a_table_may_name_links_within_the_root(root):

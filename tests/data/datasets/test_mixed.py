@@ -82,7 +82,7 @@ def test_images_have_the_labels_of_their_own_dataset(roots):
 
 
 def test_images_and_labels_are_read_from_their_datasets(roots):
-    source, theirs = both(roots).source("train"), mine(roots).source("train")
+    source, theirs = both(roots).build_dataset("train"), mine(roots).build_dataset("train")
     np.testing.assert_array_equal(source.image(9), theirs.image(3))
     np.testing.assert_array_equal(source.label(9, "depth"), theirs.label(3, "depth"))
 
@@ -239,8 +239,8 @@ def test_a_mask_file_cannot_show_hidden_labels(roots, tmp_path, caplog):
     with pytest.raises(HTTError, match=r"0/0 has no label of \w+ in its dataset"):
         less.prepare_data()
     assert "4 images" in caplog.text
-    source = less.source("train")
-    kept = less.datasets[0].labels_per_image("train", less.datasets[0].source("train"))["0"]
+    source = less.build_dataset("train")
+    kept = less.datasets[0].labels_per_image("train", less.datasets[0].build_dataset("train"))["0"]
     with pytest.raises(HTTError, match="0/0 has no label of"):
         source.label(0, next(task for task in ("semseg", "depth") if task not in kept))
 
@@ -259,7 +259,7 @@ def test_empty_mixtures_and_pseudo_labels_of_parts_are_rejected(roots):
     with pytest.raises(ConfigError, match=r"data\.datasets .* got none"):
         mixed()
     with pytest.raises(ConfigError, match=r"data\.datasets must not have pseudo_labels"):
-        mixed(rooms(roots, discovered="completed"))
+        mixed(rooms(roots, pseudo_labels="completed"))
 
 
 def test_metrics_are_those_of_each_dataset_alone(roots, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
+from skimage.morphology import thin
 
 from htt_lightning.commands.check.command import inspect
 from htt_lightning.data.datasets.pascal_context import (
@@ -18,7 +19,6 @@ from htt_lightning.data.datasets.pascal_context import (
 )
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks.human_parts import PARTS as MERGED
-from htt_lightning.thinning import thin
 from tests.data.datasets.pascal_tree import (
     ALL,
     ALONE,
@@ -166,7 +166,7 @@ def test_a_read_only_tree_is_read_in_memory(root, monkeypatch, caplog):
     assert "read-only" in caplog.text
     read = "htt_lightning.data.datasets.pascal_context.object_classes"
     monkeypatch.setattr(read, lambda path: pytest.fail("read again"))
-    assert data.source("train").available("human_parts").sum() == 2
+    assert data.build_dataset("train").available("human_parts").sum() == 2
     assert source.label(0, "human_parts").max() == 6
 
 
