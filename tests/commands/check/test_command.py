@@ -42,7 +42,7 @@ def test_check_prints_statistics_and_writes_nothing(root, capsys):
 
 def test_check_writes_report_mask_and_contact_sheet(capsys):
     words = ("--config", "synthetic.yaml", "--data.train_images", "6", "--data.val_images", "4", "--data.cache", "null",
-             "--data.image_size", "[32, 48]", "--data.num_workers", "0", "--out", "out", "--images", "3")  # fmt: skip
+             "--data.image_size", "[32, 48]", "--data.num_workers", "0", "--out", "out", "--num_images", "3")  # fmt: skip
     htt(*words)
     assert sorted(path.name for path in Path("out").iterdir()) == ["check.json", "contact_sheet.png", "label_mask.json"]
     assert json.loads(Path("out/label_mask.json").read_text())["protocol"] == "random-label"
@@ -78,7 +78,7 @@ def test_check_exits_with_status_one_after_naming_problems(root, capsys):
         (["--data.root", "nowhere"], r"error: data\.root nowhere is missing[\s\S]*train/"),
         (["--data.root", "mine.txt"], r"error: data\.root mine\.txt is a file[\s\S]*train/"),
         (["--data.root", "NYUDv2", "--data.labels", "one-lable"], "error: .*one-label"),
-        (["--data.root", "NYUDv2", "--images", "-1"], "error: --num_images"),
+        (["--data.root", "NYUDv2", "--num_images", "-1"], "error: --num_images"),
         (["--data.root", "NYUDv2", "--out", "NYUDv2/train/image/0.npy"], r"--out .*0\.npy"),
     ],
 )

@@ -1,5 +1,6 @@
 """The packaged config of every dataset: recipe, and a run from check to test."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from htt_lightning.cli import main
+from tests.conftest import ROOT
 from tests.data.datasets import folder_tree, pascal_tree, test_cityscapes, test_nyud, test_nyud40
 from tests.tiny import BACKBONE
 
@@ -50,30 +52,45 @@ def nyud40(root):
     return ["--data.augment.crop", "[36, 48]"]
 
 
+def documented(path, setting):
+    """Return the task overrides that a document shows."""
+    return re.search(rf"--data\.task_overrides '(.*{setting}.*)'", (ROOT / path).read_text())[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "write", "metric"),
+    ("config", "write", "metric", "overrides"),
     [
-        ("nyud", nyud, "test/semseg/miou"),
-        ("nyud40", nyud40, "test/edges/ods_f"),
-        ("cityscapes", lambda root: cityscapes(root, 7), "test/depth/abs_err"),
-        ("cityscapes", lambda root: cityscapes(root, 19), "test/depth/abs_err"),
-        ("pascal_context", pascal, "test/edges/ods_f"),
-        ("folder", folder, "test/normals/mean"),
+        ("nyud", nyud, "test/semseg/miou", ""),
+        ("nyud40", nyud40, "test/edges/ods_f", ""),
+        ("cityscapes", lambda root: cityscapes(root, 7), "test/depth/abs_err", ""),
+        (
+            "cityscapes",
+            lambda root: cityscapes(root, 19),
+            "test/depth/abs_err",
+            documented("configs/cityscapes.yaml", "divide"),
+        ),
+        ("pascal_context", pascal, "test/edges/ods_f", documented("docs/metrics.md", "thin_predictions")),
+        ("folder", folder, "test/normals/mean", ""),
     ],
 )
-def test_config_checks_fits_validates_and_tests(config, write, metric, tmp_path, capsys):
+def test_config_checks_fits_validates_and_tests(config, write, metric, overrides, tmp_path, capsys):
     root = tmp_path / "data"
     data = ["--config", f"{config}.yaml", "--data.root", str(root), "--data.num_workers", "0", *write(root)]
     options = ["--data.batch_size", "2", "--model.backbone", BACKBONE, "--model.pretrained", "false",
                "--model.token_dim", "8", "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1",
                "--trainer.enable_progress_bar", "false"]  # fmt: skip
+    options += ["--data.task_overrides", overrides] if overrides else []
     main(["check", *data])
     main(["fit", *data, *options])
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
     for command in ("validate", "test"):
         main([command, *data, *options, "--ckpt_path", str(checkpoint)])
     assert metric in capsys.readouterr().out
+    stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["tasks"]
+    settings = {task["init_args"]["name"]: task["init_args"] for task in stored}
+    for task, expected in yaml.safe_load(overrides).items() if overrides else ():
+        assert settings[task] | expected == settings[task]
 
 
 @pytest.mark.parametrize(

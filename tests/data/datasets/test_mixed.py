@@ -18,10 +18,11 @@ from htt_lightning import (
     PASCALContextDataModule,
 )
 from htt_lightning.cli import main
+from htt_lightning.commands.discover import discover
 from htt_lightning.data import LabelFiles
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.errors import ConfigError, HTTError
-from htt_lightning.tasks import Depth, Edges, HumanParts, SemSeg
+from htt_lightning.tasks import Depth, Edges, HumanParts
 from htt_lightning.training.trainer import HTTTrainer
 from tests.data.datasets.folder_tree import MAPS, write_tree
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
