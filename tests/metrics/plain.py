@@ -1,4 +1,4 @@
-"""Random predictions and targets for every metric, and its figures in plain numpy."""
+"""Random predictions and targets for every metric, and its values in numpy."""
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def normal_case(seed):
     return pred, target
 
 
-def class_figures(pred, target, absent):
+def class_metrics(pred, target, absent):
     pred, target = pred.numpy(), target.numpy()
     ious = []
     for c in range(5):
@@ -65,7 +65,7 @@ def class_figures(pred, target, absent):
     return {"miou": np.mean(ious), "pixel_acc": 100 * np.mean(pred[seen] == target[seen])}
 
 
-def depth_figures(pred, target):
+def depth_metrics(pred, target):
     pairs = zip(*(x.double().numpy().ravel() for x in (pred, target)), strict=True)
     p, t = np.array([(max(p, 1e-9), t) for p, t in pairs if 0 < t < np.inf]).T
     shares = [100 * np.mean((p < limit * t) & (t < limit * p)) for limit in (1.25, 1.25**2, 1.25**3)]
@@ -78,7 +78,7 @@ def depth_figures(pred, target):
     }
 
 
-def normal_figures(pred, target):
+def normal_metrics(pred, target):
     pred, target = (x.double().numpy().transpose(0, 2, 3, 1).reshape(-1, 3) for x in (pred, target))
     angles = []
     for p, t in zip(pred, target, strict=True):
@@ -106,7 +106,7 @@ def max_f(pred, target):
     return 100 * max(scores)
 
 
-def max_f_figures(pred, target):
+def max_f_metrics(pred, target):
     pred, target = pred.numpy()[target.numpy() != 255], target.numpy()[target.numpy() != 255]
     return {"max_f": max_f(pred, target), "max_f_double_sigmoid": max_f(1 / (1 + np.exp(-pred)), target)}
 
@@ -121,7 +121,7 @@ def boundary_f(counts):
     return 100 * 2 * matched / (predicted + true) if matched else 0
 
 
-def boundary_figures(pred, target, tolerance, thresholds=19, thin=lambda binary: binary):
+def boundary_metrics(pred, target, tolerance, thresholds=19, thin=lambda binary: binary):
     images = []
     for p, t in zip(pred.numpy(), target.numpy(), strict=True):
         levels = [(p >= np.float32(k / (thresholds + 1))) & (t != 255) for k in range(1, thresholds + 1)]

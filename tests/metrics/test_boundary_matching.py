@@ -37,18 +37,6 @@ def largest_matching(reachable):
     return sum(augment(p, set()) for p in range(len(reachable)))
 
 
-def exhaustive_matching(reachable):
-    """Largest matching by trying everything."""
-
-    def best(p, taken):
-        if p == len(reachable):
-            return 0
-        free = (t for t in np.flatnonzero(reachable[p]) if t not in taken)
-        return max([best(p + 1, taken), *(1 + best(p + 1, taken | {t}) for t in free)])
-
-    return best(0, frozenset())
-
-
 @st.composite
 def maps(draw, max_side=7):
     shape = draw(st.tuples(st.integers(1, max_side), st.integers(1, max_side)))
@@ -60,7 +48,7 @@ def maps(draw, max_side=7):
 
 @settings(deadline=None)
 @given(maps(), RADII)
-def test_counts_equal_textbook_matching_at_every_threshold(case, radius):
+def test_counts_equal_textbook_matching(case, radius):
     probability, truth, valid = case
     counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius)
     for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
@@ -70,17 +58,9 @@ def test_counts_equal_textbook_matching_at_every_threshold(case, radius):
     assert counts.true == (truth & valid).sum()
 
 
-@settings(deadline=None)
-@given(hnp.arrays(bool, (2, 2, 3)), RADII)
-def test_matching_is_the_largest_of_all_matchings(maps, radius):
-    predicted, truth = maps
-    counts = match_boundaries(predicted.astype(np.float32), truth, np.ones_like(truth), THRESHOLDS[:1], radius)
-    assert counts.matched == exhaustive_matching(pairs_within(predicted, truth, radius))
-
-
 @pytest.mark.parametrize("radius", [1.27, 3.2])
 @pytest.mark.parametrize("seed", range(3))
-def test_matching_agrees_with_scipy_on_larger_maps(seed, radius):
+def test_matching_agrees_with_scipy(seed, radius):
     rng = np.random.default_rng(seed)
     probability = rng.random((24, 32), np.float32)
     truth = rng.random((24, 32)) < (0.1, 0.3, 0.6)[seed]
@@ -90,7 +70,7 @@ def test_matching_agrees_with_scipy_on_larger_maps(seed, radius):
         assert matched == (maximum_bipartite_matching(graph, perm_type="column") >= 0).sum()
 
 
-def test_a_pixel_is_matched_only_once():
+def test_true_pixel_is_matched_once():
     truth = np.zeros((1, 5), bool)
     truth[0, 2] = True
     probability = np.ones((1, 5), np.float32)
@@ -99,7 +79,7 @@ def test_a_pixel_is_matched_only_once():
     np.testing.assert_array_equal(counts.predicted, 5)
 
 
-def test_an_early_match_moves_aside_for_a_later_one():
+def test_early_match_moves_for_a_later_one():
     # The second pixel reaches only the true pixel that the first one, which is nearer, took.
     truth = np.array([[True, False, False, True]])
     probability = np.array([[0.0, 0.9, 0.2, 0.0]], np.float32)
@@ -119,7 +99,7 @@ def test_constant_maps_are_counted(value, truth):
 
 @settings(deadline=None)
 @given(maps(), RADII)
-def test_thinned_counts_are_those_of_the_thinned_prediction_at_every_threshold(case, radius):
+def test_thinned_counts_equal_textbook_matching(case, radius):
     probability, truth, valid = case
     counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius, thin_predictions=True)
     for threshold, matched, predicted in zip(THRESHOLDS, counts.matched, counts.predicted, strict=True):
@@ -129,7 +109,7 @@ def test_thinned_counts_are_those_of_the_thinned_prediction_at_every_threshold(c
     assert counts.true == (truth & valid).sum()
 
 
-def test_a_validation_set_of_small_maps_takes_seconds():
+def test_matching_small_maps_takes_seconds():
     rng = np.random.default_rng(0)
     truth = rng.random((60, 64, 96)) < 0.08
     start = time.process_time()

@@ -1,4 +1,4 @@
-"""Every loss of every task stays finite, and is zero where nothing is labelled, whatever network and mask come up with.
+"""Losses stay finite, and are zero on unlabeled images, for all networks and masks.
 
 Logits as large as these are far beyond what networks return: 1e4 in single precision, the largest that float16 holds,
 and 1e30 in bfloat16, whose largest are infinite differences in single precision.
@@ -66,17 +66,20 @@ def check(loss, inputs, nothing):
 @EVERY_TASK
 @given(network=networks, kinds=masks, stride=strides, seed=seeds)
 @few
-def test_supervised_losses(task, dtype, network, kinds, stride, seed):
+def test_supervised_losses_are_finite(task, dtype, network, kinds, stride, seed):
     logits, valid = logits_of(task, network, dtype, stride, seed).requires_grad_(), valid_of(kinds, seed)
     target = lose(task, random_target(task, seed=seed, missing=0), ~valid)
-    check(task.loss(output_of(logits), target), [logits], ~valid.any((1, 2)))
+    loss = task.loss(output_of(logits), target)
+    check(loss, [logits], ~valid.any((1, 2)))
+    assert (loss >= 0).all()
+    assert task.decode(output_of(logits), SIZE).isfinite().all()
 
 
 @EVERY_TYPE
 @EVERY_TASK
 @given(network=networks, teacher=networks, kinds=masks, stride=strides, threshold=st.sampled_from([0, 0.8]), seed=seeds)
 @few
-def test_losses_on_discovered_labels(task, dtype, network, teacher, kinds, stride, threshold, seed):
+def test_pseudo_label_losses_are_finite(task, dtype, network, teacher, kinds, stride, threshold, seed):
     task, valid = replace(task, confidence_threshold=threshold), valid_of(kinds, seed)
     logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
     found = task.pseudo_label(output_of(logits_of(task, teacher, dtype, stride, seed + 1)), SIZE)
@@ -88,8 +91,8 @@ def test_losses_on_discovered_labels(task, dtype, network, teacher, kinds, strid
 @EVERY_TASK
 @given(network=networks, teachers=st.tuples(networks, networks), kinds=masks, stride=strides, seed=seeds)
 @few
-def test_losses_on_beliefs(task, dtype, network, teachers, kinds, stride, seed):
-    """The beliefs are averages over two views that may contradict each other, classes raised by all they can be."""
+def test_distillation_losses_are_finite(task, dtype, network, teachers, kinds, stride, seed):
+    """The soft targets average two contradicting views, with full class balance."""
     task = replace(task, class_balance_power=1.0) if hasattr(task, "class_balance_power") else task
     logits = logits_of(task, network, dtype, stride, seed).requires_grad_()
     one, other = (
@@ -104,7 +107,7 @@ def test_losses_on_beliefs(task, dtype, network, teachers, kinds, stride, seed):
 @EVERY_TYPE
 @given(kinds=masks, stride=strides, seed=seeds, scale=st.sampled_from([0, 1, 1e4]), weighted=st.booleans())
 @few
-def test_distances_of_features(dtype, kinds, stride, seed, scale, weighted):
+def test_feature_mse_is_finite(dtype, kinds, stride, seed, scale, weighted):
     """1e4 in all types: squares of what only bfloat16 holds beside single precision are infinite in both."""
     like = random_logits(TASKS[0], seed=seed, stride=stride)
     far = (scale * like).clamp(-1e4, 1e4)  # twice as much, the gradient of one value, is still a number in float16
@@ -120,8 +123,8 @@ def test_distances_of_features(dtype, kinds, stride, seed, scale, weighted):
 @given(kinds=masks, labeled=st.lists(st.booleans(), min_size=3, max_size=3), teacher=networks, soft=st.booleans(),
        seed=seeds)  # fmt: skip
 @few
-def test_what_discovery_adds_to_an_image(task, dtype, kinds, labeled, teacher, soft, seed):
-    """Nothing at all where a label is given, and only features are discovered where it is not."""
+def test_discovery_loss_is_finite(task, dtype, kinds, labeled, teacher, soft, seed):
+    """The loss of a labeled image is zero."""
 
     def output(network, seed):
         logits = logits_of(task, network, dtype, 4, seed)

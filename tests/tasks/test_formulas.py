@@ -94,7 +94,7 @@ def field_loss(task: Depth | Normals, x: np.ndarray, label: np.ndarray, stride: 
 
 @pytest.mark.parametrize(("height", "width", "stride"), SIZES)
 @pytest.mark.parametrize("task", [*TASKS, *VARIANTS], ids=lambda t: t.name)
-def test_a_loss_is_what_its_formula_says(task, height, width, stride):
+def test_loss_agrees_with_numpy(task, height, width, stride):
     logits = random_logits(task, h=height, w=width, stride=stride).double()
     target = lose(task, random_target(task, h=height, w=width), torch.tensor([2]))
     if task.field_channels is not None:
@@ -113,7 +113,7 @@ def test_a_loss_is_what_its_formula_says(task, height, width, stride):
 
 @pytest.mark.parametrize(("height", "width", "stride"), SIZES)
 @pytest.mark.parametrize("task", [*TASKS, *VARIANTS], ids=lambda t: t.name)
-def test_a_decoded_map_is_what_its_formula_says(task, height, width, stride):
+def test_decode_agrees_with_numpy(task, height, width, stride):
     logits = random_logits(task, h=height, w=width, stride=stride).double()
     ours = task.decode(output_of(logits), (height, width)).numpy()
     for i, x in enumerate(logits.numpy()):
@@ -124,7 +124,7 @@ def test_a_decoded_map_is_what_its_formula_says(task, height, width, stride):
         np.testing.assert_allclose(ours[i], theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_a_normal_with_one_missing_component_is_missing():
+def test_normal_with_a_missing_component_is_missing():
     task, target = Normals(), random_target(Normals(), missing=0).double()
     gone = torch.zeros(3, 6, 7, dtype=torch.bool)
     gone[:, ::2, 1::2] = True
@@ -135,14 +135,14 @@ def test_a_normal_with_one_missing_component_is_missing():
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
-def test_a_loss_has_the_gradient_of_its_value(task):
+def test_loss_passes_gradcheck(task):
     target = random_target(task, b=1, h=3, w=3)
     target = target if task.field_channels is None else target.double()
     logits = random_logits(task, b=1, h=3, w=3, stride=2).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: task.loss(output_of(x), target), (logits,))
 
 
-def test_directions_spread_evenly_over_the_visible_half_sphere():
+def test_fibonacci_directions_are_even():
     bin_centers = Normals().bin_centers(torch.zeros((), dtype=torch.float64))
     np.testing.assert_allclose(bin_centers.numpy(), half_sphere(Normals()), atol=1e-12)
     assert (bin_centers[:, 2] > 0).all()
@@ -152,7 +152,7 @@ def test_directions_spread_evenly_over_the_visible_half_sphere():
 
 
 @pytest.mark.parametrize("task", [Depth(), Normals()], ids=lambda task: task.name)
-def test_half_precision_networks_decode_in_single_precision(task):
+def test_decode_of_bfloat16_is_float32(task):
     logits = random_logits(task)
     target = random_target(task)
     with torch.autocast("cpu", torch.bfloat16):

@@ -43,20 +43,8 @@ def primary_metric(task, pairs):
 
 
 @EVERY_TASK
-@given(seed=SEEDS, stride=st.sampled_from([1, 4]), missing=st.floats(0, 1))
-@few
-def test_the_loss_is_one_finite_value_per_image_and_never_negative(task, seed, stride, missing):
-    target = random_target(task, seed=seed, missing=missing)
-    loss, gradient = loss_and_gradient(task, random_logits(task, seed=seed, stride=stride), target)
-    assert loss.shape == (3,)
-    assert loss.isfinite().all()
-    assert gradient.isfinite().all()
-    assert (loss >= 0).all()
-
-
-@EVERY_TASK
 @pytest.mark.parametrize("stride", [1, 4])
-def test_an_image_without_labels_costs_nothing_and_changes_no_other(task, stride):
+def test_loss_of_unlabeled_image_is_zero(task, stride):
     logits, target = random_logits(task, stride=stride), random_target(task)
     full, full_gradient = loss_and_gradient(task, logits, target)
     loss, gradient = loss_and_gradient(task, logits, lose(task, target, torch.tensor([1])))
@@ -69,14 +57,7 @@ def test_an_image_without_labels_costs_nothing_and_changes_no_other(task, stride
 
 
 @EVERY_TASK
-def test_a_batch_without_any_label_is_a_finite_zero(task):
-    loss, gradient = loss_and_gradient(task, random_logits(task, stride=4), lose(task, random_target(task)))
-    assert loss.tolist() == [0, 0, 0]
-    assert not gradient.any()
-
-
-@EVERY_TASK
-def test_a_single_valid_pixel_carries_the_whole_loss(task):
+def test_loss_of_single_valid_pixel(task):
     logits, target = random_logits(task, b=1), random_target(task, b=1, missing=0)
     alone = torch.ones(1, 6, 7, dtype=torch.bool)
     alone[0, 2, 3] = False
@@ -88,7 +69,7 @@ def test_a_single_valid_pixel_carries_the_whole_loss(task):
 
 @EVERY_TASK
 @pytest.mark.parametrize("stride", [1, 4])
-def test_the_losses_of_a_batch_are_those_of_its_images(task, stride):
+def test_loss_is_per_image(task, stride):
     logits, target = random_logits(task, stride=stride), random_target(task)
     together, gradient = loss_and_gradient(task, logits, target)
     for i in range(3):
@@ -100,7 +81,7 @@ def test_the_losses_of_a_batch_are_those_of_its_images(task, stride):
 @EVERY_TASK
 @given(labeled=st.lists(st.booleans(), min_size=1, max_size=5), seed=SEEDS)
 @few
-def test_unlabelled_images_do_not_change_the_loss(task, labeled, seed):
+def test_labeled_sum_ignores_unlabeled_images(task, labeled, seed):
     mask, b = torch.tensor(labeled), len(labeled)
     output, target = output_of(random_logits(task, b=b, seed=seed)), random_target(task, b=b, seed=seed)
     ruined = target.clone()
@@ -111,7 +92,7 @@ def test_unlabelled_images_do_not_change_the_loss(task, labeled, seed):
 @EVERY_TASK
 @given(seed=SEEDS)
 @few
-def test_predictions_under_missing_pixels_never_matter(task, seed):
+def test_loss_ignores_missing_pixels(task, seed):
     logits, target = random_logits(task, seed=seed), random_target(task, seed=seed, missing=0.5)
     gone = is_missing(task, target)
     loss, gradient = loss_and_gradient(task, logits, target)
@@ -121,7 +102,7 @@ def test_predictions_under_missing_pixels_never_matter(task, seed):
 
 
 @EVERY_TASK
-def test_cells_that_no_valid_pixel_uses_have_no_gradient(task):
+def test_gradient_is_zero_at_unused_cells(task):
     gone = torch.zeros(3, 32, 32, dtype=torch.bool)
     gone[:, :, 16:] = True
     target = lose(task, random_target(task, h=32, w=32), gone)
@@ -131,7 +112,7 @@ def test_cells_that_no_valid_pixel_uses_have_no_gradient(task):
 
 
 @EVERY_TASK
-def test_the_loss_is_near_zero_at_a_truth_that_is_told_with_confidence(task):
+def test_loss_is_near_zero_for_confident_truth(task):
     target = random_target(task)
     if task.field_channels is None:
         index, seen = target, target != IGNORE_INDEX
@@ -149,20 +130,6 @@ def test_the_loss_is_near_zero_at_a_truth_that_is_told_with_confidence(task):
     assert task.loss(output_of(-logits), target).min() > 0.1
 
 
-@EVERY_TASK
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("stride", [1, 4])
-def test_extreme_logits_have_a_finite_loss_and_gradient(task, dtype, stride):
-    logits = (1e4 * random_logits(task, stride=stride).sign()).to(dtype)
-    loss, gradient = loss_and_gradient(task, logits, random_target(task))
-    assert loss.dtype == torch.float32
-    assert gradient.dtype == dtype
-    assert loss.isfinite().all()
-    assert gradient.isfinite().all()
-    decoded = task.decode(output_of(logits), (6, 7))
-    assert decoded.isfinite().all()
-
-
 @pytest.fixture
 def every_warning():
     """Warnings that torch gives once per process are given every time."""
@@ -174,7 +141,7 @@ def every_warning():
 
 @EVERY_TASK
 @pytest.mark.usefixtures("every_warning")
-def test_targets_may_lie_in_memory_in_any_order(task):
+def test_loss_takes_noncontiguous_targets(task):
     logits, target = random_logits(task), random_target(task)
     turned = target.transpose(-1, -2).contiguous().transpose(-1, -2)
     assert not turned.is_contiguous()
@@ -188,7 +155,7 @@ def test_targets_may_lie_in_memory_in_any_order(task):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", [4, 16])
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (37, 51), (33, 5), (1, 1)])
-def test_decoded_maps_have_the_size_type_and_range_of_what_they_show(task, height, width, stride, dtype):
+def test_decode_returns_size_type_and_range(task, height, width, stride, dtype):
     logits = random_logits(task, h=height, w=width, stride=stride).to(dtype)
     decoded = task.decode(output_of(logits), (height, width))
     assert decoded.shape == (
@@ -211,14 +178,14 @@ def test_decoded_maps_have_the_size_type_and_range_of_what_they_show(task, heigh
 @EVERY_TASK
 @given(order=st.permutations(range(4)), seed=SEEDS)
 @few
-def test_permuting_a_batch_permutes_its_decoded_maps(task, order, seed):
+def test_decode_is_per_image(task, order, seed):
     logits = random_logits(task, b=4, h=9, w=7, seed=seed, stride=4)
     decoded = task.decode(output_of(logits), (9, 7))
     torch.testing.assert_close(task.decode(output_of(logits[list(order)]), (9, 7)), decoded[list(order)])
 
 
 @EVERY_TASK
-def test_decoding_the_most_likely_token_returns_it(task):
+def test_decode_of_one_hot_logits(task):
     logits = 1e3 * torch.eye(task.num_tokens)[:, :, None, None] - 500
     decoded = task.decode(output_of(logits), (1, 1))[..., 0, 0]
     if task.field_channels is not None:
@@ -231,7 +198,7 @@ def test_decoding_the_most_likely_token_returns_it(task):
 
 
 @EVERY_TASK
-def test_the_truth_has_the_best_headline_and_a_network_that_knows_nothing_has_not(task):
+def test_primary_metric_is_best_for_truth(task):
     target = random_target(task, h=20, w=20)
     best = primary_metric(task, [(truth_as_prediction(task, target), target)])
     assert best == pytest.approx(100 if task.higher_is_better else 0, abs=1e-5)
@@ -240,7 +207,7 @@ def test_the_truth_has_the_best_headline_and_a_network_that_knows_nothing_has_no
 
 
 @EVERY_TASK
-def test_missing_pixels_do_not_enter_the_headline(task):
+def test_primary_metric_ignores_missing_pixels(task):
     target, logits = random_target(task), random_logits(task)
     gone = is_missing(task, target)
     other = torch.where(gone[:, None], random_logits(task, seed=1), logits)
@@ -253,7 +220,7 @@ def test_missing_pixels_do_not_enter_the_headline(task):
 
 
 @EVERY_TASK
-def test_pictures_of_targets_are_grey_exactly_where_the_label_is_missing(task):
+def test_colorize_is_gray_where_missing(task):
     target = random_target(task, h=16, w=16)
     picture = task.colorize(target)
     assert picture.dtype == torch.uint8
@@ -262,7 +229,7 @@ def test_pictures_of_targets_are_grey_exactly_where_the_label_is_missing(task):
 
 
 @EVERY_TASK
-def test_pictures_of_predictions_have_no_grey_and_show_differences(task):
+def test_colorize_of_predictions_has_no_gray(task):
     decoded = task.decode(output_of(random_logits(task, h=16, w=16)), (16, 16))
     picture = task.colorize(decoded)
     assert picture.dtype == torch.uint8
@@ -272,7 +239,7 @@ def test_pictures_of_predictions_have_no_grey_and_show_differences(task):
 
 
 @EVERY_TASK
-def test_a_perfect_prediction_is_painted_like_the_target(task):
+def test_colorize_of_truth_equals_target(task):
     target = random_target(task)
     seen = ~is_missing(task, target)
     ours, theirs = task.colorize(truth_as_prediction(task, target)), task.colorize(target)
@@ -280,6 +247,6 @@ def test_a_perfect_prediction_is_painted_like_the_target(task):
 
 
 @pytest.mark.parametrize("classes", [2, 13, 21, 40])
-def test_classes_have_different_colours(classes):
+def test_class_palette_has_distinct_colors(classes):
     picture = SemSeg(classes=("",) * classes).colorize(torch.arange(classes).view(1, 1, -1))
     assert len(picture[0, :, 0].T.unique(dim=0)) == classes

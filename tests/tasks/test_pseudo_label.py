@@ -1,4 +1,4 @@
-"""Discovered labels and the losses on them, written out in numpy (method.md 4)."""
+"""Pseudo-labels, soft targets and their losses against numpy."""
 
 from dataclasses import replace
 
@@ -56,7 +56,7 @@ def cost(task, student, label, confidence, valid):
 
 
 @each_task
-def test_labels_and_losses_are_those_of_the_plain_rule(task):
+def test_pseudo_labels_and_losses_agree_with_numpy(task):
     task = replace(task, confidence_threshold=0.6)
     teacher, student = (random_logits(task, seed=seed).double() for seed in (1, 2))
     valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
@@ -72,7 +72,7 @@ def test_labels_and_losses_are_those_of_the_plain_rule(task):
 
 
 @each_task
-def test_nothing_is_learned_from_padding_or_from_what_is_not_kept(task):
+def test_pseudo_label_loss_ignores_padding(task):
     teacher, student = random_logits(task, seed=1), random_logits(task, seed=2).requires_grad_()
     found = task.pseudo_label(output_of(teacher), (6, 7))
     valid = torch.zeros(3, 6, 7, dtype=torch.bool)
@@ -94,7 +94,7 @@ def test_nothing_is_learned_from_padding_or_from_what_is_not_kept(task):
 
 
 def imitated(task, student, soft_target):
-    """Loss of one cell ``k`` on the belief ``c``."""
+    """Loss of one cell ``k`` on the soft target ``c``."""
     if isinstance(task, Edges):
         z, p = student[0], soft_target[0]
         return p * np.log1p(np.exp(-z)) + (1 - p) * np.log1p(np.exp(z))
@@ -111,7 +111,7 @@ def imitated(task, student, soft_target):
 
 
 @each_task
-def test_imitation_is_the_plain_rule(task):
+def test_distillation_loss_agrees_with_numpy(task):
     teacher, mirrored, student = (random_logits(task, seed=seed).double() for seed in (1, 2, 3))
     soft_target = (task.soft_target(output_of(teacher)) + task.unflip(task.soft_target(output_of(mirrored)))) / 2
     soft_target = task.finalize_soft_target(soft_target, torch.ones(3, 6, 7, dtype=torch.bool))
@@ -123,7 +123,7 @@ def test_imitation_is_the_plain_rule(task):
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-def test_rare_classes_are_raised_by_their_share_of_the_image_without_its_padding(balance):
+def test_soft_targets_are_balanced_per_image(balance):
     task = replace(TASKS[0], class_balance_power=balance)
     soft_target = task.soft_target(output_of(random_logits(task).double()))
     valid = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(3)) < 0.8
@@ -137,7 +137,7 @@ def test_rare_classes_are_raised_by_their_share_of_the_image_without_its_padding
     torch.testing.assert_close(nothing, soft_target)
 
 
-def test_directions_settle_at_length_one():
+def test_soft_targets_of_normals_are_unit_vectors():
     soft_target = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(
         Normals().finalize_soft_target(soft_target, torch.ones(2, 4, 5)).norm(dim=1), torch.ones(2, 4, 5)
@@ -145,7 +145,7 @@ def test_directions_settle_at_length_one():
 
 
 @each_task
-def test_a_belief_is_what_is_decoded_and_mirrors_as_labels_do(task):
+def test_soft_target_decodes_and_unflips(task):
     teacher = output_of(random_logits(task).double())
     soft_target, decoded = task.soft_target(teacher), task.decode(teacher, (6, 7))
     said = (
@@ -163,7 +163,7 @@ def test_a_belief_is_what_is_decoded_and_mirrors_as_labels_do(task):
 
 
 @each_task
-def test_a_label_agrees_with_itself(task):
+def test_is_correct_holds_for_the_truth(task):
     target = random_target(task, missing=0.0)
     assert task.is_correct(target, target).all()
     assert task.is_correct(target, target).shape == (3, 6, 7)
@@ -173,14 +173,14 @@ def test_a_label_agrees_with_itself(task):
         assert not task.is_correct(target, 2 * target if isinstance(task, Depth) else -target).any()
 
 
-def test_released_edges_are_the_others():
+def test_released_edges_keep_the_unconfident():
     confidence = torch.tensor([0.2, 0.995])
     assert Edges().confidence_mask(confidence).tolist() == [False, True]
     assert Edges(confidence_rule="below_as_released").confidence_mask(confidence).tolist() == [True, False]
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2, 4, 16]), st.data())
-def test_a_cell_counts_where_all_its_pixels_do(h, w, stride, data):
+def test_fully_valid_cells_hold_no_invalid_pixel(h, w, stride, data):
     rows, columns = -(-h // stride), -(-w // stride)
     valid = torch.ones(1, h, w, dtype=torch.bool)
     y, x = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
