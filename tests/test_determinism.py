@@ -38,7 +38,7 @@ def run(seed, workers=0, validate=1.0):
         return weights, list(csv.DictReader(file)), (folder / "label_mask.json").read_bytes()
 
 
-def test_a_seed_gives_one_run_whatever_loads_its_images_and_however_often_it_is_validated():
+def test_seed_fixes_the_run_for_any_loading_and_validation():
     weights, figures, mask = run(7)
     again = run(7, workers=2)
     assert_same(weights, again[0])

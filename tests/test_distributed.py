@@ -41,7 +41,7 @@ def assert_close(one, two):
         torch.testing.assert_close(two[name], theirs, rtol=1e-6, atol=1e-9, msg=name)
 
 
-def test_losses_and_gradients_of_two_processes_equal_those_of_one(records):
+def test_two_processes_have_the_losses_and_gradients_of_one(records):
     one, two = records
     assert len(one["steps"]) == len(two["steps"]) == 6
     for ours, theirs in zip(two["steps"], one["steps"], strict=True):
@@ -50,7 +50,7 @@ def test_losses_and_gradients_of_two_processes_equal_those_of_one(records):
         assert_close(theirs["gradients"], ours["gradients"])
 
 
-def test_a_rank_without_labels_for_a_task_holds_nobody_up(records):
+def test_rank_without_labels_does_not_block_others(records):
     one, two = records
     lacking = [
         set(ours["unlabelled"]) - set(theirs["unlabelled"])
@@ -59,7 +59,7 @@ def test_a_rank_without_labels_for_a_task_holds_nobody_up(records):
     assert any(lacking), "the data should leave a rank without labels that the other has"
 
 
-def test_weights_and_metrics_of_two_processes_equal_those_of_one(records):
+def test_two_processes_have_the_weights_and_metrics_of_one(records):
     one, two = records
     assert_close(one["weights"], two["weights"])
     assert one["metrics"].keys() == two["metrics"].keys()
@@ -67,7 +67,7 @@ def test_weights_and_metrics_of_two_processes_equal_those_of_one(records):
         assert two["metrics"][key] == pytest.approx(value, rel=1e-5, nan_ok=True), key
 
 
-def test_val_metrics_of_two_processes_equal_those_of_one(records):
+def test_two_processes_have_the_val_metrics_of_one(records):
     one, two = (record["results"] for record in records)
     assert one.keys() == two.keys()
     for key, row in one.items():
@@ -75,7 +75,7 @@ def test_val_metrics_of_two_processes_equal_those_of_one(records):
 
 
 @pytest.mark.slow
-def test_where_one_process_is_killed_the_other_ends_within_a_minute(tmp_path):
+def test_killed_process_ends_the_other_within_a_minute(tmp_path):
     """The first one, whom Lightning has look after the others."""
     command = [sys.executable, "-m", "tests.ddp_fail", str(tmp_path), "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
@@ -105,7 +105,7 @@ def still_running(command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("everyone", [True, False])
-def test_a_run_that_is_told_to_end_does_so_in_all_processes_and_goes_on(everyone, tmp_path):
+def test_sigterm_ends_all_processes_and_the_run_resumes(everyone, tmp_path):
     """Schedulers signal every process, ``kill`` the first alone; either way none waits for another."""
     words = [
         *COMMON,
@@ -139,7 +139,7 @@ def test_a_run_that_is_told_to_end_does_so_in_all_processes_and_goes_on(everyone
     assert torch.load(newest, weights_only=True)["epoch"] == done
 
 
-def test_batchnorm_converts_to_its_synchronised_form():
+def test_batchnorm_converts_to_syncbatchnorm():
     """The conversion only: synchronised BatchNorm itself runs on GPUs."""
     net = nn.SyncBatchNorm.convert_sync_batchnorm(HTTNet({"depth": 4}, backbone=BACKBONE, token_dim=8))
     kinds = {type(module) for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
@@ -156,7 +156,7 @@ def guarded(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_all_processes_leave_out_a_step_whose_loss_is_not_finite_on_one(guarded):
+def test_all_processes_skip_a_nonfinite_step_of_one(guarded):
     _, records = guarded
     assert [len(record["images"]) for record in records] == [0, 1]
     for record in records:
@@ -170,7 +170,7 @@ def test_all_processes_leave_out_a_step_whose_loss_is_not_finite_on_one(guarded)
 
 
 @pytest.mark.slow
-def test_all_processes_end_with_what_one_of_them_has_to_say(guarded):
+def test_all_processes_end_with_the_error_of_one(guarded):
     done, records = guarded
     assert done.returncode != 0
     said = f"depth, supervised: image '{records[1]['images'][0]}'"

@@ -10,7 +10,7 @@ from htt_lightning.tasks.metric_spec import delta_m
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
-def test_every_metric_and_loss_is_logged_under_its_contract_key(tmp_path):
+def test_metrics_and_losses_are_logged_by_their_keys(tmp_path):
     data = tiny_data()
     single = {task.name: 10.0 for task in data.tasks}
     trainer = tiny_trainer(tmp_path)
@@ -30,7 +30,7 @@ def test_every_metric_and_loss_is_logged_under_its_contract_key(tmp_path):
     assert {f"test/{key}" for key in headlines + further} <= set(tested)
 
 
-def test_a_task_may_compute_its_figures_with_a_collection_of_metrics(tmp_path):
+def test_task_may_return_a_metric_collection(tmp_path):
     class Collected(Depth):
         def metrics(self):
             return MetricCollection({"abs_err": MeanAbsoluteError(), "mse": MeanSquaredError()})
@@ -46,7 +46,7 @@ def test_a_task_may_compute_its_figures_with_a_collection_of_metrics(tmp_path):
         assert collected["test/depth/mse"] ** 0.5 == pytest.approx(own["test/depth/rmse"], rel=1e-5)
 
 
-def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_was_evaluated_before(tmp_path):
+def test_metrics_are_independent_of_batch_size_and_history(tmp_path):
     torch.manual_seed(0)
     module = tiny_module(tiny_data(val_images=5))
     results = []
@@ -57,7 +57,7 @@ def test_metrics_do_not_depend_on_the_batch_size_nor_on_what_was_evaluated_befor
         assert result == pytest.approx(results[0], rel=1e-5)
 
 
-def test_delta_m_counts_lower_is_better_the_right_way_round():
+def test_delta_m_has_the_sign_of_the_metric_direction():
     tasks = [SemSeg(classes=("a", "b")), Depth()]
     kinds = {task.name: task.metric_spec(task.primary_metric) for task in tasks}
     single = {"semseg": 40.0, "depth": 0.5}

@@ -23,13 +23,13 @@ def figures(study, **methods):
     return {(getattr(study, name, name), "depth"): scores for name, scores in methods.items()}
 
 
-def test_the_gap_is_measured_from_the_better_supervised_run(study):
+def test_gap_is_measured_from_the_better_supervised_run(study):
     values = figures(study, SUPERVISED=[1.0, 1.0], LONGER=[0.8, 0.8], FULL=[0.4, 0.4], method=[0.7, 0.5])
     assert sys.modules["gap"].gap_closed(values, "method") == {"depth": pytest.approx(0.5)}
     assert sys.modules["gap"].gap_closed(values, study.FULL) == {"depth": pytest.approx(1.0)}
 
 
-def test_a_gap_within_two_standard_deviations_is_listed_not_averaged(study):
+def test_gap_within_two_standard_deviations_is_not_averaged(study):
     values = figures(study, SUPERVISED=[1.0, 0.6], FULL=[0.6, 0.6], method=[0.7, 0.5])
     assert sys.modules["gap"].gap_closed(values, "method") == {"depth": None}
     rows = [
@@ -51,7 +51,7 @@ def test_a_gap_within_two_standard_deviations_is_listed_not_averaged(study):
     assert "two standard deviations: depth." in table
 
 
-def test_teachers_come_first_and_are_shared(study):
+def test_teachers_run_first_and_are_shared(study):
     runs = study.plan(seeds=3, quick=False)
     assert len({run.key for run in runs}) == len(runs)
     taught = [run for run in runs if run.teacher]
@@ -65,7 +65,7 @@ def test_teachers_come_first_and_are_shared(study):
     assert {run.method.name for run in study.plan(1, quick=True)} == set(study.MAIN)
 
 
-def test_only_the_rows_asked_for_run_and_those_that_teach_them(study, tmp_path, monkeypatch):
+def test_only_requested_rows_and_their_teachers_run(study, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(study.Study, "train", lambda self, run, teacher: ran.append(run.method.name))
     monkeypatch.setattr(study.SyntheticDataModule, "prepare_data", lambda self: None)
@@ -79,7 +79,7 @@ def test_only_the_rows_asked_for_run_and_those_that_teach_them(study, tmp_path, 
         study.main([*words, "--only", "unheard of"])
 
 
-def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(study, tmp_path, monkeypatch):
+def test_finished_run_is_skipped_and_interrupted_one_resumed(study, tmp_path, monkeypatch):
     ran = []
     one = study.Study(tmp_path, scenes=1, images=8, epochs=2)
     monkeypatch.setattr(one, "_htt", lambda run, words: ran.append(words))
@@ -98,7 +98,7 @@ def test_a_finished_run_is_not_repeated_and_an_interrupted_one_goes_on(study, tm
     assert [row["value"] for row in one.results([run])] == [0.7]
 
 
-def test_known_results_are_not_repeated_but_for_teachers(study, tmp_path, monkeypatch):
+def test_known_results_are_skipped_except_teachers(study, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(study.Study, "train", lambda self, run, teacher: ran.append((run.method.name, run.seed)))
     monkeypatch.setattr(study.SyntheticDataModule, "prepare_data", lambda self: None)

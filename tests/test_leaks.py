@@ -72,12 +72,12 @@ def true(tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_hidden_labels_change_nothing_that_a_run_leaves_behind(workers, true, tmp_path):
+def test_hidden_labels_change_nothing(workers, true, tmp_path):
     other = outcome(ruin(true[0], tmp_path / "NYUDv2"), tmp_path / "run", workers)
     assert differences(true[1], other) == []
 
 
-def test_given_labels_do_change_it(true, tmp_path):
+def test_kept_labels_change_the_run(true, tmp_path):
     found = differences(true[1], outcome(ruin(true[0], tmp_path / "NYUDv2", given=True), tmp_path / "run"))
     assert {
         "weights",

@@ -68,7 +68,7 @@ def printed(capsys, *words):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_weights_and_biases_go_on_top_of_any_config(path, capsys):
+def test_wandb_config_follows_any_config(path, capsys):
     below = ["--config=nyud.yaml"] if path.stem == "mtan" else []  # which itself goes on top of a dataset's
     words = [*below, f"--config={path.name}", *([] if path.stem == "synthetic" else ["--data.root=."])]
     alone, logged = printed(capsys, *words), printed(capsys, *words, "--config=loggers/wandb.yaml")
@@ -79,14 +79,14 @@ def test_weights_and_biases_go_on_top_of_any_config(path, capsys):
     assert logged == alone
 
 
-def test_a_dataset_goes_on_top_of_a_logger(capsys):
+def test_dataset_config_follows_a_logger_config(capsys):
     config = printed(capsys, "--config=loggers/wandb.yaml", "--config=nyud.yaml", "--data.root=.")
     arguments = config["trainer"]["logger"]["init_args"]
     assert (arguments["project"], arguments["name"], arguments["id"]) == ("htt-lightning", None, None)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it is the same run
-def test_weights_and_biases_gets_all_pictures_offline_and_resumes_the_same_run():
+def test_wandb_logs_pictures_offline_and_resumes_the_run():
     words = ["--config=loggers/wandb.yaml", "--trainer.logger.offline=true", "--trainer.logger.id=abc123"]
     fit(*words)
     wandb.finish()
@@ -107,7 +107,7 @@ def test_weights_and_biases_gets_all_pictures_offline_and_resumes_the_same_run()
 
 
 @pytest.mark.parametrize("words", [[], ["--config=loggers/tensorboard.yaml"]], ids=["csv", "tensorboard"])
-def test_the_other_loggers_get_what_they_can_hold(words):
+def test_other_loggers_get_their_pictures(words):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fit(*words)
@@ -128,7 +128,7 @@ def test_the_other_loggers_get_what_they_can_hold(words):
     [{}, {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}],
     ids=["not logged in", "no connection"],
 )
-def test_who_cannot_reach_weights_and_biases_is_told_what_to_do(account, monkeypatch):
+def test_wandb_without_login_or_connection_gives_advice(account, monkeypatch):
     for name, value in account.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stop:

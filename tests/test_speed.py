@@ -81,7 +81,7 @@ def assert_close(ours, theirs, tolerance, largest=None):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain, stage, dtype, tolerance, monkeypatch):
+def test_outputs_losses_and_gradients_equal_the_plain_form(plain, stage, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(HTTModule, "log", lambda *_, **__: None)
     module, teacher, batch = module_of(plain.TASKS, dtype, 0), module_of(plain.TASKS, dtype, 1).net, make_batch(dtype)
     mirror, mirror_teacher = plain_net(plain, module.net), plain_net(plain, teacher).eval()
@@ -107,7 +107,7 @@ def test_outputs_losses_and_gradients_are_those_of_the_plain_transcription(plain
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11 and 2.12, of itself
-def test_network_losses_and_discovery_compile_in_one_piece():
+def test_network_losses_and_discovery_compile_without_breaks():
     tasks = tiny_data().tasks
     module, images = module_of(tasks, torch.float32, 0), torch.rand(2, 3, *SIZE)
     pixels = {1: (2, 1, *SIZE), 3: (2, 3, *SIZE)}

@@ -115,11 +115,11 @@ def test_the_agent_starts_the_program(agent):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_says_what_it_looks_for(path):
+def test_sweep_names_its_metric_and_ranges(path):
     sweep = yaml.safe_load(path.read_text())
     assert sweep["metric"] == {"name": "val/delta_m", "goal": "maximize"}
     assert packaged_config(f"sweeps/{path.name}") == str(path)
 
 
-def test_there_are_sweeps_for_thresholds_and_loss_weights():
+def test_sweeps_exist_for_thresholds_and_loss_weights():
     assert [path.stem for path in SWEEPS] == ["loss_weights", "thresholds"]
