@@ -326,5 +326,5 @@ class LabelDiscovery(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the limits of the trainer, as Lightning calls no ``teardown`` after an exception."""
-        if hasattr(self, "_loop_limits"):
-            self.teardown(trainer, pl_module, str(trainer.state.fn))
+        if trainer.state.fn == "fit" and hasattr(self, "_loop_limits"):
+            self.teardown(trainer, pl_module, "fit")

@@ -5,46 +5,43 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from htt_lightning import LabelDiscovery
-from tests.callbacks.test_label_discovery import few, fitted, state_of, stored
+from tests.callbacks.test_label_discovery import few, fitted, run, teacher_of
 from tests.test_module import assert_same, weights
 from tests.tiny import tiny_data, tiny_module
 
 
-def test_the_moving_average_resumes_bitwise_and_needs_one_stage(tmp_path):
-    whole, trainer = fitted(tmp_path / "whole", LabelDiscovery(teacher="ema"), max_epochs=2)
-    assert trainer.current_epoch == 2
+def test_ema_needs_one_stage_and_resumes_bitwise(tmp_path):
+    whole = run(tmp_path / "whole", LabelDiscovery(teacher="ema"), max_epochs=2)
+    assert whole.trainer.current_epoch == whole.counted == 2  # the teacher changes, so it is scored every epoch
     path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
     resumed, _ = fitted(tmp_path / "again", LabelDiscovery(teacher="ema"), seed=99, max_epochs=2, ckpt_path=path)
-    assert_same(weights(whole), weights(resumed))
-    one, two = (state_of(stored(tmp_path / name, 1))["teachers"][0]["state_dict"] for name in ("whole", "again"))
-    assert_same(one, two)
-    assert any(not torch.equal(one[key], value) for key, value in weights(whole).items())
+    assert_same(weights(whole.module), weights(resumed))
+    average = teacher_of(tmp_path / "whole", 1)
+    assert_same(average, teacher_of(tmp_path / "again", 1))
+    assert any(not torch.equal(average[key], value) for key, value in weights(resumed).items())
 
 
-def test_the_average_moves_once_per_step_however_many_batches_it_takes(tmp_path, monkeypatch):
-    moves = []
-    monkeypatch.setattr("htt_lightning.callbacks.label_discovery.update_ema", lambda *args: moves.append(args))
+def test_ema_is_updated_once_per_optimizer_step(tmp_path, monkeypatch):
+    updates = []
+    monkeypatch.setattr("htt_lightning.callbacks.label_discovery.update_ema", lambda *args: updates.append(args))
     _, trainer = fitted(tmp_path, LabelDiscovery(teacher="ema"), data=few(batch_size=2), accumulate_grad_batches=2)
-    assert len(moves) == trainer.global_step > 0
+    assert len(updates) == trainer.global_step > 0
 
 
-def test_a_moving_average_raises_no_classes_unless_told_to():
+def test_ema_does_not_rebalance_classes_by_default():
     module = tiny_module(tiny_data())
 
-    def balances(**arguments):
-        return {
-            task.name: task.class_balance_power
-            for task in LabelDiscovery(**arguments).tasks_with_overrides(module)
-            if hasattr(task, "class_balance_power")
-        }
+    def powers(**arguments):
+        tasks = LabelDiscovery(**arguments).tasks_with_overrides(module)
+        return {task.name: task.class_balance_power for task in tasks if hasattr(task, "class_balance_power")}
 
-    assert balances() == {"semseg": 0.5, "human_parts": 0.5}
-    assert balances(teacher="ema") == {"semseg": 0, "human_parts": 0}
-    assert balances(teacher="ema", class_balance_powers={"semseg": 0.3}) == {"semseg": 0.3, "human_parts": 0}
+    assert powers() == {"semseg": 0.5, "human_parts": 0.5}
+    assert powers(teacher="ema") == {"semseg": 0, "human_parts": 0}
+    assert powers(teacher="ema", class_balance_powers={"semseg": 0.3}) == {"semseg": 0.3, "human_parts": 0}
 
 
 @pytest.mark.slow
-def test_the_weight_of_what_is_discovered_rises_in_every_stage_and_after_a_restart(tmp_path):
+def test_loss_ramps_up_in_every_stage_and_after_resuming(tmp_path):
     class Scales(Callback):
         def __init__(self):
             self.seen = []

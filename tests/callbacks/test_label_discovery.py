@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,9 +7,14 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import CheckpointError, ConfigError, HTTError
+from htt_lightning.io.checkpoints import AtomicCheckpointIO
+from htt_lightning.training.loading import load_teacher
+from tests.discovery.test_teacher import StridedNet
 from tests.test_module import assert_same, ruined_scenes, weights
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
+
+NO_LOSS = DiscoveryLossWeights(0, 0, 0)
 
 
 def few(**changes):
@@ -17,7 +23,7 @@ def few(**changes):
 
 
 def fitted(folder, discovery=None, seed=0, data=None, ckpt_path=None, module=None, **trainer):
-    """A run that keeps a checkpoint of every epoch."""
+    """Train, and keep a checkpoint of every epoch."""
     data = data or few()
     torch.manual_seed(seed)
     module = module or tiny_module(data)
@@ -36,299 +42,323 @@ def state_of(checkpoint):
     return checkpoint["callbacks"]["LabelDiscovery"]
 
 
-def test_one_stage_is_the_supervised_run_bit_for_bit(tmp_path):
-    plain, _ = fitted(tmp_path / "plain", max_epochs=2)
-    staged, trainer = fitted(tmp_path / "staged", LabelDiscovery(stages=1), max_epochs=2)
-    assert trainer.current_epoch == 2
-    assert_same(weights(plain), weights(staged))
+def teacher_of(folder, epoch):
+    return state_of(stored(folder, epoch))["teachers"][0]["state_dict"]
 
 
-def test_the_first_stage_is_the_supervised_run_and_becomes_the_teacher_of_the_second(tmp_path):
-    plain, _ = fitted(tmp_path / "plain", max_epochs=2)
-    _, trainer = fitted(tmp_path / "staged", LabelDiscovery(), max_epochs=2)
-    assert trainer.current_epoch == 4
-    first, second, last = (stored(tmp_path / "staged", epoch) for epoch in (1, 2, 3))
-    student = {key.removeprefix("net."): value for key, value in first["state_dict"].items() if key.startswith("net.")}
-    assert_same(weights(plain), student)
-    assert [state_of(x)["stage"] for x in (first, second, last)] == [0, 1, 1]
-    assert state_of(first)["teachers"] == []
-    for checkpoint in (second, last):
-        assert_same(student, state_of(checkpoint)["teachers"][0]["state_dict"])
+def student_of(checkpoint):
+    parts = checkpoint["state_dict"].items()
+    return {key.removeprefix("net."): value for key, value in parts if key.startswith("net.")}
 
 
-def test_the_schedule_begins_again_at_the_border(tmp_path):
-    class Rates(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            seen.append((trainer.optimizers[0].param_groups[0]["lr"], len(trainer.optimizers[0].state)))
+class EpochStart(Callback):
+    """Record weights, learning rate and size of the optimizer's state as each epoch starts."""
 
-    seen = []
-    fitted(tmp_path, LabelDiscovery(stages=3), max_epochs=2, callbacks=[Rates()], max_steps=-1)
-    first = [rate for rate, _ in seen]
-    assert first[:2] == first[2:4] == first[4:]
-    assert first[:2] == [pytest.approx(1e-3), pytest.approx(1e-3 * 0.5**0.9)]
-    assert [bool(count) for _, count in seen] == [False, True] * 3
+    def __init__(self):
+        self.weights, self.rates, self.moments = [], [], []
 
-
-def test_a_fresh_student_is_another_draw_and_an_inherited_one_is_the_teacher(tmp_path):
-    class Beginning(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            begun.append(weights(pl_module))
-
-    begun = []
-    for student in ("random", "teacher"):
-        discovery = LabelDiscovery(student_init=student)
-        fitted(tmp_path / student, discovery, max_epochs=1, callbacks=[Beginning()])
-        first, second = begun[-2:]
-        teacher = state_of(stored(tmp_path / student, 1))["teachers"][0]["state_dict"]
-        key = "global_tokens.tokens" if "global_tokens.tokens" in first else next(iter(first))
-        assert not torch.equal(first[key], second[key])
-        same = all(torch.equal(second[name], teacher[name]) for name in second)
-        assert same == (student == "teacher")
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.weights.append(weights(pl_module))
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.moments.append(len(trainer.optimizers[0].state))
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_resuming_at_the_end_of_any_epoch_of_any_stage_is_bitwise(epoch, tmp_path, through):
-    path = through.folder / "kept" / f"epoch={epoch}.ckpt"
-    resumed, trainer = fitted(tmp_path, LabelDiscovery(), seed=99, max_epochs=2, ckpt_path=path)
-    assert trainer.current_epoch == 4
-    assert_same(weights(through.module), weights(resumed))
-
-
-def test_the_second_views_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path, through):
-    teacher = str(through.folder / "kept" / "epoch=1.ckpt")
-    discovery = [LabelDiscovery(teacher=teacher, target_type="soft_tta") for _ in range(2)]
-    whole, _ = fitted(tmp_path / "whole", discovery[0], max_epochs=2)
-    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
-    resumed, _ = fitted(tmp_path / "resumed", discovery[1], seed=99, max_epochs=2, ckpt_path=path)
-    assert_same(weights(whole), weights(resumed))
-
-
-def test_a_run_killed_inside_an_epoch_of_the_second_stage_replays_it(tmp_path, through):
-    class Killer(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.current_epoch == 3 and batch_idx == 1:
-                raise KeyError("killed")
-
-    with pytest.raises(KeyError):
-        fitted(tmp_path, LabelDiscovery(), max_epochs=2, callbacks=[Killer()])
-    path = tmp_path / "kept" / "epoch=2.ckpt"
-    resumed, _ = fitted(tmp_path / "again", LabelDiscovery(), seed=99, max_epochs=2, ckpt_path=path)
-    assert_same(weights(through.module), weights(resumed))
+def run(folder, discovery, **options):
+    """Train, and count the batches on which pseudo-labels are compared with the ground truth."""
+    starts, counted = EpochStart(), []
+    with pytest.MonkeyPatch.context() as patch:
+        hits = TeacherEnsemble.pseudo_label_hits
+        patch.setattr(TeacherEnsemble, "pseudo_label_hits", lambda *x: counted.append(x) or hits(*x))
+        module, trainer = fitted(folder, discovery, callbacks=[starts], **options)
+    return SimpleNamespace(
+        folder=folder, discovery=discovery, module=module, trainer=trainer, starts=starts, counted=len(counted)
+    )
 
 
 @pytest.fixture(scope="module")
-def through(tmp_path_factory):
-    class Run:
-        folder = tmp_path_factory.mktemp("through")
-
-    Run.module, Run.trainer = fitted(Run.folder, LabelDiscovery(), max_epochs=2)
-    return Run
+def supervised(tmp_path_factory):
+    """Two epochs without label discovery."""
+    return run(tmp_path_factory.mktemp("supervised"), None, max_epochs=2)
 
 
-def test_a_checkpoint_of_a_finished_stage_teaches_as_the_stage_itself_did(tmp_path, through):
-    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
-    taught = state_of(stored(through.folder, 3))["teachers"][0]["state_dict"]
-    assert_same(weights(HTTModule.load_from_checkpoint(teacher)), taught)
-    _, trainer = fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=2)
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """Two stages of two epochs."""
+    return run(tmp_path_factory.mktemp("staged"), LabelDiscovery(), max_epochs=2)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, staged):
+    """Two epochs with the checkpoint of a stage as teacher and initial weights; the file is gone afterwards."""
+    folder = tmp_path_factory.mktemp("given")
+    path = shutil.copy(staged.folder / "checkpoints" / "stage_1.ckpt", folder / "teacher.ckpt")
+    result = run(folder, LabelDiscovery(teacher=str(path), student_init="teacher"), max_epochs=2)
+    path.unlink()
+    return result
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Two teachers of one epoch each, and a student."""
+    discovery = LabelDiscovery(stages=3, num_teachers=2, target_type="soft_tta")
+    return run(tmp_path_factory.mktemp("several"), discovery)
+
+
+def test_one_stage_equals_supervised_training_bitwise(tmp_path, supervised):
+    module, trainer = fitted(tmp_path, LabelDiscovery(stages=1), max_epochs=2)
     assert trainer.current_epoch == 2
-    again = state_of(stored(tmp_path, 1))
-    assert again["stage"] == 1
-    assert_same(again["teachers"][0]["state_dict"], taught)
+    assert_same(weights(supervised.module), weights(module))
 
 
-def test_a_given_teacher_is_not_needed_again_after_resuming(tmp_path, through):
-    teacher = tmp_path / "teacher.ckpt"
-    shutil.copy(through.folder / "checkpoints" / "stage_1.ckpt", teacher)
-    whole, _ = fitted(tmp_path / "whole", LabelDiscovery(teacher=str(teacher)), max_epochs=2)
-    teacher.unlink()
-    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
-    again, _ = fitted(tmp_path / "again", LabelDiscovery(teacher=str(teacher)), 99, max_epochs=2, ckpt_path=path)
-    assert_same(weights(whole), weights(again))
+def test_first_stage_is_supervised_and_becomes_the_teacher(supervised, staged):
+    assert staged.trainer.current_epoch == 4
+    first, second, last = (stored(staged.folder, epoch) for epoch in (1, 2, 3))
+    assert_same(weights(supervised.module), student_of(first))
+    assert [state_of(x)["stage"] for x in (first, second, last)] == [0, 1, 1]
+    assert state_of(first)["teachers"] == []
+    for epoch in (2, 3):
+        assert_same(student_of(first), teacher_of(staged.folder, epoch))
 
 
-def test_a_student_inherits_a_given_teacher_at_the_beginning_alone(tmp_path, through):
-    class Beginning(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            begun.append(weights(pl_module))
-
-    begun = []
-    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
-    discovery = LabelDiscovery(teacher=teacher, student_init="teacher")
-    whole, _ = fitted(tmp_path / "whole", discovery, max_epochs=2, callbacks=[Beginning()])
-    assert_same(begun[0], state_of(stored(through.folder, 3))["teachers"][0]["state_dict"])
-    path = tmp_path / "whole" / "kept" / "epoch=0.ckpt"
-    again, _ = fitted(tmp_path / "again", discovery, 99, max_epochs=2, ckpt_path=path)
-    assert_same(weights(whole), weights(again))
+def test_every_stage_starts_a_fresh_optimizer_and_schedule(staged):
+    assert staged.starts.rates == 2 * [pytest.approx(1e-3), pytest.approx(1e-3 * 0.5**0.9)]
+    assert [bool(count) for count in staged.starts.moments] == 2 * [False, True]
 
 
-def test_a_network_that_cannot_be_inherited_is_refused(tmp_path, through):
-    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
-    module = tiny_module(few(), use_fine_tokens=False)
-    with pytest.raises(HTTError, match="no student can inherit its weights"):
-        fitted(tmp_path, LabelDiscovery(teacher=teacher, student_init="teacher"), module=module)
+def test_random_student_has_new_weights(staged):
+    first, second = staged.starts.weights[0], staged.starts.weights[2]
+    key = "global_tokens.tokens" if "global_tokens.tokens" in first else next(iter(first))
+    assert not torch.equal(first[key], second[key])
+    assert not torch.equal(second[key], teacher_of(staged.folder, 3)[key])
 
 
-def test_every_checkpoint_loads_as_the_student(through):
-    path = through.folder / "kept" / "epoch=3.ckpt"
-    assert_same(weights(HTTModule.load_from_checkpoint(path)), weights(through.module))
+def test_student_inherits_the_teacher_of_the_previous_stage(tmp_path):
+    inherited = run(tmp_path, LabelDiscovery(student_init="teacher", loss_weights=NO_LOSS), limit_train_batches=1)
+    assert_same(inherited.starts.weights[1], teacher_of(tmp_path, 1))
+    assert inherited.trainer.callback_metrics["train/pseudo_label_loss"] == 0
 
 
-def test_coverage_confidence_and_precision_are_logged(through):
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_resumed_run_equals_an_uninterrupted_one(epoch, tmp_path, staged):
+    path = staged.folder / "kept" / f"epoch={epoch}.ckpt"
+    resumed, trainer = fitted(tmp_path, LabelDiscovery(), seed=99, max_epochs=2, ckpt_path=path)
+    assert trainer.current_epoch == 4
+    assert_same(weights(staged.module), weights(resumed))
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_killed_epoch_is_replayed_by_the_same_trainer(tmp_path, staged):
+    class Killer(Callback):
+        kill = True
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if self.kill and batch_idx == 1:
+                raise KeyError("killed")
+
+    killer, data, path = Killer(), few(), staged.folder / "kept" / "epoch=2.ckpt"
+    discovery = LabelDiscovery()
+    trainer = tiny_trainer(tmp_path, callbacks=[discovery, killer], max_epochs=2)
+    with pytest.raises(KeyError):
+        trainer.fit(tiny_module(data), data, ckpt_path=path)
+    assert trainer.max_epochs == 2
+    killer.kill = False
+    for _ in range(2):  # also after a fit that has ended
+        module = tiny_module(data)
+        trainer.fit(module, data, ckpt_path=path)
+        assert len(discovery.state_dict()["teachers"]) == 1
+        assert (trainer.current_epoch, trainer.max_epochs) == (4, 2)
+        assert_same(weights(staged.module), weights(module))
+
+
+def test_checkpoint_of_a_stage_teaches_as_the_stage_did(staged, given):
+    taught = teacher_of(staged.folder, 3)
+    assert_same(weights(HTTModule.load_from_checkpoint(staged.folder / "checkpoints" / "stage_1.ckpt")), taught)
+    assert given.trainer.current_epoch == 2
+    assert state_of(stored(given.folder, 1))["stage"] == 1
+    assert_same(teacher_of(given.folder, 1), taught)
+
+
+def test_given_teacher_initializes_the_student_only_at_the_start(tmp_path, given):
+    assert_same(given.starts.weights[0], teacher_of(given.folder, 1))
+    path = given.folder / "kept" / "epoch=0.ckpt"  # the teacher's own file is gone
+    discovery = LabelDiscovery(teacher=str(given.folder / "teacher.ckpt"), student_init="teacher")
+    resumed, _ = fitted(tmp_path, discovery, 99, max_epochs=2, ckpt_path=path)
+    assert_same(weights(given.module), weights(resumed))
+
+
+def test_several_teachers_are_trained_apart(several, tmp_path):
+    assert several.trainer.current_epoch == 3
+    first, second, last = (stored(several.folder, epoch) for epoch in range(3))
+    networks = [student_of(x) for x in (first, second)]
+    assert [len(state_of(x)["teachers"]) for x in (first, second, last)] == [0, 1, 2]
+    for network, teacher in zip(networks, state_of(last)["teachers"], strict=True):
+        assert_same(network, teacher["state_dict"])
+    assert any(not torch.equal(networks[0][key], value) for key, value in networks[1].items())
+    plain, _ = fitted(tmp_path, LabelDiscovery(loss_weights=NO_LOSS))  # its second stage is supervised alone
+    assert_same(weights(plain), networks[1])
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_run_with_several_teachers_resumes_bitwise(epoch, several, tmp_path):
+    path = several.folder / "kept" / f"epoch={epoch}.ckpt"
+    discovery = LabelDiscovery(stages=3, num_teachers=2, target_type="soft_tta")
+    resumed, _ = fitted(tmp_path, discovery, seed=99, ckpt_path=path)
+    assert_same(weights(several.module), weights(resumed))
+
+
+def test_several_checkpoints_teach_as_the_stages_did(several, tmp_path):
+    paths = [str(several.folder / "checkpoints" / f"stage_{k}.ckpt") for k in (1, 2)]
+    fitted(tmp_path, LabelDiscovery(teacher=paths, target_type="soft_tta"), limit_train_batches=1)
+    ours, theirs = (state_of(stored(*at))["teachers"] for at in ((tmp_path, 0), (several.folder, 2)))
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same(one["state_dict"], other["state_dict"])
+
+
+def test_soft_targets_count_everywhere(several):
+    metrics = several.trainer.callback_metrics
+    coverage = [metrics[f"train/{name}/pseudo_label_coverage"] for name in ("semseg", "depth", "edges")]
+    assert coverage == [1, 1, 0]  # edges have no weight
+
+
+def test_hidden_labels_do_not_reach_the_second_stage(tmp_path, staged, monkeypatch):
+    """With the same callback again, which starts anew."""
+    ruined_scenes(monkeypatch, few())
+    ruined, _ = fitted(tmp_path, staged.discovery, data=few(), max_epochs=2)
+    assert_same(weights(staged.module), weights(ruined))
+
+
+def test_every_checkpoint_loads_as_the_student(staged):
+    path = staged.folder / "kept" / "epoch=3.ckpt"
+    assert_same(weights(HTTModule.load_from_checkpoint(path)), weights(staged.module))
+    assert not [key for key in stored(staged.folder, 3)["state_dict"] if "teacher" in key or "discovery" in key]
+
+
+def test_metrics_of_pseudo_labels_are_logged(staged):
+    metrics = staged.trainer.callback_metrics
     for task in ("semseg", "depth", "edges"):
-        for key in (f"train/{task}/pseudo_label_coverage", f"train/{task}/pseudo_label_confidence"):
-            assert 0 <= through.trainer.callback_metrics[key] <= 1
-        precision = through.trainer.callback_metrics[f"val/{task}/pseudo_label_accuracy"]
-        assert torch.isnan(precision) or 0 <= precision <= 100
+        assert 0 <= metrics[f"train/{task}/pseudo_label_coverage"] <= 1
+        assert 0 <= metrics[f"train/{task}/pseudo_label_confidence"] <= 1
+        accuracy = metrics[f"val/{task}/pseudo_label_accuracy"]
+        assert torch.isnan(accuracy) or 0 <= accuracy <= 100
+    assert staged.counted == 1  # the teacher is frozen
 
 
-def test_a_trial_run_goes_through_all_stages(tmp_path):
+def test_fast_dev_run_passes_all_stages_and_restores_limits(tmp_path):
     data = few()
     trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=3)], fast_dev_run=1)
     trainer.fit(tiny_module(data), data)
     assert trainer.current_epoch == trainer.global_step == 3
+    assert trainer.max_epochs == trainer.max_steps == 1
 
 
-def test_hidden_labels_do_not_reach_the_second_stage_either(tmp_path, through, monkeypatch):
+class OtherModule(HTTModule):
+    """A module around a network that is not this library's."""
+
+    def build_network(self):
+        return StridedNet(self.tasks, 4, self.hparams["token_dim"])
+
+
+def test_other_networks_pass_the_stages_and_teach_from_a_file(tmp_path):
     data = few()
-    ruined_scenes(monkeypatch, data)
-    ruined, _ = fitted(tmp_path, LabelDiscovery(), data=few(), max_epochs=2)
-    assert_same(weights(through.module), weights(ruined))
+    module = OtherModule(data.tasks, token_dim=8, lr=1e-3)
+    _, trainer = fitted(tmp_path / "staged", LabelDiscovery(), module=module)
+    assert trainer.current_epoch == 2
+    path = tmp_path / "staged" / "checkpoints" / "stage_1.ckpt"
+    teacher = OtherModule.load_from_checkpoint(path, weights_only=True)
+    discovery = LabelDiscovery(teacher=str(path), student_init="teacher", loss_weights=DiscoveryLossWeights(1, 1, 1))
+    fitted(tmp_path / "taught", discovery, module=OtherModule(data.tasks, token_dim=8, lr=1e-3))
+    assert_same(weights(teacher), teacher_of(tmp_path / "taught", 0))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "option"),
     [
-        ({"stages": 0}, "discovery.stages must be at least 1"),
-        ({"stages": 1, "teacher": "x.ckpt"}, "discovery.stages to at least 2"),
-        ({"teacher": []}, "discovery.teacher names no checkpoint"),
-        ({"num_teachers": 0}, "discovery.num_teachers is 0; it must be at least 1"),
-        ({"num_teachers": 2}, "a stage each before that of the student: discovery.stages is 2"),
-        ({"num_teachers": 2, "stages": 3, "teacher": "ema"}, "more only with discovery.teacher previous"),
-        (
-            {"num_teachers": 2, "stages": 3, "loss_weights": DiscoveryLossWeights(1, 1, 1)},
-            "Features of several teachers",
-        ),
-        (
-            {"teacher": ["a.ckpt", "b.ckpt"], "loss_weights": DiscoveryLossWeights(1, 1, 1)},
-            "Features of several teachers",
-        ),
-        ({"ema_decay": 1.0}, "ema_decay must be in"),
-        ({"rampup_epochs": -1}, "rampup_epochs must be a number of epochs"),
-        ({"target_type": "firm"}, "target_type is 'firm'; it must be one of hard, soft, soft_tta"),
-        ({"teacher_precision": "half"}, "teacher_precision is 'half'; it must be null or bf16-mixed"),
-        ({"confidence_thresholds": {"depth": 1.5}}, "confidence_thresholds of depth must be in"),
-        ({"confidence_thresholds": {"dpeth": 0.5}}, "confidence_thresholds names dpeth"),
-        ({"pseudo_label_weights": {"dpeth": 0.5}}, "pseudo_label_weights names dpeth"),
-        ({"class_balance_powers": {"depth": 0.5}}, "class_balance_powers names depth, which has no"),
-        ({"teacher": "absent.ckpt"}, "existing checkpoint, got absent.ckpt"),
+        ({"stages": 0}, "stages"),
+        ({"stages": None}, "stages"),
+        ({"stages": 1, "teacher": "x.ckpt"}, "stages"),
+        ({"teacher": []}, "teacher"),
+        ({"num_teachers": 0}, "num_teachers"),
+        ({"num_teachers": 2}, "num_teachers"),
+        ({"num_teachers": 2, "stages": 3, "teacher": "ema"}, "num_teachers"),
+        ({"num_teachers": 2, "stages": 3, "loss_weights": DiscoveryLossWeights(1, 1, 1)}, "loss_weights"),
+        ({"teacher": ["a.ckpt", "b.ckpt"], "loss_weights": DiscoveryLossWeights(1, 0, 1)}, "loss_weights"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"rampup_epochs": -1}, "rampup_epochs"),
+        ({"target_type": "firm"}, "target_type"),
+        ({"teacher_precision": "half"}, "teacher_precision"),
+        ({"confidence_thresholds": {"depth": 1.5}}, "confidence_thresholds.depth"),
+        ({"confidence_thresholds": {"dpeth": 0.5}}, "confidence_thresholds"),
+        ({"pseudo_label_weights": {"dpeth": 0.5}}, "pseudo_label_weights"),
+        ({"class_balance_powers": {"depth": 0.5}}, "class_balance_powers"),
     ],
 )
-def test_bad_arguments_are_refused_before_training(arguments, message, tmp_path):
-    with pytest.raises(HTTError, match=message):
-        fitted(tmp_path, LabelDiscovery(**arguments))
+def test_wrong_arguments_are_named(arguments, option):
+    with pytest.raises(ConfigError, match=rf"discovery\.{option} must"):
+        LabelDiscovery(**arguments).tasks_with_overrides(tiny_module(few()))
 
 
-@pytest.mark.parametrize(
-    ("data", "model", "message"),
-    [
-        ({"tasks": "semseg,depth"}, {}, "was trained on semseg, depth, edges"),
-        ({}, {"token_dim": 16}, "has token_dim 8, the student 16"),
-    ],
-)
-def test_a_teacher_that_does_not_fit_is_refused(data, model, message, tmp_path, through):
-    path = str(through.folder / "kept" / "epoch=0.ckpt")
-    data = few(**data)
-    with pytest.raises(HTTError, match=message):
-        fitted(tmp_path, LabelDiscovery(teacher=path), data=data, module=tiny_module(data, **model))
+def test_missing_teacher_is_named(tmp_path):
+    with pytest.raises(HTTError, match=r"discovery\.teacher.*absent\.ckpt"):
+        fitted(tmp_path, LabelDiscovery(teacher="absent.ckpt"))
 
 
-def test_a_teacher_without_tokens_is_refused(tmp_path):
-    data = few()
-    fitted(tmp_path / "plain", data=data, module=tiny_module(data, network="multitask"))
-    path = str(tmp_path / "plain" / "kept" / "epoch=0.ckpt")
-    with pytest.raises(HTTError, match="has no tokens"):
-        fitted(tmp_path, LabelDiscovery(teacher=path), data=data)
+def test_teacher_that_does_not_fit_is_refused(staged, tmp_path):
+    path, data = str(staged.folder / "kept" / "epoch=0.ckpt"), few()
+    with pytest.raises(HTTError, match="semseg, depth, edges"):
+        load_teacher(path, tiny_module(few(tasks="semseg,depth")))
+    with pytest.raises(HTTError, match=r"token_dim.*16"):
+        load_teacher(path, tiny_module(data, token_dim=16))
+    discovery = LabelDiscovery(teacher=path, student_init="teacher")
+    with pytest.raises(CheckpointError, match=r"discovery\.teacher.*student_init"):
+        fitted(tmp_path / "inherited", discovery, module=tiny_module(data, use_fine_tokens=False))
+    plain = tiny_trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    plain.fit(tiny_module(data, network="multitask"), data)
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(HTTError, match="tokens"):
+        load_teacher(str(tmp_path / "plain.ckpt"), tiny_module(data))
 
 
-def test_terms_can_be_switched_off(tmp_path):
-    nothing = DiscoveryLossWeights(pseudo_label=0, feature_labeled=0, feature_unlabeled=0)
-    discovery = LabelDiscovery(student_init="teacher", loss_weights=nothing)
-    _, trainer = fitted(tmp_path, discovery, max_epochs=1)
-    assert trainer.callback_metrics["train/pseudo_label_loss"] == 0
-
-
-@pytest.mark.parametrize("targets", ["soft", "soft_tta"])
-def test_soft_labels_count_everywhere_and_teach_something_else(targets, tmp_path, through):
-    path = str(through.folder / "kept" / "epoch=1.ckpt")
-    hard, _ = fitted(tmp_path / "hard", LabelDiscovery(teacher=path), max_epochs=1)
-    soft, trainer = fitted(tmp_path / targets, LabelDiscovery(teacher=path, target_type=targets), max_epochs=1)
-    coverage = [
-        trainer.callback_metrics[f"train/{name}/pseudo_label_coverage"] for name in ("semseg", "depth", "edges")
-    ]
-    assert coverage == [1, 1, 0]  # nothing of edges is asked for
-    assert any(not torch.equal(weights(hard)[key], value) for key, value in weights(soft).items())
-
-
-@pytest.mark.parametrize(("teacher", "times"), [("previous", 1), ("ema", 3)])
-def test_the_precision_of_a_frozen_teacher_is_measured_once(teacher, times, tmp_path, monkeypatch):
-    def counted(self, batch):
-        seen.append(batch["id"])
-        return precision(self, batch)
-
-    seen, precision = [], TeacherEnsemble.pseudo_label_hits
-    monkeypatch.setattr(TeacherEnsemble, "pseudo_label_hits", counted)
-    fitted(tmp_path, LabelDiscovery(teacher=teacher), max_epochs=3)
-    assert len(seen) == times
-
-
-def test_a_callback_that_is_used_again_begins_anew(tmp_path):
-    discovery = LabelDiscovery()
-    one, _ = fitted(tmp_path / "one", discovery)
-    two, _ = fitted(tmp_path / "two", discovery)
-    assert_same(weights(one), weights(two))
-
-
-def test_a_given_teacher_teaches_in_double_precision(tmp_path, through):
-    teacher = str(through.folder / "checkpoints" / "stage_1.ckpt")
-    student, _ = fitted(tmp_path, LabelDiscovery(teacher=teacher), precision="64-true")
+def test_teacher_follows_the_precision_of_the_student(tmp_path, staged):
+    discovery = LabelDiscovery(teacher=str(staged.folder / "checkpoints" / "stage_1.ckpt"))
+    student, _ = fitted(tmp_path, discovery, precision="64-true", limit_train_batches=1)
     assert all(value.dtype != torch.float32 for value in weights(student).values())
 
 
-def test_the_weights_of_a_finished_stage_cannot_be_resumed_and_say_so(tmp_path, through):
-    path = through.folder / "checkpoints" / "stage_1.ckpt"
-    with pytest.raises(HTTError, match="holds weights alone"):
-        fitted(tmp_path, LabelDiscovery(), ckpt_path=path)
-
-
-def test_a_checkpoint_of_another_kind_of_teacher_is_refused(tmp_path, through):
-    path = through.folder / "kept" / "epoch=3.ckpt"
-    with pytest.raises(HTTError, match=r"discovery\.teacher is previous, not ema"):
-        fitted(tmp_path, LabelDiscovery(teacher="ema"), ckpt_path=path)
+@pytest.mark.parametrize(
+    ("name", "discovery", "option"),
+    [
+        ("checkpoints/stage_1.ckpt", {}, "--ckpt_path"),
+        ("kept/epoch=3.ckpt", {"teacher": "ema"}, r"discovery\.teacher must be previous"),
+    ],
+)
+def test_checkpoint_that_cannot_be_resumed_is_refused(name, discovery, option, tmp_path, staged):
+    with pytest.raises(HTTError, match=option):
+        fitted(tmp_path, LabelDiscovery(**discovery), ckpt_path=staged.folder / name)
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("name", ["checkpoints/stage_1.ckpt", "kept/epoch=3.ckpt"])
-def test_evaluation_takes_any_checkpoint_whatever_its_teacher(name, tmp_path, through):
+def test_evaluation_takes_checkpoints_of_any_teacher(name, tmp_path, staged):
     data = few()
     trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(teacher="ema")])
-    (metrics,) = trainer.validate(tiny_module(data), data, ckpt_path=through.folder / name, verbose=False)
+    (metrics,) = trainer.validate(tiny_module(data), data, ckpt_path=staged.folder / name, verbose=False)
     assert metrics["val/depth/abs_err"] > 0
 
 
 @pytest.mark.parametrize(("epochs", "total"), [(1, 3), (3, 6)])
-def test_a_stage_of_another_length_ends_there_and_the_next_follows(epochs, total, tmp_path, through):
-    path = through.folder / "kept" / "epoch=1.ckpt"  # the end of the first stage of two epochs
-    _, trainer = fitted(tmp_path, LabelDiscovery(), max_epochs=epochs, ckpt_path=path)
+def test_resumed_stage_may_have_another_length(epochs, total, tmp_path, staged):
+    path = staged.folder / "kept" / "epoch=1.ckpt"  # the end of the first stage of two epochs
+    _, trainer = fitted(tmp_path, LabelDiscovery(), max_epochs=epochs, ckpt_path=path, limit_train_batches=1)
     assert trainer.current_epoch == total
     assert state_of(stored(tmp_path, total - 1))["stage"] == 1
 
 
-def test_a_stage_that_is_left_out_is_said(tmp_path):
-    with pytest.warns(UserWarning, match="ended in stage 1 of 2"):
-        fitted(tmp_path, LabelDiscovery(), max_epochs=1, max_steps=1)
+def test_limit_that_skips_a_stage_warns(tmp_path):
+    with pytest.warns(UserWarning, match="stage 1 of 2.*max_steps"):
+        fitted(tmp_path, LabelDiscovery(), max_steps=1)
 
 
-def test_a_stage_that_cannot_be_kept_is_one_error(tmp_path):
+def test_stage_checkpoint_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(HTTError, match=r"Cannot write .*stage_1\.ckpt"):
-        fitted(tmp_path, LabelDiscovery())
+    with pytest.raises(HTTError, match=r"stage_1\.ckpt"):
+        fitted(tmp_path, LabelDiscovery(), limit_train_batches=1, plugins=[AtomicCheckpointIO()])
