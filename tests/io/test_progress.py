@@ -1,3 +1,5 @@
+"""Progress displays."""
+
 import io
 import sys
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ from htt_lightning.io.progress import status, track
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_shown_on_a_terminal_alone(terminal, monkeypatch):
+def test_progress_is_shown_on_terminal_only(terminal, monkeypatch):
     stream, console = io.StringIO(), progress.Console
     monkeypatch.setattr(progress, "Console", lambda **_: console(file=stream, force_terminal=terminal, width=80))
     assert list(track(iter(range(3)), "Counting", 3)) == [0, 1, 2]
@@ -25,7 +27,7 @@ def test_progress_is_shown_on_a_terminal_alone(terminal, monkeypatch):
 @pytest.mark.parametrize(
     ("terminal", "words"), [(True, []), (False, []), (False, ["--trainer.enable_progress_bar=true"])]
 )
-def test_a_run_has_a_bar_on_a_terminal_or_on_demand(terminal, words, monkeypatch, tmp_path):
+def test_fit_has_progress_bar_on_terminal_or_demand(terminal, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])
     monkeypatch.setattr("htt_lightning.cli.lightning_cli.Console", lambda: SimpleNamespace(is_terminal=terminal))

@@ -1,3 +1,5 @@
+"""SIGTERM in training runs."""
+
 import signal
 from types import SimpleNamespace
 
@@ -5,6 +7,7 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from htt_lightning.training.signals import sync_sigterm_across_ranks
 from htt_lightning.training.trainer import HTTTrainer
 
 
@@ -18,22 +21,22 @@ def trainer(monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
-def agree(trainer):
+def before_step(trainer):
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
 
 
-def test_a_noted_signal_ends_the_run_at_the_next_step_and_no_later_run(trainer):
+def test_sigterm_ends_run_at_next_step_and_no_later_run(trainer):
     connector = trainer._signal_connector
     connector.register_signal_handlers()
-    agree(trainer)
+    before_step(trainer)
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SIGTERMException):
-        agree(trainer)
+        before_step(trainer)
     connector.register_signal_handlers()
-    agree(trainer)
+    before_step(trainer)
 
 
-def test_what_ends_an_evaluation_does_not_end_the_training_after_it(trainer):
+def test_sigterm_in_evaluation_does_not_end_later_fit(trainer):
     connector = trainer._signal_connector
     connector.register_signal_handlers()
     trainer.state.fn = SimpleNamespace(value="test")
@@ -41,4 +44,12 @@ def test_what_ends_an_evaluation_does_not_end_the_training_after_it(trainer):
     assert connector.received_sigterm
     connector.register_signal_handlers()
     assert not connector.received_sigterm
-    agree(trainer)
+    before_step(trainer)
+
+
+def test_lightning_without_patched_attributes_is_left_alone():
+    connector, loop = SimpleNamespace(register_signal_handlers=None), SimpleNamespace()
+    trainer = SimpleNamespace(_signal_connector=connector, fit_loop=SimpleNamespace(epoch_loop=loop))
+    sync_sigterm_across_ranks(trainer)
+    assert connector.register_signal_handlers is None
+    assert not vars(loop)
