@@ -84,10 +84,6 @@ class BoundaryFMeasure(SumStateMetric):
 
 
 def valid_extent(valid: NDArray[np.bool_]) -> int:
-    """Measure the distance from the first to the last True, both included; 0 without any.
-
-    >>> valid_extent(np.array([False, True, False, True]))
-    3
-    """
+    """Measure the distance from the first to the last True, both included; 0 without any."""
     places = np.flatnonzero(valid)
     return int(places[-1] - places[0] + 1) if places.size else 0

@@ -78,12 +78,7 @@ def _cumulative_counts(levels: NDArray[np.intp], count: int) -> NDArray[np.int64
 def _neighbors(
     points: NDArray[np.intp], truth: NDArray[np.bool_], radius: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], int]:
-    """Find the true pixels within reach of each predicted pixel, nearest first.
-
-    Args:
-        points: Row and column of the predicted pixels, ``p 2``.
-        truth: True pixels, ``h w``.
-        radius: Reach in pixels.
+    """Find the true pixels within reach of each predicted pixel ``p 2``, nearest first.
 
     Returns:
         Bounds ``p+1``, neighbors ``e`` and the number of true pixels. The neighbors of point ``i`` are the true pixels
@@ -112,11 +107,6 @@ def _match(bounds: NDArray[np.intp], neighbors: NDArray[np.intp], num_targets: i
 
     A failed search has visited targets that are all taken and lead only to each other. They are closed for good, so all
     failures together cost no more than the size of the graph.
-
-    Args:
-        bounds: Bounds from ``_neighbors``.
-        neighbors: Neighbors from ``_neighbors``.
-        num_targets: Number of targets.
 
     Returns:
         Ascending numbers of the matched sources. Those below ``n`` form a largest matching of the first ``n`` sources.

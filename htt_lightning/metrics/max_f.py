@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from htt_lightning.metrics.pooled import SumStateMetric, counts_per_threshold, f_measure
+from htt_lightning.metrics.pooled import SumStateMetric, f_measure
 
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 """0.05, 0.10, ..., 0.95."""
@@ -61,11 +61,14 @@ class MaxFMeasure(SumStateMetric):
         thresholds = torch.tensor(self.thresholds, device=pred.device)
         values = (probability, probability.sigmoid())
         reached = [torch.bucketize(value.nan_to_num(nan=-1), thresholds, right=True) for value in values]
-        count = len(thresholds)
-        self.matched = self.matched + torch.stack([counts_per_threshold(r[true], count) for r in reached])
-        self.predicted = self.predicted + torch.stack([counts_per_threshold(r, count) for r in reached])
+        self.matched = self.matched + torch.stack([self._cumulative_counts(r[true]) for r in reached])
+        self.predicted = self.predicted + torch.stack([self._cumulative_counts(r) for r in reached])
         self.true = self.true + true.sum()
         self.pixels = self.pixels + true.numel()
+
+    def _cumulative_counts(self, reached: Tensor) -> Tensor:
+        """Count the pixels that reach each threshold, from the number of thresholds that each pixel reaches."""
+        return torch.bincount(reached, minlength=len(self.thresholds) + 1).flip(0).cumsum(0).flip(0)[1:]
 
     def compute(self) -> dict[str, Tensor]:
         """Compute ``max_f`` and ``max_f_double_sigmoid``; 0 without precision or recall."""

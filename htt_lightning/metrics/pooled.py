@@ -38,22 +38,6 @@ def percent(part: Tensor, whole: Tensor) -> Tensor:
     return PERCENT * part.double() / whole
 
 
-def counts_per_threshold(num_reached: Tensor, num_thresholds: int) -> Tensor:
-    """Count the pixels that reach each of several ascending thresholds.
-
-    Args:
-        num_reached: Number of thresholds that each pixel reaches, int64 ``n``.
-        num_thresholds: Number of thresholds t.
-
-    Returns:
-        int64 ``t``.
-
-    >>> counts_per_threshold(torch.tensor([0, 1, 3]), 3)
-    tensor([2, 1, 1])
-    """
-    return torch.bincount(num_reached, minlength=num_thresholds + 1).flip(0).cumsum(0).flip(0)[1:]
-
-
 def f_measure(matched: Tensor, predicted: Tensor, true: Tensor, beta2: float) -> Tensor:
     """Compute the F-measure of pooled counts in percent, float64; 0 without precision or recall.
 

@@ -48,36 +48,15 @@ class BinnedRegression(Task):
 
     @abstractmethod
     def bin_centers(self, like: Tensor) -> Tensor:
-        """Compute the bin centers.
-
-        Args:
-            like: Tensor of the device and type wanted.
-
-        Returns:
-            ``k`` or ``k c``.
-        """
+        """Compute the bin centers ``k`` or ``k c``, of the device and type of ``like``."""
 
     @abstractmethod
     def expected_value(self, output: TaskOutput) -> Tensor:
-        """Compute the expected value over bins at feature resolution.
-
-        Args:
-            output: Network output.
-
-        Returns:
-            ``b c h/s w/s``.
-        """
+        """Compute the expected value over bins at feature resolution, ``b c h/s w/s``."""
 
     @abstractmethod
     def nearest_bin(self, target: Tensor) -> Tensor:
-        """Find the nearest bin of each pixel.
-
-        Args:
-            target: Ground truth ``b c h w``, NaN where missing.
-
-        Returns:
-            int64 ``b h w``; any value where the target is missing.
-        """
+        """Find the nearest bin of each pixel of a target: int64 ``b h w``, any value where it is missing."""
 
     def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """Compute the L1 loss, summed over components, and the cross entropy of the nearest bin."""

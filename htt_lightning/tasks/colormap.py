@@ -15,14 +15,7 @@ MISSING_GRAY = 128
 
 @cache
 def class_palette(count: int) -> Tensor:
-    """Make a palette of distinct hues, with a dark class 0.
-
-    Args:
-        count: Number of classes k.
-
-    Returns:
-        uint8 ``k 3``.
-    """
+    """Make a palette of ``count`` distinct hues, uint8 ``k 3``, with a dark class 0."""
     hues = [(k * 0.618034) % 1 for k in range(count)]  # the golden ratio keeps neighbors apart
     shades = [colorsys.hsv_to_rgb(hue, 0.55 + 0.35 * (k % 2), 0.95 - 0.25 * (k % 3)) for k, hue in enumerate(hues)]
     return (torch.tensor([(0.12, 0.12, 0.16), *shades[1:]]) * 255).to(torch.uint8)

@@ -18,7 +18,6 @@ from htt_lightning.tasks.colormap import heatmap
 from htt_lightning.tasks.metric_spec import MetricSpec
 
 MM_PER_M = 1000
-"""Millimeters per meter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,12 +34,7 @@ class EvaluationMixin:
         return self.metric_specs.get(name, MetricSpec(self.metric_unit, self.higher_is_better))
 
     def relative_gain(self, value: float, reference: float) -> float:
-        """Compute the relative improvement of the primary metric in percent; positive is better.
-
-        Args:
-            value: Primary metric.
-            reference: Primary metric of another network.
-        """
+        """Compute the relative improvement of the primary metric over a reference in percent; positive is better."""
         return self.metric_spec(self.primary_metric).relative_gain(value, reference)
 
     @abstractmethod

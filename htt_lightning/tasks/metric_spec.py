@@ -17,14 +17,7 @@ class MetricSpec(NamedTuple):
     higher_is_better: bool = True
 
     def relative_gain(self, value: float, reference: float) -> float:
-        """Compute the relative improvement in percent.
-
-        Args:
-            value: Metric of a network.
-            reference: Metric of another network.
-
-        Returns:
-            Percent, positive if better; NaN if the reference is zero.
+        """Compute the relative improvement over a reference in percent, positive if better; NaN if that is zero.
 
         >>> MetricSpec("m", higher_is_better=False).relative_gain(0.4, 0.5)
         20.0
@@ -33,10 +26,7 @@ class MetricSpec(NamedTuple):
         return gain if self.higher_is_better else -gain
 
     def column_header(self, name: str) -> str:
-        """Join name, unit and an arrow for the better direction.
-
-        Args:
-            name: Name of the metric.
+        """Join the name of the metric, its unit and an arrow for the better direction.
 
         >>> MetricSpec().column_header("miou")
         'miou % ↑'
@@ -45,9 +35,6 @@ class MetricSpec(NamedTuple):
 
     def format(self, value: float) -> str:
         """Format a value with as many digits as papers give, or a dash for NaN.
-
-        Args:
-            value: Value of the metric.
 
         >>> MetricSpec().format(31.234)
         '31.23'

@@ -133,9 +133,6 @@ def fibonacci_hemisphere(count: int, like: Tensor) -> Tensor:
         count: Number of vectors.
         like: Tensor of the device and type wanted.
 
-    Returns:
-        ``count 3``.
-
     >>> fibonacci_hemisphere(2, torch.zeros(()))[:, 2]
     tensor([0.7500, 0.2500])
     """

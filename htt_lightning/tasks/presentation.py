@@ -6,9 +6,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-NUM_BYTE_VALUES = 256
-"""Number of values of an 8-bit pixel."""
-
 
 class PresentationMixin:
     """Colors, units and file encodings of a task's maps."""
@@ -42,7 +39,7 @@ class PresentationMixin:
         Returns:
             uint8 or uint16 ``h w``, or uint8 ``h w 3``; None if no PNG file can hold the numbers.
         """
-        if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() < NUM_BYTE_VALUES):
+        if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() < 256):
             return None
         return values.astype(np.uint8)
 
@@ -52,17 +49,9 @@ class PresentationMixin:
         return None
 
     def compress(self, array: np.ndarray) -> np.ndarray:
-        """Encode a map in few bytes, as pseudo-labels are stored.
-
-        Args:
-            array: Map as a dataset returns it, without missing pixels.
-        """
+        """Encode a numpy map without missing pixels in few bytes, as pseudo-labels are stored."""
         return array.astype(np.uint8 if self.field_channels is None else np.float16)
 
     def decompress(self, array: np.ndarray) -> np.ndarray:
-        """Decode a map that ``compress`` encoded.
-
-        Args:
-            array: Encoded map.
-        """
+        """Decode a numpy map that ``compress`` encoded."""
         return array if self.field_channels is None else array.astype(np.float32)

@@ -64,14 +64,7 @@ class PseudoLabelMixin:
         return None
 
     def confidence_mask(self, confidence: Tensor) -> Tensor:
-        """Select the pixels whose pseudo-label counts, by default those above ``confidence_threshold``.
-
-        Args:
-            confidence: Confidence ``b h w`` in [0, 1].
-
-        Returns:
-            bool ``b h w``.
-        """
+        """Select the pixels ``b h w`` whose pseudo-label counts: by default those above ``confidence_threshold``."""
         return confidence > self.confidence_threshold
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
@@ -88,22 +81,14 @@ class PseudoLabelMixin:
         raise NotImplementedError(f"{type(self).__name__} has pseudo-labels but no pseudo_label_loss.")
 
     def soft_target(self, output: TaskOutput) -> Tensor:
-        """Make soft targets that can be averaged over views of an image.
+        """Make soft targets ``b c h/s w/s`` from a teacher's output, by default class probabilities.
 
-        Args:
-            output: Teacher output at feature resolution.
-
-        Returns:
-            ``b c h/s w/s``; by default class probabilities.
+        They are averaged over teachers and views of an image.
         """
         return upcast(output.logits).softmax(1)
 
     def unflip(self, soft_target: Tensor) -> Tensor:
-        """Turn the soft target of a mirrored image into one of the image.
-
-        Args:
-            soft_target: Soft target ``b c h/s w/s`` of the mirrored image.
-        """
+        """Turn the soft target ``b c h/s w/s`` of a mirrored image into one of the image."""
         return soft_target.flip(-1)
 
     def finalize_soft_target(self, soft_target: Tensor, valid: Tensor) -> Tensor:
@@ -128,15 +113,7 @@ class PseudoLabelMixin:
         return (torch.xlogy(soft_target, soft_target) - soft_target * upcast(output.logits).log_softmax(1)).sum(1)
 
     def is_correct(self, label: Tensor, target: Tensor) -> Tensor:
-        """Compare pseudo-labels with the ground truth.
-
-        Args:
-            label: Pseudo-label.
-            target: Ground truth with missing pixels marked.
-
-        Returns:
-            bool ``b h w``; any value where the target is missing.
-        """
+        """Compare pseudo-labels with the ground truth: bool ``b h w``, any value where the target is missing."""
         if self.field_channels is not None:
             raise NotImplementedError(f"{type(self).__name__} has pseudo-labels but no is_correct.")
         return label == target

@@ -26,9 +26,6 @@ class PixelClassification(Task):
         class_balance_power: Exponent in [0, 1] that rebalances soft targets. Each class probability is divided by the
             class's share of the image to this power; 0 disables it.
         **kwargs: Fields of ``Task``.
-
-    >>> SemSeg(classes=("floor", "wall")).metrics()
-    SegmentationScores()
     """
 
     classes: tuple[str, ...] = ()
@@ -51,11 +48,7 @@ class PixelClassification(Task):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the names of the classes.
-
-        Raises:
-            ConfigError: The task has no classes.
-        """
+        """Return the names of the classes; raise a ``ConfigError`` if the task has none."""
         if not self.classes:
             raise ConfigError(f"classes of {self.name} must be a list of names, got none. Set it in data.tasks.")
         return self.classes

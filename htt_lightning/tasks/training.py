@@ -37,11 +37,11 @@ class TrainingMixin(PseudoLabelMixin):
 
     @abstractmethod
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
-        """Decode a network output to a map.
+        """Decode a network output to a map at image size.
 
         Args:
             output: Network output at feature resolution.
-            size: Height and width of the image and of the map.
+            size: Height and width of the image.
 
         Returns:
             Classes or probabilities ``b h w``, or a field ``b c h w``.
