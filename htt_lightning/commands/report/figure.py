@@ -14,8 +14,8 @@ WRAP_WIDTH = 34
 def draw(comparison: Comparison, path: Path) -> None:
     """Draw a panel per primary metric.
 
-    Each row has a point per seed, the mean and the standard deviation. The arrow in a title points to better values. The
-    best mean is blue.
+    Each row has a point per seed, the mean and the standard deviation. The arrow in a title points to better values.
+    The best mean is blue.
 
     Args:
         comparison: Comparison to draw.
