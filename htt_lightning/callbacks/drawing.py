@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -57,7 +57,7 @@ class EpochImageLogger(Callback):
 
 
 def save_and_log(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> None:
-    """Write a picture as PNG and send it to the image loggers.
+    """Write a picture as PNG and send it to the loggers that take images.
 
     Args:
         trainer: Trainer with the loggers and the global step.
@@ -68,22 +68,10 @@ def save_and_log(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) 
     with atomic_path(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
     for logger in trainer.loggers:
-        log_image(logger, key, picture, trainer.global_step)
-
-
-def log_image(logger: Logger, key: str, picture: np.ndarray, step: int) -> None:
-    """Send a picture to a logger; loggers without images are skipped.
-
-    Args:
-        logger: Any Lightning logger.
-        key: Name of the picture in the logger.
-        picture: uint8 ``h w 3``.
-        step: Global step.
-    """
-    if hasattr(logger, "log_image"):  # Weights & Biases, Comet, Neptune
-        logger.log_image(key=key, images=[picture], step=step)
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(key, picture, step, dataformats="HWC")
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(key, picture, trainer.global_step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):  # such as Weights & Biases
+            logger.log_image(key=key, images=[picture], step=trainer.global_step)
 
 
 def vstack_images(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from htt_lightning.data.datamodule import LABEL_MASK
 from htt_lightning.errors import ConfigError, HTTError, combine_errors
 from htt_lightning.io.checkpoints import read_checkpoint
-from htt_lightning.io.run_directory import CONFIG, RESULTS, RUN_RECORD, TRAIN_CONFIG
+from htt_lightning.io.run_directory import CONFIG, RESULTS, RUN_RECORD
 from htt_lightning.training.environment import package_version, versions
 from htt_lightning.training.results import (
     MetricValue,
@@ -31,8 +30,6 @@ SUMMARY_OPTIONS = (
     *("trainer.max_epochs", "trainer.devices", "trainer.precision", "seed_everything", "ckpt_path"),
 )
 """Options that summarize a run."""
-FOLDERS = ("panels", "discovery", "affinity", "predictions")
-"""Folders of a run that hold pictures or maps."""
 
 
 def info(run: str | None = None) -> None:
@@ -111,12 +108,9 @@ def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, st
     for path in sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.name)):
         with _collect(errors):
             yield path.name, _describe_checkpoint(path)
-    for name in (LABEL_MASK, TRAIN_CONFIG, "metrics.csv"):
-        if (folder / name).is_file():
-            yield name, f"{(folder / name).stat().st_size / 1024:.0f} KiB"
-    for name in FOLDERS:
-        if files := list(folder.glob(f"{name}/*")):
-            yield f"{name}/", f"{len(files)} files"
+    for path in sorted(folder.iterdir()):
+        is_file = path.is_file()
+        yield path.name, f"{path.stat().st_size / 1024:.0f} KiB" if is_file else f"{len(list(path.iterdir()))} files"
     for split, values in metrics.items():
         for key, metric in values.items():
             yield f"{split}/{key}", f"{metric.spec.format(metric.value)} {metric.spec.unit}".rstrip()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from htt_lightning.data.datamodule import LABEL_MASK
-from htt_lightning.errors import ConfigError, DataError
+from htt_lightning.errors import DataError
 from htt_lightning.io.checkpoints import read_checkpoint
-from htt_lightning.io.run_directory import CONFIG, RESULTS, TRAIN_CONFIG
+from htt_lightning.io.run_directory import CONFIG, TRAIN_CONFIG
 from htt_lightning.tasks.metric_spec import MetricSpec
 
 Split = Literal["val", "test"]
@@ -241,16 +241,3 @@ def teacher_name(teacher: str) -> str:
 def task_names(metrics: Mapping[str, MetricValue]) -> tuple[str, ...]:
     """List the tasks of metrics by ``<task>/<metric>``."""
     return tuple(dict.fromkeys(key.partition("/")[0] for key in metrics if "/" in key))
-
-
-def find_results(folder: Path) -> Iterator[tuple[Path, Split]]:
-    """Find the metric files in a folder and below.
-
-    Raises:
-        ConfigError: The folder does not exist.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"DIR must be an existing run directory or a folder of runs, got {folder}.")
-    splits: tuple[Split, ...] = ("val", "test")
-    for split in splits:
-        yield from ((path, split) for path in sorted(folder.rglob(RESULTS[split])))

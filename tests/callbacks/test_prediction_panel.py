@@ -5,7 +5,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from htt_lightning.callbacks import PredictionPanel
-from htt_lightning.callbacks.drawing import MARGIN, TITLE, log_image, save_and_log, vstack_images
+from htt_lightning.callbacks.drawing import MARGIN, TITLE, save_and_log, vstack_images
 from htt_lightning.callbacks.prediction_panel import draw_images
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -155,7 +155,7 @@ def test_wandb_logs_the_panel_offline(tmp_path, monkeypatch, logged_out):
     monkeypatch.chdir(tmp_path)
     logger = WandbLogger(project="test", offline=True, save_dir=tmp_path)
     try:
-        log_image(logger, "panel", PICTURE, 3)
+        save_and_log(tiny_trainer(tmp_path, logger=logger), tmp_path / "a.png", "panel", PICTURE)
     finally:
         logger.experiment.finish()
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
@@ -163,18 +163,13 @@ def test_wandb_logs_the_panel_offline(tmp_path, monkeypatch, logged_out):
     np.testing.assert_array_equal(np.asarray(Image.open(logged)), PICTURE)
 
 
-def test_tensorboard_logs_the_panel(tmp_path):
+def test_tensorboard_logs_the_panel_beside_other_loggers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path, name="")
-    log_image(logger, "panel", PICTURE, 3)
-    logger.save()
-    events = EventAccumulator(logger.log_dir).Reload()
-    (event,) = events.Images("panel")
-    assert (event.height, event.width, event.step) == (20, 30, 3)
-
-
-def test_panels_go_to_all_loggers_and_a_file(tmp_path):
-    trainer = tiny_trainer(tmp_path, logger=[CSVLogger(tmp_path), TensorBoardLogger(tmp_path)])
+    trainer = tiny_trainer(tmp_path, logger=[CSVLogger(tmp_path), logger])
     save_and_log(trainer, tmp_path / "panels" / "a.png", "panel", PICTURE)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "panels" / "a.png")), PICTURE)
+    logger.save()
+    (event,) = EventAccumulator(logger.log_dir).Reload().Images("panel")
+    assert (event.height, event.width, event.step) == (20, 30, 0)

@@ -6,11 +6,9 @@ import torch
 import yaml
 
 from htt_lightning import HTTModule
-from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, MetricSpec
 from htt_lightning.training.results import (
     comparable_settings,
-    find_results,
     flatten,
     labels_name,
     read_metrics,
@@ -104,15 +102,6 @@ def test_training_info_falls_back_to_the_run_directory(tmp_path):
     info = training_info(path)
     assert info["config"]["seed_everything"] == 6
     assert info["labels"] == {"protocol": "one-label", "seed": 3, "origin": None}
-
-
-def test_find_results_searches_below_a_folder(tmp_path):
-    fitted_run(tmp_path / "x" / "a", {})
-    evaluated_run(tmp_path / "y", {}, None)
-    found = list(find_results(tmp_path))
-    assert found == [(tmp_path / "x/a/val_metrics.json", "val"), (tmp_path / "y/test_metrics.json", "test")]
-    with pytest.raises(HTTError, match="existing run directory"):
-        list(find_results(tmp_path / "z"))
 
 
 def test_teachers_of_other_seeds_have_equal_names(tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 from htt_lightning.errors import ConfigError, HTTError, combine_errors, missing_extra
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import RESULTS
-from htt_lightning.training.results import Run, Split, find_results, read_run
+from htt_lightning.training.results import Run, Split, read_run
 
 REQUIRED_PACKAGES = ("pandas", "tabulate", "matplotlib")
 """Packages of the extra ``report``."""
@@ -73,14 +73,12 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[HTTError]]:
     """Read every run in the folders once, and collect the errors of corrupt ones."""
     files: dict[Path, tuple[Path, Split]] = {}
     runs, errors = list[Run](), list[HTTError]()
+    splits: tuple[Split, ...] = ("val", "test")
     for folder in folders:
-        try:
-            found = {path.resolve(): (path, split) for path, split in find_results(Path(folder))}
-            if not found:
-                raise ConfigError(f"DIR must contain {' or '.join(RESULTS.values())}, got {folder}. Name a run.")
-            files = found | files
-        except HTTError as error:
-            errors.append(error)
+        found = [(path, split) for split in splits for path in sorted(Path(folder).rglob(RESULTS[split]))]
+        files = {path.resolve(): (path, split) for path, split in found} | files
+        if not found:
+            errors.append(ConfigError(f"DIR must contain {' or '.join(RESULTS.values())}, got {folder}. Name a run."))
     for path, split in files.values():
         try:
             runs.append(read_run(path, split))
