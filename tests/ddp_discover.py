@@ -7,10 +7,8 @@ import torch
 
 from htt_lightning.commands.discover import discover
 from htt_lightning.training.trainer import HTTTrainer
-from tests.commands.test_discover import FEW
+from tests.commands.test_discover import FEW, QUIET
 from tests.tiny import tiny_data, tiny_module
-
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from htt_lightning.data.batch import Batch, collate, labeled_indices, unlabeled_indices
-from htt_lightning.data.choosing import limit_val_labels, select_tasks
+from htt_lightning.data.task_selection import limit_val_labels, select_tasks
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
 from htt_lightning.data.masks.files import check_label_source, read_mask
 from htt_lightning.data.masks.label_mask import (

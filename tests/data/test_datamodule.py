@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.data import NYUDDataModule
-from htt_lightning.data.choosing import limit_val_labels, select_tasks
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.masks.published import PUBLISHED
+from htt_lightning.data.task_selection import limit_val_labels, select_tasks
 from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, Normals, SemSeg
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
