@@ -23,7 +23,7 @@ class Backbone(nn.Module):
     Examples:
         >>> backbone = Backbone("test_resnet").eval()
         >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 96))]
-        [(1, 48, 16, 24), (1, 64, 8, 12), (1, 96, 4, 6), (1, 128, 2, 3)]
+        [(1, 32, 16, 24), (1, 48, 8, 12), (1, 192, 4, 6), (1, 96, 2, 3)]
 
     Args:
         name: Name of a timm model with ``features_only`` and either strides 4 to 32 or patches of 4, 8 or 16 pixels.
