@@ -1,4 +1,4 @@
-"""What travels from a dataset to the network."""
+"""Samples, batches, and the conversion of numpy maps to tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,18 +11,21 @@ from torch import Tensor
 from htt_lightning.tasks import PseudoLabel, Task
 
 Arrays = dict[str, np.ndarray]
-"""One image as read: ``image`` (uint8, or float32 in [0, 1]; ``h w 3`` RGB) and one map per task it is labelled for."""
+"""An image (``image``, RGB ``h w 3``, uint8 or float32 in [0, 1]) and one map per labeled task."""
 
 Batch = dict[str, Any]
-"""A collated batch: ``image``, one map per task, ``labeled``, ``valid`` and ``id`` (contracts.md, Batch).
+"""Collated samples.
 
-On its way to the device a datamodule adds ``labeled_indices`` and ``unlabeled_indices`` by task. With pseudo-labels on
-disk also ``pseudo_labels``: a ``PseudoLabel`` by task, of which the unlabeled images count.
+- ``image``: float32 ``b 3 h w``, RGB in [0, 1].
+- One target per task: int64 ``b h w``, or float32 ``b c h w``; entirely missing where an image is not labeled.
+- ``labeled``: bool ``b`` by task. ``valid``: bool ``b h w``, False on padding. ``id``: list of image ids.
+- ``labeled_indices`` and ``unlabeled_indices``: indices into the batch by task, added by the datamodule.
+- ``pseudo_labels``: a ``PseudoLabel`` by task, if the datamodule reads them; those of labeled images do not count.
 """
 
 
 class MapTransform(Protocol):
-    """What transforms have to know about a map: every ``Task`` does for its own."""
+    """The part of a ``Task`` that transforms use."""
 
     @property
     def name(self) -> str:
@@ -30,28 +33,28 @@ class MapTransform(Protocol):
 
     @property
     def guides_crop(self) -> bool:
-        """Whether it steers the choice of crops."""
+        """Whether the map guides the choice of crops."""
 
     def flip(self, array: np.ndarray) -> np.ndarray:
-        """Mirror it left to right."""
+        """Flip a map and its values left to right."""
 
     def rescale_values(self, array: np.ndarray, factor: float) -> np.ndarray:
-        """Correct its values after enlarging."""
+        """Adapt the values of a map to its enlargement."""
 
     def empty_target(self, height: int, width: int) -> np.ndarray:
-        """A map of nothing."""
+        """Return a map that is entirely missing."""
 
     def postprocess_target(self, array: np.ndarray) -> np.ndarray:
-        """Last word on it."""
+        """Finish a transformed map."""
 
 
 class SampleIndex(NamedTuple):
-    """One item of a sampler. The epoch rides along, so that augmentation never depends on the worker that does it.
+    """Item of a sampler. It carries the epoch, so that augmentation does not depend on the worker.
 
     Attributes:
-        dataset_index: In the dataset.
-        epoch: Epoch the image is drawn for.
-        is_padding: True for an image that only fills up a rank's share of an evaluation: it counts as unlabelled.
+        dataset_index: Index into the dataset.
+        epoch: Epoch for which the image is drawn.
+        is_padding: Whether the image only pads a rank's share of an evaluation; it then counts as unlabeled.
     """
 
     dataset_index: int
@@ -60,13 +63,13 @@ class SampleIndex(NamedTuple):
 
 
 def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: str) -> Batch:
-    """Turn one image's arrays into tensors; tasks without an array become entirely missing.
+    """Convert the arrays of one image to tensors; targets of unlabeled tasks are entirely missing.
 
     Args:
-        arrays: Image and labelled maps, all ``h w``.
+        arrays: Image and labeled maps of one size.
         valid: bool ``h w``, False on padding.
-        tasks: The run's tasks.
-        name: The image's id.
+        tasks: Tasks of the run.
+        name: Image id.
 
     Returns:
         A batch without its batch axis.
@@ -87,23 +90,23 @@ def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: st
 
 
 def to_target(array: np.ndarray, task: Task) -> Tensor:
-    """A numpy map as a batch holds it: int64 ``h w`` or float32 ``c h w``."""
+    """Convert a map to a target: int64 ``h w`` for index maps, float32 ``c h w`` for fields."""
     if task.field_channels is None:
         return torch.from_numpy(array.astype(np.int64))
     return to_chw_tensor(np.asarray(array, np.float32))
 
 
 def to_chw_tensor(array: np.ndarray) -> Tensor:
-    """An array ``h w`` or ``h w c`` as a new tensor ``c h w``."""
+    """Copy an array ``h w`` or ``h w c`` to a tensor ``c h w``."""
     if array.ndim == 2:
         return torch.from_numpy(array[None].copy())
-    apart = np.empty((array.shape[2], *array.shape[:2]), array.dtype)
-    cv2.split(array, list(apart))  # several times as quick as numpy's transposed copy
-    return torch.from_numpy(apart)
+    channels = np.empty((array.shape[2], *array.shape[:2]), array.dtype)
+    cv2.split(array, list(channels))  # several times faster than numpy's transposed copy
+    return torch.from_numpy(channels)
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack samples of one size into a batch."""
+    """Stack samples of one size to a batch."""
     first = samples[0]
     nested = ("labeled", "pseudo_labels", "id")
     batch: Batch = {key: torch.stack([s[key] for s in samples]) for key in first if key not in nested}
@@ -118,10 +121,10 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def labeled_indices(batch: Batch) -> dict[str, Tensor]:
-    """Positions of the labelled images in a batch, by task."""
+    """Return the indices of the labeled images of a batch, by task."""
     return {task: labeled.nonzero()[:, 0] for task, labeled in batch["labeled"].items()}
 
 
 def unlabeled_indices(batch: Batch) -> dict[str, Tensor]:
-    """Positions of the images in a batch that lack the label, by task."""
+    """Return the indices of the unlabeled images of a batch, by task."""
     return {task: (~labeled).nonzero()[:, 0] for task, labeled in batch["labeled"].items()}

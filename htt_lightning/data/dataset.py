@@ -1,4 +1,4 @@
-"""A split as it lies on disk, and the same split with labels for only some tasks on each image."""
+"""Datasets with all labels, and the same with labels for only some tasks on each image."""
 
 import hashlib
 import os
@@ -21,11 +21,11 @@ from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
 
 Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
-"""Turns an image's arrays and its own source of randomness into arrays and the map of valid pixels."""
+"""Function from an image's arrays and a random generator to arrays and the map of valid pixels."""
 
 
 class DenseDataset(ABC):
-    """One split of a dataset as it lies on disk: images and maps by index, nothing hidden, nothing augmented.
+    """One split of a dataset with all labels, without augmentation.
 
     Attributes:
         ids: Image ids in natural order ("2" before "10").
@@ -39,67 +39,67 @@ class DenseDataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
-        """RGB image ``h w 3``: uint8, or float32 in [0, 1].
+        """Read an image: RGB ``h w 3``, uint8 or float32 in [0, 1].
 
         Args:
-            index: Position in ``ids``.
+            index: Index into ``ids``.
         """
 
     @abstractmethod
     def label(self, index: int, task: str) -> np.ndarray:
-        """A task's map as ``tasks.base.Task`` describes it: uint8 ``h w``, or float32 ``h w`` / ``h w c``.
+        """Read a label: uint8 ``h w`` for index maps, float32 ``h w`` or ``h w c`` for fields; see ``Task``.
 
         Args:
-            index: Position in ``ids``.
-            task: Its name.
+            index: Index into ``ids``.
+            task: Name of the task.
         """
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image; cheap where its file says so before its pixels.
+        """Return height and width of an image; subclasses read them from the file's header.
 
         Args:
-            index: Position in ``ids``.
+            index: Index into ``ids``.
         """
         height, width = self.image(index).shape[:2]
         return height, width
 
     def available(self, task: str) -> NDArray[np.bool_]:
-        """Which images can have a label of a task at all, bool ``n`` (protocol.md 2.3.3).
+        """Return which images can have a label of a task, bool ``n``.
 
         Args:
-            task: Its name.
+            task: Name of the task.
         """
         return np.ones(len(self.ids), np.bool_)
 
     def label_availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
-        """Which images can have a label of which task, bool ``n t``.
+        """Return which images can have a label of which task, bool ``n t``.
 
         Args:
-            tasks: Their names.
+            tasks: Names of the tasks.
         """
         return np.stack([self.available(task) for task in tasks], 1)
 
     def image_path(self, index: int) -> Path | None:
-        """The file that holds an image, if one does.
+        """Return the file of an image; None if it is not stored.
 
         Args:
-            index: Position in ``ids``.
+            index: Index into ``ids``.
         """
         return None
 
     def content_hash(self) -> str:
-        """SHA-256 over the pixels of three images: the first, the last and the middle one."""
+        """Return the SHA-256 of the pixels of the first, the middle and the last image."""
         pixels = hashlib.sha256()
         for index in sorted({0, len(self.ids) // 2, len(self.ids) - 1}):
             pixels.update(self.image(index).tobytes())
         return pixels.hexdigest()
 
     def warnings(self) -> list[str]:
-        """What may be wrong with the split as a whole, though all of it can be read; each is a sentence."""
+        """Return sentences about what may be wrong with the split as a whole."""
         if self.published is None or self.published == len(self.ids):
             return []
-        hint = ": a part of the archive is missing, unless fewer are meant" if len(self.ids) < self.published else ""
-        return [f"{len(self.ids)} images, where {self.published} were published{hint}."]
+        hint = " Unpack the archive again if none was left out on purpose." if len(self.ids) < self.published else ""
+        return [f"{len(self.ids)} images found, but {self.published} were published.{hint}"]
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
         """Check that the files of a run exist and have valid headers; nothing is decoded.
@@ -114,27 +114,36 @@ class DenseDataset(ABC):
 
 
 def find_train_val_overlap(train: DenseDataset, val: DenseDataset) -> str:
-    """A sentence about training images that are validation images as well; empty if there are none.
+    """Warn about training images that also appear in the validation split.
 
-    Their files are the same, links included, or are copies of one name. Names alone tell nothing: cameras and archives
-    begin anew in each split.
+    These are one file, links included, or copies under one name. Names alone do not count: archives number the images
+    of each split.
+
+    Args:
+        train: Training split.
+        val: Validation split.
+
+    Returns:
+        A warning; empty if there is no overlap.
     """
     files = {name: path for index, name in enumerate(val.ids) if (path := val.image_path(index))}
     real = {os.path.realpath(path) for path in files.values()}
-    both = [
+    shared = [
         name
         for index, name in enumerate(train.ids)
         if (path := train.image_path(index))
         and (os.path.realpath(path) in real or (name in files and same_content(path, files[name])))
     ]
-    if not both:
+    if not shared:
         return ""
-    found = f"{len(both)} of {len(train.ids)} training images are in the validation split as well, such as {both[0]!r}"
-    return f"{found}: its figures do not tell what becomes of other images."
+    return (
+        f"{len(shared)} of {len(train.ids)} training images also appear in the validation split (e.g. {shared[0]!r}), "
+        "so validation metrics will be optimistic."
+    )
 
 
 def same_content(one: Path, other: Path) -> bool:
-    """Whether two files have the same content; one that cannot be read is told of elsewhere."""
+    """Return whether two files have the same content; False if one cannot be read."""
     try:
         return cmp(one, other, shallow=False)
     except OSError:
@@ -188,19 +197,20 @@ def check_in_parallel(
 
 
 class PartialLabelDataset(Dataset[Batch]):
-    """A split whose images carry labels for only some tasks. Labels that are hidden are never even read.
+    """A split whose images carry labels for only some tasks; hidden labels are not read.
 
     Args:
-        dataset: The split.
-        tasks: The run's tasks.
+        dataset: The split with all labels.
+        tasks: Tasks of the run.
         labels: Names of the tasks each image keeps its label of, by image id; other images are left out.
-        transform: Turns an image's arrays and a random generator into arrays and the map of valid pixels.
-        size: ``(h, w)`` to resize images and maps to on reading; None leaves them as stored.
-        seed: Of the augmentation, which depends on it, the epoch and the image's id alone.
-        pseudo_labels: Discovered labels, which training images carry beside the given ones.
+        transform: Augmentation or padding of an image and its maps.
+        size: Height and width in pixels to resize images and maps to on reading; None keeps their sizes.
+        seed: Seed of the augmentation, which depends on it, the epoch and the image id alone.
+        pseudo_labels: Pseudo-labels on disk for the missing labels; None for none.
 
     Attributes:
-        items: Position in the dataset, and names of the tasks with a label, of each image.
+        ids: Image ids.
+        items: Index into the dataset and names of the labeled tasks, per image.
     """
 
     def __init__(
@@ -215,45 +225,44 @@ class PartialLabelDataset(Dataset[Batch]):
     ) -> None:
         self.pseudo_labels = pseudo_labels
         self.dataset, self.tasks, self.transform, self.size, self.seed = dataset, tuple(tasks), transform, size, seed
-        place = {name: index for index, name in enumerate(dataset.ids)}
+        indices = {name: index for index, name in enumerate(dataset.ids)}
         self.ids = list(labels)
-        self.items = [(place[name], tuple(labels[name])) for name in self.ids]
+        self.items = [(indices[name], tuple(labels[name])) for name in self.ids]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def stored_size(self, position: int) -> tuple[int, int]:
-        """Height and width of an image as it lies on disk.
+    def stored_size(self, index: int) -> tuple[int, int]:
+        """Return height and width of a stored image.
 
         Args:
-            position: In this dataset.
+            index: Index into ``ids``.
         """
-        return self.dataset.size(self.items[position][0])
+        return self.dataset.size(self.items[index][0])
 
-    def missing_tasks(self, position: int) -> list[Task]:
-        """Tasks that an image keeps no label of.
+    def missing_tasks(self, index: int) -> list[Task]:
+        """Return the tasks whose label an image does not keep.
 
         Args:
-            position: In this dataset.
+            index: Index into ``ids``.
         """
-        return [task for task in self.tasks if task.name not in self.items[position][1]]
+        return [task for task in self.tasks if task.name not in self.items[index][1]]
 
     def __getitem__(self, key: int | SampleIndex) -> Batch:
-        draw = key if isinstance(key, SampleIndex) else SampleIndex(key)
-        name, (index, labeled) = self.ids[draw.dataset_index], self.items[draw.dataset_index]
+        """Read, resize and transform one image with its labels."""
+        position, epoch, is_padding = key if isinstance(key, SampleIndex) else SampleIndex(key)
+        name, (index, labeled) = self.ids[position], self.items[position]
         arrays = {"image": self.dataset.image(index)}
         for task in self.tasks:
-            if task.name in labeled and not draw.is_padding:
+            if task.name in labeled and not is_padding:
                 arrays[task.name] = self.dataset.label(index, task.name)
         if self.pseudo_labels:
             height, width = self.size or arrays["image"].shape[:2]
-            arrays |= self.pseudo_labels.read(name, self.missing_tasks(draw.dataset_index), (height, width))
+            arrays |= self.pseudo_labels.read(name, self.missing_tasks(position), (height, width))
         if self.size:
-            arrays = {
-                key: resize(array, self.size, "bilinear" if key == "image" else "nearest")
-                for key, array in arrays.items()
-            }
-        rng = np.random.default_rng([self.seed, draw.epoch, crc32(name.encode())])
+            for map_name, array in arrays.items():
+                arrays[map_name] = resize(array, self.size, "bilinear" if map_name == "image" else "nearest")
+        rng = np.random.default_rng([self.seed, epoch, crc32(name.encode())])
         arrays, valid = self.transform(arrays, rng)
         sample = to_sample(arrays, valid, self.tasks, name)
         if self.pseudo_labels:

@@ -1,8 +1,7 @@
-"""Discovered labels on disk: what ``discover`` writes and training reads beside the labels there are.
+"""Pseudo-labels on disk: the command ``discover`` writes them, training reads them.
 
-A completed dataset is a folder with ``manifest.json`` and ``maps/<id>.npz``. An archive holds, for every task its image
-has no label of, the discovered map under the task's name and its confidence (uint8, 255 is certain) under
-``<task>.confidence``. Given labels stay where they are.
+A store is a folder with ``manifest.json`` and ``maps/<id>.npz``. The archive of an image holds, for every task without
+ground truth, the pseudo-label under the task's name and its confidence (uint8, 255 is 1) under ``<task>.confidence``.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from htt_lightning.data.batch import Arrays, MapTransform, to_target
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import DataError
 from htt_lightning.io.files import atomic_path, is_outside
 from htt_lightning.tasks import PseudoLabel, Task
 
@@ -27,10 +26,10 @@ MAX_CONFIDENCE = 255
 
 
 class PseudoLabelStore:
-    """The discovered labels of a dataset's training images.
+    """The pseudo-labels of a dataset's training images.
 
     Args:
-        folder: Where they are, or will be.
+        folder: Folder of the store.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,25 +37,28 @@ class PseudoLabelStore:
 
     @property
     def manifest_path(self) -> Path:
-        """What the folder holds and where it comes from."""
+        """Path of the manifest."""
         return self.folder / "manifest.json"
 
     def path(self, name: str) -> Path:
-        """The archive of an image.
+        """Return the path of an image's archive.
+
+        Args:
+            name: Image id.
 
         Raises:
-            HTTError: Its id would lead out of the folder.
+            DataError: The id points outside the folder.
         """
         path = self.folder / "maps" / f"{name}.npz"
         if is_outside(path, self.folder):
-            raise HTTError(f"Image id {name!r} leads out of {self.folder}, to {path}.")
+            raise DataError(f"The image id must stay in {self.folder}, got {name!r} for {path}.")
         return path
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest as read.
+        """Read the manifest: ``dataset``, ``checkpoint`` and ``images``.
 
         Raises:
-            HTTError: It is missing or damaged.
+            DataError: The manifest is missing or corrupt.
         """
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
@@ -65,22 +67,28 @@ class PseudoLabelStore:
             if not all(isinstance(part, dict) for part in (manifest["dataset"]["tasks"], *manifest["images"].values())):
                 raise ValueError("its tasks and images must be objects")
         except FileNotFoundError as error:
-            raise HTTError(f"{self.folder} has no manifest.json; write it with the command discover.") from error
+            message = f"data.pseudo_labels must be a folder with manifest.json, got {self.folder}. Run discover first."
+            raise DataError(message, missing_path=self.manifest_path) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise HTTError(f"{self.manifest_path} is damaged ({error}); write it again with discover.") from error
+            raise DataError(f"{self.manifest_path} is corrupt ({error}). Run discover again.") from error
         return manifest
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest as a whole or not at all."""
+        """Write the manifest atomically.
+
+        Args:
+            manifest: ``dataset`` (its fingerprint), ``checkpoint``, and ``images``: by id and task ``ground_truth`` or
+                ``pseudo_label``.
+        """
         with atomic_path(self.manifest_path) as partial:
             partial.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n", encoding="utf-8")
 
     def write(self, name: str, maps: Mapping[str, tuple[Task, np.ndarray, np.ndarray]]) -> None:
-        """Write an image's archive as a whole or not at all.
+        """Write an image's archive atomically.
 
         Args:
-            name: The image's id.
-            maps: By task name: the task, its discovered map as a dataset stores one, and the confidence ``h w``.
+            name: Image id.
+            maps: The task, its pseudo-label in the form of a dataset's label, and the confidence ``h w``; by task name.
         """
         arrays: Arrays = {}
         for key, (task, label, confidence) in maps.items():
@@ -90,18 +98,18 @@ class PseudoLabelStore:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def read(self, name: str, tasks: Sequence[Task], size: tuple[int, int] | None = None) -> Arrays:
-        """Discovered maps, as a dataset stores labels, and confidences, float32 ``h w`` in [0, 1].
+        """Read the pseudo-labels and confidences of an image.
 
         Args:
-            name: The image's id.
-            tasks: The tasks wanted, of which those count that discover labels; for none, nothing is read.
-            size: ``(h, w)`` that they must have; None for any.
+            name: Image id.
+            tasks: Tasks to read; those without pseudo-labels are left out.
+            size: Expected height and width; None for any.
 
         Returns:
-            Arrays under the names of ``PseudoLabelMap`` and ``ConfidenceMap``.
+            Labels and confidences (float32 ``h w`` in [0, 1]), named as ``PseudoLabelMap`` and ``ConfidenceMap``.
 
         Raises:
-            HTTError: The archive is missing or damaged, lacks a task, or holds what was not discovered for it.
+            DataError: The archive is missing or corrupt, or a map does not fit its task.
         """
         path, arrays = self.path(name), Arrays()
         tasks = [task for task in tasks if task.supports_pseudo_labels]
@@ -114,48 +122,50 @@ class PseudoLabelStore:
                     _check_archive(task, stored, confidence, size)
                     arrays[PseudoLabelMap(task).name] = task.decompress(stored)
                     arrays[ConfidenceMap(task).name] = confidence.astype(np.float32) / MAX_CONFIDENCE
-        except Exception as error:  # a damaged archive fails in many ways
-            raise HTTError(f"{path} is missing, damaged or lacks a task ({error}); run discover again.") from error
+        except Exception as error:  # corrupt archives raise errors of many types
+            raise DataError(f"{path} is missing or corrupt ({error}). Run discover again.") from error
         return arrays
 
-    def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task], source: Mapping[str, Any]) -> None:
-        """Raise an ``HTTError`` unless every image has what it lacks, before any training time is lost.
+    def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task], dataset: Mapping[str, Any]) -> None:
+        """Check that every missing label has a pseudo-label.
 
         Args:
-            labels: Names of the tasks each image keeps its label of, by image id.
-            tasks: The run's tasks.
-            source: The ``fingerprint`` of the dataset.
+            labels: Names of the labeled tasks, by image id.
+            tasks: Tasks of the run.
+            dataset: ``fingerprint`` of the dataset.
+
+        Raises:
+            DataError: The store is of another dataset, or lacks a pseudo-label.
         """
         manifest = self.manifest()
-        differ = [key for key, value in source.items() if key != "tasks" and manifest["dataset"].get(key) != value]
-        differ += [name for name, task in source["tasks"].items() if manifest["dataset"]["tasks"].get(name) != task]
-        if differ:
-            raise HTTError(f"{self.folder} was written for another dataset: its {', '.join(differ)} differ.")
-        for name, given in labels.items():
-            lacking = [task.name for task in tasks if task.name not in given and task.supports_pseudo_labels]
-            for task in lacking:
+        stored = manifest["dataset"]
+        changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
+        changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]
+        if changed:
+            raise DataError(f"{self.folder} must be of this dataset, but {', '.join(changed)} differ.")
+        for name, labeled in labels.items():
+            missing = [task.name for task in tasks if task.name not in labeled and task.supports_pseudo_labels]
+            for task in missing:
                 if manifest["images"].get(name, {}).get(task) != "pseudo_label":
-                    raise HTTError(f"{self.folder} has no discovered {task} of image {name!r}; see data.labels.")
-            if lacking and not self.path(name).is_file():
-                raise HTTError(f"{self.path(name)} is missing; run discover again, it goes on where it stopped.")
+                    raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. See data.labels.")
+            if missing and not self.path(name).is_file():
+                raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
 
 
 def _check_archive(task: Task, stored: np.ndarray, confidence: np.ndarray, size: tuple[int, int] | None) -> None:
-    """Raise a ``ValueError`` for arrays that ``write`` has not written for a task."""
-    packed = task.compress(
-        task.empty_target(1, 1) if task.field_channels is None else np.zeros_like(task.empty_target(1, 1))
-    )
+    empty = task.empty_target(1, 1)
+    expected = task.compress(empty if task.field_channels is None else np.zeros_like(empty))
     height, width = size or stored.shape[:2]
-    if (stored.dtype, stored.shape) != (packed.dtype, (height, width, *packed.shape[2:])):
+    if (stored.dtype, stored.shape) != (expected.dtype, (height, width, *expected.shape[2:])):
         raise ValueError(f"{task.name} is {stored.dtype} {stored.shape}")
     if confidence.dtype != np.uint8 or confidence.shape != (height, width) or not confidence.size:
         raise ValueError(f"the confidence of {task.name} is {confidence.dtype} {confidence.shape}")
     if stored.max() >= len(task.class_names) if task.field_channels is None else not np.isfinite(stored).all():
-        raise ValueError(f"{task.name} holds what is no value of it")
+        raise ValueError(f"{task.name} has values that are not allowed")
 
 
 class PseudoLabelMap:
-    """A discovered map in transforms: it moves as its task's given labels do.
+    """A pseudo-label in transforms, transformed like the labels of its task.
 
     Args:
         task: Its task.
@@ -168,12 +178,12 @@ class PseudoLabelMap:
         self.flip, self.rescale_values, self.empty_target = task.flip, task.rescale_values, task.empty_target
 
     def postprocess_target(self, array: np.ndarray) -> np.ndarray:
-        """Nothing to settle: a discovered map may well be all background."""
+        """Return the map itself; unlike a label it may be all background."""
         return array
 
 
 class ConfidenceMap:
-    """The confidence in a discovered map: float32 ``h w``, 0 on padding.
+    """The confidence of a pseudo-label in transforms: float32 ``h w``, 0 on padding.
 
     Args:
         task: Its task.
@@ -185,37 +195,37 @@ class ConfidenceMap:
         self.name = f"{task.name}.confidence"
 
     def flip(self, array: np.ndarray) -> np.ndarray:
-        """Mirror it left to right."""
+        """Flip left to right."""
         return np.ascontiguousarray(array[:, ::-1])
 
     def rescale_values(self, array: np.ndarray, factor: float) -> np.ndarray:
-        """Enlarging makes nothing more certain."""
+        """Return the map itself."""
         return array
 
     def empty_target(self, height: int, width: int) -> np.ndarray:
-        """No confidence."""
+        """Return a confidence of 0."""
         return np.zeros((height, width), np.float32)
 
     def postprocess_target(self, array: np.ndarray) -> np.ndarray:
-        """Nothing to settle."""
+        """Return the map itself."""
         return array
 
 
 def with_pseudo_label_maps(tasks: Sequence[Task]) -> list[MapTransform]:
-    """Given labels, discovered maps and confidences of tasks, as transforms take them."""
+    """Return the labels, pseudo-labels and confidences of tasks, as transforms take them."""
     return [*tasks, *(PseudoLabelMap(task) for task in tasks), *(ConfidenceMap(task) for task in tasks)]
 
 
 def to_pseudo_label(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLabel:
-    """A transformed discovered map as tensors; where there is none, or padding, any label with confidence 0.
+    """Convert a transformed pseudo-label to tensors; where there is none, the confidence is 0.
 
     Args:
-        arrays: What the transforms have returned.
+        arrays: Result of the transforms.
         task: The task.
-        size: ``(h, w)`` of the transformed image.
+        size: Height and width of the transformed image.
 
     Returns:
-        A target without missing values, and ``h w`` confidence.
+        A target without missing values, and the confidence ``h w``.
     """
     label = arrays.get(PseudoLabelMap(task).name, task.empty_target(*size))
     confidence = arrays.get(ConfidenceMap(task).name)
@@ -226,6 +236,6 @@ def to_pseudo_label(arrays: Arrays, task: Task, size: tuple[int, int]) -> Pseudo
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

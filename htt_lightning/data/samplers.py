@@ -1,4 +1,4 @@
-"""Which image comes when, on which process: a function of (seed, epoch) alone (contracts.md, Randomness)."""
+"""Samplers whose order depends on (seed, epoch) alone."""
 
 from collections.abc import Iterator
 
@@ -9,21 +9,19 @@ from htt_lightning.data.batch import Batch, SampleIndex
 
 
 class SeededDistributedSampler(DistributedSampler[SampleIndex]):
-    """A permutation per epoch from (seed, epoch) alone; ranks take turns, so that R ranks see what one process sees.
+    """A permutation per epoch; ranks take turns, so that R ranks see the batches of one process.
 
-    Lightning sets the epoch, and leaves the sampler in place because it is a ``DistributedSampler``.
+    Lightning sets the epoch, and does not replace the sampler because it is a ``DistributedSampler``.
 
     Args:
-        dataset_size: Length of the dataset.
-        seed: Of the permutations.
-        rank: Of this process.
+        dataset_size: Number of images.
+        seed: Seed of the permutations.
+        rank: Rank of this process.
         num_replicas: Number of processes.
     """
 
     def __init__(self, dataset_size: int, seed: int = 0, rank: int = 0, num_replicas: int = 1) -> None:
-        super().__init__(
-            _Length(dataset_size), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed, drop_last=True
-        )
+        super().__init__(_Length(dataset_size), num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
         self.dataset_size = dataset_size
 
     def __len__(self) -> int:
@@ -36,26 +34,25 @@ class SeededDistributedSampler(DistributedSampler[SampleIndex]):
 
 
 class PaddedEvalSampler(DistributedSampler[SampleIndex]):
-    """Every image once, in order. Ranks get equally many: the last ones repeat images marked as repeats.
+    """Every image once, in order; the last ranks repeat images as padding, so that all ranks take the same steps.
 
     Args:
-        dataset_size: Length of the dataset.
-        rank: Of this process.
+        dataset_size: Number of images.
+        rank: Rank of this process.
         num_replicas: Number of processes.
     """
 
     def __init__(self, dataset_size: int, rank: int = 0, num_replicas: int = 1) -> None:
-        super().__init__(_Length(dataset_size), num_replicas=num_replicas, rank=rank, shuffle=False)
+        super().__init__(_Length(dataset_size), num_replicas, rank, shuffle=False)
         self.dataset_size = dataset_size
 
     def __iter__(self) -> Iterator[SampleIndex]:
+        size = self.dataset_size
         places = range(self.rank, len(self) * self.num_replicas, self.num_replicas)
-        return iter([SampleIndex(place % self.dataset_size, is_padding=place >= self.dataset_size) for place in places])
+        return iter([SampleIndex(place % size, is_padding=place >= size) for place in places])
 
 
 class _Length(Dataset[Batch]):
-    """All that torch's sampler asks of a dataset."""
-
     def __init__(self, length: int) -> None:
         self.length = length
 

@@ -1,4 +1,4 @@
-"""Choice of the tasks of a run and of the validation images that score them."""
+"""Select the tasks of a run and the validation labels that score them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace

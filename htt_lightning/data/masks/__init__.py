@@ -1,3 +1,3 @@
-"""Label masks: which tasks are labeled on each image."""
+"""Label masks: the labels that each training image keeps."""
 
 __all__: list[str] = []

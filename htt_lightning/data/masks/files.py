@@ -1,4 +1,4 @@
-"""Label masks on disk: our own format, and the published files (protocol.md 2.1)."""
+"""Label masks on disk: the library's own format, and the published files."""
 
 import codecs
 import io
@@ -17,156 +17,157 @@ from htt_lightning.data.masks.label_mask import (
     FORMAT,
     LabelMask,
     is_protocol,
-    joined,
     natural_key,
     natural_sort,
     unknown_protocol_error,
 )
 from htt_lightning.data.masks.published import find_by_md5
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError, DataError, HTTError
 from htt_lightning.io.weights import safe_torch_load
 from htt_lightning.tasks.base import RELEASE_ALIASES
 
 logger = logging.getLogger(__name__)
 
 _SCALAR: Any = np.float64(0).__reduce__()[0]
-"""The function that pickles of numpy's numbers and strings call; it has moved between numpy's releases."""
+"""Function in pickles of numpy's numbers and strings; its module depends on numpy's version."""
 
 _ARRAY: Any = np.zeros(1).__reduce__()[0]
-"""The one that pickles of its arrays call."""
+"""Function in pickles of numpy's arrays."""
 
 Labels = dict[str, list[str]]
-"""Names of the tasks that each image keeps its label of, by image id."""
+"""Names of the labeled tasks, by image id."""
 
 
 class Provenance(NamedTuple):
-    """What a mask file says about itself; see ``LabelMask``."""
+    """Protocol, seed and origin of a mask file; see ``LabelMask``."""
 
     protocol: str = "file"
     seed: int | None = None
     origin: str | None = None
 
 
-def provenance(path: Path, content: bytes) -> Provenance:
-    """How the mask in a file was drawn: a published file is known by its MD5, and one of ours says it.
+def read_provenance(path: Path, content: bytes) -> Provenance:
+    """Read how the mask in a file was drawn: a published file is known by its MD5, the library's own files state it.
+
+    Args:
+        path: The file, for error messages.
+        content: Its content.
 
     Raises:
-        HTTError: One of ours says it in another form.
+        DataError: An own file states it in another form.
     """
-    if known := find_by_md5(content):
-        return Provenance(known.protocol, origin=known.name)
+    if published := find_by_md5(content):
+        return Provenance(published.protocol, origin=published.name)
     try:
         stored = json.loads(content)
-    except (ValueError, RecursionError):  # another form, which says nothing, or a damaged file
+    except (ValueError, RecursionError):  # a published form, which states nothing, or a corrupt file
         return Provenance()
-    said = Provenance(**{key: stored[key] for key in Provenance._fields if key in stored} if _is_ours(stored) else {})
-    texts = isinstance(said.protocol, str) and isinstance(said.origin, str | None)
-    if not texts or type(said.seed) not in (int, type(None)):
-        raise HTTError(f"{path}: 'protocol' and 'origin' must be texts, and 'seed' a whole number or null.")
-    return said
+    fields = {key: stored[key] for key in Provenance._fields if key in stored} if _is_own_format(stored) else {}
+    found = Provenance(**fields)
+    texts = isinstance(found.protocol, str) and isinstance(found.origin, str | None)
+    if not texts or type(found.seed) not in (int, type(None)):
+        raise DataError(f"{path}: 'protocol' and 'origin' must be texts and 'seed' an integer or null, got {fields}.")
+    return found
 
 
 def protocol_of(labels: str) -> str:
-    """The protocol that labels follow, also those of a file of ours or a published one; ``file`` if it says nothing."""
+    """Return the protocol of labels or of a mask file; ``file`` if it is unknown.
+
+    Args:
+        labels: A protocol, or the path of a mask file.
+    """
     if is_protocol(labels):
         return labels
     path = Path(labels)
     try:
-        return provenance(path, path.read_bytes()).protocol
-    except (OSError, HTTError):  # whoever reads the mask will say what is wrong
+        return read_provenance(path, path.read_bytes()).protocol
+    except (OSError, HTTError):  # reading the mask will raise the error
         return "file"
 
 
 def check_label_source(labels: str) -> None:
-    """Refuse what can be neither a protocol nor a mask file, before any work is done.
+    """Check that labels are a protocol or an existing file.
 
     Raises:
-        HTTError: It is no protocol, and there is no such file.
+        ConfigError: They are neither.
     """
     if is_protocol(labels) or Path(labels).is_file():
         return
-    raise (
-        HTTError(f"Cannot read the label mask {labels}: no such file.")
-        if Path(labels).suffix
-        else unknown_protocol_error(labels)
-    )
+    if Path(labels).suffix:
+        raise ConfigError(f"data.labels must be a protocol or a file that exists, got {labels}.")
+    raise unknown_protocol_error(labels)
 
 
 def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> LabelMask:
-    """Read a label mask: a JSON file as ``LabelMask.save`` writes it, or a published one (``.pth`` or ``.npy``).
+    """Read a label mask: a JSON file written by ``LabelMask.save``, or a published one (``.pth`` or ``.npy``).
 
-    Published files come in three forms (protocol.md 2.1). A tensor is positional: columns are the canonical tasks in
-    order and row ``i`` is the training image with id ``i``. A table by image id has the same columns. Lists name the
-    images of each task. A published form with an unknown MD5 is read with a warning in the log.
+    Published files have three forms. A tensor is positional: columns are the canonical tasks in order, and row ``i`` is
+    the training image with id ``i``. A table by image id has the same columns. Lists name the images of each task. A
+    published form with an unknown MD5 is read with a warning.
 
     Args:
-        path: The file. Nothing in it is ever executed.
-        ids: Ids of all training images of the data set.
-        tasks: The data set's canonical tasks by name, in canonical order.
+        path: The file. Nothing in it is executed.
+        ids: Ids of all training images of the dataset.
+        tasks: Names of the dataset's canonical tasks, in canonical order.
 
     Returns:
-        The mask, columns in the order of ``tasks``. Protocol, seed and origin are those that the file names, or those
-        of the published mask that it is.
+        The mask, with columns in the order of ``tasks``.
 
     Raises:
-        HTTError: The file is missing or damaged, is over other tasks or images, or leaves an image without a label.
+        DataError: The file is missing or corrupt, has other tasks or images, or leaves an image without a label.
     """
     path, ids, tasks = Path(path), natural_sort(ids), tuple(tasks)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise HTTError(f"Cannot read the label mask {path}: {error.strerror}.") from error
-    ours = path.suffix not in _READERS
-    labels = _from_json(path, content, tasks) if ours else _READERS[path.suffix](path, content, ids, tasks)
+        raise DataError(f"The label mask {path} cannot be read: {error.strerror}.") from error
+    own = path.suffix not in _READERS
+    labels = _from_json(path, content, tasks) if own else _READERS[path.suffix](path, content, ids, tasks)
     missing, unexpected = [i for i in ids if i not in labels], sorted(labels.keys() - set(ids), key=natural_key)
     if missing or unexpected:
         counts = (("missing", missing), ("unexpected", unexpected))
-        parts = [f"{len(names)} {what} (such as {names[0]!r})" for what, names in counts if names]
-        raise HTTError(f"{path} is not a mask of the data set's {len(ids)} training images: {', '.join(parts)}.")
+        parts = [f"{len(names)} {kind} (such as {names[0]!r})" for kind, names in counts if names]
+        raise DataError(f"{path} must be a mask of the {len(ids)} training images, got {', '.join(parts)}.")
     for name, kept in labels.items():
-        if not set(kept) <= set(tasks):
-            raise HTTError(f"{path}: image {name!r} lists unknown tasks {joined(sorted(set(kept) - set(tasks)))}.")
-        if not kept:
-            raise HTTError(f"{path}: image {name!r} has no label; every image needs one.")
-    drawn = provenance(path, content)
-    if not ours and not drawn.origin:
-        logger.warning("%s is no published label mask.", path)
+        if not kept or not set(kept) <= set(tasks):
+            given = ", ".join(map(str, kept)) or "none"
+            raise DataError(f"{path}: image {name!r} must have labels of {', '.join(tasks)}, got {given}.")
+    provenance = read_provenance(path, content)
+    if not own and not provenance.origin:
+        logger.warning("%s is not a published label mask.", path)
     labeled = [[task in labels[name] for task in tasks] for name in ids]
-    return LabelMask(tasks, ids, np.array(labeled, np.bool_).reshape(len(ids), len(tasks)), *drawn)
+    return LabelMask(tasks, ids, np.array(labeled, np.bool_).reshape(len(ids), len(tasks)), *provenance)
 
 
 def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[str]) -> Labels:
-    """A tensor by position, or a table by image id."""
-    # Ids in the tables are numpy's strings and rows may be its arrays or numbers, which torch does not admit by itself.
+    """Read a tensor by position, or a table by image id."""
+    # Ids in tables are numpy's strings, and rows may be its arrays or numbers, which torch's safe loader refuses.
     makers = {"scalar": _SCALAR, "_reconstruct": _ARRAY}
     made = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in makers.items()]
     types = [type(np.dtype(code)) for code in ("U", *np.typecodes["AllInteger"], "?", "e", "f", "d")]
     try:
         with torch.serialization.safe_globals([*made, np.ndarray, np.dtype, *types]):
             stored = safe_torch_load(io.BytesIO(content))
-        table = "labels_weights" not in stored
-        weights = np.array(list(stored.values()), np.float32) if table else stored["labels_weights"].numpy()
-        names = [str(name) for name in stored] if table else list(ids)
+        is_table = "labels_weights" not in stored
+        weights = np.array(list(stored.values()), np.float32) if is_table else stored["labels_weights"].numpy()
+        names = [str(name) for name in stored] if is_table else list(ids)
         if weights.ndim != 2:
             raise ValueError("not a row per image")
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise HTTError(
-            f"{path} is no label mask: expected a torch file with a tensor 'labels_weights', or with a list of one "
-            "number per task for each image id."
+    except Exception as error:  # corrupt pickles raise errors of many types
+        raise DataError(
+            f"{path} must be a torch file with a tensor 'labels_weights', or with one number per task by image id."
         ) from error
-    what = "its table" if table else "'labels_weights'"
     if weights.shape != (len(names), len(tasks)):
-        raise HTTError(
-            f"{path}: {what} has shape {weights.shape}, expected {(len(names), len(tasks))}: "
-            f"{len(names)} training images and the tasks {joined(tasks)}."
+        raise DataError(
+            f"{path} must have the shape {(len(names), len(tasks))} for {len(names)} training images and the tasks "
+            f"{', '.join(tasks)}, got {weights.shape}."
         )
     if not np.isin(weights, (0, 1)).all():
-        raise HTTError(f"{path}: {what} must hold only 0 and 1.")
-    other = next((name for i, name in enumerate(ids) if name != str(i)), None)
-    if other is not None and not table:
-        raise HTTError(
-            f"{path} numbers its images 0 to {len(ids) - 1}, so it does not say which one is {other!r}; "
-            "use a mask file that names its images."
+        raise DataError(f"{path} must contain only 0 and 1.")
+    if not is_table and list(ids) != [str(i) for i in range(len(ids))]:
+        other = next(name for i, name in enumerate(ids) if name != str(i))
+        raise DataError(
+            f"{path} numbers its images, so it does not fit the id {other!r}. Use a mask that names images."
         )
     return {
         name: [task for task, keep in zip(tasks, row, strict=True) if keep]
@@ -175,14 +176,14 @@ def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
 
 
 class _SafeUnpickler(pickle.Unpickler):
-    """Reads numpy arrays, strings, lists and dicts, and refuses whatever else a pickle may ask for."""
+    """Unpickle numpy arrays, strings, lists and dicts, and refuse everything else."""
 
     ADMITTED: ClassVar[Mapping[str, Any]] = {
         "ndarray": np.ndarray, "dtype": np.dtype, "scalar": _SCALAR, "_reconstruct": _ARRAY,
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
-        """A class or function that arrays are made of."""
+        """Return a class or function of numpy arrays."""
         if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in self.ADMITTED:
             return self.ADMITTED[name]
         if (module, name) == ("_codecs", "encode"):  # of bytes, in older pickles
@@ -191,18 +192,16 @@ class _SafeUnpickler(pickle.Unpickler):
 
 
 def _from_lists(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[str]) -> Labels:
-    """Image ids by task, in an array without axes that holds one dict."""
+    """Read image ids by task, from an array without axes that holds one dict."""
     file = io.BytesIO(content)
     try:
         if np.lib.format.read_magic(file) != (1, 0) or np.lib.format.read_array_header_1_0(file)[2] != np.dtype("O"):
             raise ValueError("not an array of objects")
         stored = _SafeUnpickler(file, encoding="latin1").load().item()
         images = {RELEASE_ALIASES.get(task, task): [str(name) for name in names] for task, names in stored.items()}
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise HTTError(
-            f"{path} is no label mask: expected a numpy file with a list of image ids for each task ({error})."
-        ) from error
-    _same_tasks(path, images, tasks)
+    except Exception as error:  # corrupt pickles raise errors of many types
+        raise DataError(f"{path} must be a numpy file with a list of image ids for each task ({error}).") from error
+    _check_tasks(path, images, tasks)
     labels: dict[str, list[str]] = {}
     for task, names in images.items():
         for name in names:
@@ -218,36 +217,33 @@ _READERS: Mapping[str, Callable[[Path, bytes, Sequence[str], Sequence[str]], Lab
 
 def _from_json(path: Path, content: bytes, tasks: Sequence[str]) -> Labels:
     try:
-        mask = json.loads(content, object_pairs_hook=_unique)
+        mask = json.loads(content, object_pairs_hook=_without_repeated_keys)
     except (ValueError, RecursionError) as error:
-        raise HTTError(f"{path} is no label mask: no valid JSON ({error}).") from error
-    if not _is_ours(mask):
-        raise HTTError(f"{path} is no label mask of format {FORMAT}.")
-    named, labels = mask.get("tasks"), mask.get("labels")
-    if not _is_names(named) or not isinstance(labels, dict) or not all(map(_is_names, labels.values())):
-        raise HTTError(f"{path}: expected 'tasks' as a list of names and 'labels' as a list of names per image id.")
-    _same_tasks(path, named, tasks)
+        raise DataError(f"{path} must be a label mask in JSON ({error}).") from error
+    if not _is_own_format(mask):
+        raise DataError(f"{path} must be a label mask of format {FORMAT}.")
+    names, labels = mask.get("tasks"), mask.get("labels")
+    if not _is_names(names) or not isinstance(labels, dict) or not all(map(_is_names, labels.values())):
+        raise DataError(f"{path} must have 'tasks' as a list of names and 'labels' as a list of names by image id.")
+    _check_tasks(path, names, tasks)
     return labels
 
 
-def _is_ours(mask: Any) -> TypeGuard[dict[str, Any]]:
+def _is_own_format(mask: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(mask, dict) and mask.get("format") == FORMAT
 
 
-def _same_tasks(path: Path, named: Iterable[str], tasks: Sequence[str]) -> None:
-    if set(named) != set(tasks):
-        raise HTTError(
-            f"{path} is over the tasks {joined(named)}, but the data set has {joined(tasks)}: "
-            f"they differ in {joined(sorted(set(named) ^ set(tasks)))}."
-        )
+def _check_tasks(path: Path, found: Iterable[str], tasks: Sequence[str]) -> None:
+    if set(found) != set(tasks):
+        raise DataError(f"{path} must have the tasks {', '.join(tasks)} of the dataset, got {', '.join(found)}.")
 
 
 def _is_names(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON object in which a repeated key is an error rather than a silent overwrite."""
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a repeated key, which JSON would overwrite."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key is repeated")
     return dict(pairs)

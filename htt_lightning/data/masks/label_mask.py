@@ -1,4 +1,4 @@
-"""Label masks: which training image keeps which label (protocol.md 2, contracts.md, Label masks)."""
+"""Label masks: the labels that each training image keeps."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Literal, TypeGuard, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from htt_lightning.errors import HTTError, did_you_mean
+from htt_lightning.errors import ConfigError, DataError, did_you_mean
 from htt_lightning.io.files import atomic_path
 
 Protocol = Literal["full", "one-label", "random-label"]
@@ -23,15 +23,15 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class LabelMask:
-    """Which of a data set's training images keeps which of its labels; validation images keep all.
+    """The labels that the training images of a dataset keep; validation images keep all.
 
     Attributes:
-        tasks: The data set's canonical tasks by name.
+        tasks: Names of the dataset's canonical tasks.
         ids: Image ids in natural order.
-        labeled: bool ``n t``, True where image ``n`` keeps its label of task ``t``.
-        protocol: How the mask was drawn, whatever file it has been in since; ``file`` where that is not known.
-        seed: What it was drawn with; None where nothing was drawn, or the seed is not known.
-        origin: Which published mask it is, in words; None for any other.
+        labeled: bool ``n t``, True if image ``n`` keeps its label of task ``t``.
+        protocol: Protocol of the draw, also after a file; ``file`` if unknown.
+        seed: Seed of the draw; None if nothing was drawn or the seed is unknown.
+        origin: Name of the published mask; None for other masks.
 
     Raises:
         ValueError: The shape of ``labeled`` is not ``n t``, or the ids are not in natural order.
@@ -45,6 +45,7 @@ class LabelMask:
     origin: str | None = None
 
     def __post_init__(self) -> None:
+        """Validate shape and order."""
         if self.labeled.shape != (len(self.ids), len(self.tasks)) or self.labeled.dtype != np.bool_:
             raise ValueError("A label mask is a bool array with one row per image and one column per task.")
         if self.ids != natural_sort(self.ids):
@@ -52,7 +53,7 @@ class LabelMask:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over tasks, ids and labels in hexadecimal: equal exactly where two masks keep the same labels."""
+        """SHA-256 of tasks, ids and labels in hexadecimal, without the provenance."""
         content = json.dumps([self.tasks, self.ids, self.labeled.astype(int).tolist()])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -63,40 +64,40 @@ class LabelMask:
 
     @property
     def summary(self) -> dict[str, int]:
-        """Number of labelled images per task."""
+        """Number of labeled images per task."""
         return dict(zip(self.tasks, self.labeled.sum(0).tolist(), strict=True))
 
     @property
     def description(self) -> str:
-        """How many images keep which label, and how that was drawn, in one line."""
+        """Number of labels per task and provenance, in one line."""
         seed = None if self.seed is None else f"seed {self.seed}"
-        drawn = joined(filter(None, (self.protocol, seed, self.origin)))
-        counts = joined(f"{task} {count}" for task, count in self.summary.items())
-        return f"Labels of {len(self.ids)} training images ({drawn}): {counts}"
+        provenance = ", ".join(filter(None, (self.protocol, seed, self.origin)))
+        counts = ", ".join(f"{task} {count}" for task, count in self.summary.items())
+        return f"Labels of {len(self.ids)} training images ({provenance}): {counts}"
 
     def select(self, tasks: Sequence[str]) -> "LabelMask":
-        """The mask of a run on some of the tasks: their columns, without the images that are left unlabelled.
+        """Select the columns of some tasks and drop images without a label of them.
 
         Args:
-            tasks: Names, in the order wanted.
+            tasks: Names of the tasks, in the order of the result.
 
         Raises:
-            HTTError: A task is not in the mask, or no image is labelled for any of them.
+            ConfigError: A task is not in the mask, or no image is labeled for any of them.
         """
         unknown = [task for task in tasks if task not in self.tasks]
         if unknown:
-            raise HTTError(f"No labels for {joined(unknown)}: the mask is over {joined(self.tasks)}.")
+            raise ConfigError(f"Tasks of the label mask must be in {', '.join(self.tasks)}, got {', '.join(unknown)}.")
         columns = self.labeled[:, [self.tasks.index(task) for task in tasks]]
         kept = np.flatnonzero(columns.any(1))
         if not kept.size:
-            raise HTTError(f"The mask leaves no training image with a label of {joined(tasks)}.")
+            raise ConfigError(f"The label mask must keep labels of {', '.join(tasks)}, got none.")
         return replace(self, tasks=tuple(tasks), ids=tuple(self.ids[i] for i in kept), labeled=columns[kept])
 
     def save(self, path: str | Path) -> None:
-        """Write the mask as JSON with one line per image; an existing file is replaced as a whole or not at all.
+        """Write the mask atomically as JSON with one line per image.
 
         Args:
-            path: The file; its folder is made.
+            path: The file; its folder is created.
 
         Raises:
             HTTError: The file cannot be written.
@@ -113,30 +114,36 @@ class LabelMask:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key that puts "2" before "10"; names that differ only in leading zeros still have one order."""
+    """Return a sort key that puts "2" before "10" and orders names that differ in leading zeros alone."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def natural_sort(ids: Iterable[str]) -> tuple[str, ...]:
-    """Ids sorted naturally, so that nothing depends on the order of a file system."""
+    """Sort ids naturally.
+
+    Examples:
+        >>> natural_sort(["10", "2", "a10", "a2"])
+        ('2', '10', 'a2', 'a10')
+    """
     return tuple(sorted(ids, key=natural_key))
 
 
 def is_protocol(labels: str) -> TypeGuard[Protocol]:
-    """Whether labels are to be drawn, rather than read from a file."""
+    """Return whether labels are drawn by a protocol, not read from a file."""
     return labels in get_args(Protocol)
 
 
-def unknown_protocol_error(protocol: str) -> HTTError:
-    """The error that a misspelt protocol deserves."""
-    hint = did_you_mean(str(protocol), get_args(Protocol), cutoff=0.3)
-    return HTTError(f"data.labels: unknown label protocol {protocol!r}; choose {', '.join(get_args(Protocol))}.{hint}")
+def unknown_protocol_error(protocol: str) -> ConfigError:
+    """Build the error for an unknown protocol, with the closest known one."""
+    known = get_args(Protocol)
+    hint = did_you_mean(str(protocol), known, cutoff=0.3)
+    return ConfigError(f"data.labels must be {', '.join(known)} or a file, got {protocol!r}.{hint}")
 
 
 def impossible_label_message(path: str, task: str, names: Sequence[str]) -> str:
-    """What to say of a mask file that gives images a label which they cannot have; it names three of them."""
+    """Build the warning about labels in a mask file that images cannot have; it names three of them."""
     more = ", ..." if len(names) > 3 else ""
-    return f"{path} gives {len(names)} images a label of {task} that they do not have: {joined(names[:3])}{more}."
+    return f"{path} keeps labels of {task} that {len(names)} images do not have: {', '.join(names[:3])}{more}."
 
 
 def sample_mask(
@@ -146,38 +153,39 @@ def sample_mask(
     seed: int,
     available: NDArray[np.bool_] | None = None,
 ) -> LabelMask:
-    """Draw a label mask (protocol.md 2.3): a function of its arguments alone, and not of the order of the ids.
+    """Draw a label mask; it depends on the arguments alone, not on the order of the ids.
 
-    ``one-label`` splits the images at random into equal parts, as far as availability allows: sizes differ by at most
-    one, and a task with too few images gets what it has. ``random-label`` draws for every image a number of labels
-    uniformly from 1 to one less than it could have, then that many of its labels uniformly. An image that could have
-    only one label keeps it.
+    ``one-label`` partitions the images at random into equal parts, as far as availability allows: sizes differ by at
+    most one, and a scarce task gets all it has. ``random-label`` draws for every image a number of labels uniformly
+    from 1 to one less than available, then that many of its labels uniformly. An image with one available label keeps
+    it.
+
+    Examples:
+        >>> sample_mask("one-label", ["1", "2", "3"], ["semseg", "depth", "normals"], seed=0).summary
+        {'semseg': 1, 'depth': 1, 'normals': 1}
 
     Args:
         protocol: ``full``, ``one-label`` or ``random-label``.
         ids: Ids of the training images.
-        tasks: The data set's canonical tasks by name, in canonical order, whatever tasks a run lists.
-        seed: Not negative.
-        available: bool ``n t``, False where an image cannot have a label of a task; rows in the order of ``ids``.
+        tasks: Names of the dataset's canonical tasks in canonical order, whatever tasks a run selects.
+        seed: Non-negative seed.
+        available: bool ``n t``, False if an image cannot have a label of a task; rows in the order of ``ids``.
 
     Raises:
-        HTTError: The protocol is unknown or needs more tasks, the seed is negative, an id or task is listed twice, or
-            an image can have no label.
+        ConfigError: The protocol is unknown or needs more tasks, or the seed is negative.
+        DataError: An id or task is repeated, or an image can have no label.
         ValueError: ``available`` has another shape.
     """
     if not is_protocol(protocol):
         raise unknown_protocol_error(protocol)
     if protocol == "random-label" and len(tasks) < 3:
-        raise HTTError(
-            f"random-label keeps at least one and not all labels, which with {joined(tasks)} alone is one-label: "
-            "use one-label."
-        )
+        raise ConfigError(f"random-label needs at least 3 tasks, got {', '.join(tasks)}. Use one-label instead.")
     if seed < 0:
-        raise HTTError(f"The seed of a label mask must not be negative, got {seed}.")
-    for what, names in ("image id", ids), ("task", tasks):
+        raise ConfigError(f"The seed of a label mask must not be negative, got {seed}.")
+    for kind, names in ("image id", ids), ("task", tasks):
         if len(set(names)) < len(names):
-            twice = next(name for i, name in enumerate(names) if name in names[:i])
-            raise HTTError(f"The {what} {twice!r} is listed twice.")
+            repeated = next(name for i, name in enumerate(names) if name in names[:i])
+            raise DataError(f"Each {kind} must appear once, got {repeated!r} twice.")
     if available is None:
         available = np.ones((len(ids), len(tasks)), np.bool_)
     elif available.shape != (len(ids), len(tasks)):
@@ -186,7 +194,9 @@ def sample_mask(
     order = sorted(range(len(ids)), key=lambda i: natural_key(ids[i]))
     names, available = tuple(ids[i] for i in order), available[order].astype(np.bool_)
     if not available.any(1).all():
-        raise HTTError(f"Image {names[available.any(1).argmin()]!r} has no label of {joined(tasks)}.")
+        raise DataError(
+            f"Image {names[available.any(1).argmin()]!r} must have a label of {', '.join(tasks)}, got none."
+        )
     if protocol == "full":
         return LabelMask(tuple(tasks), names, available, protocol)
     draw = _one_label if protocol == "one-label" else _random_label
@@ -198,7 +208,7 @@ def sample_mask(
 
 
 def _one_label(available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Balanced partition (protocol.md 2.3.1); scarce tasks draw their quota first (protocol.md 2.3.3)."""
+    """Partition the images equally; scarce tasks draw their quota first."""
     images, tasks = available.shape
     labeled = np.zeros_like(available)
     supply = available.sum(0)
@@ -215,13 +225,8 @@ def _one_label(available: NDArray[np.bool_], rng: np.random.Generator) -> NDArra
 
 
 def _random_label(available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Number of labels first, then which of them, independently per image (protocol.md 2.3.2)."""
+    """Draw per image the number of labels, then the labels."""
     count = rng.integers(1, np.maximum(available.sum(1), 2))
-    # The places of random keys are a random order; what is not available comes last.
+    # The ranks of random keys are a random order; unavailable labels come last.
     place = np.where(available, rng.random(available.shape), 2.0).argsort(1).argsort(1)
     return np.asarray(place < count[:, None])
-
-
-def joined(names: Iterable[str]) -> str:
-    """Names in a sentence."""
-    return ", ".join(names)
