@@ -1,18 +1,16 @@
 import itertools
-import random
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from htt_lightning.data.masks.files import read_mask
 from htt_lightning.data.masks.label_mask import LabelMask, natural_key, natural_sort, sample_mask
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError, DataError, HTTError
 
 NYUD = ("semseg", "depth", "normals")
 PASCAL = ("semseg", "human_parts", "saliency", "normals", "edges")
@@ -48,7 +46,7 @@ def names(count):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nyud_one_label_gives_every_task_a_third(seed):
+def test_one_label_gives_every_nyud_task_a_third(seed):
     mask = sample_mask("one-label", IDS, NYUD, seed)
     assert mask.summary == dict.fromkeys(NYUD, 265)
     assert (mask.labeled.sum(1) == 1).all()
@@ -56,7 +54,7 @@ def test_nyud_one_label_gives_every_task_a_third(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nyud_random_label_is_uniform_over_the_six_patterns(seed):
+def test_random_label_is_uniform_over_patterns(seed):
     mask = sample_mask("random-label", IDS, NYUD, seed)
     assert list(mask.summary.values()) == pytest.approx([397.5] * 3, abs=3 * 14.1)
     patterns = np.unique(mask.labeled, axis=0, return_counts=True)[1]
@@ -64,7 +62,7 @@ def test_nyud_random_label_is_uniform_over_the_six_patterns(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pascal_random_label_stays_in_the_bands(seed):
+def test_random_label_counts_on_pascal(seed):
     ids, available = people()
     mask = sample_mask("random-label", ids, PASCAL, seed, available)
     counts = mask.summary
@@ -75,7 +73,7 @@ def test_pascal_random_label_stays_in_the_bands(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pascal_one_label_draws_human_parts_from_images_with_persons(seed):
+def test_one_label_draws_human_parts_from_people(seed):
     ids, available = people()
     mask = sample_mask("one-label", ids, PASCAL, seed, available)
     assert set(mask.summary.values()) <= {999, 1000}
@@ -86,7 +84,7 @@ def test_pascal_one_label_draws_human_parts_from_images_with_persons(seed):
     assert persons[[0, 2, 3, 4]].tolist() == pytest.approx([rest] * 4, abs=4 * rest**0.5)
 
 
-def test_a_task_with_too_few_images_gets_what_it_has():
+def test_one_label_gives_a_scarce_task_all_it_has():
     available = np.ones((100, 5), bool)
     available[4:, 1] = False
     mask = sample_mask("one-label", names(100), PASCAL, 0, available)
@@ -102,7 +100,7 @@ def test_one_label_is_a_balanced_partition(images, tasks, seed):
 
 @PARTIAL
 @law(available=availabilities(), seed=SEEDS)
-def test_partial_masks_keep_some_available_labels_and_not_all(protocol, available, seed):
+def test_partial_masks_keep_some_labels_and_not_all(protocol, available, seed):
     images, tasks = available.shape
     labeled = sample_mask(protocol, names(images), (*PASCAL, "depth")[:tasks], seed, available).labeled
     counts = labeled.sum(1)
@@ -125,27 +123,25 @@ def test_masks_do_not_depend_on_the_order_of_ids(protocol, available, seed, data
 
 
 @PARTIAL
-def test_masks_differ_by_seed_and_leave_global_random_state_alone(protocol):
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+def test_masks_depend_on_the_seed_alone(protocol):
     masks = [sample_mask(protocol, IDS, NYUD, seed).fingerprint for seed in (0, 0, 1, 2)]
-    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
     assert masks[0] == masks[1]
     assert len(set(masks)) == 3
 
 
-def test_full_keeps_everything_available():
+def test_full_keeps_all_available_labels():
     ids, available = people()
     mask = sample_mask("full", ids, PASCAL, 5, available)
     np.testing.assert_array_equal(mask.labeled, available)
     assert (mask.protocol, mask.seed) == ("full", None)
 
 
-def test_ids_are_ordered_naturally():
+def test_natural_sort_orders_numbers():
     assert natural_sort(["10", "b2", "2", "b10", "02", "b2x"]) == ("02", "2", "10", "b2", "b2x", "b10")
 
 
 @law(ids=st.lists(st.text(max_size=6) | st.from_regex(r"[a-z0-9_٣²-]{0,6}", fullmatch=True), unique=True))
-def test_natural_order_is_total(ids):
+def test_natural_sort_is_a_total_order(ids):
     ordered = natural_sort(ids)
     assert sorted(ordered) == sorted(ids)
     assert natural_sort(reversed(ordered)) == ordered
@@ -153,26 +149,29 @@ def test_natural_order_is_total(ids):
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("onelabel", "one-label"), ("random", "random-label"), ("ful", "full")])
-def test_an_unknown_protocol_names_the_nearest(typed, meant):
-    with pytest.raises(HTTError, match=f"{typed}.*full, one-label, random-label.*mean '{meant}'"):
+def test_unknown_protocols_get_a_hint(typed, meant):
+    with pytest.raises(ConfigError, match=f"'{typed}'.*mean '{meant}'"):
         sample_mask(typed, IDS, NYUD, 0)
 
 
-def test_bad_arguments_are_refused():
-    with pytest.raises(HTTError, match="image id '1' is listed twice"):
-        sample_mask("one-label", ("1", "2", "1"), NYUD, 0)
-    with pytest.raises(HTTError, match="task 'depth' is listed twice"):
-        sample_mask("full", FEW, ("depth", "depth"), 0)
-    with pytest.raises(HTTError, match="negative"):
-        sample_mask("one-label", FEW, NYUD, -1)
-    for tasks in ("semseg", "depth"), ("depth",):
-        with pytest.raises(HTTError, match="use one-label"):
-            sample_mask("random-label", FEW, tasks, 0)
+@pytest.mark.parametrize(
+    ("protocol", "ids", "tasks", "seed", "named"),
+    [
+        ("one-label", ("1", "2", "1"), NYUD, 0, "image id.*'1'"),
+        ("full", FEW, ("depth", "depth"), 0, "task.*'depth'"),
+        ("one-label", FEW, NYUD, -1, "-1"),
+        ("random-label", FEW, ("semseg", "depth"), 0, "one-label"),
+        ("random-label", FEW, ("depth",), 0, "one-label"),
+    ],
+)
+def test_sample_mask_validates_its_arguments(protocol, ids, tasks, seed, named):
+    with pytest.raises(HTTError, match=named):
+        sample_mask(protocol, ids, tasks, seed)
 
 
-def test_an_image_that_can_have_no_label_is_refused_by_name():
+def test_sample_mask_names_images_without_any_label():
     available = np.array([[True] * 3] * 3 + [[False] * 3])
-    with pytest.raises(HTTError, match="'10' has no label"):
+    with pytest.raises(DataError, match="'10'"):
         sample_mask("one-label", ("2", "1", "0", "10"), NYUD, 0, available)
     with pytest.raises(ValueError, match="shape"):
         sample_mask("one-label", FEW, NYUD, 0, available[:2])
@@ -182,7 +181,7 @@ def small():
     return LabelMask(NYUD, FEW, np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]], bool), "one-label", 3)
 
 
-def test_fewer_tasks_select_columns_and_drop_unlabelled_images():
+def test_select_drops_unlabeled_images():
     mask = small().select(("depth", "semseg"))
     assert mask.tasks == ("depth", "semseg")
     assert mask.ids == ("0", "1", "2")
@@ -192,14 +191,14 @@ def test_fewer_tasks_select_columns_and_drop_unlabelled_images():
     assert small().select(NYUD).fingerprint == small().fingerprint
 
 
-def test_selecting_what_is_not_there_is_refused():
-    with pytest.raises(HTTError, match="edges: the mask is over semseg, depth, normals"):
+def test_select_refuses_unknown_tasks_and_empty_masks():
+    with pytest.raises(ConfigError, match="edges"):
         small().select(("depth", "edges"))
-    with pytest.raises(HTTError, match="no training image with a label of normals"):
+    with pytest.raises(ConfigError, match="normals"):
         LabelMask(NYUD, ("0",), np.array([[True, True, False]]), "file").select(("normals",))
 
 
-def test_fingerprint_covers_tasks_ids_and_labels_but_not_provenance():
+def test_fingerprint_ignores_the_provenance():
     mask = small()
     assert re.fullmatch("[0-9a-f]{64}", mask.fingerprint)
     assert replace(mask, protocol="file", seed=None).fingerprint == mask.fingerprint
@@ -208,7 +207,7 @@ def test_fingerprint_covers_tasks_ids_and_labels_but_not_provenance():
     assert len({mask.fingerprint, *changed}) == 4
 
 
-def test_a_mask_that_does_not_fit_together_is_refused():
+def test_label_mask_validates_shape_and_order():
     with pytest.raises(ValueError, match="one row per image"):
         LabelMask(NYUD, FEW, np.ones((3, 4), bool), "file")
     with pytest.raises(ValueError, match="natural order"):
@@ -216,7 +215,7 @@ def test_a_mask_that_does_not_fit_together_is_refused():
 
 
 @law(available=availabilities(), seed=SEEDS, data=st.data())
-def test_a_saved_mask_reads_back_equal(tmp_path_factory, available, seed, data):
+def test_saved_masks_are_read_back_equal(tmp_path_factory, available, seed, data):
     images, tasks = available.shape[0], (*PASCAL, "dépth")[: available.shape[1]]
     text = st.text(st.characters(codec="utf-8"), max_size=5)
     ids = data.draw(st.lists(text, min_size=images, max_size=images, unique=True))
@@ -229,7 +228,7 @@ def test_a_saved_mask_reads_back_equal(tmp_path_factory, available, seed, data):
     assert (again.protocol, again.seed) == ("random-label", seed)
 
 
-def test_the_file_is_readable_by_people(tmp_path):
+def test_save_writes_one_line_per_image(tmp_path):
     small().save(tmp_path / "mask.json")
     assert (tmp_path / "mask.json").read_text() == (
         '{\n  "format": 1,\n  "protocol": "one-label",\n  "seed": 3,\n  "origin": null,\n'
@@ -239,14 +238,14 @@ def test_the_file_is_readable_by_people(tmp_path):
     )
 
 
-def test_a_mask_is_described_in_a_line():
+def test_description_fits_a_line():
     text = "Labels of 4 training images (one-label, seed 3): semseg 2, depth 2, normals 1"
     assert small().description == text
     known = replace(small(), seed=None, origin="the published one")
     assert "(one-label, the published one)" in known.description
 
 
-def test_saving_replaces_a_file_as_a_whole(tmp_path, monkeypatch):
+def test_save_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "mask.json"
     path.write_text("before")
     small().save(path)
