@@ -66,7 +66,9 @@ def undescribed(what):
         return {what.__name__: arguments(what) - described(what.__doc__)} if inspect.isfunction(what) else {}
     docs = [base.__doc__ for base in ours(what) if base.__doc__]
     return {what.__name__: initial(what) - described(*docs)} | {
-        name: arguments(function) - described(function.__doc__) for name, function in methods(what)
+        name: arguments(function) - described(function.__doc__)
+        for name, function in methods(what)
+        if "\n" in (function.__doc__ or "\n").partition(">>>")[0].strip()  # one line is enough for a simple method
     }
 
 

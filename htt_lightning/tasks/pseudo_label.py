@@ -83,7 +83,10 @@ class PseudoLabelMixin:
     def soft_target(self, output: TaskOutput) -> Tensor:
         """Make soft targets ``b c h/s w/s`` from a teacher's output, by default class probabilities.
 
-        They are averaged over teachers and views of an image.
+        Soft targets are averaged over teachers and views of an image.
+
+        Args:
+            output: Teacher output at feature resolution.
         """
         return upcast(output.logits).softmax(1)
 
