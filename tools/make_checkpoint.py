@@ -1,6 +1,6 @@
 """Make the checkpoint in ``tests/checkpoints`` and print the predictions that its test expects.
 
-    python -m tools.make_checkpoint
+Run it as ``python -m tools.make_checkpoint``.
 """
 
 import lzma

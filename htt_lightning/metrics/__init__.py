@@ -1,7 +1,7 @@
 """Metrics that pool the pixels of a dataset.
 
-A metric takes decoded predictions and targets of one size, with missing pixels marked as 255 or NaN. It computes values
-by name as float64 scalars, NaN without a valid pixel. All states are sums, so batches and processes add up exactly.
+A metric takes decoded predictions and targets, with missing pixels marked as 255 or NaN. It computes float64 scalars by
+name, NaN without a valid pixel. All states are sums, so batches and processes add up exactly.
 """
 
 from htt_lightning.metrics.boundary import BoundaryFMeasure

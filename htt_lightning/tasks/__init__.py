@@ -1,7 +1,4 @@
-"""Dense prediction tasks.
-
-A new task is a file of this folder, or a class elsewhere that configs name by its ``class_path``.
-"""
+"""Dense prediction tasks, one file each; configs name classes elsewhere by ``class_path``."""
 
 from htt_lightning.tasks.base import IGNORE_INDEX, Task
 from htt_lightning.tasks.binned_regression import BinnedRegression

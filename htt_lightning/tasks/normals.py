@@ -53,10 +53,7 @@ class Normals(BinnedRegression):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.bin_directions == "published" and self.num_bins != NUM_PUBLISHED_DIRECTIONS:
-            raise ConfigError(
-                f"num_bins of {self.name} must be {NUM_PUBLISHED_DIRECTIONS} with published directions, "
-                f"got {self.num_bins}."
-            )
+            raise ConfigError(f"num_bins of {self.name} must be 40 with published directions, got {self.num_bins}.")
         if self.num_bins < 2:
             raise ConfigError(f"num_bins of {self.name} must be at least 2, got {self.num_bins}.")
 
