@@ -1,4 +1,4 @@
-"""How long does the boundary F-measure take? Every threshold of a map at once, against scipy one threshold at a time.
+"""Time the boundary F-measure: all thresholds of a map at once, against scipy one threshold at a time.
 
 Maps are made at random: borders between smooth regions as truth (2-5 % of the pixels), and as probability a ridge along
 them that is blurred, broken and joined by others, over a background that is nowhere zero.
@@ -30,7 +30,7 @@ def smooth(rng: np.random.Generator, size: tuple[int, int], scale: float) -> NDA
 
 
 def random_maps(seed: int, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Probability and truth, ``h w``."""
+    """Make a probability map and a ground truth, ``h w``."""
     rng = np.random.default_rng(seed)
     region = smooth(rng, size, 10) > 0
     truth = np.zeros(size, bool)
@@ -41,7 +41,7 @@ def random_maps(seed: int, size: tuple[int, int]) -> tuple[NDArray[np.float32], 
 
 
 def one_by_one(probability: NDArray[np.float32], truth: NDArray[np.bool_], radius: float) -> NDArray[np.int64]:
-    """Matched pairs at each threshold, by a matching from scratch."""
+    """Count matched pairs at each threshold by scipy."""
     targets = KDTree(np.argwhere(truth))
     matched = []
     for threshold in THRESHOLDS:
@@ -59,7 +59,7 @@ def seconds(count: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def main() -> None:
-    """Print the mean seconds per map; on small maps the counts are compared with scipy's as well."""
+    """Print the mean seconds per map, and compare the counts with scipy's on small maps."""
     for size, tolerance in product(((80, 120), (320, 480)), (0.0075, 0.011)):
         radius, rows = tolerance * float(np.hypot(*size)), []
         for seed in range(MAPS):

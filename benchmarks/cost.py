@@ -1,4 +1,4 @@
-"""What does a published recipe cost? Parameters, operations per image, and the memory of a step of the second stage.
+"""Measure the cost of a published recipe: parameters, operations per image, and memory of a step of stage 2.
 
     python benchmarks/cost.py                                   # every dataset, nothing is trained: seconds
     python benchmarks/cost.py --only nyud.yaml --images 1 2     # and the peak of a step with so many images: minutes
@@ -30,7 +30,7 @@ RECIPES: dict[str, tuple[type[PartialLabelDataModule], tuple[int, int]]] = {
 
 
 def make_batch(tasks: Sequence[Task], size: tuple[int, int], images: int) -> dict[str, Any]:
-    """Random images, each labelled for one task in turn."""
+    """Make random images, each labeled for one task in turn."""
     labeled = {task.name: torch.arange(images) % len(tasks) == k for k, task in enumerate(tasks)}
     batch: dict[str, Any] = {"image": torch.rand(images, 3, *size), "labeled": labeled}
     batch["valid"] = torch.ones(images, *size, dtype=torch.bool)
@@ -45,7 +45,7 @@ def make_batch(tasks: Sequence[Task], size: tuple[int, int], images: int) -> dic
 
 
 def step(tasks: Sequence[Task], batch: dict[str, Any]) -> None:
-    """A training step of the second stage."""
+    """Return a function that makes a training step of stage 2."""
     module = HTTModule(tasks)
     module.epochs_per_stage = 1
     terms = DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1)

@@ -1,4 +1,4 @@
-"""What share of the gap between given and full labels a method closes: tables and figure of ``label_efficiency.py``."""
+"""Tables and figure of ``label_efficiency.py``: the share of the gap to full labels that a method closes."""
 
 import csv
 import statistics
@@ -9,7 +9,7 @@ from htt_lightning.data import SyntheticDataModule
 from htt_lightning.io.files import atomic_path
 
 Row = dict[str, str | float]
-"""One figure of one run."""
+"""A metric of a run."""
 
 TASKS = [task.name for task in SyntheticDataModule().tasks]
 SIGNS = {task.name: 1 if task.higher_is_better else -1 for task in SyntheticDataModule().tasks}
@@ -17,13 +17,13 @@ SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a table that ``write`` wrote."""
+    """Read the rows of a table that ``write`` wrote."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{**row, "seed": int(row["seed"]), "value": float(row["value"])} for row in csv.DictReader(file)]
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """Every figure of every run, one per line."""
+    """Write every metric of every run, one per line."""
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -31,7 +31,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def summary(rows: Sequence[Row], methods: Sequence[str]) -> str:
-    """A Markdown table per protocol: mean and standard deviation, and the share of the gap closed by each method."""
+    """Make a Markdown table per protocol, with mean, standard deviation and gap closed by method."""
     lines: list[str] = []
     for labels in dict.fromkeys(row["labels"] for row in rows if row["labels"] != "full"):
         values: dict[tuple[str, str], list[float]] = {}
@@ -52,7 +52,7 @@ def summary(rows: Sequence[Row], methods: Sequence[str]) -> str:
 
 
 def gap_closed(values: Mapping[tuple[str, str], Sequence[float]], method: str) -> dict[str, float | None]:
-    """(method - supervised) / (full labels - supervised) by task, from means over seeds.
+    """Compute (method - supervised) / (full labels - supervised) by task, from means over seeds.
 
     Supervised is the better of N and 2N epochs.
 
@@ -85,7 +85,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
-    """Every method's figure per task, one point per seed, next to full labels."""
+    """Draw the metric of every method by task, one point per seed, beside full labels."""
     import matplotlib
 
     matplotlib.use("Agg")

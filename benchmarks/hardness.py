@@ -1,4 +1,4 @@
-"""Are the synthetic scenes hard enough to learn something from? A logistic regression on colour and position says.
+"""Measure how hard the synthetic scenes are, by a logistic regression on color and position.
 
 Trains one linear layer per task on the red, green, blue, row and column of each pixel, with the library's own losses
 and metrics, and compares what it gains over the best constant with what a trained network gains:
@@ -20,7 +20,7 @@ from htt_lightning.callbacks.constant_baseline import constant_baseline_scores
 
 
 class PixelLinear(nn.Module):
-    """Logits that are a linear function of a pixel's colour and place: ``b 3 h w`` to one ``TaskOutput`` per task."""
+    """Network whose logits are linear in the color and position of a pixel."""
 
     def __init__(self, num_tokens: dict[str, int]) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class PixelLinear(nn.Module):
 
 
 def main(path: str) -> None:
-    """Print the gains side by side."""
+    """Print the gains over the constant."""
     reached = {key.split("/")[1]: row for key, row in json.loads(Path(path).read_text()).items()}
     L.seed_everything(0)
     data = SyntheticDataModule(train_images=600, labels="full", augment=None, cache="runs/scenes", seed=0)

@@ -1,4 +1,4 @@
-"""Do discovered labels help? Trains every method on the embedded scenes and compares what each reaches.
+"""Measure the gain of label discovery: train every method on rendered scenes and compare metrics.
 
     python benchmarks/label_efficiency.py --out runs/label_efficiency              # everything, hours
     python benchmarks/label_efficiency.py --out runs/label_efficiency_quick --quick   # some of it, 15 minutes
@@ -24,13 +24,13 @@ from gap import FULL, LONGER, SUPERVISED, TASKS, Row, draw, read, summary, write
 from htt_lightning.data import SyntheticDataModule
 
 BLOCKS = {"tune": 1, "report": 2}
-"""Seeds of the two collections of scenes; the demo's is 0."""
+"""Seeds of the two collections of scenes; that of the demo is 0."""
 
 VALIDATION = 240
-"""Validation scenes, all labelled: more than the demo's, for figures with less noise."""
+"""Number of validation scenes, more than in the demo for less noise."""
 
 NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.token_dim", "32")
-"""Smaller than the demo's: the study is many runs."""
+"""Settings of a smaller network than the demo's, because the study has many runs."""
 
 NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
 PREDICTIONS, TOGETHER = "+ predictions", "+ predictions, 3 teachers"
@@ -105,7 +105,7 @@ MAIN = [SUPERVISED, LONGER, PREDICTIONS, FULL]
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
+    """A training run.
 
     Attributes:
         method: What is trained.
@@ -121,24 +121,24 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Name of its folder."""
+        """Return the name of its folder."""
         words = [self.method.name, *([self.task] if self.task else []), self.labels, f"seed {self.seed}"]
         return "-".join(words).replace(" ", "_").replace(",", "").replace("+", "plus")
 
     @property
     def teacher(self) -> "Run | None":
-        """The run whose network it learns from."""
+        """Return the run of its teacher."""
         return Run(METHODS[self.method.teacher], self.labels, self.seed) if self.method.teacher else None
 
     @property
     def turn(self) -> tuple[bool, bool, int]:
-        """Main rows come first, and teachers before those they teach."""
+        """Return the sort key: main rows first, and teachers before their students."""
         taught = self.teacher.turn[-1] + 1 if self.teacher else 0
         return self.method.name not in MAIN, self.labels == "random-label", taught
 
 
 class Study:
-    """All runs of a study in a folder.
+    """All runs of a study, in a folder.
 
     Args:
         out: The folder.
@@ -155,15 +155,15 @@ class Study:
         self.data += ["--data.cache", str(out / "scenes"), "--data.num_workers", "0"]
 
     def folder(self, run: Run) -> Path:
-        """Where a run keeps its files."""
+        """Return the folder of a run."""
         return self.out / "runs" / run.key / "run"
 
     def last(self, run: Run) -> Path:
-        """Its checkpoint."""
+        """Return the checkpoint of a run."""
         return self.folder(run) / "checkpoints" / "last.ckpt"
 
     def command(self, run: Run) -> list[str]:
-        """The words of ``htt`` that train it, from its last epoch if there is one."""
+        """Return the arguments of ``htt`` that train a run or resume it."""
         method = run.method
         words = ["fit", "--config", "synthetic.yaml", *self.data, "--data.labels", run.labels, *NETWORK]
         words += ["--seed_everything", str(run.seed), "--trainer.limit_train_batches", "1.0"]
@@ -185,7 +185,7 @@ class Study:
         return [*words, "--ckpt_path", str(self.last(run))] if self.last(run).exists() else words
 
     def train(self, run: Run, teacher: "Future[None] | None" = None) -> None:
-        """Train a run to its end, unless it has been, once its teacher's job is done."""
+        """Train a run to its end after its teacher, unless it is done."""
         if teacher:
             teacher.result()
         if (self.folder(run) / "val_metrics.json").exists():
@@ -209,19 +209,19 @@ class Study:
             raise SystemExit(f"{run.key} failed; see {log}")
 
     def results(self, runs: Iterable[Run]) -> list[Row]:
-        """One row per finished run and metric."""
+        """Return a row per finished run and metric."""
         rows: list[Row] = []
         for run in runs:
             path = self.folder(run) / "val_metrics.json"
-            for metric, figures in json.loads(path.read_text()).items() if path.exists() else ():
+            for metric, values in json.loads(path.read_text()).items() if path.exists() else ():
                 task = metric.split("/")[1]
                 row = {"labels": run.labels, "method": run.method.name, "seed": run.seed, "task": task}
-                rows.append({**row, "metric": metric, "value": figures["value"]})
+                rows.append({**row, "metric": metric, "value": values["value"]})
         return rows
 
 
 def plan(seeds: int, quick: bool) -> list[Run]:
-    """Every run of the study in order: one-label in full, random-label for the main rows."""
+    """List all runs in order: one-label for every row, random-label for the main rows."""
     protocols = PROTOCOLS[:1] if quick else PROTOCOLS
     runs = [Run(METHODS[FULL], "full", seed) for seed in range(seeds)]
     for labels in protocols:
@@ -233,7 +233,7 @@ def plan(seeds: int, quick: bool) -> list[Run]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run what is missing, then write the results."""
+    """Train the missing runs, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="Folder of the study.")
     parser.add_argument("--quick", action="store_true", help="Main rows of one-label with one seed and few epochs.")

@@ -1,12 +1,12 @@
-"""How fast does the loader feed training? Our samples per second beside those of a plain transcription of the recipe.
+"""Measure samples per second of the loader, and of a plain transcription of the recipe.
 
     python benchmarks/loader.py                     # NYUD-v2's 13 classes at 288x384
     python benchmarks/loader.py --dataset pascal    # PASCAL-Context, 375x500 in crops of 512x512
 
 Scenes are written in the dataset's format first. Both read the same files and draw from the same distributions, in turn
-in one process and on one thread; the plain one does every step of protocol.md 3.2 on the whole image, one after the
-other. scikit-image thins PASCAL's edges in both. All labels are used (``labels: full``): with partial labels ours reads
-fewer files still.
+in one process and on one thread. The plain one does every step of ATRC's augmentation on the whole image, one after the
+other. scikit-image thins PASCAL's edges in both. All labels are used (``labels: full``); with partial labels the loader
+reads fewer files.
 """
 
 import argparse
@@ -38,14 +38,14 @@ MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224,
 
 
 def plain_nyud(root: Path, index: int) -> Maps:
-    """A sample as it is stored, brought to the conventions of protocol.md 3.2."""
+    """Read a stored sample of NYUD-v2."""
     read = {key: np.load(root / "train" / key / f"{index}.npy") for key in ("image", "label", "depth", "normal")}
     label = np.where(read["label"] < 0, 255, read["label"]).astype(np.float32)
     return {"image": read["image"] * 255, "semseg": label, "depth": read["depth"][..., 0], "normals": read["normal"]}
 
 
 def plain_pascal(root: Path, index: int) -> Maps:
-    """The same of protocol.md 1.5."""
+    """Read a stored sample of PASCAL-Context."""
     name = f"2008_{index:06d}"
     maps = {"image": np.array(Image.open(root / "JPEGImages" / f"{name}.jpg").convert("RGB"), np.float32)}
     maps["semseg"] = np.array(Image.open(root / "semseg" / "VOC12" / f"{name}.png"), np.float32)
@@ -64,12 +64,12 @@ def plain_pascal(root: Path, index: int) -> Maps:
 
 
 def shown(name: str) -> bool:
-    """Whether an image shows a person."""
+    """Return True if an image shows a person."""
     return int(name[5:]) % 3 == 0
 
 
 def plain_sample(maps: Maps, size: tuple[int, int], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """One augmented sample, as one would write protocol.md 3.2 down."""
+    """Augment a sample step by step, by the recipe of ATRC."""
     old, factor = maps["image"].shape[:2], rng.uniform(0.5, 2.0)
     height, width = int(old[0] * factor), int(old[1] * factor)
     for key, array in maps.items():
@@ -103,7 +103,7 @@ def plain_sample(maps: Maps, size: tuple[int, int], rng: np.random.Generator) ->
 
 
 def write_pascal(root: Path, count: int) -> None:
-    """Scenes in the layout of protocol.md 1.5; one in three shows a person, of up to six parts, as in the archive."""
+    """Write scenes in PASCAL-Context's layout; one in three shows a person of up to six parts, as in the archive."""
     names = [f"2008_{index:06d}" for index in range(count)]
 
     def at(*path: str) -> Path:
@@ -134,7 +134,7 @@ def write_pascal(root: Path, count: int) -> None:
 
 
 def distorted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, saturation and hue, each on the whole image (protocol.md 3.2, step 4)."""
+    """Change brightness, contrast, saturation and hue, each on the whole image."""
 
     def levels(x: np.ndarray) -> np.ndarray:
         return x.clip(0, 255).astype(np.uint8)
@@ -159,7 +159,7 @@ def distorted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def seconds(work: Callable[[int], object], count: int) -> float:
-    """CPU time of this process for items 0 to count - 1, none of which is kept; other work here does not count."""
+    """Return the CPU time of this process for items 0 to count - 1."""
     start = time.process_time()
     for item in range(count):
         work(item)
@@ -167,9 +167,9 @@ def seconds(work: Callable[[int], object], count: int) -> float:
 
 
 def stages(data: PartialLabelDataset, count: int, samples: int) -> dict[str, float]:
-    """Where our time goes, in CPU milliseconds per sample."""
+    """Measure CPU milliseconds per sample by stage of the loader."""
     rng, spent = np.random.default_rng(0), dict[str, float]()
-    kinds = {"PhotoMetricDistortion": "colour"}
+    kinds = {"PhotoMetricDistortion": "color"}
     compose = data.transform.compose  # type: ignore[attr-defined]
     gathered = [data[SampleIndex(0)]] * 4
 
@@ -197,7 +197,7 @@ def stages(data: PartialLabelDataset, count: int, samples: int) -> dict[str, flo
 
 
 def main() -> None:
-    """Write a tree, time both in turn, print the ratio and the stages."""
+    """Write a tree, time both in turn, and print the ratio and the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=("nyud", "pascal"), default="nyud")
     parser.add_argument("--samples", type=int, default=200, help="Samples per round.")

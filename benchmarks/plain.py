@@ -1,8 +1,8 @@
-"""The method as one would write it down: method.md line by line, for the sake of comparison.
+"""The method of HiTTs (https://arxiv.org/abs/2411.18823) written down line by line, for comparison.
 
-``PlainHTTNet`` has the parameters of ``HTTNet`` and gives the same outputs, but does every step on the maps the text
-speaks of: it mixes the features of all tasks, resizes before it concatenates and convolves, multiplies features and
-class tokens into one big array, and computes the attention matrix. ``plain_loss`` walks through images and tasks.
+``PlainHTTNet`` has the parameters and outputs of ``HTTNet``, but makes every step as in the paper. It mixes the
+features of all tasks, resizes before it concatenates and convolves, multiplies features and class tokens into one large
+array, and computes the attention matrix. ``plain_loss`` loops over images and tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ TASKS = (
     Depth(loss_weight=0.6, confidence_threshold=0.85),
     Normals(confidence_threshold=0.85),
 )
-"""NYUD-v2's, with the published weights and thresholds (method.md 3 and 4)."""
+"""Tasks of NYUD-v2 with the published weights and thresholds."""
 
 
 class PlainHTTNet(HTTNet):
-    """``HTTNet`` with global and fine-grained tokens over a pyramid of maps, transcribed."""
+    """Plain form of ``HTTNet`` with global and fine-grained tokens over a pyramid of maps."""
 
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
-        """Backbone maps ``b c_s h/s w/s`` to outputs at the finest map's size; always of all images."""
+        """Map backbone features ``b c_s h/s w/s`` to outputs at the finest size, for all images."""
         net: Any = self
         glob = net.global_tokens
         features: list[list[Tensor]] = [[] for _ in self.tasks]  # of each task, at every scale
@@ -51,7 +51,7 @@ class PlainHTTNet(HTTNet):
 
 
 def plain_head(head: Any, x: Tensor, token: Tensor) -> TaskOutput:
-    """Steps 1 to 5 of method.md 2.
+    """Compute a head: ASPP, attention, fine-grained tokens, scores and logits.
 
     Args:
         head: An ``HTTHead``.
@@ -85,12 +85,12 @@ def plain_head(head: Any, x: Tensor, token: Tensor) -> TaskOutput:
 
 
 def full_size(x: Tensor, size: Sequence[int]) -> Tensor:
-    """A map at the size of its image."""
+    """Resize a map to the size of its image."""
     return F.interpolate(x, size=tuple(size), mode="bilinear")
 
 
 def decoded(task: Task, logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Depth or normals of one image, ``1 c h w``: the expectation over bins, then resized (method.md, Shapes)."""
+    """Compute depth or normals of one image, ``1 c h w``: the expected value over bins, resized."""
     assert isinstance(task, Depth | Normals)
     bin_centers = task.bin_centers(logits)
     probability = logits.softmax(1)
@@ -101,7 +101,7 @@ def decoded(task: Task, logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def given_loss(task: Task, output: TaskOutput, target: Tensor) -> Tensor:
-    """Loss of one image on its label (method.md 3); the target has no batch axis."""
+    """Compute the loss of one image on its label, which has no batch axis."""
     size = target.shape[-2:]
     logits = full_size(output.logits, size)
     if isinstance(task, SemSeg):
@@ -118,7 +118,7 @@ def given_loss(task: Task, output: TaskOutput, target: Tensor) -> Tensor:
 
 
 def found_loss(task: Task, output: TaskOutput, teacher: TaskOutput, size: Sequence[int]) -> Tensor:
-    """Loss of one image on the labels that a teacher discovers (method.md 4)."""
+    """Compute the loss of one image on pseudo-labels."""
     if isinstance(task, SemSeg):
         confidence, label = full_size(teacher.logits, size).softmax(1).max(1)
         pixels = F.cross_entropy(full_size(output.logits, size), label, reduction="none")
@@ -134,7 +134,7 @@ def plain_loss(
     batch: Mapping[str, Any],
     taught: Mapping[str, TaskOutput] | None = None,
 ) -> Tensor:
-    """The loss of a step, image by image and task by task, on images without padding (method.md 3 and 4).
+    """Compute the loss of a step, image by image and task by task, on images without padding.
 
     Args:
         tasks: Those of ``TASKS``.

@@ -1,4 +1,4 @@
-"""How fast does ``predict`` go through a folder? Images per second beside those of the bare network at the same batch.
+"""Measure images per second of ``predict``, and of the bare network at the same batch.
 
     python benchmarks/predict.py
     python benchmarks/predict.py --images 64 --batch 8 --device cuda
@@ -33,7 +33,7 @@ QUIET: dict[str, Any] = {
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """Eight rendered scenes as JPEG files, again and again."""
+    """Write eight rendered scenes repeatedly as JPEG files."""
     folder.mkdir()
     scenes = [Image.fromarray(render(0, k, size)["image"]) for k in range(min(count, 8))]
     for k in range(count):
@@ -42,14 +42,14 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> Path:
 
 
 def save(module: HTTModule, path: Path) -> str:
-    """A checkpoint as Lightning writes it, of random weights."""
+    """Write a checkpoint of random weights."""
     version = {"pytorch-lightning_version": L.__version__}
     torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), **version}, path)
     return str(path)
 
 
 def bare(module: HTTModule, images: torch.Tensor, rounds: int) -> float:
-    """Seconds per image of the network alone."""
+    """Measure seconds per image of the network alone."""
     begin = time.perf_counter()
     with torch.inference_mode():
         for _ in range(rounds):
@@ -59,7 +59,7 @@ def bare(module: HTTModule, images: torch.Tensor, rounds: int) -> float:
 
 
 def predict(module: HTTModule, photos: Path, checkpoint: str, batch: int, out: Path, device: str) -> float:
-    """Seconds per image of the command, from the first file to the last."""
+    """Measure seconds per image of the command, from the first file to the last."""
     writer = PredictionWriter(str(out), overwrite=True)
     trainer = L.Trainer(accelerator=device, devices=1, default_root_dir=out, callbacks=[writer], **QUIET)
     data = ImageFolder(str(photos), checkpoint, batch_size=batch)

@@ -1,4 +1,4 @@
-"""Is a step of several processes as fast as one of a single process with as many threads, at equal global batch?
+"""Compare a step of several processes with one of a single process, at equal threads and global batch.
 
     python benchmarks/processes.py       # two processes of one thread against one of two, some 5 minutes
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 class Training(nn.Module):
-    """A training module whose forward pass is the loss of its batch, as gradients are only exchanged through one."""
+    """Module whose forward pass is the loss of a batch, because DDP hooks into forward."""
 
     def __init__(self, work: Fast) -> None:
         super().__init__()
@@ -30,12 +30,12 @@ class Training(nn.Module):
         self.batch = work.batch
 
     def forward(self) -> Tensor:
-        """The loss of a training step."""
+        """Compute the loss of a training step."""
         return self.module.training_step(self.batch, 0)
 
 
 def work(rank: int, processes: int, meeting: str, given: argparse.Namespace, turns: Any, answers: Any) -> None:
-    """Make one step whenever it is told to, and tell how long it took."""
+    """Make steps on request, and report their time."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(given.threads // processes)
     own = Fast(make_batch((given.size[0], given.size[1]), given.batch // processes), given.backbone)
@@ -75,13 +75,13 @@ class Crew:
             member.start()
 
     def step(self) -> float:
-        """Seconds until the last one has made its step."""
+        """Return seconds until the last process has made its step."""
         for turns in self.turns:
             turns.put(True)
         return max(self.answers.get(timeout=600) for _ in self.members)
 
     def end(self) -> None:
-        """Let them go."""
+        """End the processes."""
         for turns in self.turns:
             turns.put(False)
         for member in self.members:

@@ -1,4 +1,4 @@
-"""Where the time and the memory of the network go, part by part: what is left to gain, not a target.
+"""Measure time and memory of the network by part.
 
     python benchmarks/profile_parts.py                   # NYUD-v2, 288x384, batch 4, two threads, ResNet-18
 
@@ -23,7 +23,7 @@ from htt_lightning import HTTModule
 
 
 def parts_of(net: Any) -> dict[str, list[nn.Module]]:
-    """Modules by what they do; whatever a head does outside them is its logits."""
+    """Group modules by part; a head's remaining work is its logits."""
     heads = list(net.heads.values())
     return {
         "backbone": [net.backbone],
@@ -37,7 +37,7 @@ def parts_of(net: Any) -> dict[str, list[nn.Module]]:
 
 
 class Meter:
-    """Sums up, for each part, what a gauge has moved by while the part ran.
+    """Sums the change of a gauge over each part.
 
     Args:
         parts: Modules by part.
@@ -54,11 +54,11 @@ class Meter:
                 self.handles.append(module.register_forward_hook(lambda *_, b=begun, n=name: self.add(n, b.pop())))
 
     def add(self, name: str, begun: float) -> None:
-        """A part has run."""
+        """Record the end of a part."""
         self.sums[name] += self.gauge() - begun
 
     def close(self, run: Callable[[], object]) -> dict[str, float]:
-        """Sums of one run, with that of the whole, and what is left over."""
+        """Return the sums of a run by part, of the whole and of the rest."""
         begun = self.gauge()
         run()
         whole = self.gauge() - begun

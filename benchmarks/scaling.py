@@ -1,4 +1,4 @@
-"""How a training step grows: with tasks, image side, bins and batch. Prints a table and draws a figure.
+"""Measure how a training step grows with tasks, image side, bins and batch; print a table and draw a figure.
 
     python benchmarks/scaling.py --out scaling.png      # some 10 minutes on two cores
 
@@ -35,14 +35,14 @@ ORDER = ("depth", "semseg", "normals", "edges", "saliency", "human_parts")
 
 
 def chosen_tasks(count: int, bins: int) -> list[Task]:
-    """The first few of the scenes' tasks."""
+    """Return the first tasks of the scenes."""
     known = {task.name: task for task in SyntheticDataModule().tasks}
     found = [known[name] for name in ORDER[:count]]
     return [replace(task, num_bins=bins) if isinstance(task, Depth) else task for task in found]
 
 
 def measured(tasks: int, side: int, bins: int, batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a step whose images have every label, and peak memory in MiB."""
+    """Measure median seconds of a step with every label, and peak memory in MiB."""
     torch.manual_seed(0)
     chosen = chosen_tasks(tasks, bins)
     module = HTTModule(chosen, dilations=(12, 24, 36)).train()
@@ -67,7 +67,7 @@ def measured(tasks: int, side: int, bins: int, batch: int, rounds: int) -> dict[
 
 
 def point(key: str, value: int, given: argparse.Namespace) -> dict[str, float]:
-    """``measured`` in a process of its own."""
+    """Run ``measured`` in its own process."""
     settings = json.dumps(BASE | {key: value})
     words = ["--point", settings, "--threads", str(given.threads), "--rounds", str(given.rounds)]
     done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
@@ -76,7 +76,7 @@ def point(key: str, value: int, given: argparse.Namespace) -> dict[str, float]:
 
 
 def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Time and memory against each thing that was varied."""
+    """Draw time and memory against each varied size."""
     import matplotlib
 
     matplotlib.use("Agg")

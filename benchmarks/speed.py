@@ -1,4 +1,4 @@
-"""How much faster and leaner than a plain transcription of the method? Same weights, same outputs, in turn in one run.
+"""Compare time and memory with a plain transcription of the method, with equal weights and outputs.
 
     python benchmarks/speed.py                             # NYUD-v2, 288x384, batch 4, two threads: some 20 minutes
     python benchmarks/speed.py --size 64 96 --rounds 3     # a glance
@@ -30,11 +30,11 @@ from htt_lightning.io.files import atomic_path
 
 Work = Callable[[], object]
 WARM_UP = 3
-"""Rounds that do not count: until then the system hands every large map's memory out anew, filled with zeros."""
+"""Rounds that do not count, because the system first allocates memory for large maps."""
 
 
 def make_batch(size: tuple[int, int], images: int) -> dict[str, Any]:
-    """Random images, each labelled for one task in turn (one-label)."""
+    """Make random images, each labeled for one task in turn (one-label)."""
     torch.manual_seed(0)
     height, width = size
     labeled = {task.name: torch.arange(images) % len(TASKS) == k for k, task in enumerate(TASKS)}
@@ -53,7 +53,7 @@ def make_batch(size: tuple[int, int], images: int) -> dict[str, Any]:
 
 
 class Fast:
-    """The library's own module, as a training run uses it.
+    """The library's module, as in a training run.
 
     Args:
         batch: What to train on.
@@ -94,17 +94,17 @@ class Fast:
         self.optimizer: torch.optim.Optimizer = configured["optimizer"]
 
     def forward(self) -> object:
-        """Decoded maps of a batch."""
+        """Decode the maps of a batch."""
         self.module.eval()
         with torch.inference_mode():
             return self.module.decode(self.batch["image"])
 
     def loss(self) -> Tensor:
-        """The loss of a training step."""
+        """Compute the loss of a training step."""
         return self.module.training_step(self.batch, 0)
 
     def step(self) -> None:
-        """A step of the published recipe: clipped at 10, Adam."""
+        """Make a step of the published recipe, with Adam and gradients clipped at 10."""
         self.module.train()
         self.optimizer.zero_grad()
         self.loss().backward()
@@ -113,7 +113,7 @@ class Fast:
 
 
 class Plain(Fast):
-    """The same with the networks and losses of ``plain.py``, and Adam as it comes."""
+    """Module with the networks and losses of ``plain.py``, and plain Adam."""
 
     def __init__(self, batch: Mapping[str, Any], backbone: str, labels: str = "") -> None:
         super().__init__(batch, backbone, labels)
@@ -124,7 +124,7 @@ class Plain(Fast):
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=2e-5, weight_decay=1e-6)
 
     def loss(self) -> Tensor:
-        """As ``plain.py`` has it."""
+        """Compute the loss as in ``plain.py``."""
         taught = None
         if self.teacher:
             with torch.no_grad():
@@ -133,7 +133,7 @@ class Plain(Fast):
 
 
 def plain_copy(net: torch.nn.Module, backbone: str) -> PlainHTTNet:
-    """A network of ``plain.py`` with the weights of another."""
+    """Return a network of ``plain.py`` with the weights of another."""
     copy = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone)
     copy.load_state_dict(net.state_dict())
     return copy
@@ -166,27 +166,27 @@ FORWARD = next(iter(TABLES))
 
 
 def work_of(table: str, name: str, batch: Mapping[str, Any], backbone: str) -> Work:
-    """What a row of a table times."""
+    """Return the function that a row times."""
     row = next(row for row in TABLES[table] if row.name == name)
     made = row.maker(batch, backbone, **row.options)
     return made.forward if table == FORWARD else made.step
 
 
 def timed(work: Work) -> tuple[float, float]:
-    """Seconds by the clock and of all threads' CPU time."""
+    """Measure wall and CPU seconds of a call."""
     clock, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - clock, time.process_time() - cpu
 
 
 def resident(key: str) -> float:
-    """``VmRSS``, memory in use, or ``VmHWM``, the most that was, in MiB."""
+    """Read ``VmRSS`` (memory in use) or ``VmHWM`` (peak memory) in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def peak(work: Work) -> float:
-    """MiB that a first piece of work takes at most, above what is there before it."""
+    """Measure the peak memory of a first call in MiB, above that before it."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
     before = resident("VmRSS")
     work()
@@ -194,13 +194,13 @@ def peak(work: Work) -> float:
 
 
 def throughput() -> float:
-    """GFLOP/s of a matrix product on this machine and these threads, the best of some."""
+    """Measure the best GFLOP/s of a matrix product on this machine."""
     a = torch.rand(2048, 2048)
     return 2 * 2.048**3 / min(timed(lambda: a @ a)[0] for _ in range(8))
 
 
 def gigaflops(size: tuple[int, int], backbone: str) -> float:
-    """GFLOP of the plain forward pass on one image: products as PyTorch counts them, and those with class tokens."""
+    """Count GFLOP of the plain forward pass of one image, including products with class tokens."""
     net = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone)
     net.eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
@@ -210,20 +210,20 @@ def gigaflops(size: tuple[int, int], backbone: str) -> float:
 
 
 def ratio(others: Sequence[float], own: Sequence[float]) -> str:
-    """Median, least and largest quotient, round by round."""
+    """Return median, minimum and maximum of the quotients by round."""
     each = [other / mine for other, mine in zip(others, own, strict=True)]
     return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
 class Cost(NamedTuple):
-    """What a row takes, as shares of what the first row of its table takes: time in every round, and memory."""
+    """Return time by round and memory of a row, relative to the first row."""
 
     times: list[float]
     memory: float
 
 
 def compare(table: str, given: argparse.Namespace) -> tuple[str, dict[str, Cost]]:
-    """Time the rows of a table in turn, measure each one's memory; as Markdown, and by row for a figure."""
+    """Time the rows of a table in turn and measure their memory; return Markdown, and values for the figure."""
     batch = make_batch(tuple(given.size), given.batch)
     works = {row.name: work_of(table, row.name, batch, given.backbone) for row in TABLES[table]}
     clock: dict[str, list[float]] = {name: [] for name in works}
@@ -254,7 +254,7 @@ def compare(table: str, given: argparse.Namespace) -> tuple[str, dict[str, Cost]
 
 
 def draw(costs: Mapping[str, Mapping[str, Cost]], path: Path) -> None:
-    """Bars of time, from the least to the largest of all rounds, and of memory."""
+    """Draw bars of time, with minimum and maximum over rounds, and of memory."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -281,7 +281,7 @@ def draw(costs: Mapping[str, Mapping[str, Cost]], path: Path) -> None:
 
 
 def memory_of(table: str, name: str, given: argparse.Namespace, images: int | None = None) -> float:
-    """``peak`` in a fresh process."""
+    """Run ``peak`` in a new process."""
     words = ["--memory-of", table, name, "--size", *map(str, given.size), "--batch", str(images or given.batch)]
     words += ["--backbone", given.backbone, "--threads", str(given.threads)]
     done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
@@ -289,7 +289,7 @@ def memory_of(table: str, name: str, given: argparse.Namespace, images: int | No
 
 
 def main() -> None:
-    """Print and write the tables."""
+    """Print the tables and write the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=[288, 384])
     parser.add_argument("--batch", type=int, default=4)
