@@ -1,7 +1,10 @@
 import hashlib
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from htt_lightning.data import NYUDDataModule
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.masks.published import PUBLISHED
 from htt_lightning.data.task_selection import limit_val_labels, select_tasks
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import CheckpointError, HTTError
 from htt_lightning.tasks import Depth, Normals, SemSeg
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -39,14 +42,14 @@ def counts(data):
     return {task.name: sum(bool(s["labeled"][task.name]) for s in samples) for task in data.tasks}
 
 
-def test_one_label_is_the_default_and_validation_is_fully_labelled(tree):
+def test_validation_images_keep_all_labels(tree):
     data = nyud(tree)
     assert counts(data) == {"semseg": 3, "depth": 3, "normals": 3}
     batch = next(iter(data.val_dataloader()))
     assert all(marks.all() for marks in batch["labeled"].values())
 
 
-def test_the_mask_does_not_depend_on_the_tasks_a_run_lists(tree):
+def test_label_mask_ignores_the_tasks_of_the_run(tree):
     everything = nyud(tree).labels_per_image("train", nyud(tree).build_dataset("train"))
     for task in ("semseg", "depth", "normals"):
         single = nyud(tree, tasks=task)
@@ -54,7 +57,7 @@ def test_the_mask_does_not_depend_on_the_tasks_a_run_lists(tree):
         assert counts(single) == {task: 3}
 
 
-def test_the_mask_depends_on_the_seed_and_on_nothing_else(tree):
+def test_label_mask_depends_on_the_seed_alone(tree):
     torch.manual_seed(0)
     first = nyud(tree).mask.fingerprint
     np.random.default_rng(0).random(10)
@@ -63,23 +66,23 @@ def test_the_mask_depends_on_the_seed_and_on_nothing_else(tree):
     assert nyud(tree, seed=1).mask.fingerprint != first
 
 
-def test_the_seed_follows_the_run_unless_given(tree, monkeypatch):
+def test_seed_defaults_to_that_of_the_run(tree, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     assert nyud(tree, seed=None).mask.fingerprint == nyud(tree, seed=3).mask.fingerprint
 
 
-def test_published_and_own_mask_files_are_read(tree, tmp_path, caplog):
+def test_label_mask_is_read_from_files(tree, tmp_path, caplog):
     kept = np.eye(3, dtype=np.float32)[np.arange(9) % 3]
     torch.save({"labels_weights": torch.from_numpy(kept)}, tmp_path / "onelabel.pth")
     data = nyud(tree, labels=str(tmp_path / "onelabel.pth"))
     assert data.labels_per_image("train", data.build_dataset("train"))["4"] == ("depth",)
-    assert "no published label mask" in caplog.text
+    assert "onelabel.pth" in caplog.text
     data.mask.save(tmp_path / "mine.json")
     assert nyud(tree, labels=str(tmp_path / "mine.json")).mask.fingerprint == data.mask.fingerprint
 
 
 @pytest.mark.parametrize("kind", ["published", "drawn"])
-def test_a_random_label_mask_keeps_its_threshold_however_often_a_run_is_resumed(tree, tmp_path, monkeypatch, kind):
+def test_resumed_masks_keep_the_protocol_and_threshold(tree, tmp_path, monkeypatch, kind):
     labels, checkpoint, taus = "random-label", None, []
     if kind == "published":
         path = tmp_path / "randomlabels.pth"
@@ -106,7 +109,7 @@ def test_a_random_label_mask_keeps_its_threshold_however_often_a_run_is_resumed(
     assert taus == [0.95] * 3
 
 
-def test_the_labels_of_a_run_are_told_as_it_begins(tree, tmp_path, caplog):
+def test_setup_logs_the_number_of_labels(tree, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     nyud(tree, seed=4).mask.save(tmp_path / "label_mask.json")
     nyud(tree, labels=str(tmp_path / "label_mask.json"))
@@ -115,46 +118,52 @@ def test_the_labels_of_a_run_are_told_as_it_begins(tree, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"labels": "one-lable"}, "one-label"),
-        ({"labels": "masks/missing.json"}, "missing.json"),
-        ({"tasks": "dpeth"}, r"data\.tasks must name .*'dpeth'.*Did you mean 'depth'"),
-        ({"tasks": []}, r"data\.tasks must name"),
-        ({"tasks": "depth,depth"}, "twice"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 10}, "do not fill one batch of 10"),
+        ({"labels": "one-lable"}, r"data\.labels.*'one-lable'"),
+        ({"labels": "masks/missing.json"}, r"data\.labels.*missing\.json"),
+        ({"tasks": "dpeth"}, r"data\.tasks.*'dpeth'.*'depth'"),
+        ({"tasks": []}, r"data\.tasks"),
+        ({"tasks": "depth,depth"}, r"data\.tasks.*'depth'"),
+        ({"batch_size": 0}, r"data\.batch_size.*0"),
+        ({"batch_size": 10}, r"data\.batch_size.*9.*10"),
+        ({"num_workers": -1}, r"data\.num_workers.*-1"),
         ({"root": "nowhere"}, "nowhere"),
     ],
 )
-def test_wrong_arguments_are_named(tree, changes, message):
-    with pytest.raises(HTTError, match=message):
+def test_datamodule_validates_its_arguments(tree, changes, named):
+    with pytest.raises(HTTError, match=named):
         nyud(tree, **changes)
 
 
-def test_the_mask_file_is_read_once(tree, tmp_path):
-    nyud(tree).mask.save(tmp_path / "mask.json")
-    data = nyud(tree, labels=str(tmp_path / "mask.json"))
-    (tmp_path / "mask.json").unlink()
+def test_mask_file_needs_no_suffix_and_is_read_once(tree, tmp_path):
+    nyud(tree).mask.save(tmp_path / "mask")
+    data = nyud(tree, labels=str(tmp_path / "mask"))
+    assert data.mask.fingerprint == nyud(tree).mask.fingerprint
+    (tmp_path / "mask").unlink()
     data.prepare_data()
     assert sum(len(list(data.training_targets(task))) for task in data.tasks) == 9
 
 
-def test_a_mask_file_needs_no_suffix(tree, tmp_path):
-    nyud(tree).mask.save(tmp_path / "mask")
-    assert nyud(tree, labels=str(tmp_path / "mask")).mask.fingerprint == nyud(tree).mask.fingerprint
+def test_resuming_with_another_mask_is_refused(tree):
+    state = nyud(tree).state_dict()
+    nyud(tree).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"data\.labels.*label_mask\.json"):
+        nyud(tree, seed=1).load_state_dict(state)
 
 
-def test_a_mask_of_other_images_is_refused(tree, tmp_path):
-    nyud(tree).mask.save(tmp_path / "mask.json")
-    stored = json.loads((tmp_path / "mask.json").read_text())
-    stored["labels"]["99"] = stored["labels"].pop("4")
-    (tmp_path / "mask.json").write_text(json.dumps(stored))
-    with pytest.raises(HTTError, match=r"mask\.json"):
-        nyud(tree, labels=str(tmp_path / "mask.json"))
+def test_worker_init_ignores_signals():
+    code = """
+        import os, signal
+        from htt_lightning.data.datamodule import worker_init
+        worker_init(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("alive")"""
+    found = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
+    assert found.stdout == "alive\n"
 
 
-def test_an_empty_split_is_refused(tree, tmp_path):
+def test_empty_split_is_refused(tree, tmp_path):
     for folder in ("image", "label", "depth", "normal"):
         (tmp_path / "val" / folder).mkdir(parents=True)
     (tmp_path / "train").symlink_to(tree / "train")
@@ -162,20 +171,7 @@ def test_an_empty_split_is_refused(tree, tmp_path):
         nyud(tmp_path)
 
 
-def test_broken_files_are_found_before_training(tree, tmp_path):
-    write_nyud_tree(tmp_path, train=6, val=2, size=(24, 32))
-    data = NYUDDataModule(root=str(tmp_path), num_workers=0, batch_size=2, seed=0, labels="full")
-    data.prepare_data()
-    path = tmp_path / "train" / "label" / "3.npy"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(HTTError, match=r"label.3\.npy"):
-        data.prepare_data()
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(HTTError, match=r"label.3\.npy"):
-        data.prepare_data()
-
-
-def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
+def test_hidden_labels_are_not_checked(tree, tmp_path):
     write_nyud_tree(tmp_path, train=6, val=2, size=(24, 32))
     data = NYUDDataModule(root=str(tmp_path), num_workers=0, batch_size=2, seed=0)
     for name, kept in data.labels_per_image("train", data.build_dataset("train")).items():
@@ -186,7 +182,7 @@ def test_hidden_labels_may_be_broken_for_all_we_care(tree, tmp_path):
     assert len(list(data.train_dataloader())) == 3
 
 
-def test_training_targets_are_the_labels_that_are_kept():
+def test_training_targets_are_the_kept_labels():
     data = tiny_data()
     data.setup("fit")
     kept = [name for name, own in data.labels_per_image("train", data.train.dataset).items() if "depth" in own]
@@ -196,13 +192,13 @@ def test_training_targets_are_the_labels_that_are_kept():
     np.testing.assert_array_equal(targets[0][0], truth)
 
 
-def test_tasks_are_chosen_by_name_or_replaced_by_ones_with_other_settings():
+def test_select_tasks_takes_names_and_tasks():
     assert [task.name for task in select_tasks(AVAILABLE, "normals, semseg")] == ["normals", "semseg"]
     assert select_tasks(AVAILABLE, ["semseg", Depth(num_bins=5)])[1].num_bins == 5
     assert select_tasks(AVAILABLE, None) == AVAILABLE
 
 
-def test_setup_can_be_called_again_and_stage_by_stage(tree):
+def test_setup_builds_the_splits_of_a_stage(tree):
     data = nyud(tree)
     data.setup("fit")
     for stage in ("validate", "test", "predict"):
@@ -213,7 +209,7 @@ def test_setup_can_be_called_again_and_stage_by_stage(tree):
     assert [name for batch in data.predict_dataloader() for name in batch["id"]] == ["0", "1", "2"]
 
 
-def test_some_validation_images_are_scored_while_fitting_and_all_in_test(tree):
+def test_max_val_images_applies_to_fit_alone(tree):
     data = NYUDDataModule(
         root=str(tree), num_workers=0, batch_size=3, tasks=["semseg", Depth(max_val_images=2)], seed=0
     )
@@ -229,7 +225,7 @@ def test_some_validation_images_are_scored_while_fitting_and_all_in_test(tree):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
-def test_the_scored_images_are_spread_evenly_over_those_with_a_label(images, limit, draw):
+def test_limit_val_labels_spreads_them_evenly(images, limit, draw):
     labels = {str(k): ("depth",) * draw.draw(st.booleans()) + ("semseg",) for k in range(images)}
     kept = limit_val_labels(labels, [SemSeg(classes=("a", "b")), Depth(max_val_images=limit)])
     owners = [name for name in labels if "depth" in labels[name]]
@@ -242,6 +238,6 @@ def test_the_scored_images_are_spread_evenly_over_those_with_a_label(images, lim
     assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
 
 
-def test_a_task_scores_at_least_one_image():
+def test_max_val_images_is_at_least_one():
     with pytest.raises(HTTError, match="val_images"):
         Depth(max_val_images=0)

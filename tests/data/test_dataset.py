@@ -35,14 +35,14 @@ def dataset(transform=None, size=None, seed=0):
     return PartialLabelDataset(Noise(), TASKS, LABELS, transform or EvalTransform(TASKS, None), size, seed)
 
 
-def test_hidden_labels_are_never_read():
+def test_hidden_labels_are_not_read():
     data = dataset()
     samples = [data[0], data[1]]
     assert data.dataset.read == [("7", "semseg"), ("7", "depth"), ("12", "normals")]
     assert [s["id"] for s in samples] == ["7", "12"]
 
 
-def test_maps_of_unlabelled_tasks_are_entirely_missing():
+def test_unlabeled_maps_are_entirely_missing():
     sample = dataset()[0]
     assert (sample["edges"] == 255).all()
     assert sample["normals"].isnan().all()
@@ -51,7 +51,7 @@ def test_maps_of_unlabelled_tasks_are_entirely_missing():
     }  # fmt: skip
 
 
-def test_a_batch_has_the_shapes_and_types_of_the_contract():
+def test_collate_returns_the_documented_shapes():
     batch = collate([dataset()[0], dataset()[1]])
     shapes = {"image": (2, 3, 20, 30), "semseg": (2, 20, 30), "edges": (2, 20, 30), "valid": (2, 20, 30)}
     shapes |= {"depth": (2, 1, 20, 30), "normals": (2, 3, 20, 30)}
@@ -64,7 +64,7 @@ def test_a_batch_has_the_shapes_and_types_of_the_contract():
     assert batch["id"] == ["7", "12"]
 
 
-def test_a_repeat_counts_as_unlabelled():
+def test_padding_counts_as_unlabeled():
     data = dataset()
     sample = data[SampleIndex(0, is_padding=True)]
     assert not any(sample["labeled"].values())
@@ -72,7 +72,7 @@ def test_a_repeat_counts_as_unlabelled():
     assert data.dataset.read == []
 
 
-def test_augmentation_depends_on_seed_epoch_and_id_alone():
+def test_augmentation_depends_on_seed_epoch_and_id():
     def draw(epoch, seed=0, position=0):
         return dataset(TrainTransform(TASKS, AugmentConfig(), (16, 16)), seed=seed)[SampleIndex(position, epoch)][
             "image"
@@ -88,7 +88,7 @@ def test_augmentation_depends_on_seed_epoch_and_id_alone():
     assert not torch.equal(first, draw(0, position=1))
 
 
-def test_augmentation_does_not_depend_on_which_labels_are_hidden():
+def test_augmentation_ignores_hidden_labels():
     transform = TrainTransform(TASKS, AugmentConfig(), (16, 16))
     some = PartialLabelDataset(Noise(), TASKS, {"7": ("depth",)}, transform)[SampleIndex(0, 3)]
     more = PartialLabelDataset(Noise(), TASKS, {"7": ("depth", "normals", "edges")}, transform)[SampleIndex(0, 3)]
@@ -96,7 +96,7 @@ def test_augmentation_does_not_depend_on_which_labels_are_hidden():
     assert torch.equal(some["depth"].nan_to_num(0), more["depth"].nan_to_num(0))
 
 
-def test_resizing_on_reading_keeps_label_values():
+def test_resizing_keeps_label_values():
     sample = dataset(size=(10, 15))[0]
     assert sample["image"].shape == (3, 10, 15)
     assert set(sample["semseg"].unique().tolist()) <= {0, 1}

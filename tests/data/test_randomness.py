@@ -1,4 +1,4 @@
-"""The library draws from generators of its own: Python's, numpy's and torch's global ones are left alone."""
+"""The library uses its own random generators, never the global ones of Python, numpy and torch."""
 
 import random
 
@@ -48,8 +48,8 @@ def scenes(_):
     return [{key: torch.from_numpy(value) for key, value in render(0, 3, (24, 32)).items()}]
 
 
-def anew(_):
-    """The weights of the next stage, and the copy that teaches it."""
+def weights(_):
+    """Weights of the next stage, and the copy of a teacher."""
     module = fresh()
     module.reset_parameters(5)
     return [clone_module(module).net.state_dict()]
@@ -64,8 +64,8 @@ def fresh():
 MODULE = []
 
 
-@pytest.mark.parametrize("draw", [epochs, masks, scenes, anew])
-def test_global_states_are_neither_read_nor_changed(draw):
+@pytest.mark.parametrize("draw", [epochs, masks, scenes, weights])
+def test_global_random_states_are_not_used(draw):
     drawn = []
     fresh()
     for seed in (1, 2):
@@ -76,7 +76,7 @@ def test_global_states_are_neither_read_nor_changed(draw):
     assert_equal(*drawn)
 
 
-def test_loader_processes_draw_what_one_process_does():
+def test_loader_processes_draw_what_one_process_draws():
     seeded(3)
     before = states()
     assert_equal(epochs(2), epochs(0))

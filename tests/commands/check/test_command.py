@@ -67,7 +67,7 @@ def test_check_exits_with_status_one_after_naming_problems(root, capsys):
     assert f"problem: train 4 depth: {root}/train/depth/4.npy" in printed
     assert f"problem: train 0: {root}/train/image/0.npy" in printed
     assert printed.count("Expected layout") == printed.count("normal/0.npy ...") == 1
-    assert "warning: train: 5 images, where 795 were published" in printed
+    assert "warning: train: 5 images found, but 795 were published" in printed
     assert len(json.loads(Path("out/check.json").read_text())["problems"]) == 2
     assert Path("out/contact_sheet.png").is_file()
 

@@ -89,7 +89,7 @@ def test_warnings_are_no_problems(root):
     report = report_of(nyud(root, tasks=["semseg", Depth(min_depth=20, max_depth=30)]))
     assert report["problems"] == []
     warnings = "\n".join(report["warnings"])
-    for text in ("val semseg: No pixel has the class", "train depth: 100.0 %", "train: 9 images, where 795"):
+    for text in ("val semseg: No pixel has the class", "train depth: 100.0 %", "train: 9 images found, but 795"):
         assert text in warnings
 
 
@@ -282,7 +282,7 @@ def test_a_mixture_names_the_problems_of_all_datasets(root, tmp_path):
     expected = {("train", "0/1", "depth"): "depth/1.npy is missing", ("train", "1/3", "depth"): "depth/3.png"}
     assert_found(report, expected)
     assert "train/" in report["expected_layout"]
-    assert any(text.startswith("train: data.datasets 0: 9 images, where 795") for text in report["warnings"])
+    assert any(text.startswith("train: data.datasets 0: 9 images found, but 795") for text in report["warnings"])
     broken = MixedDataModule([nyud(root / "a"), nyud(root / "b")], image_size=SIZE, num_workers=0)
     with pytest.raises(HTTError, match=r"a is missing[\s\S]*b is missing"):
         inspect(broken)
