@@ -112,7 +112,8 @@ def read_run(path: Path, split: Split) -> Run:
         test_settings = comparable_settings(options, tasks)
         trained_by = path.with_name(TRAIN_CONFIG)
         info = load_mapping(trained_by) if trained_by.is_file() else {}
-        options, labels = flatten(info.get("config") or {"checkpoint": options.get("ckpt_path")}), info.get("labels")
+        config, labels = info.get("config"), info.get("labels")
+        options = flatten(config if isinstance(config, dict) else {"checkpoint": options.get("ckpt_path")})
         train_settings = comparable_settings(options, tasks)
         tested = {
             f"test.{key}": value
