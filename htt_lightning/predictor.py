@@ -1,4 +1,4 @@
-"""A trained network as a function from one image to its maps."""
+"""Prediction of the maps of one image by a trained network."""
 
 from pathlib import Path
 from typing import Self
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from htt_lightning.data.batch import to_chw_tensor
 from htt_lightning.data.input_size import InputResizer, InputSize
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError
 from htt_lightning.io.images import read_photograph, to_rgb
 from htt_lightning.models.sliding_window import predict_at_original_size
 from htt_lightning.module import HTTModule
@@ -18,25 +18,28 @@ from htt_lightning.training.loading import load_module
 
 
 class HTTPredictor:
-    """Every task's map of an image, at the image's own size. A checkpoint holds all that is needed, but no dataset.
+    """Predict every task's map of an image at its original size.
+
+    A checkpoint contains all that is needed; no dataset is involved: ``HTTPredictor.from_checkpoint("last.ckpt")``.
 
     Examples:
-        >>> predictor = HTTPredictor.from_checkpoint("last.ckpt")  # doctest: +SKIP
-        >>> predictor("photo.jpg")["depth"].shape  # doctest: +SKIP
-        torch.Size([1, 480, 640])
+        >>> from htt_lightning.tasks import Depth
+        >>> predictor = HTTPredictor(HTTModule([Depth(num_bins=5)], token_dim=16))
+        >>> predictor(np.zeros((48, 64, 3), np.uint8))["depth"].shape
+        torch.Size([1, 48, 64])
 
     Args:
-        module: The trained module; it is put into evaluation mode.
+        module: Trained module; it is set to evaluation mode.
         input_size: Size at which the network sees images: ``training`` (as in the evaluation of the training run),
             ``original``, or ``(h, w)`` (resized to that number of pixels, aspect ratio kept).
-        tile_size: Width in pixels of a sliding window for larger images, a multiple of 32; None for whole images.
+        tile_size: Width in pixels of a sliding window for larger images, a multiple of 32; None never tiles.
 
     Attributes:
         module: The module.
-        tasks: The tasks by name, which know their ``class_names`` and ``unit``, and the colours of their maps.
+        tasks: Tasks by name, with their ``class_names`` and ``metric_unit``, and the colors of their maps.
 
     Raises:
-        HTTError: An argument is out of its range.
+        ConfigError: An argument is out of its range.
     """
 
     def __init__(self, module: HTTModule, input_size: InputSize = "training", tile_size: int | None = None) -> None:
@@ -52,46 +55,57 @@ class HTTPredictor:
         input_size: InputSize = "training",
         tile_size: int | None = None,
     ) -> Self:
-        """The predictor of a checkpoint; nothing in the file is executed.
+        """Load a checkpoint; nothing in the file is executed.
 
         Args:
-            path: The checkpoint.
-            device: Where to compute.
-            input_size: Size at which the network sees images.
-            tile_size: Width of the sliding window.
+            path: Path to the checkpoint.
+            device: Device of the network.
+            input_size: Size at which the network sees images, see ``HTTPredictor``.
+            tile_size: Width in pixels of the sliding window; None never tiles.
 
         Raises:
-            HTTError: The file is missing, damaged or of something else, or an argument is out of its range.
+            CheckpointError: The file is missing, corrupt or no checkpoint of this library.
+            ConfigError: An argument is out of its range.
         """
         return cls(load_module(path, "from_checkpoint", device=device), input_size, tile_size)
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Tensor]:
-        """Predict.
+        """Predict the maps of an image.
 
         Args:
-            image: A file; a PIL image; RGB or grey as an array ``h w 3`` or ``h w``; or RGB as a tensor ``3 h w``.
+            image: Path to a file, PIL image, array ``h w 3`` (RGB) or ``h w`` (gray), or tensor ``3 h w`` (RGB).
                 Arrays and tensors are uint8, or floats in [0, 1].
 
         Returns:
             By task, on the CPU: classes int64 ``h w``, probabilities float32 ``h w``, or a field float32 ``c h w``.
 
         Raises:
-            HTTError: It is no such image, or too large to be seen at once.
+            ConfigError: The image has another type, shape or range, or needs ``tile_size``.
+            DataError: The file is missing or corrupt.
         """
         pixels, name = to_array(image)
-        seen, view = self.resizer(pixels, name)
-        batch = to_chw_tensor(seen)[None].to(self.module.device)
+        resized, view = self.resizer(pixels, name)
+        batch = to_chw_tensor(resized)[None].to(self.module.device)
         batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
         maps = predict_at_original_size(self.module, self.module.tasks, batch, view, self.resizer.tile_size)
         return {task: values[0].cpu() for task, values in maps.items()}
 
 
 def to_array(image: str | Path | Image.Image | np.ndarray | Tensor) -> tuple[np.ndarray, str]:
-    """An image as an array ``h w 3``, uint8 or float32 in [0, 1], and what to call it; see ``HTTPredictor``.
+    """Convert an image to an array ``h w 3``, uint8 or float32 in [0, 1], and its name for messages.
+
+    Examples:
+        >>> pixels, name = to_array(torch.zeros(3, 4, 6))
+        >>> pixels.shape, pixels.dtype
+        ((4, 6, 3), dtype('float32'))
+
+    Args:
+        image: An image as in ``HTTPredictor.__call__``.
 
     Raises:
-        HTTError: It is none.
+        ConfigError: The image has another type, shape or range.
+        DataError: The file is missing or corrupt.
     """
     if isinstance(image, str | Path):
         return read_photograph(Path(image).expanduser()), str(image)
@@ -100,19 +114,19 @@ def to_array(image: str | Path | Image.Image | np.ndarray | Tensor) -> tuple[np.
         return to_rgb(image, name), name
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
-            raise HTTError(f"A tensor must be 3 h w, one image with its colours first, not {tuple(image.shape)}.")
+            raise ConfigError(f"An image tensor must be 3 h w, got {tuple(image.shape)}.")
         array = image.detach().cpu().movedim(0, -1).numpy()
     elif isinstance(image, np.ndarray):
         array = np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image
     else:
-        raise HTTError(f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}.")
+        raise ConfigError(f"An image must be a path, PIL image, array or tensor, got {type(image).__name__}.")
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise HTTError(f"An array must be h w 3 (RGB) or h w (grey), not {array.shape}.")
+        raise ConfigError(f"An image array must be h w 3 (RGB) or h w (gray), got {array.shape}.")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array), "The image"
     if array.dtype.kind != "f":
-        raise HTTError(f"Images are uint8, or floats in [0, 1], not {array.dtype}; convert it.")
+        raise ConfigError(f"An image must be uint8, or float in [0, 1], got {array.dtype}.")
     low, high = array.min(), array.max()
-    if not 0 <= low <= high <= 1:  # NaN fails as well
-        raise HTTError(f"Float images lie in [0, 1], not {low:g} to {high:g}; divide by their white.")
+    if not 0 <= low <= high <= 1:  # false for NaN as well
+        raise ConfigError(f"A float image must lie in [0, 1], got {low:g} to {high:g}. Divide by 255.")
     return np.ascontiguousarray(array, np.float32), "The image"

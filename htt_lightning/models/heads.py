@@ -176,12 +176,7 @@ class BaselineHead(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        dim: int,
-        num_tokens: int,
-        dropout: float = 0.5,
-        dilations: Sequence[int] = (12, 24, 36),
+        self, in_channels: int, dim: int, num_tokens: int, dropout: float = 0.5, dilations: Sequence[int] = (12, 24, 36)
     ) -> None:
         super().__init__()
         self.aspp = ASPP(in_channels, dim, dropout, dilations)

@@ -1,4 +1,4 @@
-"""Checkpoints of the method's public release: their names for our weights, and what they lack."""
+"""Conversion of checkpoints of the method's public release (docs/differences.md, Network)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import CheckpointError
 from htt_lightning.io.weights import check_finite, safe_torch_load
 from htt_lightning.tasks.base import RELEASE_ALIASES
 
@@ -31,20 +31,15 @@ _HEAD = {
     "pred_prompter.FFN": "classify",
     "pred_prompter.refine": "refine",
 }
-_PROMPT = {
-    "task_spatial_reduction": "reduce",
-    "qk_producer.0": "query",
-    "qk_producer.1": "key",
-    "FFN": "refine",
-}
+_PROMPT = {"task_spatial_reduction": "reduce", "qk_producer.0": "query", "qk_producer.1": "key", "FFN": "refine"}
 
 
 class ReleasedWeights(NamedTuple):
-    """A released checkpoint in our terms.
+    """Hold a released checkpoint with the names of ``HTTNet``.
 
     Attributes:
         state: Weights by their name in ``HTTNet``; without ``global_tokens.tokens`` if the file lacks them.
-        num_tokens: K by task, in the order of the tokens.
+        num_tokens: Number K of classes or bins by task, in the order of the tokens.
         token_dim: Token width D.
     """
 
@@ -54,10 +49,14 @@ class ReleasedWeights(NamedTuple):
 
 
 def convert_key(name: str) -> str:
-    """The name in ``HTTNet`` of a tensor of a released state dict.
+    """Convert the name of a released tensor to its name in ``HTTNet``.
+
+    Examples:
+        >>> convert_key("decoders.sal.conv.weight")
+        'heads.saliency.conv.weight'
 
     Raises:
-        KeyError: There is no such tensor.
+        KeyError: The release has no such tensor.
     """
     first, _, rest = name.partition(".")
     if name == "tokens":
@@ -88,6 +87,7 @@ def convert_key(name: str) -> str:
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
+    """Replace the beginning of a name by a table."""
     for old, new in table.items():
         if name.startswith(old + "."):
             return new + name.removeprefix(old)
@@ -95,10 +95,10 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 def load_released(path: str | Path) -> ReleasedWeights:
-    """Read a checkpoint of the public release: weights under ``model``, names with or without ``module.``.
+    """Load a checkpoint of the public release: weights under ``model``, names with or without ``module.``.
 
     Raises:
-        HTTError: The file cannot be read without running code from it, or holds something else.
+        CheckpointError: The file is missing, corrupt or of another kind.
     """
     try:
         content = safe_torch_load(path)
@@ -109,9 +109,9 @@ def load_released(path: str | Path) -> ReleasedWeights:
         dim = next(iter(classify.values())).shape[1]
         check_finite(state)
     except Exception as error:  # files of other kinds fail in many ways
-        raise HTTError(
-            f"{path} is no checkpoint of the public release of HiTTs ({type(error).__name__}: {error}); "
-            "checkpoints of this library are read by HTTModule.load_from_checkpoint."
+        raise CheckpointError(
+            f"{path} must be a checkpoint of the public release of HiTTs: {type(error).__name__}: {error}\n"
+            "Load checkpoints of this library with HTTModule.load_from_checkpoint."
         ) from error
     if "global_tokens.tokens" in state:
         state["global_tokens.tokens"] = state["global_tokens.tokens"].flatten(1)

@@ -1,4 +1,4 @@
-"""From what a network sees of an image to maps of the size of the image."""
+"""Sliding-window inference, and decoding at the original image size."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,61 +13,69 @@ from htt_lightning.tasks import Task
 Network = Callable[[Tensor], Mapping[str, TaskOutput]]
 
 OVERLAP = 4
-"""Neighbouring windows share at least the fourth part of their width."""
+"""Neighboring windows overlap by at least this fraction of their width: one fourth."""
 
 DECODE_ROWS = 128
-"""Rows of pixels that are decoded at a time, so that a large image never has all its logits in memory."""
+"""Number of pixel rows decoded at a time, so that all logits of a large image are never in memory."""
 
 MIN_PROB = 1e-30
-"""Least probability, whose logarithm is finite."""
+"""Smallest probability before the logarithm."""
 
 
 def predict_at_original_size(
-    network: Network, tasks: Sequence[Task], image: Tensor, view: ImageView, tile: int | None = None
+    network: Network, tasks: Sequence[Task], image: Tensor, view: ImageView, tile_size: int | None = None
 ) -> dict[str, Tensor]:
-    """Decoded maps at the own size of the images.
+    """Predict maps at the original size of the images.
 
-    Where windows are blended, or images were resized, class and bin probabilities are what is averaged (logits, if a
-    task has no distribution), never labels or directions; what is decoded is a class, a depth, a unit normal again.
+    Blended windows and resized images average class and bin probabilities (logits, for a task without a distribution),
+    never labels or directions. So the result is a valid class, depth or unit normal.
 
     Args:
-        network: Images to outputs by task.
-        tasks: The tasks to decode.
-        image: What the network is to see, ``b 3 h w``.
-        view: Where the images lie in it.
-        tile: Width of the sliding window for images that are larger.
+        network: Network from images to outputs by task.
+        tasks: Tasks to decode.
+        image: Input of the network, ``b 3 h w``.
+        view: Location of the images in it.
+        tile_size: Width in pixels of the sliding window for larger inputs; None never tiles.
 
     Returns:
-        By task as ``Task.decode``, at ``view.size``.
+        Decoded maps by task at ``view.size``.
     """
-    seen = image.shape[-2], image.shape[-1]
-    slides = tile is not None and max(seen) > tile
-    if not slides and view.resized == view.size:
-        outputs, (top, left), (height, width) = network(image), view.offset, view.size
-        maps = {task.name: task.decode(outputs[task.name], seen) for task in tasks}
-        return {name: values[..., top : top + height, left : left + width] for name, values in maps.items()}
-    if slides and tile is not None:
-        means = _sliding_window(network, tasks, image, tile)
-    else:
-        outputs = network(image)
-        means = {task.name: _mean(task, outputs[task.name]) for task in tasks}
-    return {task.name: _decode(task, means[task.name], seen, view) for task in tasks}
+    size = image.shape[-2], image.shape[-1]
+    if tile_size is not None and max(size) > tile_size:
+        means = _sliding_window(network, tasks, image, tile_size)
+        return {task.name: _decode(task, means[task.name], size, view) for task in tasks}
+    outputs = network(image)
+    if view.resized == view.size:
+        return {task.name: _crop(task.decode(outputs[task.name], size), view) for task in tasks}
+    return {task.name: _decode(task, _mean(task, outputs[task.name]), size, view) for task in tasks}
 
 
 def _mean(task: Task, output: TaskOutput) -> Tensor:
-    """What can be averaged: probabilities or logits ``b k h/s w/s``."""
+    """Return what windows average, ``b k h/s w/s``: probabilities or logits."""
     logits = upcast(output.logits)
     return logits.softmax(1) if task.logits_are_distribution else logits
 
 
-def _sliding_window(network: Network, tasks: Sequence[Task], image: Tensor, tile: int) -> dict[str, Tensor]:
-    """Means ``b k h/s w/s`` over the windows that see a cell; a window's weight falls off to its border."""
+def _to_output(task: Task, mean: Tensor) -> TaskOutput:
+    """Return an output with this mean, the inverse of ``_mean``; tasks decode logits alone."""
+    logits = mean.clamp(min=MIN_PROB).log() if task.logits_are_distribution else mean
+    return TaskOutput(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
+
+
+def _crop(maps: Tensor, view: ImageView) -> Tensor:
+    """Crop the padding."""
+    (top, left), (height, width) = view.offset, view.size
+    return maps[..., top : top + height, left : left + width]
+
+
+def _sliding_window(network: Network, tasks: Sequence[Task], image: Tensor, tile_size: int) -> dict[str, Tensor]:
+    """Average windows to means ``b k h/s w/s``; the weight of a window decreases to its border."""
     sums: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
     height, width = image.shape[-2:]
-    for top in window_starts(height, tile):
-        for left in window_starts(width, tile):
-            window = image[..., top : top + tile, left : left + tile]
+    for top in window_starts(height, tile_size):
+        for left in window_starts(width, tile_size):
+            window = image[..., top : top + tile_size, left : left + tile_size]
             outputs = network(window)
             for task in tasks:
                 mean = _mean(task, outputs[task.name])
@@ -84,62 +92,58 @@ def _sliding_window(network: Network, tasks: Sequence[Task], image: Tensor, tile
     return {name: total.div_(weights[name]) for name, total in sums.items()}
 
 
-def window_starts(length: int, tile: int) -> list[int]:
-    """First pixels of windows that cover ``length`` pixels: on the network's grid, which cells of windows share."""
-    last = max(-(-(length - tile) // STRIDE) * STRIDE, 0)
-    step = max((tile - tile // OVERLAP) // STRIDE * STRIDE, STRIDE)
+def window_starts(length: int, tile_size: int) -> list[int]:
+    """Return the first pixels of windows that cover an axis, in multiples of the network's stride.
+
+    Examples:
+        >>> window_starts(200, 128)
+        [0, 96]
+    """
+    last = max(-(-(length - tile_size) // STRIDE) * STRIDE, 0)
+    step = max((tile_size - tile_size // OVERLAP) // STRIDE * STRIDE, STRIDE)
     return [*range(0, last, step), last]
 
 
 def _window_weights(cells: int, like: Tensor) -> Tensor:
-    """Weights of the cells of a window along one axis: positive, largest in the middle."""
+    """Return the weights of a window's cells along an axis: positive, largest in the middle."""
     place = torch.arange(cells, device=like.device, dtype=like.dtype)
     return torch.minimum(place + 1, cells - place) / cells
 
 
-def _decode(task: Task, mean: Tensor, seen: tuple[int, int], view: ImageView) -> Tensor:
-    """Decode means ``b k rows columns`` of what the network has seen at the image's own size, some rows at a time."""
+def _decode(task: Task, mean: Tensor, size: tuple[int, int], view: ImageView) -> Tensor:
+    """Decode means ``b k rows columns`` of a network input at the original image size, some rows at a time."""
     cells = mean.shape[-2], mean.shape[-1]
-    stride = feature_stride(cells, seen)
+    stride = feature_stride(cells, size)
     if view.resized == view.size:
-        maps = torch.cat(
-            [_decode_rows(task, mean, first, stride, seen) for first in range(0, cells[0], DECODE_ROWS // stride)], -2
-        )
-        (top, left), (height, width) = view.offset, view.size
-        return maps[..., top : top + height, left : left + width]
-    (low, high, share), across = (_interp_indices(axis, cells[axis], stride, view, mean) for axis in (0, 1))
+        starts = range(0, cells[0], DECODE_ROWS // stride)
+        return _crop(torch.cat([_decode_rows(task, mean, start, stride, size) for start in starts], -2), view)
+    (low, high, fraction), across = (_interp_indices(axis, cells[axis], stride, view, mean) for axis in (0, 1))
     wide = _lerp(mean, -1, *across)
     parts = []
     for rows in (slice(start, start + DECODE_ROWS) for start in range(0, view.size[0], DECODE_ROWS)):
-        part = _lerp(wide, -2, low[rows], high[rows], share[rows])
-        parts.append(task.decode(_output(task, part), (part.shape[-2], part.shape[-1])))
+        part = _lerp(wide, -2, low[rows], high[rows], fraction[rows])
+        parts.append(task.decode(_to_output(task, part), (part.shape[-2], part.shape[-1])))
     return torch.cat(parts, -2)
 
 
-def _decode_rows(task: Task, mean: Tensor, first: int, stride: int, seen: tuple[int, int]) -> Tensor:
-    """What the task makes of some rows of cells, from ``first`` on; the rows around them are interpolated with."""
+def _decode_rows(task: Task, mean: Tensor, first: int, stride: int, size: tuple[int, int]) -> Tensor:
+    """Decode the rows of cells from ``first`` on; interpolation uses the rows around them."""
     last = min(first + DECODE_ROWS // stride, mean.shape[-2])
     above, below = max(first - 1, 0), min(last + 1, mean.shape[-2])
-    start, stop = above * stride, min(below * stride, seen[0])
-    maps = task.decode(_output(task, mean[..., above:below, :]), (stop - start, seen[1]))
-    return maps[..., first * stride - start : min(last * stride, seen[0]) - start, :]
-
-
-def _output(task: Task, mean: Tensor) -> TaskOutput:
-    """An output whose logits have this mean, the opposite of ``_mean``; tasks decode logits alone."""
-    logits = mean.clamp(min=MIN_PROB).log() if task.logits_are_distribution else mean
-    return TaskOutput(logits, logits[:, :0], torch.ones_like(logits[:, :1]))
+    start, stop = above * stride, min(below * stride, size[0])
+    maps = task.decode(_to_output(task, mean[..., above:below, :]), (stop - start, size[1]))
+    return maps[..., first * stride - start : min(last * stride, size[0]) - start, :]
 
 
 def _interp_indices(axis: int, cells: int, stride: int, view: ImageView, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For every pixel along an axis the cells on both sides of its centre, and the share of the second one."""
-    centre = (torch.arange(view.size[axis], device=like.device, dtype=torch.float64) + 0.5) * view.resized[axis]
-    place = ((centre / view.size[axis] + view.offset[axis]) / stride - 0.5).clamp(0, cells - 1)
+    """Return, per pixel of an axis, the cells on both sides of its center and the fraction of the second."""
+    center = (torch.arange(view.size[axis], device=like.device, dtype=torch.float64) + 0.5) * view.resized[axis]
+    place = ((center / view.size[axis] + view.offset[axis]) / stride - 0.5).clamp(0, cells - 1)
     low = place.floor().long()
     return low, (low + 1).clamp(max=cells - 1), (place - low).to(like.dtype)
 
 
-def _lerp(values: Tensor, axis: int, low: Tensor, high: Tensor, share: Tensor) -> Tensor:
-    """Linear interpolation along one axis, counted from the end."""
-    share = share.reshape(-1, *[1] * (-1 - axis))
-    return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), share)
+def _lerp(values: Tensor, axis: int, low: Tensor, high: Tensor, fraction: Tensor) -> Tensor:
+    """Interpolate linearly along an axis, counted from the end."""
+    fraction = fraction.reshape(-1, *[1] * (-1 - axis))
+    return torch.lerp(values.index_select(axis, low), values.index_select(axis, high), fraction)

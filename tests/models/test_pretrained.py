@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from htt_lightning.errors import CheckpointError
 from htt_lightning.models import HTTNet
 from tests.tiny import BACKBONE
 
@@ -10,18 +11,21 @@ SETTINGS = {"token_dim": 8, "backbone": BACKBONE, "backbone_options": {"drop_pat
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_network_comes_back_from_a_folder_exactly(tmp_path, layout):
-    # Tasks in an order that is not the alphabet's: each has its own tokens, by position.
+def test_saved_network_is_loaded_exactly(tmp_path, layout):
+    # Tasks not in alphabetical order: each has its own tokens, by position.
     net = HTTNet({"semseg": 3, "depth": 5}, **SETTINGS).eval().to(memory_format=layout)
     net.save_pretrained(tmp_path / "net")
     assert {path.name for path in (tmp_path / "net").iterdir()} >= {"config.json", "model.safetensors"}
     assert json.loads((tmp_path / "net" / "config.json").read_text())["token_dim"] == 8
     again = HTTNet.from_pretrained(tmp_path / "net", strict=True)
     assert (again.tasks, again.training) == (net.tasks, False)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(
-        net.state_dict().values(), again.state_dict().values(), strict=True
-    ))  # fmt: skip
+    torch.testing.assert_close(dict(again.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
     image = torch.rand(1, 3, 40, 50)
     with torch.no_grad():
         expected, found = net.to(memory_format=torch.contiguous_format)(image), again(image)
-    assert all(torch.equal(x, y) for task in net.tasks for x, y in zip(expected[task], found[task], strict=True))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_folder_without_network_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        HTTNet.from_pretrained(tmp_path)

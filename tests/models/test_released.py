@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import CheckpointError
 from htt_lightning.models import HTTNet
 from htt_lightning.models.released import convert_key
 from htt_lightning.tasks.base import RELEASE_ALIASES
@@ -21,7 +21,7 @@ def released_keys():
 
 
 @pytest.mark.parametrize("benchmark", ["nyud", "pascal"])
-def test_every_released_weight_has_its_place_in_our_network(benchmark, released_keys, tmp_path):
+def test_every_released_weight_is_converted(benchmark, released_keys, tmp_path):
     shapes = released_keys[benchmark]
     weights = {f"module.{name}": torch.zeros(shape) for name, shape in shapes.items() if name != "tokens"}
     torch.save({"model": weights, "optimizer": {"lr": 1.0}, "epoch": 100}, tmp_path / "checkpoint.pth")
@@ -87,7 +87,7 @@ def predictions(net, image):
 
 
 @pytest.mark.parametrize("how", ["in the file", "given"])
-def test_with_its_tokens_a_released_network_predicts_as_it_did(tmp_path, how, caplog):
+def test_released_network_with_its_tokens_predicts_the_same(tmp_path, how, caplog):
     net, image = HTTNet(NUM_TOKENS, **TINY), torch.rand(2, 3, 64, 96)
     path = released_file(tmp_path / "checkpoint.pth", net, with_tokens=how == "in the file")
     tokens = net.state_dict()["global_tokens.tokens"] if how == "given" else None
@@ -99,30 +99,32 @@ def test_with_its_tokens_a_released_network_predicts_as_it_did(tmp_path, how, ca
     assert not caplog.text
 
 
-def test_without_tokens_a_warning_says_what_that_means(tmp_path, caplog):
+def test_released_network_without_tokens_warns(tmp_path, caplog):
     net = HTTNet(NUM_TOKENS, **TINY)
     path = released_file(tmp_path / "checkpoint.pth", net)
     with caplog.at_level(logging.WARNING):
         again = HTTNet.from_official_checkpoint(path, backbone="test_resnet")
     assert "lacks the global tokens" in caplog.text
-    assert "fine-tune" in caplog.text
     assert not torch.equal(again.global_tokens.tokens, net.global_tokens.tokens)
     for name, value in net.state_dict().items():
         assert name == "global_tokens.tokens" or torch.equal(again.state_dict()[name], value)
 
 
-def test_other_files_and_other_backbones_are_refused_with_their_name(tmp_path):
+@pytest.mark.parametrize("arguments", [{}, {"backbone": "test_resnet", "tokens": torch.zeros(2, 3)}])
+def test_released_weights_must_fit(tmp_path, arguments):
     path = released_file(tmp_path / "checkpoint.pth", HTTNet(NUM_TOKENS, **TINY))
-    with pytest.raises(HTTError, match=r"checkpoint.pth do not fit backbone 'resnet18'"):
-        HTTNet.from_official_checkpoint(path)
-    with pytest.raises(HTTError, match=r"do not fit"):
-        HTTNet.from_official_checkpoint(path, backbone="test_resnet", tokens=torch.zeros(2, 3))
-    for content in ({"model": {"other": torch.zeros(1)}}, torch.zeros(3), {"model": {}}):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pth must fit"):
+        HTTNet.from_official_checkpoint(path, **arguments)
+
+
+@pytest.mark.parametrize(
+    "content", [{"model": {"other": torch.zeros(1)}}, torch.zeros(3), {"model": {}}, b"hello", None]
+)
+def test_file_of_another_kind_is_refused(tmp_path, content):
+    path = tmp_path / "checkpoint.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
         torch.save(content, path)
-        with pytest.raises(HTTError, match=r"checkpoint.pth is no checkpoint of the public release"):
-            HTTNet.from_official_checkpoint(path)
-    path.write_bytes(b"hello")
-    with pytest.raises(HTTError, match=r"is no checkpoint of the public release"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pth must be a checkpoint of the public release"):
         HTTNet.from_official_checkpoint(path)
-    with pytest.raises(HTTError, match=r"absent.pth is no checkpoint"):
-        HTTNet.from_official_checkpoint(tmp_path / "absent.pth")

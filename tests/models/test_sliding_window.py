@@ -16,7 +16,7 @@ TASKS = [SemSeg(classes=("a", "b", "c")), Saliency(), Normals(num_bins=6), Edges
 
 
 class Local(torch.nn.Module):
-    """A network of stride 4 that looks at nothing but a cell's own pixels."""
+    """A network of stride 4 whose cells see nothing but their own pixels."""
 
     def __init__(self):
         super().__init__()
@@ -40,56 +40,56 @@ def whole(size):
 
 
 @pytest.mark.parametrize("size", [(150, 97), (64, 200), (65, 65), (300, 40)])
-def test_windows_of_a_network_that_looks_no_further_give_what_the_whole_gives(size):
+def test_windows_of_a_local_network_equal_one_pass(size):
     network, image = Local(), torch.rand(2, 3, *size)
     at_once = predict_at_original_size(network, TASKS, image, whole(size))
     network.sizes.clear()
-    blended = predict_at_original_size(network, TASKS, image, whole(size), tile=64)
+    blended = predict_at_original_size(network, TASKS, image, whole(size), tile_size=64)
     assert len(network.sizes) > 1
-    assert all(height <= 64 and width <= 64 for height, width in network.sizes)
+    assert all(max(window) <= 64 for window in network.sizes)
     for task in TASKS:
         ours, theirs = blended[task.name], at_once[task.name]
-        assert ours.shape == theirs.shape
-        assert ours.dtype == theirs.dtype
-        if task.name == "semseg":  # rounding decides between classes that are as likely
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        if task.name == "semseg":  # rounding decides between classes of equal probability
             assert (ours == theirs).float().mean() > 0.999
         else:
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_window_as_large_as_the_image_is_no_window():
+def test_window_as_large_as_the_image_changes_nothing():
     network, image = Local(), torch.rand(1, 3, 60, 64)
-    one, other = (predict_at_original_size(network, TASKS, image, whole((60, 64)), tile) for tile in (None, 64))
+    one, other = (predict_at_original_size(network, TASKS, image, whole((60, 64)), size) for size in (None, 64))
     assert all(torch.equal(one[task.name], other[task.name]) for task in TASKS)
 
 
 def disagreeing(image):
-    """Depth whose logits depend on where a window begins: 0 in the first, then the others."""
+    """Depth whose logits depend on the start of a window: bin 0 in the first, then the others."""
     cells = image.shape[-2] // 4, image.shape[-1] // 4
     logits = torch.full((1, 5, *cells), -20.0)
     logits[:, int(image[0, 0, 0, 0])] = 20
     return {"depth": TaskOutput(logits, logits[:, :0], logits[:, :1])}
 
 
-def test_windows_that_disagree_are_blended_without_a_seam():
+def test_disagreeing_windows_are_blended_without_a_seam():
     image = torch.zeros(1, 3, 64, 96)
-    image[..., 32:] = 4  # the second window, which begins there, sees the farthest bin
+    image[..., 32:] = 4  # the second window starts here and predicts the farthest bin
     task = Depth(num_bins=5, min_depth=1.0, max_depth=9.0)
-    line = predict_at_original_size(disagreeing, [task], image, whole((64, 96)), tile=64)["depth"][0, 0, 30]
+    line = predict_at_original_size(disagreeing, [task], image, whole((64, 96)), tile_size=64)["depth"][0, 0, 30]
     torch.testing.assert_close(line[:30], torch.full((30,), 1.0))
     torch.testing.assert_close(line[68:], torch.full((28,), 9.0))
     steps = line.diff()
     assert (steps >= -1e-5).all()
-    assert steps.max() < 0.5  # of 8 metres between the two
+    assert steps.max() < 0.5  # of 8 meters between the two
 
 
-def test_blended_normals_have_length_one():
-    values = predict_at_original_size(Local(), TASKS, torch.rand(1, 3, 100, 150), whole((100, 150)), tile=64)["normals"]
+def test_blended_normals_have_unit_length():
+    image, view = torch.rand(1, 3, 100, 150), whole((100, 150))
+    values = predict_at_original_size(Local(), TASKS, image, view, tile_size=64)["normals"]
     torch.testing.assert_close(values.norm(dim=1), torch.ones(1, 100, 150))
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 96, 97, 500])
-def test_windows_lie_on_the_grid_and_cover_everything(length):
+def test_window_starts_are_on_the_grid_and_cover_the_axis(length):
     starts = window_starts(length, 64)
     assert starts == sorted(set(starts))
     assert all(start % 32 == 0 for start in starts)
@@ -97,18 +97,16 @@ def test_windows_lie_on_the_grid_and_cover_everything(length):
     assert all(after - before < 64 for before, after in pairwise(starts))
 
 
-def test_maps_return_at_the_own_size_of_an_image_that_was_resized_and_padded():
-    policy = InputResizer(image_size=(32, 48))
-    seen, view = policy(np.zeros((200, 75, 3), np.uint8), "it")
-    assert view == ImageView((200, 75), seen.shape[:2], (0, 0))
-    assert abs(seen.shape[0] * seen.shape[1] - 32 * 48) < 64
-    assert abs(seen.shape[0] / seen.shape[1] - 200 / 75) < 0.1
-    image = torch.rand(1, 3, *seen.shape[:2])
-    maps = predict_at_original_size(Local(), TASKS, image, view)
+def test_maps_of_a_resized_image_have_its_original_size():
+    resized, view = InputResizer(image_size=(32, 48))(np.zeros((200, 75, 3), np.uint8), "it")
+    assert view == ImageView((200, 75), resized.shape[:2], (0, 0))
+    assert abs(resized.shape[0] * resized.shape[1] - 32 * 48) < 64
+    assert abs(resized.shape[0] / resized.shape[1] - 200 / 75) < 0.1
+    maps = predict_at_original_size(Local(), TASKS, torch.rand(1, 3, *resized.shape[:2]), view)
     assert all(values.shape[-2:] == (200, 75) for values in maps.values())
 
 
-def test_enlarging_matches_pixel_centres():
+def test_upsampling_matches_pixel_centers():
     ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
 
     def depths(image):
@@ -118,24 +116,20 @@ def test_enlarging_matches_pixel_centres():
     task = Depth(num_bins=2, min_depth=1.0, max_depth=2.0)
     own = predict_at_original_size(depths, [task], ramp, whole((16, 16)))["depth"]
     larger = predict_at_original_size(depths, [task], ramp, ImageView((32, 32), (16, 16), (0, 0)))["depth"]
-    bin_centers = F.interpolate(own, size=(32, 32), mode="bilinear", align_corners=False)
-    assert (larger - bin_centers)[..., 4:-4].abs().max() < 0.01
+    expected = F.interpolate(own, size=(32, 32), mode="bilinear", align_corners=False)
+    assert (larger - expected)[..., 4:-4].abs().max() < 0.01
 
 
-def test_padding_is_cut_off_again():
-    policy = InputResizer(min_size=(64, 64))
+def test_padding_is_cropped():
     pixels = np.random.default_rng(0).integers(0, 255, (30, 80, 3), dtype=np.uint8)
-    seen, view = policy(pixels, "it")
-    assert (seen.shape, view) == ((64, 80, 3), ImageView((30, 80), (30, 80), (17, 0)))
-    image = torch.from_numpy(seen / 255).float().permute(2, 0, 1)[None]
-    maps, all_of_it = (
-        predict_at_original_size(Local(), TASKS, image, view),
-        predict_at_original_size(Local(), TASKS, image, whole((64, 80))),
-    )
-    assert torch.equal(maps["depth"], all_of_it["depth"][..., 17:47, :])
+    padded, view = InputResizer(min_size=(64, 64))(pixels, "it")
+    assert (padded.shape, view) == ((64, 80, 3), ImageView((30, 80), (30, 80), (17, 0)))
+    image = torch.from_numpy(padded / 255).float().permute(2, 0, 1)[None]
+    maps, uncropped = (predict_at_original_size(Local(), TASKS, image, v) for v in (view, whole((64, 80))))
+    assert torch.equal(maps["depth"], uncropped["depth"][..., 17:47, :])
 
 
-def test_what_the_checkpoint_says_gives_way_to_what_is_asked_for():
+def test_input_size_argument_overrides_the_checkpoint():
     stored = {"image_size": [32, 48], "min_size": None}
     assert InputResizer.of(stored) == InputResizer((32, 48))
     assert InputResizer.of(stored, "original", 64) == InputResizer(tile_size=64)
@@ -146,16 +140,15 @@ def test_what_the_checkpoint_says_gives_way_to_what_is_asked_for():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"tile_size": 100}, "multiple of 32"), ({"tile_size": 32}, "at least 64"),
-     ({"input_size": "big"}, "input_size.*'big'"),
-     ({"input_size": (0, 5)}, "height and a width")],
+    [({"tile_size": 100}, "tile_size .*100"), ({"tile_size": 32}, "tile_size .*32"), ({"input_size": "big"}, "'big'"),
+     ({"input_size": (0, 5)}, r"size .*\(0, 5\)")],
 )  # fmt: skip
-def test_bad_settings_are_refused(arguments, message):
+def test_input_resizer_errors_name_the_option(arguments, message):
     with pytest.raises(HTTError, match=message):
         InputResizer.of(None, **arguments)
 
 
-def test_an_image_too_large_to_be_seen_at_once_asks_for_a_window():
+def test_image_too_large_at_once_asks_for_tiles():
     large = np.broadcast_to(np.zeros(3, np.uint8), (MAX_PIXELS // 1000 + 1, 1000, 3))
     with pytest.raises(HTTError, match=r"big\.png .*1000x33555.*tile_size"):
         InputResizer()(large, "big.png")
