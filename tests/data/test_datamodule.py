@@ -57,28 +57,9 @@ def test_label_mask_ignores_the_tasks_of_the_run(tree):
         assert counts(single) == {task: 3}
 
 
-def test_label_mask_depends_on_the_seed_alone(tree):
-    torch.manual_seed(0)
-    first = nyud(tree).mask.fingerprint
-    np.random.default_rng(0).random(10)
-    torch.manual_seed(1)
-    assert nyud(tree, batch_size=1, num_workers=2).mask.fingerprint == first
-    assert nyud(tree, seed=1).mask.fingerprint != first
-
-
 def test_seed_defaults_to_that_of_the_run(tree, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     assert nyud(tree, seed=None).mask.fingerprint == nyud(tree, seed=3).mask.fingerprint
-
-
-def test_label_mask_is_read_from_files(tree, tmp_path, caplog):
-    kept = np.eye(3, dtype=np.float32)[np.arange(9) % 3]
-    torch.save({"labels_weights": torch.from_numpy(kept)}, tmp_path / "onelabel.pth")
-    data = nyud(tree, labels=str(tmp_path / "onelabel.pth"))
-    assert data.labels_per_image("train", data.build_dataset("train"))["4"] == ("depth",)
-    assert "onelabel.pth" in caplog.text
-    data.mask.save(tmp_path / "mine.json")
-    assert nyud(tree, labels=str(tmp_path / "mine.json")).mask.fingerprint == data.mask.fingerprint
 
 
 @pytest.mark.parametrize("kind", ["published", "drawn"])

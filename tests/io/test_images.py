@@ -129,8 +129,9 @@ def assert_refused(path, reader, got="corrupt"):
 
 
 @every_reader
-def test_readers_name_missing_files(tmp_path, reader):
+def test_readers_name_missing_files_and_folders(tmp_path, reader):
     assert_refused(tmp_path / "a.png", reader, "missing")
+    assert_refused(tmp_path, reader)
 
 
 @every_reader
@@ -158,10 +159,6 @@ def test_readers_compare_checksums_of_png(tmp_path, place):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.png"):
         read_index(path)
-
-
-def test_readers_refuse_a_folder(tmp_path):
-    assert_refused(tmp_path, "rgb")
 
 
 @every_reader

@@ -103,7 +103,7 @@ class NpyTree(FileDataset):
         )
         self.published = published[split]
         # A sample without its image still belongs to the split, so that the missing file is reported.
-        files = sorted(path for kind in formats.values() for path in self.folder.glob(f"{kind.folder}/*.npy"))
+        files = sorted(path for kind in formats.values() for path in self.folder.glob(f"{kind.folder}/[!.]*.npy"))
         if not files:
             images = self.folder / formats["image"].folder
             message = f"{images} is missing or contains no .npy file. Copy or unpack it again."

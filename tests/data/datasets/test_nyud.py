@@ -308,3 +308,8 @@ def test_depth_threshold_follows_the_protocol_of_the_mask(root, tmp_path):
     assert threshold("one-label")[0] == threshold("full")[0] == 0.85
     saved.write_text("corrupt")
     assert threshold(saved)[0] == 0.85
+
+
+def test_hidden_files_are_skipped(root):
+    (root / "train" / "image" / "._0.npy").write_bytes(b"metadata of another system")
+    assert NYUD(root, "train").ids == ["0", "1", "2", "10"]
