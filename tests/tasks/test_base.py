@@ -75,6 +75,19 @@ def test_from_config_names_a_bad_class(path):
     assert repr(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ("depth", "class_path"),
+        ({"class_path": "htt_lightning.tasks.Depth", "init_args": {"bins": 3}}, "bins"),
+        ({"class_path": "htt_lightning.tasks.Depth", "init_args": {"num_bins": 1}}, "num_bins"),
+    ],
+)
+def test_from_config_names_bad_arguments(config, word):
+    with pytest.raises(ConfigError, match=word):
+        Task.from_config(config)
+
+
 @EVERY_TASK
 def test_task_is_frozen_and_picklable(task):
     with pytest.raises(dataclasses.FrozenInstanceError):
