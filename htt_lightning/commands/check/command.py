@@ -1,7 +1,8 @@
 """The command ``check``: describe a dataset and name every missing or corrupt file."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from htt_lightning.callbacks.drawing import placeholder, to_uint8_image, vstack_images, with_title
-from htt_lightning.commands.check.scan import ImageScanner, Problem, scan_split
+from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
 from htt_lightning.commands.check.statistics import label_warnings
 from htt_lightning.data.batch import to_target
 from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule, Split
@@ -69,47 +70,43 @@ def check(
         raise DataError(f"Found {count} problem{'s' if count > 1 else ''} in the dataset (listed above).")
 
 
-def inspect(data: PartialLabelDataModule) -> tuple[dict[Split, ImageScanner], dict[str, Any]]:
+def inspect(data: PartialLabelDataModule) -> tuple[list[ImageScanner], dict[str, Any]]:
     """Read everything that training and evaluation would read.
 
     Args:
         data: The datamodule.
 
     Returns:
-        Splits that can be opened; and plain values: statistics by split, ``problems``, ``warnings`` and the
-        ``expected_layout`` if files are missing.
+        The splits that can be opened; and plain values: statistics by split, problems, warnings, and the expected
+        layout if files are missing.
 
     Raises:
         HTTError: No split can be opened.
     """
-    scanners: dict[Split, ImageScanner] = {}
-    errors, problems, layouts, warnings, splits = list[HTTError](), list[Problem](), list[str](), list[str](), {}
+    scanners, errors, problems, layouts = list[ImageScanner](), list[HTTError](), list[Problem](), list[str]()
     for split in get_args(Split):
         try:
-            scanners[split] = ImageScanner(split, data.partial_label_dataset(split))
+            scanners.append(ImageScanner(split, data.partial_label_dataset(split)))
         except HTTError as error:
             errors.append(error)
-            problems += Problem.from_error(error, split)
+            problems += problems_of(error, split)
             layouts.append(error.expected_layout)
     if not scanners:
         raise combine_errors(errors, shown=None)
-    for split, scanner in scanners.items():
-        scan, dataset = scan_split(data, scanner), scanner.images.dataset
+    datasets, splits, warnings = [scanner.images.dataset for scanner in scanners], {}, list[str]()
+    for scanner, dataset in zip(scanners, datasets, strict=True):
+        scan, split = scan_split(data, scanner), scanner.split
         splits[split] = scan.to_dict()
         problems += scan.problems
-        layouts += [dataset.expected_layout] if any(problem.missing_path for problem in scan.problems) else []
+        layouts += [dataset.expected_layout for problem in scan.problems if problem.missing_path]
         warnings += [f"{split}: {warning}" for warning in dataset.warnings()]
         for task in data.tasks:
-            found = label_warnings(task, scan.tasks[task.name])
-            warnings += [f"{split} {task.name}: {warning}" for warning in found]
-    if data.mask and "train" in scanners:
-        impossible = data.impossible_labels(data.mask, scanners["train"].images.dataset)
-        warnings += [
-            f"train: {impossible_label_message(data.labels, task, names)}" for task, names in impossible.items()
-        ]
-    if len(scanners) > 1 and (
-        shared := find_train_val_overlap(*(scanner.images.dataset for scanner in scanners.values()))
-    ):
+            warnings += [f"{split} {task.name}: {text}" for text in label_warnings(task, scan.tasks[task.name])]
+    if data.mask and "train" in splits:
+        impossible = data.impossible_labels(data.mask, datasets[0])
+        texts = (impossible_label_message(data.labels, task, names) for task, names in impossible.items())
+        warnings += [f"train: {text}" for text in texts]
+    if len(datasets) > 1 and (shared := find_train_val_overlap(*datasets)):
         warnings.append(shared)
     return scanners, {
         "format": 1,
@@ -130,20 +127,20 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         report: The report.
     """
     splits = report["splits"]
-    table = _table(report["dataset"], "split", "images", "sizes", "range", "labels per image: images")
+    table = Table("split", "images", "sizes", "range", "labels per image: images", title=report["dataset"])
     for name, split in splits.items():
         groups = (split["sizes"], split["labels_per_image"])
         sizes, labels = (", ".join(f"{key}: {count}" for key, count in group.items()) for group in groups)
         table.add_row(name, str(split["images"]), sizes, _range(split["range"]), labels)
     yield table
-    table = _table("Labels", "split", "task", "labels", "empty", "range", "missing %")
+    table = Table("split", "task", "labels", "empty", "range", "missing %", title="Labels")
     for name, split in splits.items():
         for task, row in split["tasks"].items():
             counts = (str(row[key]) for key in ("labels", "empty"))
             table.add_row(name, task, *counts, _range(row["range"]), _number(row["missing_percent"]))
     yield table
-    for title, group in ("Classes, % of valid pixels", "classes_percent"), ("Valid pixels", "extra"):
-        table = _table(title, "task", "", *splits)
+    for title, group in ("Classes, % of valid pixels", "classes_percent"), ("Means over valid pixels", "extra"):
+        table = Table("task", "", *splits, title=title)
         for task in next(iter(splits.values()))["tasks"]:
             rows = [split["tasks"][task][group] for split in splits.values()]
             for key in max(rows, key=len):  # a split without labels of the task has no rows
@@ -152,7 +149,7 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
             yield table
 
 
-def contact_sheet(scanners: Mapping[Split, ImageScanner], num_images: int) -> np.ndarray | None:
+def contact_sheet(scanners: Sequence[ImageScanner], num_images: int) -> np.ndarray | None:
     """Draw images of all splits beside the labels they keep.
 
     Args:
@@ -163,50 +160,32 @@ def contact_sheet(scanners: Mapping[Split, ImageScanner], num_images: int) -> np
         uint8 ``h w 3``; None without an image.
     """
     rows = []
-    for scanner, share in zip(scanners.values(), (num_images - num_images // 2, num_images // 2), strict=False):
+    for scanner, share in zip(scanners, (num_images - num_images // 2, num_images // 2), strict=False):
         positions = np.linspace(0, len(scanner) - 1, min(share, len(scanner))).round().astype(int)
         rows += [draw_row(scanner, position) for position in positions]
     return vstack_images(rows) if rows else None
 
 
 def draw_row(scanner: ImageScanner, position: int) -> np.ndarray:
-    """Draw an image and its maps side by side; missing labels and corrupt files are hatched.
-
-    Args:
-        scanner: The split.
-        position: Position in the split.
-
-    Returns:
-        uint8 ``h w 3``.
-    """
-    images, size = scanner.images, scanner.images.size
-    try:
-        image = images.dataset.image(images.items[position][0])
-    except Exception:  # reported as a problem
-        image = None
+    """Draw an image and its maps side by side, uint8 ``h w 3``; missing labels and corrupt files are hatched."""
+    images, image = scanner.images, None
+    size, (index, labeled) = images.size, images.items[position]
+    with suppress(Exception):  # reported as a problem
+        image = images.dataset.image(index)
     pixels = np.zeros((64, 96, 3), np.uint8) if image is None else image
     pixels = resize(pixels, size) if size else pixels
     picture = to_uint8_image(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])[0]
-    title = f"{scanner.split} image {images.ids[position]}"
-    cells = [with_title(placeholder(picture, "corrupt") if image is None else picture, title)]
+    cells = {
+        f"{scanner.split} image {images.ids[position]}": placeholder(picture, "corrupt") if image is None else picture
+    }
     for task in images.tasks:
-        cell = placeholder(picture, "no label")
-        if task.name in images.items[position][1]:
-            try:
+        cells[task.name] = placeholder(picture, "corrupt" if task.name in labeled else "no label")
+        if task.name in labeled and image is not None:
+            with suppress(Exception):  # reported as a problem
                 label = scanner.read_label(position, task, image)
                 label = resize(label, size, "nearest") if size else label
-                cell = to_uint8_image(task.colorize(to_target(label, task)[None]))[0]
-            except Exception:  # reported as a problem
-                cell = placeholder(picture, "corrupt")
-        cells.append(with_title(cell, task.name))
-    return np.concatenate(cells, 1)
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column)
-    return table
+                cells[task.name] = to_uint8_image(task.colorize(to_target(label, task)[None]))[0]
+    return np.concatenate([with_title(cell, title) for title, cell in cells.items()], 1)
 
 
 def _number(value: float | None) -> str:

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
 from torch.utils.data import DataLoader, Dataset
 
-from htt_lightning.commands.check.statistics import LabelStatistics, RunningRange, label_statistics
+from htt_lightning.commands.check.statistics import LabelStatistics, label_statistics
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split, worker_init
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.errors import DataError, HTTError
@@ -17,18 +18,11 @@ from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
 
 T = TypeVar("T")
+Range = tuple[float, float]
 
 
 class Problem(NamedTuple):
-    """An error that a run would meet.
-
-    Attributes:
-        split: ``train`` or ``val``.
-        id: Image id; None if the problem concerns the split.
-        task: Name of the task; None if the problem concerns the image or the split.
-        message: Description, which names the file.
-        missing_path: File or folder that does not exist, if that is the problem.
-    """
+    """An error that a run would meet; ``id`` and ``task`` are None where it concerns all images, or no label."""
 
     split: str
     id: str | None
@@ -36,46 +30,43 @@ class Problem(NamedTuple):
     message: str
     missing_path: str | None = None
 
-    @staticmethod
-    def from_error(
-        error: Exception, split: str, image_id: str | None = None, task: str | None = None
-    ) -> "list[Problem]":
-        """Return the problems of an error, one for each error of a group."""
-        if not isinstance(error, HTTError):
-            return [Problem(split, image_id, task, f"{type(error).__name__}: {error}")]
-        return [
-            Problem(split, image_id, task, one.message, str(one.missing_path) if one.missing_path else None)
-            for one in error.errors
-        ]
+
+def problems_of(error: Exception, split: str, image_id: str | None = None, task: str | None = None) -> list[Problem]:
+    """Return a problem for an error, or for each error of a group."""
+    if not isinstance(error, HTTError):
+        return [Problem(split, image_id, task, f"{type(error).__name__}: {error}")]
+    return [
+        Problem(split, image_id, task, one.message, str(one.missing_path) if one.missing_path else None)
+        for one in error.errors
+    ]
 
 
 @dataclass
 class SplitScan:
     """Statistics and problems of a split, or of one of its images."""
 
-    images: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    values: RunningRange = field(default_factory=RunningRange)
+    range: Range | None = None
     labels_per_image: Counter[int] = field(default_factory=Counter)
     tasks: dict[str, LabelStatistics] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def merge(self, other: "SplitScan") -> None:
+    def add(self, other: "SplitScan") -> None:
         """Add the statistics and problems of other images."""
-        self.images += other.images
         self.sizes += other.sizes
-        self.values.merge(other.values)
+        ranges = [one for one in (self.range, other.range) if one]
+        self.range = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
         self.labels_per_image += other.labels_per_image
         for name, found in other.tasks.items():
-            self.tasks.setdefault(name, LabelStatistics()).merge(found)
+            self.tasks[name].add(found)
         self.problems += other.problems
 
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics in plain values."""
         return {
-            "images": self.images,
+            "images": self.labels_per_image.total(),
             "sizes": {f"{height}x{width}": count for (height, width), count in sorted(self.sizes.items())},
-            "range": self.values.range,
+            "range": self.range,
             "labels_per_image": {str(labels): count for labels, count in sorted(self.labels_per_image.items())},
             "tasks": {name: found.to_dict() for name, found in self.tasks.items()},
         }
@@ -96,32 +87,32 @@ class ImageScanner(Dataset[SplitScan]):
         return len(self.images)
 
     def __getitem__(self, position: int) -> SplitScan:
+        problems: list[Problem] = []
+
+        def read(function: Callable[[], T], task: Task | None = None) -> T | None:
+            try:
+                return function()
+            except Exception as error:  # every error of a dataset is a problem of its own
+                known = {problem.message for problem in problems if isinstance(error, HTTError)}  # these name a file
+                found = problems_of(error, self.split, image_id, task.name if task else None)
+                problems.extend(problem for problem in found if problem.message not in known)
+            return None
+
         image_id, (_, labeled) = self.images.ids[position], self.images.items[position]
-        scan = SplitScan(images=1, labels_per_image=Counter([len(labeled)]))
-        image = self._try(position, None, scan.problems, lambda: self.read_image(position))
+        scan = SplitScan(labels_per_image=Counter([len(labeled)]), problems=problems)
+        image = read(lambda: self.read_image(position))
         if image is not None:
             scan.sizes[image.shape[0], image.shape[1]] += 1
-            scan.values.update(image)
-        for task in (task for task in self.images.tasks if task.name in labeled):
-
-            def read(task: Task = task) -> LabelStatistics:
-                return label_statistics(task, self.read_label(position, task, image))
-
-            scan.tasks[task.name] = self._try(position, task.name, scan.problems, read) or LabelStatistics()
-        if completed := self.images.pseudo_labels:
-            missing = self.images.missing_tasks(position)
-            self._try(position, None, scan.problems, lambda: completed.read(image_id, missing))
+            scan.range = float(image.min()), float(image.max())
+        for task in self.images.tasks:
+            if task.name in labeled:
+                scan.tasks[task.name] = read(partial(self.scan_label, position, task, image), task) or LabelStatistics()
+        if store := self.images.pseudo_labels:
+            read(lambda: store.read(image_id, self.images.missing_tasks(position)))
         return scan
 
     def read_image(self, position: int) -> np.ndarray:
-        """Read an image and validate it.
-
-        Args:
-            position: Position in the split.
-
-        Raises:
-            HTTError: The image is missing or corrupt, or has another type, shape or range.
-        """
+        """Read an image; raise an error if it is corrupt, or of another type, shape or range."""
         dataset, index = self.images.dataset, self.images.items[position][0]
         image = dataset.image(index)
         is_float = image.dtype.kind == "f"
@@ -129,43 +120,25 @@ class ImageScanner(Dataset[SplitScan]):
             raise DataError(f"The image must be h w 3, uint8 or float in [0, 1], got {image.dtype} {image.shape}.")
         if is_float and not (image.min() >= 0 and image.max() <= 1):  # negated, so that NaN fails
             raise DataError(f"The image must be in [0, 1], got {image.min():g} to {image.max():g}.")
-        if path := dataset.image_path(index):
-            content = path.read_bytes()
-            if content.startswith(b"\xff\xd8\xff"):  # other readers fill in lost parts of JPEG files
-                try:
-                    simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-                except ValueError as error:
-                    raise DataError(f"{path} is corrupt ({error}). Copy or unpack it again.") from error
+        content = path.read_bytes() if (path := dataset.image_path(index)) else b""
+        if content.startswith(b"\xff\xd8\xff"):  # Pillow fills in lost parts of JPEG files
+            try:
+                simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+            except ValueError as error:
+                raise DataError(f"{path} is corrupt ({error}). Copy or unpack it again.") from error
         return image
 
+    def scan_label(self, position: int, task: Task, image: np.ndarray | None) -> LabelStatistics:
+        """Read a label and return its statistics."""
+        return label_statistics(task, self.read_label(position, task, image))
+
     def read_label(self, position: int, task: Task, image: np.ndarray | None) -> np.ndarray:
-        """Read a label and compare its size with that of its image.
-
-        Args:
-            position: Position in the split.
-            task: The task.
-            image: The image; None if it cannot be read.
-
-        Raises:
-            HTTError: The label is missing or corrupt, or has another size and is not resized.
-        """
+        """Read a label; raise an error if it is corrupt, or neither resized nor of the size of its image."""
         label = self.images.dataset.label(self.images.items[position][0], task.name)
         if image is not None and self.images.size is None and label.shape[:2] != image.shape[:2]:
-            message = (
-                f"The map of {task.name} must have the size {image.shape[:2]} of its image, got {label.shape[:2]}."
-            )
-            raise DataError(message)
+            size = image.shape[:2]
+            raise DataError(f"The map of {task.name} must have the size {size} of its image, got {label.shape[:2]}.")
         return label
-
-    def _try(self, position: int, task: str | None, problems: list[Problem], read: Callable[[], T]) -> T | None:
-        """Return what ``read`` returns; on any error add the problems that are not known yet, and return None."""
-        try:
-            return read()
-        except Exception as error:
-            known = {problem.message for problem in problems if isinstance(error, HTTError)}  # they name their file
-            found = Problem.from_error(error, self.split, self.images.ids[position], task)
-            problems += [problem for problem in found if problem.message not in known]
-            return None
 
 
 def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan:
@@ -177,12 +150,10 @@ def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan
     """
     split, images = scanner.split, scanner.images
     scan = SplitScan(tasks={task.name: LabelStatistics() for task in data.tasks})
-    loader = DataLoader(
-        scanner, batch_size=8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=worker_init
-    )
+    loader = DataLoader(scanner, 8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=worker_init)
     for batch in track(loader, f"Reading {len(scanner)} {split} images"):
         for one in batch:
-            scan.merge(one)
+            scan.add(one)
     broken = {problem.id for problem in scan.problems}
     labels = {name: tasks for name, (_, tasks) in zip(images.ids, images.items, strict=True) if name not in broken}
     try:  # problems between images, such as different sizes
@@ -190,5 +161,5 @@ def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan
         if images.pseudo_labels:
             images.pseudo_labels.check(data.labels_per_image(split, images.dataset), data.tasks, data.fingerprint())
     except Exception as error:
-        scan.problems += Problem.from_error(error, split)
+        scan.problems += problems_of(error, split)
     return scan

@@ -41,8 +41,9 @@ def test_check_prints_statistics_and_writes_nothing(root, capsys):
 
 
 def test_check_writes_report_mask_and_contact_sheet(capsys):
-    words = ("--config", "synthetic.yaml", "--data.train_images", "6", "--data.val_images", "4", "--data.cache", "null",
-             "--data.image_size", "[32, 48]", "--data.num_workers", "0", "--out", "out", "--num_images", "3")  # fmt: skip
+    words = ("--config", "synthetic.yaml", "--data.train_images", "6", "--data.val_images", "4",
+             "--data.cache", "null", "--data.image_size", "[32, 48]", "--data.num_workers", "0", "--out", "out",
+             "--num_images", "3")  # fmt: skip
     htt(*words)
     assert sorted(path.name for path in Path("out").iterdir()) == ["check.json", "contact_sheet.png", "label_mask.json"]
     assert json.loads(Path("out/label_mask.json").read_text())["protocol"] == "random-label"
