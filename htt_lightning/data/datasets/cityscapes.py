@@ -1,9 +1,8 @@
-"""Cityscapes with 7 or 19 classes and inverse depth, as the npy archive of MTAN holds it (protocol.md 1.4).
+"""Cityscapes with 7 or 19 classes and inverse depth, in the ``.npy`` archive of MTAN (https://github.com/lorenmt/mtan).
 
-Cite M. Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016. The data set has its
-own licence, which allows research and asks for registration; no part of it comes with this package.
-``EXPECTED_LAYOUT`` shows the expected files. The release of the method has no working Cityscapes configuration: its
-class count, bins and thresholds are used here, everything else is this library's.
+Cite M. Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016. The dataset has its
+own license, which allows research and asks for registration; no part of it comes with this package. Class count, bins
+and thresholds are those of the official release, which has no working configuration for Cityscapes.
 """
 
 from collections.abc import Mapping
@@ -11,9 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from htt_lightning.data.datamodule import PartialLabelDataModule, Split
+from htt_lightning.data.datamodule import Split
 from htt_lightning.data.dataset import dataset_folder
-from htt_lightning.data.datasets import npy_tree
+from htt_lightning.data.datasets.file_dataset import FileDataModule
+from htt_lightning.data.datasets.npy_tree import NpyTree, class_format, depth_format, image_format
 from htt_lightning.errors import ConfigError
 from htt_lightning.tasks import InverseDepth, SemSeg, Task
 
@@ -26,7 +26,7 @@ CLASSES: Mapping[int, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )  # fmt: skip
-"""Class names in the order of their indices: categories, or train ids (protocol.md 1.4)."""
+"""Class names in the order of their indices: categories, or train ids."""
 
 EXPECTED_LAYOUT = """\
 cityscapes/
@@ -37,62 +37,57 @@ cityscapes/
         depth/0.npy ...     float h w 1 or h w, inverse depth, 0 where missing
     val/                    500 samples, the same folders
 Of the two folders of classes, the one that data.classes names is enough."""
-"""The expected folders and files."""
 
 PUBLISHED = {"train": 2975, "val": 500}
 """Number of images by split."""
 
 
-class Cityscapes(npy_tree.NpyTree):
-    """One split of Cityscapes with the tasks semseg and depth, which is inverse depth (protocol.md 1.4).
+class Cityscapes(NpyTree):
+    """One split of Cityscapes with the tasks semseg and depth, which is inverse depth.
 
     Args:
-        root: The folder ``cityscapes``, or the one that holds it.
+        root: The folder ``cityscapes``, or its parent.
         split: ``train`` or ``val``.
-        classes: 7 or 19.
-        uniform_size: Whether ``check`` refuses images of different sizes.
+        classes: Number of classes, 7 or 19.
+        uniform_size: True if ``check`` rejects images that differ in size.
     """
 
     def __init__(self, root: str | Path, split: str, classes: Literal[7, 19] = 7, uniform_size: bool = True) -> None:
-        title, home, labels = f"Cityscapes with {classes} classes", "cityscapes", f"label_{classes}"
-        folder = dataset_folder(title, root, home, split, EXPECTED_LAYOUT) / split
+        title, name, labels = f"Cityscapes with {classes} classes", "cityscapes", f"label_{classes}"
+        folder = dataset_folder(title, root, name, split, EXPECTED_LAYOUT) / split
         if classes == 7 and (folder / "label").is_dir() and not (folder / labels).is_dir():
             labels = "label"
         formats = {
-            "image": npy_tree.image_format("image"),
-            "semseg": npy_tree.class_format(labels, classes),
-            "depth": npy_tree.depth_format("depth"),
+            "image": image_format("image"),
+            "semseg": class_format(labels, classes),
+            "depth": depth_format("depth"),
         }
-        super().__init__(title, root, home, split, formats, EXPECTED_LAYOUT, PUBLISHED, uniform_size)
+        super().__init__(title, root, name, split, formats, EXPECTED_LAYOUT, PUBLISHED, uniform_size)
 
 
-class CityscapesDataModule(PartialLabelDataModule):
-    """Cityscapes, 2975 training and 500 validation images of 128 x 256 (protocol.md 1.4).
+class CityscapesDataModule(FileDataModule):
+    """Cityscapes: 2975 training and 500 validation images of 128 x 256.
 
     Args:
-        root: Folder with ``train/`` and ``val/``, or the one that holds ``cityscapes/``.
-        classes: 7 or 19.
-        **kwargs: See ``PartialLabelDataModule``.
+        root: Folder with ``train/`` and ``val/``, or the parent of ``cityscapes/``.
+        classes: Number of classes, 7 or 19.
+        **kwargs: Arguments of ``PartialLabelDataModule``.
+
+    Raises:
+        ConfigError: ``classes`` is another number.
     """
 
-    def __init__(
-        self,
-        root: str,
-        classes: Literal[7, 19] = 7,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, root: str, classes: Literal[7, 19] = 7, **kwargs: Any) -> None:
         if classes not in CLASSES:
             raise ConfigError(f"data.classes must be 7 or 19, got {classes}.")
-        self.root, self.classes = root, classes
-        super().__init__(**kwargs)
+        self.classes = classes
+        super().__init__(root, **kwargs)
 
     def dataset_tasks(self) -> list[Task]:
-        """In the order of the published mask's columns, with the released bins and thresholds (method.md 4)."""
-        return [
-            SemSeg(classes=CLASSES[self.classes], confidence_threshold=0.95),
-            InverseDepth(confidence_threshold=0.95),
-        ]
+        """Return the tasks in the order of the published mask, with the released bins and thresholds."""
+        semseg = SemSeg(classes=CLASSES[self.classes], confidence_threshold=0.95)
+        return [semseg, InverseDepth(confidence_threshold=0.95)]
 
-    def build_dataset(self, split: Split) -> Cityscapes:
-        """A split of the tree."""
-        return Cityscapes(self.root, split, self.classes, uniform_size=self.requires_uniform_size(split))
+    def open_split(self, split: Split, uniform_size: bool) -> Cityscapes:
+        """Open a split of the tree."""
+        return Cityscapes(self.root, split, self.classes, uniform_size)

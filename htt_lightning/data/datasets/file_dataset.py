@@ -1,9 +1,11 @@
-"""Datasets that keep every image and label in files of their own."""
+"""Datasets that keep every image and label in files of their own, and their datamodules."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset, check_in_parallel
 from htt_lightning.errors import DataError, HTTError, combine_errors
 
@@ -16,6 +18,22 @@ class FileDataset(DenseDataset):
     """
 
     uniform_size: bool = True
+    _last_size: tuple[int, tuple[int, int]] | None = None
+
+    @abstractmethod
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Read height and width of an image from the header of its file.
+
+        Args:
+            index: Position in ``ids``.
+        """
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image, kept for the labels that are read next."""
+        last = self._last_size  # read once, as other threads may replace it
+        if last is None or last[0] != index:
+            self._last_size = last = index, self.read_size(index)
+        return last[1]
 
     @abstractmethod
     def image_path(self, index: int) -> Path:
@@ -77,3 +95,35 @@ class FileDataset(DenseDataset):
             ]
         if errors:
             raise combine_errors(errors, expected_layout=self.expected_layout)
+
+
+class FileDataModule(PartialLabelDataModule):
+    """Datamodule of a dataset in a folder, whose splits are opened once per run.
+
+    Args:
+        root: Folder of the dataset.
+        **kwargs: Arguments of ``PartialLabelDataModule``.
+    """
+
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        self.root = root
+        self._datasets: dict[Split, FileDataset] = {}
+        super().__init__(**kwargs)
+
+    @abstractmethod
+    def open_split(self, split: Split, uniform_size: bool) -> FileDataset:
+        """Open a split.
+
+        Args:
+            split: ``train`` or ``val``.
+            uniform_size: True if ``check`` must reject images that differ in size.
+
+        Raises:
+            HTTError: The split is missing or invalid.
+        """
+
+    def build_dataset(self, split: Split) -> FileDataset:
+        """Return a split, which is opened at the first call."""
+        if split not in self._datasets:
+            self._datasets[split] = self.open_split(split, self.requires_uniform_size(split))
+        return self._datasets[split]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from htt_lightning.data.datamodule import PartialLabelDataModule, Split
-from htt_lightning.data.datasets.file_dataset import FileDataset
+from htt_lightning.data.datamodule import Split
+from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.label_files import LabelFiles, is_npy
 from htt_lightning.data.datasets.npy_tree import TOLERANCE, as_float32
 from htt_lightning.data.masks.label_mask import natural_key
@@ -206,8 +206,8 @@ class Folder(FileDataset):
         """Return the path of an image."""
         return self._records[index].image
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Return height and width of an image, from the header of its file."""
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Read height and width of an image from the header of its file."""
         path = self._records[index].image
         if not is_npy(path):
             return size_of(path, ImageFormat.ANY)
@@ -291,7 +291,7 @@ def _relative(path: str, option: str) -> str:
     return str(plain)
 
 
-class FolderDataModule(PartialLabelDataModule):
+class FolderDataModule(FileDataModule):
     """Your own images and labels, of which any may be missing.
 
     Args:
@@ -316,18 +316,14 @@ class FolderDataModule(PartialLabelDataModule):
         names = [files.task.name for files in label_files]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"data.label_files must name each task once, got {', '.join(names) or 'none'}.")
-        self.root, self.label_files = root, label_files
+        self.label_files = label_files
         self.images: dict[Split, str] = {"train": train, "val": val}
-        self._datasets: dict[Split, Folder] = {}
-        super().__init__(labels=labels, **kwargs)
+        super().__init__(root, labels=labels, **kwargs)
 
     def dataset_tasks(self) -> list[Task]:
         """Return the tasks of ``label_files``, in their order."""
         return [files.task for files in self.label_files]
 
-    def build_dataset(self, split: Split) -> Folder:
-        """Return a split; its files are listed once per run."""
-        if split not in self._datasets:
-            uniform_size = self.requires_uniform_size(split)
-            self._datasets[split] = Folder(self.root, split, self.images[split], self.label_files, uniform_size)
-        return self._datasets[split]
+    def open_split(self, split: Split, uniform_size: bool) -> Folder:
+        """List the files of a split."""
+        return Folder(self.root, split, self.images[split], self.label_files, uniform_size)

@@ -48,7 +48,6 @@ class IdListDataset(FileDataset):
         self.folder = dataset_folder(self.title, root, self.folder_name, split, self.expected_layout)
         self.split, self.uniform_size, self.published = split, uniform_size, self.num_images[split]
         self.ids = list(natural_sort(self._read_ids(self.folder / self.id_list_path.format(split=split))))
-        self._last_size: tuple[str, tuple[int, int]] | None = None
 
     def _read_ids(self, path: Path) -> list[str]:
         try:
@@ -76,22 +75,6 @@ class IdListDataset(FileDataset):
             size: Height and width of the image.
         """
 
-    @abstractmethod
-    def check_label_files(self, name: str, task: str) -> None:
-        """Check that the files of a label exist and have valid headers.
-
-        Args:
-            name: Image id.
-            task: Name of the task.
-
-        Raises:
-            HTTError: A file is missing or corrupt.
-        """
-
-    def check_label(self, index: int, task: str) -> None:
-        """Check that the files of a label exist and have valid headers."""
-        self.check_label_files(self.ids[index], task)
-
     def image(self, index: int) -> np.ndarray:
         """Read an RGB image, uint8 ``h w 3``.
 
@@ -102,15 +85,12 @@ class IdListDataset(FileDataset):
             HTTError: The file is missing or corrupt.
         """
         image = read_rgb(self.image_path(index))
-        self._last_size = self.ids[index], (image.shape[0], image.shape[1])
+        self._last_size = index, (image.shape[0], image.shape[1])
         return image
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Return height and width of an image, from the header of its file."""
-        last, name = self._last_size, self.ids[index]  # read once, as other threads may replace it
-        if last is None or last[0] != name:
-            self._last_size = last = name, size_of(self.image_path(index))
-        return last[1]
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Read height and width of an image from the header of its file."""
+        return size_of(self.image_path(index))
 
     def label(self, index: int, task: str) -> np.ndarray:
         """Read a task's map, resized to its image by nearest neighbor where it is stored at another size.
@@ -124,10 +104,9 @@ class IdListDataset(FileDataset):
         """
         if task not in self.tasks:
             raise ConfigError(f"The task of a label of {self.title} must be in {', '.join(self.tasks)}, got {task}.")
-        name = self.ids[index]
         try:
             size = self.size(index)
         except HTTError:
-            self.check_label_files(name, task)  # reports the label's own problem rather than that of the image
+            self.check_label(index, task)  # reports the label's own problem rather than that of the image
             raise
-        return resize(self.read(name, task, size), size, "nearest")
+        return resize(self.read(self.ids[index], task, size), size, "nearest")

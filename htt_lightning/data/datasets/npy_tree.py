@@ -114,7 +114,6 @@ class NpyTree(FileDataset):
             )
         self.ids = sorted({path.stem for path in files}, key=int)
         self.tasks = tuple(task for task in formats if task != "image")
-        self._last_size: tuple[int, tuple[int, int]] | None = None
 
     def image(self, index: int) -> np.ndarray:
         """Read an RGB image, float32 ``h w 3`` in [0, 1].
@@ -149,13 +148,10 @@ class NpyTree(FileDataset):
         """Return the path of an image."""
         return self._file(index, "image")
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Return height and width of an image, from the header of its file."""
-        last = self._last_size  # read once, as other threads may replace it
-        if last is None or last[0] != index:
-            height, width = self.formats["image"].open(self.image_path(index)).shape[:2]
-            self._last_size = last = index, (height, width)
-        return last[1]
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Read height and width of an image from the header of its file."""
+        height, width = self.formats["image"].open(self.image_path(index)).shape[:2]
+        return height, width
 
     def check_label(self, index: int, task: str) -> None:
         """Check existence, type, shape and length of a label's file."""

@@ -1,8 +1,8 @@
-"""NYUD-v2 with 40 classes, as the picture archive of ATRC and InvPT holds it (protocol.md 1.3).
+"""NYUD-v2 with 40 classes, in the image archive of ATRC (https://github.com/brdav/atrc) and InvPT.
 
 Cite N. Silberman, D. Hoiem, P. Kohli and R. Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV
-2012; the 40 classes are those of S. Gupta, P. Arbelaez and J. Malik, CVPR 2013. The data set was published for research
-without an explicit licence, and no part of it comes with this package. ``NYUD40.expected_layout`` shows the files.
+2012; the 40 classes are those of S. Gupta, P. Arbelaez and J. Malik, CVPR 2013. The dataset was published for research
+without an explicit license, and no part of it comes with this package.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from htt_lightning.data.datamodule import PartialLabelDataModule, Split
+from htt_lightning.data.datamodule import Split
+from htt_lightning.data.datasets.file_dataset import FileDataModule
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.datasets.npy_tree import depth_format
-from htt_lightning.data.masks.files import protocol_of
+from htt_lightning.data.datasets.nyud import depth_task
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError
 from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
-from htt_lightning.tasks import Depth, Edges, Normals, SemSeg, Task
+from htt_lightning.tasks import Edges, Normals, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE_INDEX
 
 CLASSES = (
@@ -27,7 +28,7 @@ CLASSES = (
     "refrigerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
     "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
 )  # fmt: skip
-"""The 40 classes in the order of their indices (protocol.md 1.3)."""
+"""The 40 classes in the order of their indices."""
 
 DEPTH = depth_format("depth")
 
@@ -45,8 +46,8 @@ NYUDv2/
     gt_sets/val.txt         654
     images/<id>.png         RGB
     segmentation/<id>.png   classes 1 to 40, 0 where missing
-    depth/<id>.npy          float h w, metres, 0 where missing
-    normals/<id>.png        RGB, 2 * colour / 255 - 1
+    depth/<id>.npy          float h w, meters, 0 where missing
+    normals/<id>.png        RGB, 2 * color / 255 - 1
     edge/<id>.png           255 on edges, else 0"""
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "depth", "normals", "edges")
 
@@ -81,9 +82,9 @@ NYUDv2/
             raise DataError(f"{path} must have classes 1 to {len(CLASSES)}, or 0 where missing, got {highest}.")
         return np.where(stored > 0, stored - 1, IGNORE_INDEX).astype(np.uint8)
 
-    def check_label_files(self, name: str, task: str) -> None:
-        """Check header and length of a label's file."""
-        path = self._label_file(name, task)
+    def check_label(self, index: int, task: str) -> None:
+        """Check the header of a label's file."""
+        path = self._label_file(self.ids[index], task)
         if task == "depth":
             DEPTH.open(path)
         else:
@@ -94,13 +95,13 @@ NYUDv2/
         return self.folder / folder / f"{name}.{'npy' if task == 'depth' else 'png'}"
 
 
-class NYUD40DataModule(PartialLabelDataModule):
-    """NYUD-v2 with 40 classes, 795 training and 654 validation images of 425 x 560 (protocol.md 1.3).
+class NYUD40DataModule(FileDataModule):
+    """NYUD-v2 with 40 classes: 795 training and 654 validation images of 425 x 560.
 
     Args:
-        root: Folder with ``gt_sets/`` and ``images/``, or the one that holds ``NYUDv2/``.
-        augment: Training crops, and the canvas of evaluation, are of 448 x 576 by default.
-        **kwargs: See ``PartialLabelDataModule``.
+        root: Folder with ``gt_sets/`` and ``images/``, or the parent of ``NYUDv2/``.
+        augment: Training augmentation; by default with crops of 448 x 576, which is the size of evaluation as well.
+        **kwargs: Arguments of ``PartialLabelDataModule``.
     """
 
     def __init__(
@@ -109,22 +110,13 @@ class NYUD40DataModule(PartialLabelDataModule):
         augment: AugmentConfig | None = AugmentConfig(crop=(448, 576)),  # noqa: B008  # frozen
         **kwargs: Any,
     ) -> None:
-        self.root = root
-        super().__init__(augment=augment, **kwargs)
+        super().__init__(root, augment=augment, **kwargs)
 
     def dataset_tasks(self) -> list[Task]:
-        """In canonical order; weights are those of 13 classes, and of PASCAL for edges (contracts.md, Loss)."""
-        # The thresholds of label discovery are the published ones, per protocol (method.md 4).
-        depth = Depth(
-            loss_weight=0.6, confidence_threshold=0.95 if protocol_of(self.labels) == "random-label" else 0.85
-        )
-        return [
-            SemSeg(classes=CLASSES),
-            depth,
-            Normals(),
-            Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.011),
-        ]
+        """Return the tasks in canonical order, with the settings of 13 classes, and of PASCAL for edges."""
+        edges = Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.011)
+        return [SemSeg(classes=CLASSES), depth_task(self.labels), Normals(), edges]
 
-    def build_dataset(self, split: Split) -> NYUD40:
-        """A split of the tree."""
-        return NYUD40(self.root, split, uniform_size=self.requires_uniform_size(split))
+    def open_split(self, split: Split, uniform_size: bool) -> NYUD40:
+        """Open a split of the tree."""
+        return NYUD40(self.root, split, uniform_size)

@@ -1,15 +1,14 @@
-"""PASCAL-Context with five tasks, as the archive of ATRC and ASTMT holds it (protocol.md 1.5).
+"""PASCAL-Context with five tasks, in the archive of ATRC (https://github.com/brdav/atrc) and ASTMT.
 
 Cite R. Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in the Wild", CVPR 2014,
-and for body parts X. Chen et al., "Detect What You Can", CVPR 2014. Normals and saliency are predictions of networks,
-which K.-K. Maninis, I. Radosavovic and I. Kokkinos, "Attentive Single-Tasking of Multiple Tasks", CVPR 2019, took for
-the truth. The images are those of PASCAL VOC 2010, with the terms of Flickr; no part of them comes with this package.
-``PASCALContext.expected_layout`` shows the expected files.
+and for body parts X. Chen et al., "Detect What You Can", CVPR 2014. Normals and saliency are predictions of networks
+that K.-K. Maninis, I. Radosavovic and I. Kokkinos, "Attentive Single-Tasking of Multiple Tasks", CVPR 2019, use as
+ground truth. The images are those of PASCAL VOC 2010, with the terms of Flickr; no part comes with this package.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.morphology import thin
 
-from htt_lightning.data.datamodule import PartialLabelDataModule, Split
+from htt_lightning.data.datamodule import Split
 from htt_lightning.data.dataset import check_in_parallel
+from htt_lightning.data.datasets.file_dataset import FileDataModule
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError, combine_errors
@@ -37,7 +37,7 @@ CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""The 21 classes in the order of their indices (protocol.md 1.5)."""
+"""The 21 classes in the order of their indices."""
 
 PERSON = CLASSES.index("person")
 
@@ -56,7 +56,7 @@ PARTS = {
     )
     for name in names.split()
 }
-"""Index in ``tasks.human_parts.PARTS`` of each of PASCAL-Part's 24 parts of a person (protocol.md 1.5)."""
+"""Index in ``tasks.human_parts.PARTS`` of each of PASCAL-Part's 24 parts of a person."""
 
 SEGMENTS = 459
 """Largest id in a segment map; 0 is no segment."""
@@ -70,17 +70,17 @@ CLASSES_WITH_NORMALS = (
     330, 331, 336, 342, 345, 349, 350, 351, 352, 355, 357, 368, 370, 371, 374, 379, 380, 383, 384, 397, 401, 403, 405,
     407, 408, 411, 412, 413, 414, 417, 419, 421, 423, 427, 429, 430, 432, 440, 441, 442, 443, 444, 446, 454, 457,
 )  # fmt: skip
-"""Ids of segments that have normals: classes of NYUD as well, known to the network that predicted the normals."""
+"""Ids of segments with normals: classes of NYUD, known to the network that predicted the normals."""
 
 HAS_NORMALS = np.isin(np.arange(SEGMENTS + 1), CLASSES_WITH_NORMALS)
 """Whether a segment has normals, by its id."""
 
 
 class PASCALContext(IdListDataset):
-    """One split of PASCAL-Context: semseg, human_parts, saliency, normals and edges (protocol.md 1.5).
+    """One split of PASCAL-Context: semseg, human_parts, saliency, normals and edges.
 
-    An image has a label for human_parts if it shows annotated parts of a person. Edges to train on are thinned, those
-    of the validation images are the raw borders between segments, as the published figures have it (protocol.md 5).
+    An image has a label for human_parts if it shows annotated parts of a person. Training edges are thinned; those of
+    the validation images are the raw boundaries between segments, as in published results.
     """
 
     title = "PASCAL-Context"
@@ -91,14 +91,14 @@ class PASCALContext(IdListDataset):
 PASCALContext/
     ImageSets/Context/train.txt             4998 image ids, one a line
     ImageSets/Context/val.txt               5105
-    ImageSets/Parts/{train,val}.txt         JSON, objects by image id; made anew where missing
+    ImageSets/Parts/{train,val}.txt         JSON, objects by image id; written where missing
     JPEGImages/<id>.jpg
     semseg/VOC12/<id>.png                   classes 0 to 20, 255 where missing; used where there is one
     semseg/pascal-context/<id>.png          the same for all other images
     human_parts/<id>.mat                    anno, as in PASCAL-Part
     pascal-context/trainval/<id>.mat        LabelMap, segments 1 to 459
-    normals_distill/<id>.png                RGB, 2 * colour / 255 - 1
-    sal_distill/<id>.png                    grey, salient above half"""
+    normals_distill/<id>.png                RGB, 2 * color / 255 - 1
+    sal_distill/<id>.png                    gray, salient above half"""
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "human_parts", "saliency", "normals", "edges")
     _last_segments: tuple[str, NDArray[np.int16]] | None = None
 
@@ -131,8 +131,9 @@ PASCALContext/
             return read_normals(self.folder / "normals_distill" / f"{name}.png", size, ~HAS_NORMALS[segments])
         return (training_edges if self.split == "train" else segment_boundaries)(segments).astype(np.uint8)
 
-    def check_label_files(self, name: str, task: str) -> None:
+    def check_label(self, index: int, task: str) -> None:
         """Check the headers of image files, and that MATLAB files exist."""
+        name = self.ids[index]
         if task == "semseg":
             size_of(self._semseg_file(name), ImageFormat.INDEX)
         elif task == "saliency":
@@ -149,12 +150,6 @@ PASCALContext/
         if task != "human_parts":
             return super().available(task)
         return np.array([name in self.images_with_people for name in self.ids])
-
-    def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Check that the files of a run exist and have valid headers."""
-        if any("human_parts" in tasks for tasks in labels.values()):
-            self.available("human_parts")  # once, before several threads need it
-        super().check(labels)
 
     @cached_property
     def images_with_people(self) -> frozenset[str]:
@@ -305,9 +300,8 @@ def training_edges(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
     Args:
         segments: Segment ids ``h w``.
     """
-    edges: np.ndarray = thin(
-        cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F) != 0
-    )  # OpenCV is slow with integers
+    laplacian = cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F)  # OpenCV is slow with integers
+    edges: np.ndarray = thin(laplacian != 0)
     return edges
 
 
@@ -323,13 +317,13 @@ def segment_boundaries(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
     return edges
 
 
-class PASCALContextDataModule(PartialLabelDataModule):
-    """PASCAL-Context, 4998 training and 5105 validation images of at most 500 x 500 (protocol.md 1.5).
+class PASCALContextDataModule(FileDataModule):
+    """PASCAL-Context: 4998 training and 5105 validation images of at most 500 x 500.
 
     Args:
-        root: Folder with ``JPEGImages/`` and ``ImageSets/``, or the one that holds ``PASCALContext/``.
-        augment: Training crops, and the canvas of evaluation, are of 512 x 512 by default.
-        **kwargs: See ``PartialLabelDataModule``.
+        root: Folder with ``JPEGImages/`` and ``ImageSets/``, or the parent of ``PASCALContext/``.
+        augment: Training augmentation; by default with crops of 512 x 512, which is the size of evaluation as well.
+        **kwargs: Arguments of ``PartialLabelDataModule``.
     """
 
     def __init__(
@@ -338,12 +332,10 @@ class PASCALContextDataModule(PartialLabelDataModule):
         augment: AugmentConfig | None = AugmentConfig(crop=(512, 512)),  # noqa: B008  # frozen
         **kwargs: Any,
     ) -> None:
-        self.root = root
-        self._sources: dict[Split, PASCALContext] = {}
-        super().__init__(augment=augment, **kwargs)
+        super().__init__(root, augment=augment, **kwargs)
 
     def dataset_tasks(self) -> list[Task]:
-        """In canonical order, with the published weights and thresholds (method.md 3 and 4)."""
+        """Return the tasks in canonical order, with the published weights and thresholds."""
         return [
             SemSeg(classes=CLASSES, loss_weight=1, confidence_threshold=0.9),
             HumanParts(loss_weight=2, confidence_threshold=0.85),
@@ -352,12 +344,9 @@ class PASCALContextDataModule(PartialLabelDataModule):
             Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.0075),
         ]
 
-    def build_dataset(self, split: Split) -> PASCALContext:
-        """A split of the tree, once for all: loader processes get what it knows about people."""
-        if split in self._sources:
-            return self._sources[split]
-        source = PASCALContext(self.root, split, uniform_size=self.requires_uniform_size(split))
+    def open_split(self, split: Split, uniform_size: bool) -> PASCALContext:
+        """Open a split of the tree, and list the people in it before loader processes start."""
+        dataset = PASCALContext(self.root, split, uniform_size)
         if any(task.name == "human_parts" for task in self.tasks):
-            source.available("human_parts")
-        self._sources[split] = source
-        return source
+            dataset.available("human_parts")
+        return dataset

@@ -1,4 +1,4 @@
-"""Synthetic scenes as a dataset: nothing to download, every label exact."""
+"""Synthetic scenes as a dataset, with exact labels and nothing to download."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +12,13 @@ from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.datasets.nyud import CLASSES
 from htt_lightning.data.synthetic_scenes import TASKS, has_people, render
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import ConfigError
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemSeg, Task
 
 RENDERER_VERSION = 1
-"""Part of the name of every cache: raise it with any change to what ``render`` returns."""
+"""Version in the name of every cache; increase it with any change of the result of ``render``."""
 
 _SPLIT_STREAMS = {"train": 0, "val": 1}
 
@@ -31,19 +31,19 @@ class SyntheticScenes(DenseDataset):
         count: Number of scenes; a larger split begins with the scenes of a smaller one.
         size: Height and width in pixels.
         seed: Seed of the collection.
-        cache: Folder in which to keep rendered scenes; without it they are rendered as asked for.
+        cache: Folder for rendered scenes; by default scenes are rendered each time they are read.
 
     Raises:
-        HTTError: The split is unknown, or the count, the size or the seed cannot be.
+        ConfigError: The split is unknown, or count, size or seed are out of range.
     """
 
     def __init__(self, split: str, count: int, size: tuple[int, int], seed: int = 0, cache: Path | None = None) -> None:
         if split not in _SPLIT_STREAMS:
-            raise HTTError(f"split {split!r} of the synthetic scenes: choose one of {', '.join(_SPLIT_STREAMS)}")
+            raise ConfigError(f"The split of synthetic scenes must be train or val, got {split!r}.")
         if count < 1 or min(size) < 1 or seed < 0:
-            raise HTTError(
-                f"synthetic scenes need a count and a size of at least 1 and a seed of at least 0, "
-                f"not count {count}, size {tuple(size)}, seed {seed}"
+            raise ConfigError(
+                "Synthetic scenes must have a count and a size of at least 1 and a seed of at least 0, got "
+                f"count {count}, size {tuple(size)}, seed {seed}."
             )
         self.ids = [str(index) for index in range(count)]
         self.tasks = TASKS
@@ -51,51 +51,50 @@ class SyntheticScenes(DenseDataset):
         self._folder: Path | None = None
         if cache is not None:
             self._folder = Path(cache) / f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}" / split
-        # The image and the labels of an item are asked for one after the other.
-        self._last: tuple[int, Arrays] | None = None
+        self._last: tuple[int, Arrays] | None = None  # image and labels of a scene are read in turn
 
     def image(self, index: int) -> np.ndarray:
-        """RGB image, uint8 ``h w 3``."""
+        """Render or read an RGB image, uint8 ``h w 3``."""
         return self._array(index, "image")
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width, the same for all."""
+        """Return height and width, the same for all scenes."""
         return self._key[2]
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """A task's map: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
+        """Render or read a task's map: uint8 ``h w``, or float32 ``h w`` / ``h w c``."""
         return self._array(index, task)
 
     def available(self, task: str) -> NDArray[np.bool_]:
-        """Body parts have labels where there are people, everything else always."""
+        """Return which images can have a label: for human parts those with people, for other tasks all."""
         if task != "human_parts":
             return super().available(task)
         seed, stream, _ = self._key
         return np.array([has_people(seed, index, stream) for index in range(len(self.ids))])
 
     def prerender(self, workers: int) -> None:
-        """Render every scene that the cache lacks, showing progress.
+        """Render all scenes that are missing in the cache, with a progress bar.
 
         Args:
-            workers: Processes that share the work; 0 for this one.
+            workers: Number of processes; 0 renders in this one.
         """
-        absent = [i for i, name in enumerate(self.ids) if self._folder and not (self._folder / f"{name}.npz").exists()]
-        if absent:
-            drawn = DataLoader(_Images(self), sampler=absent, batch_size=8, num_workers=workers, collate_fn=len)
-            for _ in track(drawn, f"Rendering {len(absent)} scenes into {self._folder}"):
+        missing = [i for i, name in enumerate(self.ids) if self._folder and not (self._folder / f"{name}.npz").exists()]
+        if missing:
+            loader = DataLoader(_Images(self), sampler=missing, batch_size=8, num_workers=workers, collate_fn=len)
+            for _ in track(loader, f"Rendering {len(missing)} scenes into {self._folder}"):
                 pass
 
     def _array(self, index: int, name: str) -> np.ndarray:
-        """One array of a scene, alone from the cache; a file that is missing or damaged is written anew."""
+        """Return one array of a scene; a cached file that is missing or corrupt is written again."""
         if self._folder is None:
             return self._scene(index)[name].copy()
         path = self._folder / f"{index}.npz"
         try:
-            # numpy leaves a file open that it opened itself and found damaged.
+            # numpy does not close corrupt files that it has opened itself
             with path.open("rb") as handle, np.load(handle) as file:
                 array: np.ndarray = file[name]
                 return array
-        except Exception:  # a damaged archive fails in many ways
+        except Exception:  # corrupt archives raise errors of many types
             with atomic_path(path) as partial, partial.open("wb") as whole:
                 np.savez_compressed(whole, allow_pickle=False, **self._scene(index))
             return self._scene(index)[name].copy()
@@ -108,17 +107,17 @@ class SyntheticScenes(DenseDataset):
 
 
 class _Images(Dataset[np.ndarray]):
-    """The images of a source, in the form that loaders take."""
+    """Images of a dataset, for a DataLoader."""
 
-    def __init__(self, source: DenseDataset) -> None:
-        self.source = source
+    def __init__(self, dataset: DenseDataset) -> None:
+        self.dataset = dataset
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.source.image(index)
+        return self.dataset.image(index)
 
 
 def write_nyud_tree(root: Path, train: int, val: int, size: tuple[int, int], seed: int = 0) -> None:
-    """Write scenes in the layout of NYUD with 13 classes, holes in every label as in the real one.
+    """Write scenes in the layout of NYUD with 13 classes, with holes in every label.
 
     Args:
         root: Folder for ``{train,val}/{image,label,depth,normal}/<index>.npy``.
@@ -143,7 +142,7 @@ def write_nyud_tree(root: Path, train: int, val: int, size: tuple[int, int], see
 
 
 def _hole(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A disc that covers 2 % of the image, less where it crosses a border; bool ``h w``, never empty."""
+    """Draw a disc of 2 % of the image, less where it crosses a border; bool ``h w``, never empty."""
     height, width = size
     row, column = rng.integers(height), rng.integers(width)
     y, x = np.ogrid[:height, :width]
@@ -151,16 +150,16 @@ def _hole(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 class SyntheticDataModule(PartialLabelDataModule):
-    """Rendered rooms with labels for all six tasks: the embedded default.
+    """Rendered rooms with labels for all six tasks; the default dataset.
 
     Args:
         train_images: Number of training scenes.
         val_images: Number of validation scenes.
         image_size: ``[h, w]`` to render at.
-        scene_seed: Seed of the collection of scenes; order, augmentation and labels follow ``seed``.
-        cache: Folder that all scenes are rendered into before training; by default they are rendered as loaders run.
+        scene_seed: Seed of the collection of scenes; ``seed`` is that of order, augmentation and labels.
+        cache: Folder for all scenes, rendered before training; by default they are rendered during training.
         batch_size: Images per batch and process.
-        **kwargs: See ``PartialLabelDataModule``.
+        **kwargs: Arguments of ``PartialLabelDataModule``.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         super().__init__(image_size=image_size, batch_size=batch_size, **kwargs)
 
     def prepare_data(self) -> None:
-        """Fill the cache first: training then has the cores to itself."""
+        """Render all scenes into the cache, then check the dataset."""
         trainer = self.trainer
         if self.cache and not (trainer and cast(Any, trainer).fast_dev_run):
             for split in ("train", "val") if trainer is None or trainer.state.fn == "fit" else ("val",):
@@ -186,7 +185,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         super().prepare_data()
 
     def dataset_tasks(self) -> list[Task]:
-        """All six, with NYUD's classes; weights that bring the losses to one scale."""
+        """Return all six tasks, with NYUD's classes and weights that bring the losses to one scale."""
         return [
             SemSeg(classes=CLASSES),
             HumanParts(loss_weight=5),
@@ -197,6 +196,6 @@ class SyntheticDataModule(PartialLabelDataModule):
         ]
 
     def build_dataset(self, split: Split) -> SyntheticScenes:
-        """The scenes of a split."""
+        """Return the scenes of a split."""
         size = cast(tuple[int, int], self.image_size)
         return SyntheticScenes(split, self.counts[split], size, self.scene_seed, self.cache)
