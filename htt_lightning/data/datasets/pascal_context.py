@@ -259,14 +259,7 @@ def read_part_annotations(path: Path) -> list[tuple[int, list[tuple[str, NDArray
 
 
 def object_classes(path: Path) -> list[int]:
-    """Return the class of every object in a PASCAL-Part file.
-
-    Args:
-        path: MATLAB file.
-
-    Returns:
-        Classes, -1 for objects without pixels and for persons without parts.
-    """
+    """Return the class of every object; -1 for objects without pixels and persons without parts."""
     return [-1 if index == PERSON and not parts else index for index, parts in read_part_annotations(path)]
 
 
