@@ -1,4 +1,4 @@
-"""The smallest data, model and trainer that still do everything."""
+"""The smallest data, model and trainer that cover all features."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from htt_lightning import HTTModule, SyntheticDataModule
 from htt_lightning.data import PartialLabelDataModule
 
 SCENES = tempfile.TemporaryDirectory(prefix="scenes")
-"""Where this process keeps the scenes that it has rendered."""
+"""Folder of the scenes that this process has rendered."""
 
 BACKBONE = "test_resnet"
 """timm's smallest residual network: strides 4 to 32, 0.4 M parameters."""
