@@ -103,18 +103,14 @@ class HTTModule(L.LightningModule):
         self.last_loss_terms: list[LossTerm] = []
 
     def _check_arguments(self) -> None:
-        network, weighting = self.hparams["network"], self.hparams["image_weighting"]
-        if not isinstance(network, str) or network not in NETWORKS:
-            hint = did_you_mean(str(network), NETWORKS)
-            raise ConfigError(f"model.network must be one of {', '.join(NETWORKS)}, got {network!r}.{hint}")
-        if weighting not in get_args(ImageWeighting):
-            choices = ", ".join(get_args(ImageWeighting))
-            raise ConfigError(f"model.image_weighting must be one of {choices}, got {weighting!r}.")
+        for option, choices in {"network": [*NETWORKS], "image_weighting": [*get_args(ImageWeighting)]}.items():
+            if (value := self.hparams[option]) not in choices:
+                hint = did_you_mean(str(value), choices)
+                raise ConfigError(f"model.{option} must be one of {', '.join(choices)}, got {value!r}.{hint}")
         names = [task.name for task in self.tasks]
-        for name in self.hparams["loss_weights"] or {}:
-            if name not in names:
-                hint = did_you_mean(name, names)
-                raise ConfigError(f"model.loss_weights must name tasks of the run, got {name!r}.{hint}")
+        for name in set(self.hparams["loss_weights"] or ()).difference(names):
+            hint = did_you_mean(name, names)
+            raise ConfigError(f"model.loss_weights must name tasks of the run, got {name!r}.{hint}")
         baselines = self.hparams["single_task_baselines"] or {}
         for name, value in ((name, baselines.get(name)) for name in names if baselines):
             if not value or not math.isfinite(value):
@@ -125,11 +121,10 @@ class HTTModule(L.LightningModule):
 
         A subclass may return any module that maps images to a ``TaskOutput`` per task.
         """
-        network = self.hparams["network"]
         keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "gradient_checkpointing"]
-        keys += ["token_stride", "use_global_tokens", "use_fine_tokens"] if network == "htt" else []
+        keys += ["token_stride", "use_global_tokens", "use_fine_tokens"] if self.hparams["network"] == "htt" else []
         num_tokens = {task.name: task.num_tokens for task in self.tasks}
-        net = NETWORKS[network](num_tokens, **{key: self.hparams[key] for key in keys})
+        net = NETWORKS[self.hparams["network"]](num_tokens, **{key: self.hparams[key] for key in keys})
         return net.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
     def reset_parameters(self, seed: int) -> None:
@@ -256,11 +251,10 @@ class HTTModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return ``id`` and the decoded maps, at the original size of images that have a ``view``."""
-        image, view = batch["image"], batch.get("view")
-        maps = (
-            predict_at_original_size(self, self.tasks, image, view, batch["tile_size"]) if view else self.decode(image)
-        )
-        return {"id": batch["id"], **maps}
+        if "view" not in batch:
+            return {"id": batch["id"], **self.decode(batch["image"])}
+        parts = (batch[key] for key in ("image", "view", "tile_size"))
+        return {"id": batch["id"], **predict_at_original_size(self, self.tasks, *parts)}
 
     def decode(self, image: Tensor) -> dict[str, Tensor]:
         """Predict the map of every task at the size of the images.

@@ -25,11 +25,8 @@ MAX_IDS_SHOWN = 4
 class NonFiniteLossGuard(Callback):
     """Stop training, or skip the step, when the training loss is not finite.
 
-    The message names the task, the loss term and the images. All ranks act alike. A run with finite losses does
-    not change.
-
-    The check does not synchronize with the GPU until the backward pass is queued, and ranks exchange one integer per
-    step.
+    The message names the task, the loss term and the images. A run with finite losses does not change. The check does
+    not synchronize with the GPU until the backward pass is queued. Ranks exchange one integer per step and act alike.
 
     Args:
         policy: ``raise`` stops the run before a weight changes. ``skip`` leaves out the optimizer step with a warning:
@@ -57,10 +54,13 @@ class NonFiniteLossGuard(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Back up running statistics and means, if the step may be skipped."""
+        """Back up the tensors, besides weights, that a step changes in place, if it may be skipped."""
         if self._enabled(pl_module):
-            self._batch = batch
-            tensors = running_state(pl_module) if self.policy == "skip" else ()
+            self._batch, tensors = batch, []
+            if self.policy == "skip":
+                discovery = pl_module.discovery
+                metrics = [*pl_module.loss_metrics.values(), *(discovery.metrics.values() if discovery else ())]
+                tensors = [*pl_module.buffers(), *(x for metric in metrics for x in metric.metric_state.values())]
             self._backup = [(tensor, tensor.clone()) for tensor in tensors]
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -85,9 +85,12 @@ class NonFiniteLossGuard(Callback):
             self._backup = []
 
     def _handle(self, trainer: L.Trainer, module: HTTModule) -> None:
+        found: list[Any] = [list(describe_nonfinite(module.last_loss_terms, self._batch)) if self._own_flag else []]
+        if trainer.world_size > 1:
+            own, found = found[0], [None] * trainer.world_size
+            torch.distributed.all_gather_object(found, own)
         lines = [f"The loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is not finite:"]
-        own = list(describe_nonfinite(module.last_loss_terms, self._batch)) if self._own_flag else []
-        lines += gather_lines(trainer, own)
+        lines += [line for rank_lines in found for line in rank_lines]
         if not all(weight.isfinite().all() for weight in module.net.parameters()):
             lines.append("The weights are not finite: the gradients of an earlier step overflowed.")
             raise HTTError("\n".join([*lines, "Lower model.lr, or set trainer.gradient_clip_val."]))
@@ -111,14 +114,6 @@ class NonFiniteLossGuard(Callback):
             self._num_skipped = 0
 
 
-def running_state(module: HTTModule) -> Iterator[Tensor]:
-    """Yield the tensors, besides weights, that a training step changes in place."""
-    yield from module.buffers()
-    metrics = [*module.loss_metrics.values(), *(module.discovery.metrics.values() if module.discovery else ())]
-    for metric in metrics:
-        yield from metric.metric_state.values()
-
-
 def describe_nonfinite(terms: Sequence[LossTerm], batch: Batch) -> Iterator[str]:
     """Yield a line for each loss term of this rank that is not finite, with its task and images."""
     ids, found = batch["id"], False
@@ -138,11 +133,3 @@ def bad_image_ids(finite: Tensor, ids: Sequence[str]) -> str:
     bad = [repr(name) for name, fine in zip(ids, finite.tolist(), strict=True) if not fine]
     more = [f"{len(bad) - MAX_IDS_SHOWN} more"] if len(bad) > MAX_IDS_SHOWN else []
     return f"image{'s' if len(bad) > 1 else ''} {', '.join([*bad[:MAX_IDS_SHOWN], *more])}" if bad else ""
-
-
-def gather_lines(trainer: L.Trainer, lines: list[str]) -> list[str]:
-    """Return the lines of all ranks, which have to call this together."""
-    gathered: list[Any] = [lines] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(gathered, lines)
-    return [line for rank_lines in gathered for line in rank_lines]
