@@ -156,7 +156,7 @@ def test_white_in_a_mask_needs_a_class_map(file):
     np.testing.assert_array_equal(label, stored // 255)
 
 
-def test_depth_in_millimetres_becomes_metres_and_zero_is_missing(file):
+def test_scale_turns_millimeters_into_meters(file):
     stored = integers(9000, np.uint16)
     stored[0, 0] = 0
     depth = LabelFiles(Depth(), "", scale=0.001).read(file(stored))
@@ -166,7 +166,7 @@ def test_depth_in_millimetres_becomes_metres_and_zero_is_missing(file):
 
 
 @pytest.mark.parametrize("value", [-3.0, np.nan, np.inf, 99.0])
-def test_depth_that_cannot_be_is_missing(file, value):
+def test_invalid_depth_is_missing(file, value):
     stored = np.random.default_rng(0).uniform(1, 5, (*SIZE, 1))
     stored[2, 3] = value
     depth = LabelFiles(Depth(), "", missing_values=(99,)).read(file(stored, ".npy"))
@@ -174,14 +174,14 @@ def test_depth_that_cannot_be_is_missing(file, value):
     assert np.isnan(depth[2, 3])
 
 
-def test_other_fields_may_be_zero_if_asked_to(file):
+def test_zero_is_valid_without_missing_values(file):
     stored = integers(3)
     assert np.isnan(LabelFiles(Height(), "").read(file(stored))).sum() == (stored == 0).sum()
     field = LabelFiles(Height(), "", missing_values=(), scale=-2.0).read(file(stored))
     np.testing.assert_array_equal(field, -2.0 * stored)
 
 
-def test_coloured_normals_are_unit_vectors_and_black_and_grey_are_missing(file):
+def test_normals_are_decoded_from_colors(file):
     stored = integers(256, shape=(*SIZE, 3))
     stored[0, :3] = [[0, 0, 0], [128, 127, 128], [127, 127, 127]]
     normals = LabelFiles(Normals(), "").read(file(stored))
@@ -192,7 +192,7 @@ def test_coloured_normals_are_unit_vectors_and_black_and_grey_are_missing(file):
     np.testing.assert_allclose(normals, vectors, atol=1e-5)
 
 
-def test_normals_of_floats_are_vectors_and_an_axis_may_be_turned(file):
+def test_scale_flips_an_axis_of_float_normals(file):
     vectors = np.random.default_rng(0).normal(size=(*SIZE, 3))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     vectors[0, 0], vectors[0, 1] = 0, (1, np.nan, 0)

@@ -29,14 +29,14 @@ def renders(monkeypatch):
     return calls
 
 
-def test_a_split_has_plain_ids_and_six_tasks():
+def test_splits_have_plain_ids_and_six_tasks():
     scenes = SyntheticScenes("train", 12, SIZE)
     assert scenes.ids == [str(index) for index in range(12)]
     assert set(scenes.tasks) == {"semseg", "human_parts", "saliency", "normals", "depth", "edges"}
     assert scenes.image(11).shape == (*SIZE, 3)
 
 
-def test_a_longer_split_begins_with_the_same_scenes():
+def test_longer_splits_begin_with_the_same_scenes():
     assert same(SyntheticScenes("train", 3, SIZE), SyntheticScenes("train", 9, SIZE), 2)
 
 
@@ -50,7 +50,7 @@ def test_splits_and_seeds_are_disjoint():
     assert len(set(depth)) == 12
 
 
-def test_image_and_labels_of_an_item_are_rendered_once(renders):
+def test_image_and_labels_are_rendered_once(renders):
     scenes = SyntheticScenes("train", 3, SIZE)
     scenes.image(1)
     for task in scenes.tasks:
@@ -60,20 +60,20 @@ def test_image_and_labels_of_an_item_are_rendered_once(renders):
     assert len(renders) == 2
 
 
-def test_changing_what_came_back_changes_nothing():
+def test_changing_arrays_does_not_change_scenes():
     scenes = SyntheticScenes("val", 2, SIZE)
     scenes.image(0)[:] = 0
     scenes.label(0, "depth")[:] = 0
     assert same(scenes, SyntheticScenes("val", 2, SIZE), 0)
 
 
-def test_a_split_travels_to_workers(tmp_path):
+def test_datasets_can_be_pickled(tmp_path):
     scenes = SyntheticScenes("val", 2, SIZE, cache=tmp_path)
     scenes.image(1)
     assert same(pickle.loads(pickle.dumps(scenes)), scenes, 0)
 
 
-def test_cached_scenes_are_the_rendered_ones_and_are_rendered_once(tmp_path, renders):
+def test_cached_scenes_are_rendered_once(tmp_path, renders):
     first = SyntheticScenes("train", 2, SIZE, cache=tmp_path)
     assert same(first, SyntheticScenes("train", 2, SIZE), 1)
     assert len(renders) == 2
@@ -83,7 +83,7 @@ def test_cached_scenes_are_the_rendered_ones_and_are_rendered_once(tmp_path, ren
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_cache_is_filled_before_training_begins(tmp_path, renders, workers):
+def test_prerender_fills_the_cache_before_training(tmp_path, renders, workers):
     data = tiny_data(train_images=5, val_images=3, cache=tmp_path, num_workers=workers, labels="full")
     data.prepare_data()
     assert len(list(tmp_path.rglob("train/*.npz"))) == 5
@@ -96,7 +96,7 @@ def test_the_cache_is_filled_before_training_begins(tmp_path, renders, workers):
 
 
 @pytest.mark.parametrize(("command", "trial", "expected"), [("fit", 0, 5), ("validate", 0, 3), ("fit", 1, 0)])
-def test_only_what_a_run_needs_is_rendered_ahead(tmp_path, command, trial, expected):
+def test_prerender_is_limited_to_the_splits_of_a_run(tmp_path, command, trial, expected):
     data = tiny_data(train_images=2, val_images=3, cache=tmp_path)
     data.trainer = tiny_trainer(tmp_path, fast_dev_run=trial)
     data.trainer.state.fn = command
@@ -105,7 +105,7 @@ def test_only_what_a_run_needs_is_rendered_ahead(tmp_path, command, trial, expec
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.999])
-def test_a_truncated_cache_file_is_rendered_again(tmp_path, share):
+def test_truncated_cache_files_are_rendered_again(tmp_path, share):
     SyntheticScenes("train", 1, SIZE, cache=tmp_path).image(0)
     (path,) = tmp_path.rglob("*.npz")
     whole = path.read_bytes()
@@ -114,7 +114,7 @@ def test_a_truncated_cache_file_is_rendered_again(tmp_path, share):
     assert len(path.read_bytes()) == len(whole)
 
 
-def test_a_cache_file_with_a_flipped_byte_is_rendered_again(tmp_path):
+def test_corrupt_cache_files_are_rendered_again(tmp_path):
     SyntheticScenes("train", 1, SIZE, cache=tmp_path).image(0)
     (path,) = tmp_path.rglob("*.npz")
     sound = path.read_bytes()
@@ -124,7 +124,7 @@ def test_a_cache_file_with_a_flipped_byte_is_rendered_again(tmp_path):
 
 
 @pytest.mark.parametrize("labels", ["one-label", "random-label"])
-def test_rooms_without_people_are_never_chosen_for_body_parts(labels):
+def test_masks_give_human_parts_only_to_people(labels):
     data = tiny_data(train_images=40, image_size=(64, 96), labels=labels)
     data.setup("fit")
     column = data.mask.tasks.index("human_parts")
@@ -134,7 +134,7 @@ def test_rooms_without_people_are_never_chosen_for_body_parts(labels):
     assert data.mask.labeled[people, column].any()
 
 
-def test_caches_of_other_seeds_sizes_splits_and_renderers_are_apart(tmp_path, monkeypatch, renders):
+def test_caches_differ_by_seed_size_split_and_version(tmp_path, monkeypatch, renders):
     SyntheticScenes("train", 1, SIZE, cache=tmp_path).image(0)
     SyntheticScenes("val", 1, SIZE, cache=tmp_path).image(0)
     SyntheticScenes("train", 1, SIZE, 1, cache=tmp_path).image(0)
@@ -147,12 +147,12 @@ def test_caches_of_other_seeds_sizes_splits_and_renderers_are_apart(tmp_path, mo
 @pytest.mark.parametrize(
     "arguments", [("test", 1, SIZE), ("train", 0, SIZE), ("train", 1, (0, 9)), ("train", 1, SIZE, -1)]
 )
-def test_impossible_collections_are_refused(arguments):
+def test_invalid_collections_are_rejected(arguments):
     with pytest.raises(HTTError):
         SyntheticScenes(*arguments)
 
 
-def test_the_nyud_layout_holds_the_scenes_with_holes(tmp_path):
+def test_nyud_tree_has_the_scenes_with_holes(tmp_path):
     write_nyud_tree(tmp_path, train=2, val=1, size=(60, 80), seed=3)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.npy")}
     indices = {"train": (0, 1), "val": (0,)}
