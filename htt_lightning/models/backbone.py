@@ -114,7 +114,7 @@ def _load_from_file(name: str, path: str, **kwargs: Any) -> Any:
     overlay = {"file": path}
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, **kwargs)
     params = model.named_parameters()
-    missing = [key for key, value in params if len(value.unique()) > 1 and value.equal(untrained[key])]
+    missing = [key for key, value in params if value.min() != value.max() and value.equal(untrained[key])]
     if missing:
         raise ValueError(f"the file lacks {len(missing)} weights, such as {missing[0]}")
     check_finite(model.state_dict())

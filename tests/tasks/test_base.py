@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from htt_lightning.errors import CheckpointError, ConfigError
 from htt_lightning.tasks import IGNORE_INDEX, Depth, Edges, HumanParts, InverseDepth, Normals, Saliency, SemSeg, Task
 from htt_lightning.tasks.serialization import check_same_tasks
-from tests.tasks.samples import TASKS, is_missing, lose, output_of, random_logits, random_target
+from tests.tasks.samples import TASKS, output_of, random_logits, random_target
 
 EVERY_TASK = pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
 CHANGED = (
@@ -178,13 +178,6 @@ def test_human_parts_without_people_are_missing():
 def test_postprocess_target_changes_no_usual_map(task):
     array = numpy_map(task, 5, 6)
     np.testing.assert_array_equal(task.postprocess_target(array), array)
-
-
-@EVERY_TASK
-def test_samples_of_a_lost_target_are_missing(task):
-    target = random_target(task, missing=0)
-    assert not is_missing(task, target).any()
-    assert is_missing(task, lose(task, target)).all()
 
 
 # Encodings
