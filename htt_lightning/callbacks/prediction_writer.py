@@ -92,11 +92,7 @@ class PredictionWriter(BasePredictionWriter):
             self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="write")
 
     def map_descriptions(self, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
-        """Describe the maps of each task: units of PNG files and arrays, and class names.
-
-        Args:
-            tasks: Predicted tasks.
-        """
+        """Describe the maps of each task: units of PNG files and arrays, classes."""
         return {
             task.name: {
                 "png": task.png_unit if self.format == "png" else None,

@@ -78,15 +78,7 @@ def extra_packages() -> dict[str, list[str]]:
 
 
 def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, str]]:
-    """Yield titles and texts on a run.
-
-    Args:
-        folder: The run directory.
-        errors: List that receives an error per corrupt file.
-
-    Raises:
-        ConfigError: The folder is no run directory.
-    """
+    """Yield titles and texts on a run; ``errors`` receives an error per corrupt file."""
     if not (folder / CONFIG).is_file():
         nested = [path.parent for path in sorted(folder.rglob(CONFIG))] if folder.is_dir() else []
         hint = f"Did you mean {nested[-1]}?" if nested else "Name a folder such as runs/version_0."

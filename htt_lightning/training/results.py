@@ -36,38 +36,26 @@ ALONE = "each alone"
 
 
 class MetricValue(NamedTuple):
-    """One metric of a run.
-
-    Attributes:
-        value: The value, NaN if undefined.
-        spec: Unit and direction.
-        primary: True for the primary metric of its task, and for Delta_m.
-        epoch: Epoch of the network, from 0. None for a network that was not trained.
-    """
+    """One metric of a run: value (NaN if undefined), unit and direction."""
 
     value: float
     spec: MetricSpec
     primary: bool
     epoch: int | None
+    """Epoch of the network, from 0. None for a network that was not trained."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Metrics of one run, with the settings that distinguish it from other runs.
-
-    Attributes:
-        path: The metric file.
-        split: Split of the metrics.
-        settings: Every option that can change a metric, as text. Seeds are left out.
-        seed: Seed of the run.
-        metrics: Metrics by ``<task>/<metric>``.
-    """
+    """A metric file, with the settings that distinguish its run from others."""
 
     path: Path
     split: Split
     settings: Mapping[str, str]
+    """Every option that can change a metric, as text. Seeds are left out."""
     seed: str
     metrics: Mapping[str, MetricValue]
+    """Metrics by ``<task>/<metric>``."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -78,15 +66,8 @@ class Run:
 def training_info(path: str | Path) -> dict[str, Any]:
     """Read how the network of a checkpoint was trained.
 
-    Args:
-        path: The checkpoint.
-
     Returns:
-        ``checkpoint``, ``steps``, ``labels`` (provenance of the label mask) and ``config``, as plain values. Unknown
-        values are None.
-
-    Raises:
-        CheckpointError: The checkpoint is missing or corrupt.
+        ``checkpoint``, ``steps``, ``labels`` (provenance of the label mask) and ``config``. Unknown values are None.
     """
     checkpoint, folder = read_checkpoint(path, "--ckpt_path"), Path(path).parent.parent
     config, labels = (checkpoint.get("training", {}).get(key) for key in ("config", "labels"))
@@ -97,15 +78,7 @@ def training_info(path: str | Path) -> dict[str, Any]:
 
 
 def read_run(path: Path, split: Split) -> Run:
-    """Read the run that wrote a metric file.
-
-    Args:
-        path: The metric file.
-        split: Split of the file.
-
-    Raises:
-        DataError: The metric file or the config beside it is missing or corrupt.
-    """
+    """Read the run that wrote a metric file; raise ``DataError`` if it is corrupt."""
     metrics, options = read_metrics(path), flatten(load_mapping(path.with_name(CONFIG)))
     tasks, labels, tested = task_names(metrics), read_mask_provenance(path.parent), dict[str, str]()
     if split == "test":
@@ -130,10 +103,7 @@ def comparable_settings(
 ) -> dict[str, str]:
     """Select the options of a run that can change its metrics, as text.
 
-    Args:
-        options: Options by dotted name, as ``flatten`` returns them.
-        tasks: Names of the tasks.
-        labels: Provenance of the label mask (protocol, seed, origin), if known.
+    ``labels`` is the provenance of the label mask (protocol, seed, origin), if known.
     """
     settings: dict[str, Any] = {"data": str(options.get("data.class_path") or "").rpartition(".")[2] or None}
     settings |= {key: value for key, value in options.items() if not key.startswith(IGNORED_OPTIONS)}
@@ -157,11 +127,7 @@ def comparable_settings(
 
 
 def read_metrics(path: Path) -> dict[str, MetricValue]:
-    """Read a metric file of ``fit`` or ``test``, by ``<task>/<metric>``.
-
-    Raises:
-        DataError: The file is corrupt.
-    """
+    """Read a metric file by ``<task>/<metric>``; raise ``DataError`` if corrupt."""
     metrics = dict[str, MetricValue]()
     try:
         for key, row in load_mapping(path, json.loads).items():
@@ -181,15 +147,7 @@ def read_mask_provenance(folder: Path) -> dict[str, Any] | None:
 
 
 def load_mapping(path: Path, parse: Callable[[str], Any] = yaml.safe_load) -> dict[str, Any]:
-    """Read a file that holds a mapping.
-
-    Args:
-        path: The file.
-        parse: Parser of its text, for YAML by default.
-
-    Raises:
-        DataError: The file is missing or corrupt.
-    """
+    """Read a YAML or JSON mapping; raise ``DataError`` if missing or corrupt."""
     try:
         content = parse(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -214,13 +172,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def labels_name(option: str, labels: Mapping[str, Any] | None, seed: Any) -> str:
-    """Name a label mask by its protocol, also if a file repeats the mask.
-
-    Args:
-        option: Value of ``data.labels``.
-        labels: Provenance of the mask (protocol, seed, origin), if known.
-        seed: Seed of the run.
-    """
+    """Name the mask of ``data.labels`` by its protocol, also if it is a file."""
     if labels is None or labels.get("protocol") in (None, option):
         return option
     if labels["origin"]:

@@ -24,24 +24,18 @@ TITLES = {"test": "Metrics of test", "val": "Metrics of the last validation of f
 
 @dataclass
 class Comparison:
-    """Runs of one split, grouped into rows of equal settings.
-
-    Attributes:
-        split: Split of the metrics.
-        values: Metrics by row and seed; columns are ``<task>/<metric>``.
-        specs: Units and directions of the columns.
-        primary: Columns of primary metrics.
-        runs: Runs of each row.
-        settings: Settings that differ between rows, by row.
-        notes: Sentences below the table.
-    """
+    """Runs of one split, grouped into rows of equal settings."""
 
     split: Split
     values: pd.DataFrame
+    """Metrics by row and seed; columns are ``<task>/<metric>``."""
     specs: dict[str, MetricSpec]
+    """Units and directions of the columns, in their order."""
     primary: list[str]
+    """Columns of primary metrics."""
     runs: dict[str, list[Run]]
     settings: pd.DataFrame
+    """Settings that differ between rows, by row."""
     notes: list[str] = field(default_factory=list)
 
     def statistics(self, statistic: Any) -> pd.DataFrame:
@@ -84,12 +78,7 @@ class Comparison:
     def add_delta_m(self, baseline: str, errors: list[HTTError]) -> None:
         """Compute Delta_m of every seed, relative to the mean of a row.
 
-        Args:
-            baseline: Name of the row, a unique part of it, or the directory of one of its runs.
-            errors: List that receives an error per row with other tasks.
-
-        Raises:
-            ConfigError: No row, or several rows, match.
+        ``errors`` receives an error per row with other tasks.
         """
         base = find_row(self.runs, baseline)
         means = dict(zip(self.specs, self.statistics("mean").loc[base], strict=True))
@@ -111,15 +100,9 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) -> Comparison:
-    """Group runs into rows of equal settings.
+    """Group at least one run into rows of equal settings.
 
-    Args:
-        runs: At least one run.
-        split: Split to compare. ``test`` by default, if there is any.
-        errors: List that receives an error per run with other units.
-
-    Raises:
-        ConfigError: No run has metrics of the split.
+    The default split is ``test``, if there is any. ``errors`` receives an error per run with other units.
     """
     chosen: Split = split or ("test" if any(run.split == "test" for run in runs) else "val")
     candidates = [run for run in runs if run.split == chosen]
@@ -200,11 +183,7 @@ def short_name(key: str, others: Iterable[str]) -> str:
 
 
 def find_row(rows: dict[str, list[Run]], baseline: str) -> str:
-    """Find a row by its name, a unique part of it, or the directory of a run.
-
-    Raises:
-        ConfigError: No row, or several rows, match.
-    """
+    """Find the only row by its name, a part of it, or the directory of a run."""
     folder = Path(baseline).resolve()
     named = [baseline] if baseline in rows else [name for name in rows if baseline in name]
     found = named or [name for name, runs in rows.items() if any(run.path.resolve().parent == folder for run in runs)]

@@ -16,10 +16,6 @@ def draw(comparison: Comparison, path: Path) -> None:
 
     Each row has a point per seed, the mean and the standard deviation. The arrow in a title points to better values.
     The best mean is blue.
-
-    Args:
-        comparison: Comparison to draw.
-        path: PNG file to write.
     """
     means, stds, best = comparison.statistics("mean"), comparison.statistics("std"), comparison.best()
     names = ["\n".join(wrap(name, WRAP_WIDTH, break_long_words=False, break_on_hyphens=False)) for name in means.index]

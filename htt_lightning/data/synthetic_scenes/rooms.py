@@ -39,30 +39,11 @@ _HALF_FOV_TANGENT = 0.7
 
 _TINY = 1e-9
 
-_AT_WALLS: tuple[tuple[Builder, float], ...] = (
-    (furniture.bed, 0.75),
-    (furniture.sofa, 0.75),
-    (furniture.sideboard, 0.4),
-    (furniture.cabinet, 0.5),
-    (furniture.bookcase, 0.6),
-    (furniture.table, 0.4),
-)
-_LOOSE: tuple[tuple[Builder, float], ...] = (
-    (furniture.table, 0.9),
-    (furniture.chair, 0.6),
-    (furniture.chair, 0.4),
-    (furniture.lamp, 0.3),
-    (furniture.clutter, 0.35),
-    (furniture.books, 0.3),
-)
-_HANGING: tuple[tuple[Builder, float], ...] = (
-    (furniture.window, 0.7),
-    (furniture.window, 0.3),
-    (furniture.picture, 0.7),
-    (furniture.picture, 0.6),
-    (furniture.picture, 0.3),
-    (furniture.television, 0.35),
-)
+_AT_WALLS = (("bed", 0.75), ("sofa", 0.75), ("sideboard", 0.4), ("cabinet", 0.5), ("bookcase", 0.6), ("table", 0.4))
+_LOOSE = (("table", 0.9), ("chair", 0.6), ("chair", 0.4), ("lamp", 0.3), ("clutter", 0.35), ("books", 0.3))
+_PICTURES = (("picture", 0.7), ("picture", 0.6), ("picture", 0.3))
+_HANGING = (("window", 0.7), ("window", 0.3), *_PICTURES, ("television", 0.35))
+"""Builders in ``furniture`` with their probabilities."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +111,7 @@ def _tone_map(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
 
 
 def compose(seed: int, index: int, stream: int = 0) -> Scene:
-    """Furnish a room.
-
-    Args:
-        seed: Non-negative seed of the dataset.
-        index: Index of the scene in its stream.
-        stream: Index of a disjoint sequence of scenes.
-    """
+    """Furnish a room, with the arguments of ``render``."""
     rng, room, salient = _start_room(seed, index, stream)
     for build in _sample_builders(rng, _AT_WALLS):
         room.place_at_wall(build)
@@ -174,10 +149,10 @@ def _start_room(seed: int, index: int, stream: int) -> tuple[np.random.Generator
     return rng, room, [first, *(number for _ in range(people) if (number := room.place_person()) is not None)]
 
 
-def _sample_builders(rng: np.random.Generator, chances: Sequence[tuple[Builder, float]]) -> list[Builder]:
+def _sample_builders(rng: np.random.Generator, probabilities: Sequence[tuple[str, float]]) -> list[Builder]:
     """Sample builders by their probabilities, in random order."""
-    chosen = [build for build, chance in chances if rng.random() < chance]
-    return [chosen[number] for number in rng.permutation(len(chosen))]
+    chosen = [name for name, probability in probabilities if rng.random() < probability]
+    return [getattr(furniture, chosen[index]) for index in rng.permutation(len(chosen))]
 
 
 def _blocks_view(solid: Primitive, eye: np.ndarray, sight: np.ndarray) -> bool:
@@ -248,13 +223,9 @@ class _Room:
         return number
 
     def point_in_view(self, across: float, up: float | None, share: float, furthest: float = np.inf) -> np.ndarray:
-        """Return a point on a ray of the camera, ``3``.
+        """Return the point at a share of the way to the wall on a camera ray, ``3``.
 
-        Args:
-            across: Horizontal position in the image, in [-1, 1].
-            up: Vertical position. None for a level ray; the point is then on the floor below it.
-            share: Fraction of the way to the wall.
-            furthest: Maximum distance in meters.
+        ``across`` and ``up`` are positions in the image in [-1, 1]. Without ``up``, the point is on the floor.
         """
         ray = self.camera.rotation @ [across * self.camera.tangent, (up or 0) * self.camera.tangent, -1]
         if up is None:
