@@ -62,15 +62,18 @@ def test_png_files_are_read_back_by_the_library(decoded, pngs):
 
 def test_maps_json_has_the_units_of_the_values(decoded, pngs):
     described = json.loads((pngs / "maps.json").read_text())
-    assert described["depth"] == {"png": "mm", "npy": "m", "classes": []}
-    assert described["normals"]["npy"].startswith("unit vector")
-    for task in decoded[0].tasks:
-        assert described[task.name]["npy"] == task.output_unit
-        assert described[task.name]["classes"] == list(task.class_names)
-        assert "%" not in described[task.name].values()
-        assert "deg" not in described[task.name].values()
-        if next(pngs.glob(f"*_{task.name}.npy"), None):
-            assert described[task.name]["png"] is None
+    units = {
+        "semseg": ("class index", "class index"),
+        "human_parts": ("class index", "class index"),
+        "saliency": (None, "probability"),
+        "normals": ("x y z = 2 * r g b / 255 - 1", "unit vector: x right, y up, z to the camera"),
+        "edges": (None, "probability"),
+        "depth": ("mm", "m"),
+    }
+    assert {task: (row["png"], row["npy"]) for task, row in described.items()} == units
+    assert {task: row["classes"] for task, row in described.items()} == {
+        task.name: list(task.class_names) for task in decoded[0].tasks
+    }
 
 
 def test_npy_files_hold_the_decoded_maps(decoded, tmp_path):
