@@ -151,7 +151,7 @@ class Study:
     def __init__(self, out: Path, scenes: int, images: int, epochs: int, extra: Sequence[str] = ()) -> None:
         self.out, self.epochs, self.extra = out, epochs, list(extra)
         self.data = ["--data.train_images", str(images), "--data.val_images", str(VALIDATION)]
-        self.data += ["--data.scenes_seed", str(scenes)]
+        self.data += ["--data.scene_seed", str(scenes)]
         self.data += ["--data.cache", str(out / "scenes"), "--data.num_workers", "0"]
 
     def folder(self, run: Run) -> Path:
@@ -260,7 +260,7 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     while teachers := {run.teacher for run in wanted if run.teacher} - wanted:
         wanted |= teachers
-    cache = {"scenes_seed": BLOCKS[given.block], "cache": str(given.out / "scenes"), "num_workers": given.jobs}
+    cache = {"scene_seed": BLOCKS[given.block], "cache": str(given.out / "scenes"), "num_workers": given.jobs}
     SyntheticDataModule(given.images, VALIDATION, **cache).prepare_data()
     jobs: dict[Run, Future[None]] = {}
     with ThreadPoolExecutor(given.jobs) as pool:

@@ -29,7 +29,7 @@ from skimage.morphology import thin
 from htt_lightning import NYUDDataModule, PASCALContextDataModule
 from htt_lightning.data.batch import SampleIndex, collate, to_sample
 from htt_lightning.data.dataset import PartialLabelDataset
-from htt_lightning.data.datasets.pascal_context import FLAT, PARTS
+from htt_lightning.data.datasets.pascal_context import CLASSES_WITH_NORMALS, PARTS
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.data.synthetic_scenes import render
 
@@ -58,7 +58,7 @@ def plain_pascal(root: Path, index: int) -> Maps:
     maps["saliency"] = (np.array(Image.open(root / "sal_distill" / f"{name}.png")) / 255 > 0.5).astype(np.float32)
     segments = root / "pascal-context" / "trainval" / f"{name}.mat"
     normals = 2 * np.array(Image.open(root / "normals_distill" / f"{name}.png"), np.float32) / 255 - 1
-    normals[~np.isin(loadmat(segments)["LabelMap"], FLAT)] = 0
+    normals[~np.isin(loadmat(segments)["LabelMap"], CLASSES_WITH_NORMALS)] = 0
     edges = np.abs(cv2.Laplacian(loadmat(segments)["LabelMap"].astype(np.float64), cv2.CV_64F)) > 0
     return maps | {"normals": normals, "edges": thin(edges).astype(np.float32)}
 
