@@ -3,7 +3,7 @@
 import csv
 import logging
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from glob import glob
 from os.path import lexists
@@ -77,10 +77,14 @@ class Folder(FileDataset):
                     errors.append(error)
         find = self._read_table if is_table else self._find_images
         records = sorted(find(images, split, patterns, errors), key=lambda record: natural_key(record.image_id))
-        for image_id, count in Counter(record.image_id for record in records).items():
-            if count > 1:
-                same = ", ".join(record.location for record in records if record.image_id == image_id)
-                errors.append(DataError(f"{same} have the same id {image_id!r}. Keep or rename one."))
+        locations = defaultdict[str, list[str]](list)
+        for record in records:
+            locations[record.image_id].append(record.location)
+        errors += [
+            DataError(f"{', '.join(same)} have the same id {name!r}. Keep or rename one.")
+            for name, same in locations.items()
+            if len(same) > 1
+        ]
         if not errors:
             errors += [
                 DataError(
