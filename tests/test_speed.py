@@ -1,30 +1,19 @@
-"""What is fast gives what is plain: network and losses against their transcription in benchmarks/."""
-
-import sys
+"""Network, losses and discovery equal their plain form, compile, and are finite in half precision."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import plain
 from htt_lightning import HTTModule
 from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble, discovery_loss
 from htt_lightning.output import TaskOutput
-from tests.conftest import ROOT
+from tests.run_if import RunIf
 from tests.tiny import BACKBONE, tiny_data
 
 SIZE = (64, 96)
 PUBLISHED = DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    if not (ROOT / "benchmarks" / "plain.py").is_file():
-        pytest.skip("benchmarks/ is not part of a source distribution")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield __import__("plain")
-    del sys.modules["plain"]
 
 
 def module_of(tasks, dtype, seed):
@@ -44,7 +33,7 @@ def smooth(net):
     return net
 
 
-def plain_net(plain, net):
+def plain_net(net):
     tokens = {task.name: task.num_tokens for task in plain.TASKS}
     copy = plain.PlainHTTNet(tokens, backbone=BACKBONE, token_dim=16, dropout=0.0).to(next(net.parameters()).dtype)
     copy.load_state_dict(net.state_dict())
@@ -81,10 +70,10 @@ def assert_close(ours, theirs, tolerance, largest=None):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_outputs_losses_and_gradients_equal_the_plain_form(plain, stage, dtype, tolerance, monkeypatch):
+def test_outputs_losses_and_gradients_equal_the_plain_form(stage, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(HTTModule, "log", lambda *_, **__: None)
     module, teacher, batch = module_of(plain.TASKS, dtype, 0), module_of(plain.TASKS, dtype, 1).net, make_batch(dtype)
-    mirror, mirror_teacher = plain_net(plain, module.net), plain_net(plain, teacher).eval()
+    mirror, mirror_teacher = plain_net(module.net), plain_net(teacher).eval()
     outputs, plain_outputs = module.net.eval()(batch["image"]), mirror.eval()(batch["image"])
     for name, output in outputs.items():
         for ours, theirs in zip(output, plain_outputs[name], strict=True):
@@ -141,17 +130,27 @@ def test_network_losses_and_discovery_compile_without_breaks():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("brightness", [0.0, 1.0])
 def test_losses_and_gradients_are_finite_in_half_precision(dtype, brightness):
+    check_half_precision(dtype, brightness, torch.device("cpu"))
+
+
+@RunIf(min_gpus=1)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_and_gradients_are_finite_in_amp_on_gpu(dtype):
+    check_half_precision(dtype, 1.0, torch.device("cuda"))
+
+
+def check_half_precision(dtype, brightness, device):
     data = tiny_data(labels="full")
     data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
+    batch = data.transfer_batch_to_device(next(iter(data.train_dataloader())), device, 0)
+    batch["image"] = batch["image"] * brightness
     torch.manual_seed(0)
-    module = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16)
-    teacher = HTTModule(data.tasks, backbone=BACKBONE, token_dim=16).net
-    discovery = TeacherEnsemble([teacher], data.tasks, module.loss_weights, PUBLISHED, torch.device("cpu"))
-    with torch.autocast("cpu", dtype):
-        outputs = module(batch["image"] * brightness)
+    module, teacher = (HTTModule(data.tasks, backbone=BACKBONE, token_dim=16).to(device) for _ in range(2))
+    discovery = TeacherEnsemble([teacher.net], data.tasks, module.loss_weights, PUBLISHED, device)
+    with torch.autocast(device.type, dtype):
+        outputs = module(batch["image"])
         losses = [task.loss(outputs[task.name], batch[task.name]) for task in data.tasks]
-        found = discovery.loss(batch | {"image": batch["image"] * brightness}, outputs)
+        found = discovery.loss(batch, outputs)
     assert all(loss.dtype == torch.float32 for loss in losses)
     total = torch.stack([loss.sum() for loss in losses]).sum() + found.sum()
     # BatchNorm enlarges gradients of black images beyond what 16 bits hold: a gradient scaler goes down until they fit.
