@@ -1,4 +1,4 @@
-"""Two processes with gloo on the CPU do what one does."""
+"""Equality of two processes (gloo, CPU) with one, and their end."""
 
 import contextlib
 import json
@@ -19,16 +19,19 @@ from tests.conftest import ROOT
 from tests.tiny import BACKBONE
 from tools.kill_runs import AUTO, COMMON
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0", "PYTHONPATH": str(ROOT)}
+
+
+def run_module(name, *args):
+    command = [sys.executable, "-m", name, *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+
 
 @pytest.fixture(scope="module", params=["hard", pytest.param("soft_tta", marks=pytest.mark.slow)])
 def records(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
     for devices in (1, 2):
-        command = [sys.executable, "-m", "tests.ddp_run", str(folder), str(devices), request.param]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = run_module("tests.ddp_run", folder, devices, request.param)
         assert done.returncode == 0, done.stderr
     read = [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
     for devices, record in enumerate(read, start=1):
@@ -76,12 +79,11 @@ def test_two_processes_have_the_val_metrics_of_one(records):
 
 @pytest.mark.slow
 def test_killed_process_ends_the_other_within_a_minute(tmp_path):
-    """The first one, whom Lightning has look after the others."""
+    """Kill rank 0, which launched the other."""
     command = [sys.executable, "-m", "tests.ddp_fail", str(tmp_path), "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
     output = (tmp_path / "output.txt").open("w")
-    with output, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as first:
-        both = 0  # a process that has only just begun shows no command line yet
+    with output, subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=output, stderr=output) as first:
+        both = 0  # a process that has just started has no command line yet
         while first.poll() is None:
             both = max(both, len(still_running(command)))
             time.sleep(0.2)
@@ -95,10 +97,10 @@ def test_killed_process_ends_the_other_within_a_minute(tmp_path):
 
 
 def still_running(command):
-    """Command lines of the processes that run a command."""
+    """Return the command lines of the processes that run a command."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it may end while it is looked at
+        with contextlib.suppress(OSError):  # the process may have ended
             lines.append(path.read_bytes())
     return [line for line in lines if line.split(b"\0")[1:-1] == [word.encode() for word in command[1:]]]
 
@@ -106,17 +108,11 @@ def still_running(command):
 @pytest.mark.slow
 @pytest.mark.parametrize("everyone", [True, False])
 def test_sigterm_ends_all_processes_and_the_run_resumes(everyone, tmp_path):
-    """Schedulers signal every process, ``kill`` the first alone; either way none waits for another."""
-    words = [
-        *COMMON,
-        "--discovery.stages=1",
-        "--data.train_images=16",
-        "--data.batch_size=2",
-    ]
+    """Schedulers signal every process, ``kill`` only the first."""
+    words = [*COMMON, "--discovery.stages=1", "--data.train_images=16", "--data.batch_size=2"]
     words += ["--trainer.num_sanity_val_steps=0", "--trainer.devices=2", "--trainer.strategy=ddp", AUTO]
     command = [sys.executable, "-m", "htt_lightning", "fit", *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    settings = {"cwd": tmp_path, "env": environment, "start_new_session": True}
+    settings = {"cwd": tmp_path, "env": ENVIRONMENT, "start_new_session": True}
     with (tmp_path / "output.txt").open("w") as output:
         run = subprocess.Popen([*command, "--trainer.max_epochs=1000"], stdout=output, stderr=output, **settings)
         while run.poll() is None and not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")):
@@ -140,7 +136,7 @@ def test_sigterm_ends_all_processes_and_the_run_resumes(everyone, tmp_path):
 
 
 def test_batchnorm_converts_to_syncbatchnorm():
-    """The conversion only: synchronised BatchNorm itself runs on GPUs."""
+    """Test the conversion only: synchronized BatchNorm itself runs on GPUs."""
     net = nn.SyncBatchNorm.convert_sync_batchnorm(HTTNet({"depth": 4}, backbone=BACKBONE, token_dim=8))
     kinds = {type(module) for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     assert kinds == {nn.SyncBatchNorm}
@@ -149,9 +145,7 @@ def test_batchnorm_converts_to_syncbatchnorm():
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
-    command = [sys.executable, "-m", "tests.ddp_guard", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run_module("tests.ddp_guard", folder)
     return done, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

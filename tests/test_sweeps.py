@@ -1,4 +1,4 @@
-"""The sweeps as an agent of Weights & Biases runs them: its own code expands the commands."""
+"""Sweeps, expanded into commands by the agent of Weights & Biases."""
 
 import math
 import os
@@ -26,7 +26,7 @@ TRIAL = {
     "data.batch_size": 3,
     "data.num_workers": 0,
 }
-"""A trial run of the smallest network instead of the sweep's own."""
+"""Options that replace a run of the sweep by a trial run of the smallest network."""
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def tree(tmp_path_factory):
 
 @pytest.fixture
 def agent(tree, tmp_path, monkeypatch, logged_out):
-    """An agent that has fetched no sweep, on a machine without internet."""
+    """An agent without a sweep, offline."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["htt"])
     settings = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SWEEP_ID": "s1", "HTT_DATA": str(tree)}
-    # The agent tells a run its id and parameters by the environment of its own process.
+    # The agent passes id and parameters of a run in its own environment.
     for name, value in ({"WANDB_RUN_ID": "", "WANDB_SWEEP_PARAM_PATH": ""} | settings).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -50,20 +50,19 @@ def agent(tree, tmp_path, monkeypatch, logged_out):
 
 
 def draws(parameters, count):
-    """Both ends of every range and list, then drawn values, as the server's sampler would send them."""
+    """Yield both ends of every range and list, then drawn values, as the sampler of the server does."""
     rng = random.Random(0)
     for k in range(count):
         yield {name: draw(range_of, k if k < 2 else rng.random()) for name, range_of in parameters.items()}
 
 
 def draw(range_of, share):
-    """The value at a share of the way through a range."""
+    """Return the value at a share, from 0 to 1, of a range or list."""
     if "values" in range_of:
         return range_of["values"][min(int(share * len(range_of["values"])), len(range_of["values"]) - 1)]
     assert set(range_of) - {"distribution"} == {"min", "max"}
     low, high = range_of["min"], range_of["max"]
-    assert isinstance(low, float)
-    assert isinstance(high, float), "integers would be drawn between two integers"
+    assert {type(low), type(high)} == {float}, "between two integers, the server draws integers"
     if range_of.get("distribution", "uniform") == "uniform":
         return low + share * (high - low)
     assert range_of["distribution"] == "log_uniform_values"
@@ -71,7 +70,7 @@ def draw(range_of, share):
 
 
 def start(agent, sweep, values):
-    """What the agent does when the server sends it a run; extended by what makes the run a trial."""
+    """Start a trial run, as the agent does for a run of the server."""
     agent._sweep_command = [*sweep["command"], *(f"--{key}={value}" for key, value in TRIAL.items())]
     arguments = {name: {"value": value} for name, value in values.items()}
     agent._command_run({"type": "run", "run_id": "r1", "program": sweep["program"], "args": arguments})
@@ -79,7 +78,7 @@ def start(agent, sweep, values):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_draw_of_a_sweep_is_a_command_that_runs(path, agent, monkeypatch, capsys):
+def test_every_draw_of_a_sweep_is_a_valid_command(path, agent, monkeypatch, capsys):
     commands = []
 
     class Recorded:
@@ -108,7 +107,7 @@ def test_every_draw_of_a_sweep_is_a_command_that_runs(path, agent, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_the_agent_starts_the_program(agent):
+def test_agent_starts_program(agent):
     sweep = yaml.safe_load(SWEEPS[0].read_text())
     start(agent, sweep, next(draws(sweep["parameters"], 1)))
     assert agent._run_processes["r1"].wait(timeout=300) == 0
@@ -119,7 +118,4 @@ def test_sweep_names_its_metric_and_ranges(path):
     sweep = yaml.safe_load(path.read_text())
     assert sweep["metric"] == {"name": "val/delta_m", "goal": "maximize"}
     assert packaged_config(f"sweeps/{path.name}") == str(path)
-
-
-def test_sweeps_exist_for_thresholds_and_loss_weights():
-    assert [path.stem for path in SWEEPS] == ["loss_weights", "thresholds"]
+    assert {path.stem for path in SWEEPS} == {"loss_weights", "thresholds"}
