@@ -1,4 +1,4 @@
-"""Datasets with labels for only some tasks on each image, and their datamodules; a new dataset is a file here."""
+"""Datasets with labels for only some tasks on each image, and their datamodules."""
 
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset
@@ -16,27 +16,8 @@ from htt_lightning.data.masks.label_mask import LabelMask, sample_mask
 from htt_lightning.data.transforms import AugmentConfig
 
 __all__ = [
-    "NYUD",
-    "NYUD40",
-    "AugmentConfig",
-    "Cityscapes",
-    "CityscapesDataModule",
-    "DenseDataset",
-    "Folder",
-    "FolderDataModule",
-    "ImageFolder",
-    "LabelFiles",
-    "LabelMask",
-    "MixedDataModule",
-    "MixedDataset",
-    "NYUD40DataModule",
-    "NYUDDataModule",
-    "PASCALContext",
-    "PASCALContextDataModule",
-    "PartialLabelDataModule",
-    "PartialLabelDataset",
-    "SyntheticDataModule",
-    "SyntheticScenes",
-    "read_mask",
-    "sample_mask",
-]
+    "NYUD", "NYUD40", "AugmentConfig", "Cityscapes", "CityscapesDataModule", "DenseDataset", "Folder",
+    "FolderDataModule", "ImageFolder", "LabelFiles", "LabelMask", "MixedDataModule", "MixedDataset",
+    "NYUD40DataModule", "NYUDDataModule", "PASCALContext", "PASCALContextDataModule", "PartialLabelDataModule",
+    "PartialLabelDataset", "SyntheticDataModule", "SyntheticScenes", "read_mask", "sample_mask",
+]  # fmt: skip

@@ -95,14 +95,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def build_dataset(self, split: Split) -> DenseDataset:
-        """Build a split with all its labels.
-
-        Args:
-            split: ``train`` or ``val``.
-
-        Raises:
-            HTTError: The split is missing.
-        """
+        """Build a split with all its labels; raise an ``HTTError`` if it is missing."""
 
     @property
     def run_seed(self) -> int:
@@ -110,11 +103,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return run_seed() if self.seed is None else self.seed
 
     def label_mask(self, dataset: DenseDataset) -> LabelMask:
-        """Draw or read the label mask over all canonical tasks, whatever tasks the run selects.
-
-        Args:
-            dataset: Training split.
-        """
+        """Draw or read the mask of the training split over all canonical tasks, whatever tasks the run selects."""
         mask, ids = self.mask, natural_sort(dataset.ids)
         if is_protocol(self.labels):
             if mask is None or mask.ids != ids or mask.seed not in (None, self.run_seed):

@@ -25,7 +25,7 @@ Transform = Callable[[Arrays, np.random.Generator], tuple[Arrays, np.ndarray]]
 
 
 class DenseDataset(ABC):
-    """One split of a dataset with all labels, without augmentation.
+    """One split of a dataset with all labels, without augmentation; images are read by their index into ``ids``.
 
     Attributes:
         ids: Image ids in natural order ("2" before "10").
@@ -39,52 +39,27 @@ class DenseDataset(ABC):
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
-        """Read an image: RGB ``h w 3``, uint8 or float32 in [0, 1].
-
-        Args:
-            index: Index into ``ids``.
-        """
+        """Read an image: RGB ``h w 3``, uint8 or float32 in [0, 1]."""
 
     @abstractmethod
     def label(self, index: int, task: str) -> np.ndarray:
-        """Read a label: uint8 ``h w`` for index maps, float32 ``h w`` or ``h w c`` for fields; see ``Task``.
-
-        Args:
-            index: Index into ``ids``.
-            task: Name of the task.
-        """
+        """Read a label: uint8 ``h w`` for index maps, float32 ``h w`` or ``h w c`` for fields; see ``Task``."""
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return height and width of an image; subclasses read them from the file's header.
-
-        Args:
-            index: Index into ``ids``.
-        """
+        """Return height and width of an image; subclasses read them from the file's header."""
         height, width = self.image(index).shape[:2]
         return height, width
 
     def available(self, task: str) -> NDArray[np.bool_]:
-        """Return which images can have a label of a task, bool ``n``.
-
-        Args:
-            task: Name of the task.
-        """
+        """Return which images can have a label of a task, bool ``n``."""
         return np.ones(len(self.ids), np.bool_)
 
     def label_availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
-        """Return which images can have a label of which task, bool ``n t``.
-
-        Args:
-            tasks: Names of the tasks.
-        """
+        """Return which images can have a label of which task, bool ``n t``."""
         return np.stack([self.available(task) for task in tasks], 1)
 
     def image_path(self, index: int) -> Path | None:
-        """Return the file of an image; None if it is not stored.
-
-        Args:
-            index: Index into ``ids``.
-        """
+        """Return the file of an image; None if it is not stored."""
         return None
 
     def content_hash(self) -> str:
@@ -233,19 +208,11 @@ class PartialLabelDataset(Dataset[Batch]):
         return len(self.ids)
 
     def stored_size(self, index: int) -> tuple[int, int]:
-        """Return height and width of a stored image.
-
-        Args:
-            index: Index into ``ids``.
-        """
+        """Return height and width of a stored image."""
         return self.dataset.size(self.items[index][0])
 
     def missing_tasks(self, index: int) -> list[Task]:
-        """Return the tasks whose label an image does not keep.
-
-        Args:
-            index: Index into ``ids``.
-        """
+        """Return the tasks whose label an image does not keep."""
         return [task for task in self.tasks if task.name not in self.items[index][1]]
 
     def __getitem__(self, key: int | SampleIndex) -> Batch:

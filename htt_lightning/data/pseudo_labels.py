@@ -41,14 +41,7 @@ class PseudoLabelStore:
         return self.folder / "manifest.json"
 
     def path(self, name: str) -> Path:
-        """Return the path of an image's archive.
-
-        Args:
-            name: Image id.
-
-        Raises:
-            DataError: The id points outside the folder.
-        """
+        """Return the path of an image's archive; raise a ``DataError`` if the id points outside the folder."""
         path = self.folder / "maps" / f"{name}.npz"
         if is_outside(path, self.folder):
             raise DataError(f"The image id must stay in {self.folder}, got {name!r} for {path}.")

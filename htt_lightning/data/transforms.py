@@ -313,17 +313,8 @@ class PhotoMetricDistortion(albumentations.ImageOnlyTransform):  # type: ignore[
     ) -> np.ndarray:
         """Distort the colors; every operation is clipped to 0..255 and truncated.
 
-        Args:
-            img: uint8 RGB ``h w 3``.
-            brightness: Gray levels added to all channels.
-            contrast: Factor on all channels.
-            saturation: Factor on S of HSV.
-            hue: Value added to OpenCV's H of HSV, modulo 180, in steps of 2 degrees.
-            contrast_first: Whether contrast follows brightness directly, or else comes last.
-            **params: Ignored.
-
-        Returns:
-            A uint8 image ``h w 3``.
+        ``brightness`` is added to all channels, ``contrast`` multiplies them, right after brightness or else last.
+        ``saturation`` multiplies S of HSV, ``hue`` is added to OpenCV's H modulo 180, in steps of 2 degrees.
         """
         levels = np.arange(256)
         before, after = to_uint8(levels + brightness), to_uint8(levels * contrast)

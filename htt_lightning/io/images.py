@@ -43,10 +43,6 @@ class ImageFormat(Enum):
 def size_of(path: Path, form: ImageFormat = ImageFormat.RGB) -> tuple[int, int]:
     """Read the size ``(h, w)`` of an image from its header.
 
-    Args:
-        path: The file.
-        form: Accepted formats.
-
     Raises:
         DataError: The file is missing, no image, of another format, or holds several frames.
     """
@@ -56,10 +52,6 @@ def size_of(path: Path, form: ImageFormat = ImageFormat.RGB) -> tuple[int, int]:
 
 def read_rgb(path: Path, form: ImageFormat = ImageFormat.RGB) -> np.ndarray:
     """Read the colors of an image; gray images and palettes are converted, transparency is dropped.
-
-    Args:
-        path: The file.
-        form: Accepted formats.
 
     Returns:
         uint8 RGB ``h w 3``.
@@ -76,9 +68,6 @@ def read_rgb(path: Path, form: ImageFormat = ImageFormat.RGB) -> np.ndarray:
 
 def read_photograph(path: Path) -> np.ndarray:
     """Read a photograph of any format as a viewer shows it.
-
-    Args:
-        path: The file.
 
     Returns:
         uint8 RGB ``h w 3``; see ``to_rgb``.

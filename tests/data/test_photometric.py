@@ -2,7 +2,6 @@ import random
 
 import cv2
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,23 +56,3 @@ def test_photometric_operations_equal_plain_formulas(brightness, contrast, satur
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     numbers = (brightness, contrast, saturation, hue, contrast_first)
     np.testing.assert_array_equal(PhotoMetricDistortion(1.0).apply(image, *numbers), reference(image, *numbers))
-
-
-@pytest.mark.parametrize(
-    ("numbers", "level", "expected"),
-    [
-        ({"brightness": 0.9}, 10, 10),
-        ({"brightness": -0.1}, 10, 9),
-        ({"brightness": -32}, 10, 0),
-        ({"brightness": 32}, 240, 255),
-        ({"contrast": 0.55}, 10, 5),
-        ({"contrast": 1.5}, 200, 255),
-        ({"brightness": 32, "contrast": 0.5}, 240, 127),
-        ({"brightness": 0.6, "contrast": 1.5}, 11, 16),
-        ({"brightness": 32, "contrast": 0.5, "contrast_first": False}, 240, 127),
-        ({}, 77, 77),
-    ],
-)
-def test_gray_levels_are_clipped_and_truncated(numbers, level, expected):
-    image = np.full((2, 2, 3), level, np.uint8)
-    assert (PhotoMetricDistortion(1.0).apply(image, **numbers) == expected).all()

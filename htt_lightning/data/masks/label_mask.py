@@ -176,16 +176,7 @@ def sample_mask(
         DataError: An id or task is repeated, or an image can have no label.
         ValueError: ``available`` has another shape.
     """
-    if not is_protocol(protocol):
-        raise unknown_protocol_error(protocol)
-    if protocol == "random-label" and len(tasks) < 3:
-        raise ConfigError(f"random-label needs at least 3 tasks, got {', '.join(tasks)}. Use one-label instead.")
-    if seed < 0:
-        raise ConfigError(f"The seed of a label mask must not be negative, got {seed}.")
-    for kind, names in ("image id", ids), ("task", tasks):
-        if len(set(names)) < len(names):
-            repeated = next(name for i, name in enumerate(names) if name in names[:i])
-            raise DataError(f"Each {kind} must appear once, got {repeated!r} twice.")
+    _validate_draw(protocol, ids, tasks, seed)
     if available is None:
         available = np.ones((len(ids), len(tasks)), np.bool_)
     elif available.shape != (len(ids), len(tasks)):
@@ -205,6 +196,19 @@ def sample_mask(
     assert (labeled <= available).all()
     assert ((kept >= 1) & (kept <= np.maximum(available.sum(1) - 1, 1))).all()
     return LabelMask(tuple(tasks), names, labeled, protocol, seed)
+
+
+def _validate_draw(protocol: str, ids: Sequence[str], tasks: Sequence[str], seed: int) -> None:
+    if not is_protocol(protocol):
+        raise unknown_protocol_error(protocol)
+    if protocol == "random-label" and len(tasks) < 3:
+        raise ConfigError(f"random-label needs at least 3 tasks, got {', '.join(tasks)}. Use one-label instead.")
+    if seed < 0:
+        raise ConfigError(f"The seed of a label mask must not be negative, got {seed}.")
+    for kind, names in ("image id", ids), ("task", tasks):
+        if len(set(names)) < len(names):
+            repeated = next(name for i, name in enumerate(names) if name in names[:i])
+            raise DataError(f"Each {kind} must appear once, got {repeated!r} twice.")
 
 
 def _one_label(available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

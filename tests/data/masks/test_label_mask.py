@@ -238,13 +238,6 @@ def test_save_writes_one_line_per_image(tmp_path):
     )
 
 
-def test_description_fits_a_line():
-    text = "Labels of 4 training images (one-label, seed 3): semseg 2, depth 2, normals 1"
-    assert small().description == text
-    known = replace(small(), seed=None, origin="the published one")
-    assert "(one-label, the published one)" in known.description
-
-
 def test_save_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "mask.json"
     path.write_text("before")
