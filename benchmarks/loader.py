@@ -120,7 +120,7 @@ def write_pascal(root: Path, count: int) -> None:
         Image.fromarray(scene["saliency"] * np.uint8(255)).save(at("sal_distill", f"{name}.png"))
         coded = np.rint((scene["normals"] + 1) * 127.5).astype(np.uint8)
         Image.fromarray(coded).save(at("normals_distill", f"{name}.png"))
-        segments = np.array(FLAT, np.uint16)[scene["semseg"] * 2 + scene["saliency"]]
+        segments = np.array(CLASSES_WITH_NORMALS, np.uint16)[scene["semseg"] * 2 + scene["saliency"]]
         savemat(at("pascal-context", "trainval", f"{name}.mat"), {"LabelMap": segments}, do_compression=True)
         if not shown(name):
             continue
