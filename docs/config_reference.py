@@ -19,9 +19,6 @@ from htt_lightning.data import AugmentConfig, LabelFiles
 GROUPS = ("model", "discovery", "guard", "panel", "discovery_panel", "results", "checkpoint", "trainer")
 """Groups of options that every command of Lightning has, besides ``data``."""
 
-NOTES = re.compile(r" ?\((?:method|protocol|contracts)\.md[^():]*(?:\)|: )")
-"""Where a docstring names the page of the working notes that it follows, which is no page of this site."""
-
 INTRO = """\
 # Configuration
 
@@ -130,8 +127,3 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the page to the site."""
     files.append(File.generated(config, "configuration.md", content=reference()))
     return files
-
-
-def on_page_content(html: str, **_: Any) -> str:
-    """Take out references to the notes, but not what they say."""
-    return NOTES.sub(lambda found: "" if found[0].endswith(")") else " (", html)

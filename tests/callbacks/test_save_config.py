@@ -15,7 +15,7 @@ def saving(*words):
     return SaveConfig(parser, parser.parse_args(words))
 
 
-def test_a_checkpoint_carries_its_config_and_a_test_leaves_it_beside_its_figures(tmp_path):
+def test_checkpoint_holds_its_config_and_test_writes_it(tmp_path):
     data = tiny_data(tasks=["depth"], labels="full")
     module = tiny_module(data)
     trainer = tiny_trainer(tmp_path / "run", callbacks=[saving("--seed_everything", "7")], limit_val_batches=0)
