@@ -138,7 +138,7 @@ def test_a_broken_split_is_a_problem_and_the_other_is_read(root):
 
 
 def test_all_problems_of_constructors_are_listed(root):
-    stray = [root / "train" / "image" / "copy.npy", root / "train" / "depth" / "._1.npy"]
+    stray = [root / "train" / "image" / "copy.npy", root / "train" / "depth" / "one.npy"]
     for path in stray:
         path.write_bytes(b"")
     messages = [row["message"] for row in report_of(nyud(root))["problems"]]
