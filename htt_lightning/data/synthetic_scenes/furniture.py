@@ -8,6 +8,7 @@ import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import partial
 
 import numpy as np
 
@@ -30,9 +31,8 @@ class SceneClass(IntEnum):
 def axis_rotation(angle: float, axis: int) -> np.ndarray:
     """Return the rotation by an angle in radians about a coordinate axis, ``3 3``."""
     rotation, i, j = np.eye(3), (axis + 1) % 3, (axis + 2) % 3
-    rotation[i, i] = rotation[j, j] = np.cos(angle)
-    rotation[j, i] = np.sin(angle)
-    rotation[i, j] = -rotation[j, i]
+    rotation[[i, j], [i, j]] = np.cos(angle)
+    rotation[[j, i], [i, j]] = np.sin(angle), -np.sin(angle)
     return rotation
 
 
@@ -59,12 +59,15 @@ def bounds(piece: Piece, yaw: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     return (center - extent).min(0), (center + extent).max(0)
 
 
-def solid(
-    shape: Shape, base: Vector3, size: Vector3, material: Material, label: SceneClass, instance: int = 0
-) -> Primitive:
+def solid(shape: Shape, base: Vector3, size: Vector3, material: Material, label: SceneClass) -> Primitive:
     """Build a solid of a full size whose base is centered at ``base``."""
     half = np.asarray(size, float) / 2
-    return Primitive(shape, np.add(base, (0, half[1], 0)), half, material, label, instance=instance)
+    return Primitive(shape, np.add(base, (0, half[1], 0)), half, material, label)
+
+
+_box = partial(solid, "box")
+_cylinder = partial(solid, "cylinder")
+_ellipsoid = partial(solid, "ellipsoid")
 
 
 def sample_color(rng: np.random.Generator) -> np.ndarray:
@@ -90,36 +93,25 @@ def sample_material(rng: np.random.Generator, glow: float = 0.0) -> Material:
     return Material(first, first + rng.uniform(0.3, 1) * (second - first), pattern, wave, rng.random(), glow)
 
 
-def sample_plain_material(rng: np.random.Generator) -> Material:
-    """Sample a surface of one color from the common palette."""
-    color = sample_color(rng)
-    return Material(color, color)
-
-
 def sample_upright_shape(rng: np.random.Generator) -> Shape:
     """Sample a box or a cylinder."""
     return "box" if rng.random() < 0.5 else "cylinder"
-
-
-def _box(base: Vector3, size: Vector3, surface: Material, label: SceneClass, instance: int = 0) -> Primitive:
-    return solid("box", base, size, surface, label, instance)
 
 
 def _legs(rng: np.random.Generator, size: Vector3, label: SceneClass, surface: Material) -> Piece:
     """Build four legs at the corners of ``size`` (width, height, depth)."""
     thick, shape = rng.uniform(0.035, 0.08), sample_upright_shape(rng)
     x, z = (size[0] - thick) / 2, (size[2] - thick) / 2
-    return [
-        solid(shape, (sx * x, 0, sz * z), (thick, size[1], thick), surface, label) for sx in (-1, 1) for sz in (-1, 1)
-    ]
+    bases = ((-x, 0, -z), (-x, 0, z), (x, 0, -z), (x, 0, z))
+    return [solid(shape, base, (thick, size[1], thick), surface, label) for base in bases]
 
 
-def _with_things_on_top(rng: np.random.Generator, piece: Piece, max_items: int, probability: float = 0.7) -> Piece:
-    """Add books and ornaments side by side on top of a piece."""
+def _with_things_on_top(rng: np.random.Generator, piece: Piece) -> Piece:
+    """Add up to three books and ornaments side by side on top of a piece."""
     low, high = bounds(piece)
-    slots = min(max_items, int((high[0] - low[0]) / 0.42))
+    slots = min(3, int((high[0] - low[0]) / 0.42))
     for slot in range(slots):
-        if rng.random() < probability:
+        if rng.random() < 0.7:
             x = low[0] + (slot + 0.5) * (high[0] - low[0]) / slots
             z = (low[2] + high[2]) / 2 + rng.uniform(-0.25, 0.25) * max(high[2] - low[2] - 0.4, 0)
             item = books(rng) if rng.random() < 0.5 else ornament(rng, rng.uniform(0.18, 0.38))
@@ -134,7 +126,7 @@ def books(rng: np.random.Generator) -> Piece:
     pile, height = [], 0.0
     for _ in range(rng.integers(2, 6)):
         size = rng.uniform([0.2, 0.03, 0.15], [0.34, 0.075, 0.24])
-        book = _box((0, 0, 0), size, sample_plain_material(rng), SceneClass.BOOKS)
+        book = _box((0, 0, 0), size, Material(sample_color(rng)), SceneClass.BOOKS)
         pile += place([book], (0, height, 0), rng.normal(0, 0.2))
         height += size[1]
     return pile
@@ -146,30 +138,28 @@ def _book_row(rng: np.random.Generator, width: float, height: float, depth: floa
     while width / 2 - x > 0.03:
         thick = min(rng.uniform(0.05, 0.15), width / 2 - x)
         size = (thick, height * rng.uniform(0.72, 1), depth * rng.uniform(0.8, 1))
-        row.append(_box((x + thick / 2, 0, 0), size, sample_plain_material(rng), SceneClass.BOOKS))
+        row.append(_box((x + thick / 2, 0, 0), size, Material(sample_color(rng)), SceneClass.BOOKS))
         x += thick
     return row
 
 
-def ornament(rng: np.random.Generator, size: float, surface: Material | None = None) -> Piece:
+def ornament(rng: np.random.Generator, size: float | None = None, surface: Material | None = None) -> Piece:
     """Build a ball, box, vase, plant or can of about the given height."""
+    size = size or rng.uniform(0.3, 0.6)
     first, second = surface or sample_material(rng), surface or sample_material(rng)
     label, kind, width = SceneClass.OBJECTS, rng.integers(5), size * rng.uniform(0.7, 1)
     if kind == 0:
-        return [solid("ellipsoid", (0, 0, 0), (width, width, width), first, label)]
+        return [_ellipsoid((0, 0, 0), (width,) * 3, first, label)]
     if kind == 1:
         return place([_box((0, 0, 0), (width, size * rng.uniform(0.5, 1), width * 0.8), first, label)], (0, 0, 0), 0.4)
     if kind == 2:
-        neck = solid("cylinder", (0, size * 0.5, 0), (width * 0.3, size * 0.5, width * 0.3), first, label)
-        return [solid("ellipsoid", (0, 0, 0), (width * 0.8, size * 0.75, width * 0.8), first, label), neck]
+        neck = _cylinder((0, size * 0.5, 0), (width * 0.3, size * 0.5, width * 0.3), first, label)
+        return [_ellipsoid((0, 0, 0), (width * 0.8, size * 0.75, width * 0.8), first, label), neck]
     if kind == 3:
-        pot = solid("cylinder", (0, 0, 0), (width * 0.5, size * 0.4, width * 0.5), first, label)
-        leaves = [
-            solid("ellipsoid", (x, size * 0.35, z), (width * 0.6,) * 3, second, label)
-            for x, z in rng.uniform(-0.15, 0.15, (3, 2)) * width
-        ]
-        return [*leaves, pot]
-    return [solid("cylinder", (0, 0, 0), (width * 0.6, size, width * 0.6), first, label)]
+        pot = _cylinder((0, 0, 0), (width * 0.5, size * 0.4, width * 0.5), first, label)
+        places = rng.uniform(-0.15, 0.15, (3, 2)) * width
+        return [*(_ellipsoid((x, size * 0.35, z), (width * 0.6,) * 3, second, label) for x, z in places), pot]
+    return [_cylinder((0, 0, 0), (width * 0.6, size, width * 0.6), first, label)]
 
 
 def bed(rng: np.random.Generator) -> Piece:
@@ -182,11 +172,9 @@ def bed(rng: np.random.Generator) -> Piece:
         _box((0, 0, -length / 2 - 0.03), (width, height + rng.uniform(0.2, 0.6), 0.06), frame, label),
         _box((0, height * 0.6, length * 0.15), (width + 0.02, height * 0.4 + 0.04, length * 0.7), cover, label),
     ]
-    pillow, count = sample_material(rng), 1 + (width > 1.3)
-    for number in range(count):
-        x, size = ((number + 0.5) / count - 0.5) * width, (0.85 * width / count, 0.2, 0.4)
-        piece.append(solid("ellipsoid", (x, height - 0.03, -length * 0.38), size, pillow, label))
-    return piece
+    pillow, places = sample_material(rng), (-0.25, 0.25) if width > 1.3 else (0,)
+    size = (0.85 * width / len(places), 0.2, 0.4)
+    return piece + [_ellipsoid((x * width, height - 0.03, -length * 0.38), size, pillow, label) for x in places]
 
 
 def sofa(rng: np.random.Generator) -> Piece:
@@ -201,8 +189,8 @@ def sofa(rng: np.random.Generator) -> Piece:
         x = side * (width - arm) / 2
         piece.append(_box((x, 0, 0.01), (arm + 0.01, seat + 0.18, depth), cover, label))
         if rng.random() < 0.5:
-            cushion = solid("ellipsoid", (0, 0, 0), (0.42, 0.4, 0.18), sample_material(rng), label)
-            piece += place([cushion], (side * (width / 2 - arm - 0.24), seat - 0.03, -depth / 2 + 0.3))
+            base = (side * (width / 2 - arm - 0.24), seat - 0.03, -depth / 2 + 0.3)
+            piece.append(_ellipsoid(base, (0.42, 0.4, 0.18), sample_material(rng), label))
     return piece
 
 
@@ -227,18 +215,16 @@ def table(rng: np.random.Generator) -> Piece:
     top, leg, label = sample_material(rng), sample_material(rng), SceneClass.TABLE
     if rng.random() < 0.7:
         apron = rng.uniform(0.02, 0.25)
-        piece = [
-            *_legs(rng, (width * 0.96, height - 0.05, depth * 0.96), label, leg),
-            _box((0, height - 0.05 - apron, 0), (width * 0.9, apron, depth * 0.9), leg, label),
-            _box((0, height - 0.05, 0), (width, 0.05, depth), top, label),
-        ]
+        piece = _legs(rng, (width * 0.96, height - 0.05, depth * 0.96), label, leg)
+        piece.append(_box((0, height - 0.05 - apron, 0), (width * 0.9, apron, depth * 0.9), leg, label))
+        piece.append(_box((0, height - 0.05, 0), (width, 0.05, depth), top, label))
     else:
         piece = [
-            solid("cylinder", (0, 0, 0), (depth * 0.6, 0.04, depth * 0.6), leg, label),
-            solid("cylinder", (0, 0.04, 0), (0.1, height - 0.09, 0.1), leg, label),
-            solid("cylinder", (0, height - 0.05, 0), (width * 0.8, 0.05, depth), top, label),
+            _cylinder((0, 0, 0), (depth * 0.6, 0.04, depth * 0.6), leg, label),
+            _cylinder((0, 0.04, 0), (0.1, height - 0.09, 0.1), leg, label),
+            _cylinder((0, height - 0.05, 0), (width * 0.8, 0.05, depth), top, label),
         ]
-    return _with_things_on_top(rng, piece, 3)
+    return _with_things_on_top(rng, piece)
 
 
 def cabinet(rng: np.random.Generator) -> Piece:
@@ -247,12 +233,11 @@ def cabinet(rng: np.random.Generator) -> Piece:
     body, front, label = sample_material(rng), sample_material(rng), SceneClass.FURNITURE
     piece = [_box((0, 0, 0), (width, height, depth), body, label)]
     across, rows = (2, 1) if height > 1.2 else (1, rng.integers(2, 5))
-    for column in range(across):
-        for row in range(rows):
-            x, y = ((column + 0.5) / across - 0.5) * width, (row + 0.04) / rows * height
-            piece.append(_box((x, y, depth / 2), (width / across * 0.94, height / rows * 0.9, 0.03), front, label))
-            piece.append(solid("ellipsoid", (x, y + height / rows * 0.4, depth / 2 + 0.03), (0.05,) * 3, body, label))
-    return _with_things_on_top(rng, piece, 3) if height < 1.2 else piece
+    for column, row in np.ndindex(across, int(rows)):
+        x, y = ((column + 0.5) / across - 0.5) * width, (row + 0.04) / rows * height
+        piece.append(_box((x, y, depth / 2), (width / across * 0.94, height / rows * 0.9, 0.03), front, label))
+        piece.append(_ellipsoid((x, y + height / rows * 0.4, depth / 2 + 0.03), (0.05,) * 3, body, label))
+    return _with_things_on_top(rng, piece) if height < 1.2 else piece
 
 
 def bookcase(rng: np.random.Generator) -> Piece:
@@ -260,14 +245,10 @@ def bookcase(rng: np.random.Generator) -> Piece:
     width, depth, step = rng.uniform([0.6, 0.26, 0.3], [1.2, 0.36, 0.4])
     levels, body, label = int(rng.integers(2, 6)), sample_material(rng), SceneClass.FURNITURE
     height = levels * step
-    piece = [
-        _box((0, 0, -depth / 2 + 0.01), (width, height, 0.02), sample_material(rng), label),
-        *(_box((side * (width / 2 - 0.02), 0, 0), (0.04, height, depth), body, label) for side in (-1, 1)),
-        *(
-            _box((0, min(level * step, height - 0.03), 0), (width, 0.03, depth), body, label)
-            for level in range(levels + 1)
-        ),
-    ]
+    piece = [_box((0, 0, -depth / 2 + 0.01), (width, height, 0.02), sample_material(rng), label)]
+    piece += [_box((side * (width / 2 - 0.02), 0, 0), (0.04, height, depth), body, label) for side in (-1, 1)]
+    shelves = [min(level * step, height - 0.03) for level in range(levels + 1)]
+    piece += [_box((0, shelf, 0), (width, 0.03, depth), body, label) for shelf in shelves]
     for level in range(levels):
         if rng.random() < 0.85:
             row_width = (width - 0.08) * rng.uniform(0.5, 1)
@@ -286,11 +267,10 @@ def _framed(rng: np.random.Generator, size: Vector3, border: float, surface: Mat
 
 def picture(rng: np.random.Generator) -> Piece:
     """Build a framed picture."""
-    width, height = rng.uniform(0.4, 1.0, 2)
+    size = (*rng.uniform(0.4, 1.0, 2), 0.03)
     surface = sample_material(rng)
-    return _framed(
-        rng, (width, height, 0.03), rng.uniform(0.03, 0.08), replace(surface, wave=surface.wave * 2), SceneClass.PICTURE
-    )
+    surface = replace(surface, wave=surface.wave * 2)
+    return _framed(rng, size, rng.uniform(0.03, 0.08), surface, SceneClass.PICTURE)
 
 
 def window(rng: np.random.Generator) -> Piece:
@@ -300,9 +280,8 @@ def window(rng: np.random.Generator) -> Piece:
     pane = replace(pane, pattern="noise", wave=pane.wave * 0.3)
     piece = _framed(rng, (width, height, 0.06), 0.06, pane, SceneClass.WINDOW)
     bars, columns = piece[0].material, rng.integers(2, 4)
-    for column in range(1, columns):
-        x = (column / columns - 0.5) * width
-        piece.append(_box((x, 0, 0.04), (0.06, height, 0.08), bars, SceneClass.WINDOW))
+    middles = [(column / columns - 0.5) * width for column in range(1, columns)]
+    piece += [_box((x, 0, 0.04), (0.06, height, 0.08), bars, SceneClass.WINDOW) for x in middles]
     if rng.random() < 0.6:
         piece.append(_box((0, height * rng.uniform(0.4, 0.65), 0.04), (width, 0.06, 0.08), bars, SceneClass.WINDOW))
     return [*piece, _box((0, -0.04, 0.08), (width + 0.1, 0.05, 0.2), bars, SceneClass.WINDOW)]
@@ -329,12 +308,7 @@ def lamp(rng: np.random.Generator) -> Piece:
     height, width = rng.uniform(1.2, 1.7), rng.uniform(0.28, 0.45)
     metal, shade, label = sample_material(rng), sample_material(rng, rng.choice([0.0, 0.7])), SceneClass.OBJECTS
     return [
-        solid("cylinder", (0, 0, 0), (0.3, 0.03, 0.3), metal, label),
-        solid("cylinder", (0, 0, 0), (0.04, height, 0.04), metal, label),
+        _cylinder((0, 0, 0), (0.3, 0.03, 0.3), metal, label),
+        _cylinder((0, 0, 0), (0.04, height, 0.04), metal, label),
         solid(sample_upright_shape(rng), (0, height - 0.05, 0), (width, 0.3, width), shade, label),
     ]
-
-
-def clutter(rng: np.random.Generator) -> Piece:
-    """Build an object that stands on the floor."""
-    return ornament(rng, rng.uniform(0.3, 0.6))

@@ -1,23 +1,14 @@
 """People of synthetic rooms, with jointed limbs."""
 
 import colorsys
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
 
-from htt_lightning.data.synthetic_scenes.furniture import (
-    Piece,
-    SceneClass,
-    axis_rotation,
-    bounds,
-    chair,
-    place,
-    rotation_from_up,
-    sample_material,
-)
+from htt_lightning.data.synthetic_scenes import furniture
+from htt_lightning.data.synthetic_scenes.furniture import Piece, SceneClass, axis_rotation, place, rotation_from_up
 from htt_lightning.data.synthetic_scenes.raycaster import Material, Primitive, Shape
-
-_DOWN = np.array([0.0, -1.0, 0.0])
 
 
 class Part(IntEnum):
@@ -27,18 +18,14 @@ class Part(IntEnum):
 
 
 def person(rng: np.random.Generator, seated: bool) -> Piece:
-    """Build a person in random clothes and pose, facing +z.
+    """Build a person in random clothes and pose, facing +z: head, torso, other parts.
 
-    Args:
-        rng: Random generator.
-        seated: If true, the person sits on a chair, which is instance 1.
-
-    Returns:
-        Solids; the head comes first, the torso second.
+    A seated person sits on a chair, which is instance 1.
     """
     height = rng.uniform(1.35, 1.9)
-    shirt, trousers, shoes, hair = (sample_material(rng) for _ in range(4))
-    skin = sample_skin(rng)
+    shirt, trousers, shoes, hair = (furniture.sample_material(rng) for _ in range(4))
+    tone = colorsys.hsv_to_rgb(rng.uniform(0.03, 0.09), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.95))
+    skin = Material(np.array(tone) ** 2)
     sleeve, leg = (shirt if rng.random() < 0.35 else skin), (trousers if rng.random() < 0.7 else skin)
     spine = axis_rotation(rng.uniform(0, 0.2) if seated else rng.uniform(-0.08, 0.2), 0)
     girth = rng.uniform(0.85, 1.25)
@@ -56,16 +43,14 @@ def person(rng: np.random.Generator, seated: bool) -> Piece:
     for side in (-1, 1):
         body += _arm(rng, side, height, spine, (shirt, sleeve, skin))
         body += _leg(rng, side, height, seated, (trousers, leg, shoes))
-    body = place(body, (0, -bounds(body)[0][1], 0))
+    body = place(body, (0, -furniture.bounds(body)[0][1], 0))
     if not seated:
         return body
     seat = body[1].center[1] - (0.14 + 0.06) * height
-    return body + place(chair(rng, seat), (0, 0, 0.05), instance=1)
+    return body + place(furniture.chair(rng, seat), (0, 0, 0.05), instance=1)
 
 
-def _arm(
-    rng: np.random.Generator, side: int, height: float, spine: np.ndarray, surfaces: tuple[Material, ...]
-) -> Piece:
+def _arm(rng: np.random.Generator, side: int, height: float, spine: np.ndarray, surfaces: Sequence[Material]) -> Piece:
     """Build an arm from upper arm, lower arm and hand; ``side`` is -1 or 1."""
     swing, spread = rng.uniform(-0.6, 0.9), side * rng.uniform(0.05, 0.5)
     if rng.random() < 0.2:
@@ -80,7 +65,7 @@ def _arm(
     ]
 
 
-def _leg(rng: np.random.Generator, side: int, height: float, seated: bool, surfaces: tuple[Material, ...]) -> Piece:
+def _leg(rng: np.random.Generator, side: int, height: float, seated: bool, surfaces: Sequence[Material]) -> Piece:
     """Build a leg from thigh, shin and foot; ``side`` is -1 or 1."""
     spread = side * rng.uniform(0, 0.2)
     thigh, shin = (rng.uniform(1.3, 1.6), rng.uniform(-0.4, 0.3)) if seated else rng.uniform(-0.3, 0.3, 2)
@@ -94,15 +79,9 @@ def _leg(rng: np.random.Generator, side: int, height: float, seated: bool, surfa
     ]
 
 
-def sample_skin(rng: np.random.Generator) -> Material:
-    """Sample a skin tone from dark to pale."""
-    tone = np.array(colorsys.hsv_to_rgb(rng.uniform(0.03, 0.09), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.95))) ** 2
-    return Material(tone, tone)
-
-
 def _swing_down(forward: float, sideways: float) -> np.ndarray:
     """Rotate the downward direction forward, then sideways, in radians, ``3``."""
-    direction: np.ndarray = axis_rotation(sideways, 2) @ axis_rotation(-forward, 0) @ _DOWN
+    direction: np.ndarray = axis_rotation(sideways, 2) @ axis_rotation(-forward, 0) @ [0.0, -1.0, 0.0]
     return direction
 
 

@@ -19,19 +19,14 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class Material:
-    """Colors of a surface, mixed by a solid texture in object coordinates.
+    """Linear RGB ``color`` and ``accent``, ``3``, mixed by a solid texture.
 
-    Args:
-        color: Linear RGB reflectance, ``3``.
-        accent: Second color of the pattern, ``3``.
-        pattern: Texture that mixes the two colors.
-        wave: Frequency of the pattern along the object's axes in cycles per meter, ``3``.
-        phase: Offset of the pattern in cycles.
-        glow: Fraction of light that the surface emits, in [0, 1].
+    The texture has ``wave`` cycles per meter along the axes of the object, ``3``, and an offset of ``phase`` cycles.
+    ``glow`` is the fraction of light that the surface emits.
     """
 
     color: np.ndarray
-    accent: np.ndarray
+    accent: np.ndarray = field(default_factory=lambda: np.zeros(3))
     pattern: Pattern = "plain"
     wave: np.ndarray = field(default_factory=lambda: np.ones(3))
     phase: float = 0.0
@@ -58,17 +53,8 @@ class Primitive:
     """A convex solid with its labels and material.
 
     A plane is infinite and visible from its +y side only. Cylinder and capsule stand along y, with an elliptic
-    cross-section.
-
-    Args:
-        shape: Shape of the solid.
-        center: Center, ``3``.
-        half: Half extents along the axes of the solid, ``3``. ``half[1]`` of a capsule excludes the caps.
-        material: Material of the surface.
-        label: Semantic class.
-        part: Part id within the instance.
-        instance: Instance id.
-        rotation: Axes of the solid as columns, ``3 3``.
+    cross-section. ``half`` has half extents along the axes of the solid, ``3``; ``half[1]`` of a capsule excludes the
+    caps. The columns of ``rotation`` are these axes.
     """
 
     shape: Shape
@@ -102,12 +88,9 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera.
+    """A pinhole camera, with its axes (right, up, backward) as columns of ``rotation``.
 
-    Args:
-        position: Optical center, ``3``.
-        rotation: Axes (right, up, backward) as columns, ``3 3``.
-        tangent: Tangent of half the field of view along the longer side of the image.
+    ``tangent`` is that of half the field of view along the longer side of the image.
     """
 
     position: np.ndarray
@@ -125,25 +108,16 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """A point light.
-
-    Args:
-        position: Position, ``3``.
-        color: Linear RGB irradiance at 2 m, ``3``.
-    """
+    """A point light; ``color`` is its linear RGB irradiance at 2 m."""
 
     position: np.ndarray
     color: np.ndarray
 
 
 class RenderedView(NamedTuple):
-    """A rendered scene.
+    """Depth in meters, unit normals, index of the visible solid, and linear RGB radiance.
 
-    Attributes:
-        depth: Distance along the optical axis in meters, ``h w``.
-        normals: Unit normals in the frame of the camera, ``h w 3``.
-        hit: Index of the visible solid, ``h w``.
-        color: Linear RGB radiance, ``h w 3``.
+    Depth and ``hit`` are ``h w``; ``color`` and the normals, in the frame of the camera, are ``h w 3``.
     """
 
     depth: np.ndarray
@@ -153,15 +127,9 @@ class RenderedView(NamedTuple):
 
 
 def intersect(solid: Primitive, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """Intersect rays from one point with a solid.
+    """Return ray parameters ``n`` of the first hits of rays ``3 n`` from one point.
 
-    Args:
-        solid: The solid. Rays that start inside it do not hit it.
-        origin: Start of all rays, ``3``.
-        rays: Directions, ``3 n``.
-
-    Returns:
-        Ray parameters ``n`` of the first hits, in lengths of the direction. Infinite without a hit.
+    They are infinite without a hit. Rays that start inside the solid do not hit it.
     """
     to_local = solid.rotation.T / solid.scale[:, None]
     o, d = to_local @ (origin - solid.center)[:, None], to_local @ rays
@@ -177,13 +145,11 @@ def intersect(solid: Primitive, origin: np.ndarray, rays: np.ndarray) -> np.ndar
         near, far = np.maximum(near, bottom), np.minimum(far, top)
     else:
         length = solid.half[1] / solid.scale[1]
-        near, far = _intersect_ball(o[::2], d[::2])
-        height = o[1] + near * d[1]
+        side = _intersect_ball(o[::2], d[::2])
+        height = o[1] + side[0] * d[1]
         beyond = np.repeat(o, d.shape[1], 1)
         beyond[1] -= np.copysign(length, height)
-        cap = _intersect_ball(beyond, d)
-        capped = np.abs(height) > length
-        near, far = np.where(capped, cap[0], near), np.where(capped, cap[1], far)
+        near, far = np.where(np.abs(height) > length, _intersect_ball(beyond, d), side)
     return np.where((near < far) & (near > 0), near, np.inf)
 
 
@@ -229,18 +195,7 @@ def cast_rays(
     lights: Sequence[Light] = (),
     ambient: float = 1.0,
 ) -> RenderedView:
-    """Render a closed scene.
-
-    Args:
-        solids: Solids in world coordinates. Every ray must hit one.
-        camera: The camera.
-        size: Height and width of the image.
-        lights: Point lights in world coordinates.
-        ambient: Ambient irradiance.
-
-    Returns:
-        Geometry and radiance.
-    """
+    """Render a closed scene in world coordinates, in which every ray hits a solid."""
     inverse = camera.rotation.T
     local = [solid.transformed(inverse, -inverse @ camera.position) for solid in solids]
     rays = camera.rays(size)

@@ -14,15 +14,7 @@ import numpy as np
 from htt_lightning.data.synthetic_scenes import furniture
 from htt_lightning.data.synthetic_scenes.furniture import Builder, Piece, SceneClass, axis_rotation
 from htt_lightning.data.synthetic_scenes.people import person
-from htt_lightning.data.synthetic_scenes.raycaster import (
-    Camera,
-    Light,
-    Material,
-    Primitive,
-    RenderedView,
-    cast_rays,
-    intersect,
-)
+from htt_lightning.data.synthetic_scenes.raycaster import Camera, Light, Material, Primitive, cast_rays, intersect
 from htt_lightning.tasks.base import IGNORE_INDEX
 
 TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edges")
@@ -37,10 +29,8 @@ _CLEARANCE = 1.1
 _HALF_FOV_TANGENT = 0.7
 """Tangent of half the field of view along the longer side."""
 
-_TINY = 1e-9
-
 _AT_WALLS = (("bed", 0.75), ("sofa", 0.75), ("sideboard", 0.4), ("cabinet", 0.5), ("bookcase", 0.6), ("table", 0.4))
-_LOOSE = (("table", 0.9), ("chair", 0.6), ("chair", 0.4), ("lamp", 0.3), ("clutter", 0.35), ("books", 0.3))
+_LOOSE = (("table", 0.9), ("chair", 0.6), ("chair", 0.4), ("lamp", 0.3), ("ornament", 0.35), ("books", 0.3))
 _PICTURES = (("picture", 0.7), ("picture", 0.6), ("picture", 0.3))
 _HANGING = (("window", 0.7), ("window", 0.3), *_PICTURES, ("television", 0.35))
 """Builders in ``furniture`` with their probabilities."""
@@ -48,21 +38,14 @@ _HANGING = (("window", 0.7), ("window", 0.3), *_PICTURES, ("television", 0.35))
 
 @dataclass(frozen=True)
 class Scene:
-    """A room with camera and lights.
-
-    Args:
-        solids: Solids in world coordinates.
-        camera: Camera.
-        lights: Point lights.
-        ambient: Ambient irradiance.
-        salient: Instance ids of salient objects.
-    """
+    """A room with camera and lights, in world coordinates."""
 
     solids: Sequence[Primitive]
     camera: Camera
     lights: Sequence[Light]
     ambient: float
     salient: Sequence[int]
+    """Instance ids of salient objects."""
 
 
 def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dict[str, np.ndarray]:
@@ -76,35 +59,28 @@ def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dic
     """
     scene = compose(seed, index, stream)
     view = cast_rays(scene.solids, scene.camera, size, scene.lights, scene.ambient)
-    label, part, instance = (
-        np.array([getattr(solid, name) for solid in scene.solids], np.int64)[view.hit]
-        for name in ("label", "part", "instance")
-    )
+    ids = np.array([(solid.label, solid.part, solid.instance) for solid in scene.solids])
+    label, part, instance = np.moveaxis(ids[view.hit], -1, 0)
+    edges = np.zeros(size, np.uint8)  # 1 where the right or lower neighbor is another instance
+    edges[:, :-1] |= instance[:, :-1] != instance[:, 1:]
+    edges[:-1] |= instance[:-1] != instance[1:]
     return {
-        "image": _tone_map(view, np.random.default_rng([seed, stream, index, 1])),
+        "image": _tone_map(view.color, np.random.default_rng([seed, stream, index, 1])),
         "semseg": label.astype(np.uint8),
         "human_parts": (part if part.any() else np.full(size, IGNORE_INDEX)).astype(np.uint8),
         "saliency": np.isin(instance, scene.salient).astype(np.uint8),
         "normals": view.normals.astype(np.float32),
         "depth": view.depth.astype(np.float32),
-        "edges": _instance_edges(instance).astype(np.uint8),
+        "edges": edges,
     }
 
 
-def _instance_edges(instance: np.ndarray) -> np.ndarray:
-    """Return True where the right or lower neighbor is another instance, ``h w``."""
-    edge = np.zeros(instance.shape, bool)
-    edge[:, :-1] |= instance[:, :-1] != instance[:, 1:]
-    edge[:-1] |= instance[:-1] != instance[1:]
-    return edge
-
-
-def _tone_map(view: RenderedView, rng: np.random.Generator) -> np.ndarray:
+def _tone_map(color: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Convert radiance to uint8 ``h w 3``, with vignette and noise."""
-    height, width = view.depth.shape
-    gain = rng.uniform(0.15, 0.55) / np.median(view.color) * rng.uniform(0.85, 1.15, 3)
+    height, width, _ = color.shape
+    gain = rng.uniform(0.15, 0.55) / np.median(color) * rng.uniform(0.85, 1.15, 3)
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    photo = (1 - np.exp(-gain * view.color)) ** (1 / 2.2) * (1 - rng.uniform(0, 0.15) * (x**2 + y**2))[..., None]
+    photo = (1 - np.exp(-gain * color)) ** (1 / 2.2) * (1 - rng.uniform(0, 0.15) * (x**2 + y**2))[..., None]
     photo += rng.uniform(0.003, 0.03) * rng.standard_normal(photo.shape)
     pixels: np.ndarray = np.clip(photo * 255, 0, 255).round().astype(np.uint8)
     return pixels
@@ -182,28 +158,26 @@ class _Room:
         self.camera = Camera(position, rotation, _HALF_FOV_TANGENT)
         self.targets: list[np.ndarray] = []
         self.occupied: list[tuple[np.ndarray, np.ndarray]] = []
-        self.instances = 0
         self.solids: Piece = self._shell()
+        self.instances = len(self.solids)
 
     def _shell(self) -> Piece:
         """Build floor, ceiling and four walls."""
         wall = furniture.sample_material(self.rng)
         shell = []
-        for axis, side in ((1, -1), (1, 1), (0, -1), (0, 1), (2, -1), (2, 1)):
+        for instance, (axis, side) in enumerate(((1, -1), (1, 1), (0, -1), (0, 1), (2, -1), (2, 1))):
             label = SceneClass.WALL if axis != 1 else SceneClass.FLOOR if side < 0 else SceneClass.CEILING
             material = wall if axis != 1 or self.rng.random() < 0.2 else furniture.sample_material(self.rng)
             center = (self.low + self.high) / 2
             center[axis] = (self.low if side < 0 else self.high)[axis]
             rotation = furniture.rotation_from_up(np.eye(3)[axis] * -side)
-            shell.append(Primitive("plane", center, np.ones(3), material, label, 0, self.instances, rotation))
-            self.instances += 1
+            shell.append(Primitive("plane", center, np.ones(3), material, label, 0, instance, rotation))
         return shell
 
     def try_place(self, piece: Piece, position: np.ndarray, yaw: float) -> int | None:
-        """Place a piece as near to a position as the walls allow.
+        """Place a piece as near to a position as the walls allow, and return its first instance id.
 
-        Returns:
-            Its first instance id, or None if it would overlap, hide a target or come too close to the camera.
+        It is not placed, and None returned, if it would overlap, hide a target or come too close to the camera.
         """
         low, high = furniture.bounds(piece, yaw)
         position = np.clip(position, self.low - low, self.high - high)
@@ -232,7 +206,7 @@ class _Room:
             ray[1] = 0
         ray /= np.linalg.norm(ray)
         walls = np.where(ray > 0, self.high, self.low)
-        way = ((walls - self.camera.position) / np.where(ray == 0, -_TINY, ray)).min()
+        way = ((walls - self.camera.position) / np.where(ray == 0, -1e-9, ray)).min()
         point: np.ndarray = self.camera.position + ray * min(share * way, furthest)
         return point if up is not None else point * [1, 0, 1]
 
@@ -262,24 +236,21 @@ class _Room:
         around = np.stack([solid.material.color for solid in self.solids])
         vivid = [np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.85, 1), rng.uniform(0.6, 1))) for hue in rng.random(3)]
         color = max(vivid, key=lambda candidate: np.abs(around - candidate).sum(1).min())
-        item = furniture.ornament(rng, rng.uniform(0.3, 0.45), Material(color, color))
+        piece = furniture.ornament(rng, rng.uniform(0.3, 0.45), Material(color))
         surface = furniture.sample_material(rng)
-        low, high = furniture.bounds(item)
+        low, high = furniture.bounds(piece)
         base = max(point[1] - high[1] / 2, 0)
-        support: Piece = []
         if base > self.size[1] - 1.2:
             cord = (0.02, self.size[1] - base - high[1], 0.02)
-            support = [furniture.solid("cylinder", (0, high[1] - 0.02, 0), cord, surface, SceneClass.OBJECTS)]
+            support = furniture.solid("cylinder", (0, high[1] - 0.02, 0), cord, surface, SceneClass.OBJECTS)
+            piece.append(replace(support, instance=1))
         elif base > 0.2:
-            column = np.array([1, 0, 1]) * rng.uniform(0.6, 1.2) * (high[0] - low[0]) + [0, base, 0]
-            support = [
-                furniture.solid(
-                    furniture.sample_upright_shape(rng), (0, -base, 0), column, surface, SceneClass.FURNITURE
-                )
-            ]
+            width = rng.uniform(0.6, 1.2) * (high[0] - low[0])
+            shape = furniture.sample_upright_shape(rng)
+            support = furniture.solid(shape, (0, -base, 0), (width, base, width), surface, SceneClass.FURNITURE)
+            piece.append(replace(support, instance=1))
         else:
             base = 0.0
-        piece = item + [replace(solid, instance=1) for solid in support]
         number = self.try_place(piece, point * [1, 0, 1] + [0, base, 0], 0)
         if number is not None:
             center = next(solid.center for solid in self.solids if solid.instance == number)
@@ -297,9 +268,8 @@ class _Room:
             if np.abs(slope[1] / slope[2]) > 0.5 * self.camera.tangent:  # above or below the image
                 continue
             toward = np.arctan2(*(self.camera.position - place)[[0, 2]])
-            number = self.try_place(piece, place, toward + self.rng.normal(0, 0.8))
-            if number is not None:
-                body = [solid for solid in self.solids if solid.instance == number]
-                self.targets += [body[0].center, body[1].center]
+            if (number := self.try_place(piece, place, toward + self.rng.normal(0, 0.8))) is not None:
+                head, torso, *_ = (solid.center for solid in self.solids if solid.instance == number)
+                self.targets += [head, torso]
                 return number
         return None
