@@ -88,7 +88,8 @@ def test_config_is_valid(page, parsers, tmp_path):
     for body in blocks(page, "yaml"):
         if not body.startswith("--8<--"):  # a file of the package's own
             (tmp_path / "config.yaml").write_text(body)
-            parsers["fit"].parse_args(["fit", "--config", str(tmp_path / "config.yaml")])
+            words = ["fit", f"--config={ROOT}/configs/nyud.yaml", "--data.root=.", f"--config={tmp_path}/config.yaml"]
+            parsers["fit"].parse_args(words)
 
 
 @pytest.mark.parametrize("title", PROGRAMS)
