@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -39,12 +40,20 @@ class PixelClassification(Task):
     higher_is_better: ClassVar[bool] = True
     metric_unit: ClassVar[str] = "%"
     output_unit: ClassVar[str] = "class index"
-    png_unit: ClassVar[str] = output_unit
 
     @property
     def num_tokens(self) -> int:
         """Return the number of classes."""
         return len(self.class_names)
+
+    @property
+    def png_unit(self) -> str | None:
+        """Return ``class index``; None if 8 bits do not hold every class."""
+        return self.output_unit if self.num_tokens <= 256 else None
+
+    def to_png(self, values: np.ndarray) -> np.ndarray | None:
+        """Encode classes as uint8 ``h w``; None if ``png_unit`` is None."""
+        return values.astype(np.uint8) if self.png_unit else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
