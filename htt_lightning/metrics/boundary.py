@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from htt_lightning.metrics.boundary_matching import match_boundaries
@@ -35,8 +34,6 @@ class BoundaryFMeasure(SumStateMetric):
     higher_is_better = True
     matched: Tensor
     predicted: Tensor
-    best_matched: Tensor
-    best_predicted: Tensor
     true: Tensor
     pixels: Tensor
 
@@ -49,41 +46,31 @@ class BoundaryFMeasure(SumStateMetric):
         self.thresholds = tuple(k / (num_thresholds + 1) for k in range(1, num_thresholds + 1))
         self.tolerance = tolerance
         self.thin_predictions = thin_predictions
-        self.add_sum_state("matched", num_thresholds)
-        self.add_sum_state("predicted", num_thresholds)
-        for name in ("best_matched", "best_predicted", "true", "pixels"):
-            self.add_sum_state(name)
+        # A column for each threshold, then one for each image's best.
+        self.add_sum_state("matched", num_thresholds + 1)
+        self.add_sum_state("predicted", num_thresholds + 1)
+        self.add_sum_state("true")
+        self.add_sum_state("pixels")
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """Count a batch, image by image on the CPU.
-
-        Args:
-            pred: Probabilities, ``b h w`` in [0, 1], any float type; NaN is never predicted.
-            target: Integer ``b h w`` of 0 and 1, 255 where missing.
-        """
+        """Count probabilities ``b h w`` and targets of 0 and 1, 255 where missing, image by image on the CPU."""
         thresholds = np.array(self.thresholds, np.float32)
         for probability, label in zip(pred.detach().float().cpu().numpy(), target.cpu().numpy(), strict=True):
             valid = (label == 0) | (label == 1)
-            radius = self.tolerance * math.hypot(valid_extent(valid.any(1)), valid_extent(valid.any(0)))
+            if not valid.any():
+                continue
+            radius = self.tolerance * math.hypot(*(np.ptp(places) + 1 for places in np.nonzero(valid)))
             counts = match_boundaries(probability, label == 1, valid, thresholds, radius, self.thin_predictions)
-            matched = torch.from_numpy(counts.matched).to(self.matched.device)
-            predicted = torch.from_numpy(counts.predicted).to(self.predicted.device)
-            true = torch.tensor(counts.true, device=self.true.device)
+            matched, predicted = torch.from_numpy(counts)
+            true = torch.tensor((label == 1).sum())
             # Of equally good thresholds the highest, which predicts the fewest pixels.
-            best = len(matched) - 1 - f_measure(matched, predicted, true, beta2=1).flip(0).argmax()
-            self.matched, self.predicted = self.matched + matched, self.predicted + predicted
-            self.best_matched = self.best_matched + matched[best]
-            self.best_predicted = self.best_predicted + predicted[best]
-            self.true, self.pixels = self.true + true, self.pixels + int(valid.sum())
+            best = len(matched) - 1 - f_measure(matched, predicted, true, beta2=1).flip(0).argmax(0, keepdim=True)
+            self.matched = self.matched + torch.cat([matched, matched[best]]).to(self.matched.device)
+            self.predicted = self.predicted + torch.cat([predicted, predicted[best]]).to(self.predicted.device)
+            self.true, self.pixels = self.true + int(true), self.pixels + int(valid.sum())
 
     def compute(self) -> dict[str, Tensor]:
         """Compute ``ods_f`` and ``ois_f``; 0 without precision or recall."""
-        ods = f_measure(self.matched, self.predicted, self.true, beta2=1).max()
-        ois = f_measure(self.best_matched, self.best_predicted, self.true, beta2=1)
-        return {name: torch.where(self.pixels > 0, f, torch.nan) for name, f in (("ods_f", ods), ("ois_f", ois))}
-
-
-def valid_extent(valid: NDArray[np.bool_]) -> int:
-    """Measure the distance from the first to the last True, both included; 0 without any."""
-    places = np.flatnonzero(valid)
-    return int(places[-1] - places[0] + 1) if places.size else 0
+        f = f_measure(self.matched, self.predicted, self.true, beta2=1)
+        f = torch.where(self.pixels > 0, f, torch.nan)
+        return {"ods_f": f[:-1].max(), "ois_f": f[-1]}

@@ -15,8 +15,7 @@ class SegmentationScores(SumStateMetric):
 
     Args:
         num_classes: Number of classes.
-        absent_classes: ``skip`` leaves classes in neither labels nor predictions out of the mean, ``zero`` counts them
-            as 0.
+        absent_classes: Rule for classes in neither labels nor predictions: ``skip`` them, or count them as ``zero``.
 
     >>> metric = SegmentationScores(2)
     >>> metric.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]))
@@ -34,15 +33,7 @@ class SegmentationScores(SumStateMetric):
         self.add_sum_state("confusion", num_classes, num_classes)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            pred: Classes, integer ``b h w`` in ``[0, num_classes)``.
-            target: Classes, integer ``b h w``, 255 where missing.
-
-        Raises:
-            ValueError: A predicted class does not exist.
-        """
+        """Count classes ``b h w`` of a batch, integers in ``[0, num_classes)``; 255 where the target is missing."""
         valid = (target >= 0) & (target < self.num_classes)
         pred, target = pred[valid].long(), target[valid].long()
         if ((pred < 0) | (pred >= self.num_classes)).any():

@@ -9,7 +9,9 @@ from htt_lightning.metrics.pooled import SumStateMetric, percent
 class DepthErrors(SumStateMetric):
     """Errors of depth, or of any positive field.
 
-    A pixel is valid where the target is finite and positive. Predictions are clamped to at least 1e-9.
+    A pixel is valid where the target is finite and positive. Predictions are clamped to at least 1e-9. ``abs_err`` and
+    ``rmse`` have the unit of the target, ``abs_rel`` is relative to it, and ``rmse_log`` is of natural logarithms.
+    ``delta1``, ``delta2`` and ``delta3`` are percent within a factor of less than 1.25, 1.25² and 1.25³.
 
     >>> metric = DepthErrors()
     >>> metric.update(torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), 4.0))
@@ -28,12 +30,7 @@ class DepthErrors(SumStateMetric):
         self.add_sum_state("counted")
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            pred: Depth, ``b 1 h w``, any float type.
-            target: Depth, float ``b 1 h w``, NaN where missing.
-        """
+        """Count depths ``b 1 h w`` of a batch, NaN where the target is missing."""
         valid = target.isfinite() & (target > 0)
         p, g = pred[valid].float().clamp(min=1e-9), target[valid].float()
         error = (p - g).abs()
@@ -44,13 +41,7 @@ class DepthErrors(SumStateMetric):
         self.counted = self.counted + g.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """Compute mean errors and shares of pixels.
-
-        Returns:
-            ``abs_err`` and ``rmse`` in the unit of the target. ``abs_rel``, the error relative to the target.
-            ``rmse_log`` of natural logarithms. ``delta1``, ``delta2`` and ``delta3``, percent within a factor of less
-            than 1.25, 1.25² and 1.25³.
-        """
+        """Compute mean errors and shares of pixels."""
         absolute, relative, square, log_square = self.sums / self.counted
         errors = {"abs_err": absolute, "abs_rel": relative, "rmse": square.sqrt(), "rmse_log": log_square.sqrt()}
         return errors | dict(zip(("delta1", "delta2", "delta3"), percent(self.within, self.counted), strict=True))

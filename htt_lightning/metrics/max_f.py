@@ -8,7 +8,6 @@ from torch import Tensor
 from htt_lightning.metrics.pooled import SumStateMetric, f_measure
 
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))
-"""0.05, 0.10, ..., 0.95."""
 
 
 class MaxFMeasure(SumStateMetric):
@@ -18,7 +17,7 @@ class MaxFMeasure(SumStateMetric):
     ``max_f_double_sigmoid`` is for comparison with published values.
 
     Args:
-        thresholds: Ascending thresholds; a pixel is predicted where its probability is at least the threshold.
+        thresholds: Ascending thresholds, by default 0.05, ..., 0.95. Pixels at or above one are predicted.
         beta2: Squared beta; below 1 it stresses precision.
 
     Raises:
@@ -49,12 +48,7 @@ class MaxFMeasure(SumStateMetric):
         self.add_sum_state("pixels")
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            pred: Probabilities, ``b h w`` in [0, 1], any float type; NaN is never predicted.
-            target: Integer ``b h w`` of 0 and 1, 255 where missing.
-        """
+        """Count probabilities ``b h w`` and targets of 0 and 1, 255 where missing; NaN is never predicted."""
         valid = (target == 0) | (target == 1)
         true, probability = target[valid] == 1, pred[valid].float()
         # Both sides are float32, so that 0.7 reaches 0.7.

@@ -37,12 +37,7 @@ class NormalErrors(SumStateMetric):
         self.add_sum_state("histogram", round(180 / STEP) + 1)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            pred: Normals of any length, ``b 3 h w``, any float type.
-            target: Normals of any length, float ``b 3 h w``, NaN where missing.
-        """
+        """Count normals ``b 3 h w`` of any length, NaN where the target is missing."""
         pred, target = pred.movedim(1, -1), target.movedim(1, -1)
         valid = target.isfinite().all(-1) & target.any(-1)
         p, g = F.normalize(pred[valid].float(), dim=-1), F.normalize(target[valid].float(), dim=-1)

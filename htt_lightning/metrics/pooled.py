@@ -19,13 +19,7 @@ class SumStateMetric(Metric):
         return True
 
     def add_sum_state(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> None:
-        """Add a state of zeros.
-
-        Args:
-            name: Name of the attribute.
-            *shape: Shape, by default a scalar.
-            dtype: int64 for counts, float64 for sums of values.
-        """
+        """Add a state of zeros, by default a scalar: int64 for counts, float64 for sums of values."""
         self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
 
 
@@ -40,12 +34,6 @@ def percent(part: Tensor, whole: Tensor) -> Tensor:
 
 def f_measure(matched: Tensor, predicted: Tensor, true: Tensor, beta2: float) -> Tensor:
     """Compute the F-measure of pooled counts in percent, float64; 0 without precision or recall.
-
-    Args:
-        matched: Number of predicted pixels that are true, any shape.
-        predicted: Number of predicted pixels, same shape.
-        true: Number of true pixels, a scalar.
-        beta2: Squared beta; below 1 it stresses precision.
 
     >>> f_measure(torch.tensor(1), torch.tensor(2), torch.tensor(2), beta2=1)
     tensor(50., dtype=torch.float64)

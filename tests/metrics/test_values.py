@@ -126,7 +126,7 @@ def test_probability_equal_to_threshold_reaches_it(metric):
     for k in range(1, 20):
         below = metric()
         below.update(torch.full((1, 1, 1), k / 20), target)
-        assert below.predicted.view(-1, 19)[0].tolist() == [1] * k + [0] * (19 - k)
+        assert below.predicted.flatten()[:19].tolist() == [1] * k + [0] * (19 - k)
 
 
 def test_double_sigmoid_leaves_four_thresholds():
