@@ -1,6 +1,6 @@
 """Base class of all dense prediction tasks."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,10 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from htt_lightning.errors import ConfigError
+from htt_lightning.output import TaskOutput
 from htt_lightning.tasks.evaluation import EvaluationMixin
 from htt_lightning.tasks.presentation import PresentationMixin
+from htt_lightning.tasks.pseudo_label import PseudoLabelMixin
 from htt_lightning.tasks.serialization import ConfigMixin
-from htt_lightning.tasks.training import TrainingMixin
 
 IGNORE_INDEX = 255
 """Missing value of index maps."""
@@ -24,7 +25,7 @@ RELEASE_ALIASES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(ConfigMixin, TrainingMixin, EvaluationMixin, PresentationMixin, ABC):
+class Task(ConfigMixin, PseudoLabelMixin, EvaluationMixin, PresentationMixin, ABC):
     """A dense prediction task: loss, decoding, pseudo-labels, metrics, colors and geometry.
 
     A task has plain fields and no parameters, so configs, checkpoints and processes can hold it. A new task implements
@@ -51,16 +52,43 @@ class Task(ConfigMixin, TrainingMixin, EvaluationMixin, PresentationMixin, ABC):
 
     guides_crop: ClassVar[bool] = False
     """Whether a training crop is drawn again if one class of this map fills most of it."""
+    logits_are_distribution: ClassVar[bool] = False
+    """True if ``decode`` depends on the softmax of the logits alone. Sliding windows then average probabilities."""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():  # a key of modules, options, metrics and exported outputs
             raise ConfigError(f"name of a task must be letters, digits and underscores, got {self.name!r}.")
         if not 0 <= self.confidence_threshold <= 1:
-            raise ConfigError(
-                f"confidence_threshold of {self.name} must be in [0, 1], got {self.confidence_threshold}."
-            )
+            got = self.confidence_threshold
+            raise ConfigError(f"confidence_threshold of {self.name} must be in [0, 1], got {got}.")
         if self.max_val_images is not None and self.max_val_images < 1:
             raise ConfigError(f"max_val_images of {self.name} must be at least 1 or null, got {self.max_val_images}.")
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Return the number of logit channels K: classes, or bins of a regression task."""
+
+    @abstractmethod
+    def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
+        """Compute the supervised loss, without ``loss_weight``.
+
+        Args:
+            output: Network output at feature resolution.
+            target: Ground truth at input size with missing pixels marked, possibly all of an image.
+
+        Returns:
+            One finite value per image, ``b``. It is 0 with zero gradient where no pixel is valid.
+        """
+
+    @abstractmethod
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
+        """Decode an output at feature resolution to classes or probabilities ``b h w``, or a field ``b c h w``.
+
+        Args:
+            output: Network output.
+            size: Height and width of the image.
+        """
 
     @property
     def class_names(self) -> tuple[str, ...]:

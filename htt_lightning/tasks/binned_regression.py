@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from htt_lightning.errors import ConfigError
 from htt_lightning.losses import (
     BIN_LOSS_WEIGHT,
     CONFIDENCE_INV_TEMPERATURE,
@@ -40,6 +41,11 @@ class BinnedRegression(Task):
 
     logits_are_distribution: ClassVar[bool] = True
     training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "confidence_inv_temperature")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_bins < 2:
+            raise ConfigError(f"num_bins of {self.name} must be at least 2, got {self.num_bins}.")
 
     @property
     def num_tokens(self) -> int:

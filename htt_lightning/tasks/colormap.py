@@ -22,14 +22,7 @@ def class_palette(count: int) -> Tensor:
 
 
 def apply_palette(palette: Tensor, index: Tensor) -> Tensor:
-    """Look up the colors of an index map.
-
-    Args:
-        palette: Colors, uint8 ``k 3``.
-        index: Integers ``b h w``; values outside the palette are missing.
-
-    Returns:
-        uint8 ``b 3 h w``.
+    """Color integers ``b h w`` by a palette uint8 ``k 3``, as uint8 ``b 3 h w``; other values are missing.
 
     >>> apply_palette(torch.tensor([[0, 0, 0], [255, 0, 0]], dtype=torch.uint8), torch.tensor([[[1, 255]]]))[0, :, 0]
     tensor([[255, 128],
@@ -42,17 +35,9 @@ def apply_palette(palette: Tensor, index: Tensor) -> Tensor:
 
 
 def heatmap(values: Tensor) -> Tensor:
-    """Draw a scalar map as a heat map.
-
-    Args:
-        values: Map ``b h w`` in [0, 1]; NaN is missing, and values outside the range are clipped.
-
-    Returns:
-        uint8 ``b 3 h w``.
-    """
+    """Draw a map ``b h w``, clipped to [0, 1], as a heat map uint8 ``b 3 h w``; NaN is missing."""
     level = (values.float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.int64)
-    level = level.masked_fill(values.isnan(), 256)
-    return apply_palette(_heat_palette().to(values.device), level)
+    return apply_palette(_heat_palette().to(values.device), level.masked_fill(values.isnan(), 256))
 
 
 @cache

@@ -54,16 +54,13 @@ class Depth(BinnedRegression):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_bins < 2:
-            raise ConfigError(f"num_bins of {self.name} must be at least 2, got {self.num_bins}.")
         if not 0 < self.min_depth < self.max_depth:
-            raise ConfigError(
-                f"min_depth of {self.name} must be between 0 and max_depth, got {self.min_depth} and {self.max_depth}."
-            )
+            got = f"{self.min_depth} and {self.max_depth}"
+            raise ConfigError(f"min_depth of {self.name} must be between 0 and max_depth, got {got}.")
 
     @property
     def output_range(self) -> tuple[float, float]:
-        """Return the smallest and largest bin center."""
+        """Return the outermost bin centers."""
         return self.min_depth, self.max_depth
 
     def bin_centers(self, like: Tensor) -> Tensor:
@@ -100,10 +97,7 @@ class Depth(BinnedRegression):
 
     def to_png(self, values: np.ndarray) -> np.ndarray | None:
         """Encode depth as millimeters, uint16 ``h w``; None if ``png_unit`` is None."""
-        if self.png_unit is None:
-            return None
-        pixels: np.ndarray = np.rint(values[0] * MM_PER_M).astype(np.uint16)
-        return pixels
+        return np.asarray(np.rint(values[0] * MM_PER_M), np.uint16) if self.png_unit else None
 
     @property
     def png_unit(self) -> str | None:
@@ -137,9 +131,7 @@ class InverseDepth(Depth):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale_with_zoom not in ("multiply", "divide"):
-            raise ConfigError(
-                f"scale_with_zoom of {self.name} must be multiply or divide, got {self.scale_with_zoom!r}."
-            )
+            raise ConfigError(f"scale_with_zoom of {self.name} must be multiply or divide, got {self.scale_with_zoom}.")
 
     def rescale_values(self, array: np.ndarray, scale: float) -> np.ndarray:
         """Multiply by ``scale``, or divide by it as the release does."""

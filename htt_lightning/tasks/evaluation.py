@@ -22,15 +22,7 @@ class EvaluationMixin:
     """Specs by name of the metrics that differ from the primary one in unit or direction."""
 
     def metric_spec(self, name: str) -> MetricSpec:
-        """Return unit and direction of a metric.
-
-        Args:
-            name: Name of the metric in ``metrics()``.
-
-        >>> from htt_lightning.tasks import Depth
-        >>> Depth().metric_spec("delta1")
-        MetricSpec(unit='%', higher_is_better=True)
-        """
+        """Return unit and direction of a metric of ``metrics()``."""
         return self.metric_specs.get(name, MetricSpec(self.metric_unit, self.higher_is_better))
 
     def relative_gain(self, value: float, reference: float) -> float:
@@ -39,11 +31,9 @@ class EvaluationMixin:
 
     @abstractmethod
     def metrics(self) -> Metric | MetricCollection:
-        """Make a new metric.
+        """Make a new metric, which is updated with ``(decoded, target)``.
 
-        Returns:
-            A metric that is updated with ``(decoded, target)`` and computes values by name, the primary metric among
-            them. It may be a ``MetricCollection`` of metrics with one value each.
+        It computes values by name, the primary metric among them. It may be a ``MetricCollection`` of single values.
         """
 
     def test_metrics(self) -> Metric | MetricCollection:

@@ -43,12 +43,9 @@ class MetricSpec(NamedTuple):
 
 
 def delta_m(specs: Mapping[str, MetricSpec], values: Mapping[str, float], baselines: Mapping[str, float]) -> float:
-    """Compute Delta_m, the mean relative gain over single-task networks in percent.
+    """Compute Delta_m from the primary metrics by task: the mean relative gain in percent.
 
-    Args:
-        specs: Specs of the primary metrics by task.
-        values: Primary metrics by task.
-        baselines: Primary metrics by task of single-task networks with the same backbone and label mask.
+    Baselines are single-task networks with the same backbone and label mask.
 
     >>> delta_m({"semseg": MetricSpec()}, {"semseg": 44.0}, {"semseg": 40.0})
     10.0

@@ -54,8 +54,6 @@ class Normals(BinnedRegression):
         super().__post_init__()
         if self.bin_directions == "published" and self.num_bins != NUM_PUBLISHED_DIRECTIONS:
             raise ConfigError(f"num_bins of {self.name} must be 40 with published directions, got {self.num_bins}.")
-        if self.num_bins < 2:
-            raise ConfigError(f"num_bins of {self.name} must be at least 2, got {self.num_bins}.")
 
     def bin_centers(self, like: Tensor) -> Tensor:
         """Compute the directions, unit vectors ``k 3``."""
@@ -106,15 +104,13 @@ class Normals(BinnedRegression):
 
     def compress(self, array: np.ndarray) -> np.ndarray:
         """Encode a component in one byte, exact to a quarter of a degree."""
-        encoded: np.ndarray = np.rint(array * 127).astype(np.int8)
-        return encoded
+        return np.asarray(np.rint(array * 127), np.int8)
 
     def decompress(self, array: np.ndarray) -> np.ndarray:
         """Decode and normalize."""
         vectors = array.astype(np.float32)
-        norm: np.ndarray = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        unit: np.ndarray = vectors / np.maximum(norm, np.float32(1e-6))
-        return unit
+        norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return np.asarray(vectors / np.maximum(norm, np.float32(1e-6)))
 
     def flip(self, array: np.ndarray) -> np.ndarray:
         """Mirror a map left to right and change the sign of x."""
@@ -125,10 +121,6 @@ class Normals(BinnedRegression):
 
 def fibonacci_hemisphere(count: int, like: Tensor) -> Tensor:
     """Spread unit vectors evenly over the hemisphere z > 0, by equal steps in z and golden-angle steps around it.
-
-    Args:
-        count: Number of vectors.
-        like: Tensor of the device and type wanted.
 
     >>> fibonacci_hemisphere(2, torch.zeros(()))[:, 2]
     tensor([0.7500, 0.2500])

@@ -16,14 +16,7 @@ class PresentationMixin:
 
     @abstractmethod
     def colorize(self, values: Tensor) -> Tensor:
-        """Draw maps in color.
-
-        Args:
-            values: Decoded maps or targets, ``b h w`` or ``b c h w``.
-
-        Returns:
-            uint8 ``b 3 h w``, mid-gray where missing.
-        """
+        """Draw decoded maps or targets, ``b h w`` or ``b c h w``, as uint8 ``b 3 h w``: mid-gray where missing."""
 
     @property
     def output_range(self) -> tuple[float, float] | None:
@@ -37,7 +30,7 @@ class PresentationMixin:
             values: Decoded map of one image, ``h w`` or ``c h w``.
 
         Returns:
-            uint8 or uint16 ``h w``, or uint8 ``h w 3``; None if no PNG file can hold the numbers.
+            uint8 or uint16 ``h w``, or uint8 ``h w 3``; None if PNG files cannot hold the numbers.
         """
         if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() < 256):
             return None
@@ -45,7 +38,7 @@ class PresentationMixin:
 
     @property
     def png_unit(self) -> str | None:
-        """Return the unit of the pixels of ``to_png``; None, the default, if it has none or there are no PNG files."""
+        """Return the unit of the pixels of ``to_png``; None, the default, without unit or PNG files."""
         return None
 
     def compress(self, array: np.ndarray) -> np.ndarray:

@@ -24,10 +24,6 @@ class PseudoLabel(NamedTuple):
 def argmax_with_confidence(output: TaskOutput, size: tuple[int, int]) -> PseudoLabel:
     """Take the most likely channel of each pixel and its probability.
 
-    Args:
-        output: Teacher output at feature resolution.
-        size: Height and width of the pseudo-label.
-
     >>> output = TaskOutput(torch.tensor([[[[0.0]], [[9.0]]]]), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
     >>> argmax_with_confidence(output, (1, 1))
     PseudoLabel(label=tensor([[[1]]]), confidence=tensor([[[0.9999]]]))
@@ -39,8 +35,7 @@ def argmax_with_confidence(output: TaskOutput, size: tuple[int, int]) -> PseudoL
 class PseudoLabelMixin:
     """Pseudo-labels per pixel and soft targets per cell of a feature map.
 
-    The rules follow [HiTTs](https://arxiv.org/abs/2411.18823); `docs/differences.md` lists where they differ from the
-    release.
+    The rules follow [HiTTs](https://arxiv.org/abs/2411.18823), with the differences in `docs/differences.md`.
     """
 
     confidence_threshold: float
@@ -52,14 +47,11 @@ class PseudoLabelMixin:
         return type(self).pseudo_label is not PseudoLabelMixin.pseudo_label
 
     def pseudo_label(self, output: TaskOutput, size: tuple[int, int]) -> PseudoLabel | None:
-        """Make pseudo-labels from a teacher's output.
+        """Make pseudo-labels from a teacher's output; None, the default, for a task without them.
 
         Args:
             output: Teacher output at feature resolution.
             size: Height and width of the pseudo-label.
-
-        Returns:
-            Labels with their confidence; None, the default, for a task without pseudo-labels.
         """
         return None
 
@@ -68,7 +60,7 @@ class PseudoLabelMixin:
         return confidence > self.confidence_threshold
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
-        """Compute the loss on pseudo-labels, without ``loss_weight`` and ``pseudo_label_weight``.
+        """Compute the unweighted loss on pseudo-labels.
 
         Args:
             output: Student output at feature resolution.
@@ -81,13 +73,7 @@ class PseudoLabelMixin:
         raise NotImplementedError(f"{type(self).__name__} has pseudo-labels but no pseudo_label_loss.")
 
     def soft_target(self, output: TaskOutput) -> Tensor:
-        """Make soft targets ``b c h/s w/s`` from a teacher's output, by default class probabilities.
-
-        Soft targets are averaged over teachers and views of an image.
-
-        Args:
-            output: Teacher output at feature resolution.
-        """
+        """Make soft targets ``b c h/s w/s`` to average over teachers and views, by default class probabilities."""
         return upcast(output.logits).softmax(1)
 
     def unflip(self, soft_target: Tensor) -> Tensor:
@@ -104,14 +90,14 @@ class PseudoLabelMixin:
         return soft_target
 
     def distillation_loss(self, output: TaskOutput, soft_target: Tensor) -> Tensor:
-        """Compute the loss on soft targets, without ``loss_weight`` and ``pseudo_label_weight``.
+        """Compute the unweighted loss on soft targets, by default the Kullback-Leibler divergence in nats.
 
         Args:
             output: Student output at feature resolution.
             soft_target: Finalized soft target ``b c h/s w/s`` of the teacher.
 
         Returns:
-            ``b h/s w/s``; by default the Kullback-Leibler divergence in nats.
+            ``b h/s w/s``.
         """
         return (torch.xlogy(soft_target, soft_target) - soft_target * upcast(output.logits).log_softmax(1)).sum(1)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Self, cast
 
 from htt_lightning.errors import CheckpointError, ConfigError
@@ -43,10 +43,9 @@ class ConfigMixin:
         if not (isinstance(config, Mapping) and isinstance(given := config.get("init_args", {}), Mapping)):
             raise ConfigError(f"A task must have class_path and init_args, got {config!r}.")
         path = str(config.get("class_path"))
-        module, _, name = path.rpartition(".")
         try:
-            found = getattr(import_module(module), name)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            found = resolve_name(path)
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"The task class {path!r} cannot be imported. Install its package.") from error
         if not (isinstance(found, type) and issubclass(found, cls)):
             raise ConfigError(f"The class of a task must be a subclass of {cls.__name__}, got {path!r}.")
@@ -66,16 +65,7 @@ class ConfigMixin:
 
 
 def check_same_tasks(tasks: Sequence[ConfigMixin], trained: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Check that stored weights were trained on tasks with the same outputs.
-
-    Args:
-        tasks: Tasks of the run.
-        trained: Descriptions of the tasks of the weights.
-        source: Name of the weights in messages.
-
-    Raises:
-        CheckpointError: Names, order or output settings differ.
-    """
+    """Raise a ``CheckpointError`` if the weights of ``source`` were trained on tasks with other outputs."""
     stored = {task["init_args"]["name"]: task["init_args"] for task in trained}
     names = [task.name for task in tasks]
     if list(stored) != names:
@@ -83,7 +73,5 @@ def check_same_tasks(tasks: Sequence[ConfigMixin], trained: Sequence[Mapping[str
     for task in tasks:
         for key, value in task.output_settings.items():
             if (theirs := stored[task.name].get(key)) != value:
-                raise CheckpointError(
-                    f"{source} was trained with {key} {theirs} of task {task.name}, got {value}. "
-                    "Set data.task_overrides."
-                )
+                differs = f"{source} was trained with {key} {theirs} of task {task.name}, got {value}."
+                raise CheckpointError(f"{differs} Set data.task_overrides.")
