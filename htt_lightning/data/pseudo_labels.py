@@ -26,19 +26,10 @@ MAX_CONFIDENCE = 255
 
 
 class PseudoLabelStore:
-    """The pseudo-labels of a dataset's training images.
-
-    Args:
-        folder: Folder of the store.
-    """
+    """The pseudo-labels of a dataset's training images in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @property
-    def manifest_path(self) -> Path:
-        """Path of the manifest."""
-        return self.folder / "manifest.json"
+        self.folder, self.manifest_path = folder, folder / "manifest.json"
 
     def path(self, name: str) -> Path:
         """Return the path of an image's archive; raise a ``DataError`` if the id points outside the folder."""
@@ -48,11 +39,7 @@ class PseudoLabelStore:
         return path
 
     def manifest(self) -> dict[str, Any]:
-        """Read the manifest: ``dataset``, ``checkpoint`` and ``images``.
-
-        Raises:
-            DataError: The manifest is missing or corrupt.
-        """
+        """Read the manifest: ``dataset``, ``checkpoint`` and ``images``."""
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT or not isinstance(manifest["checkpoint"]["sha256"], str):
@@ -67,22 +54,12 @@ class PseudoLabelStore:
         return manifest
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest atomically.
-
-        Args:
-            manifest: ``dataset`` (its fingerprint), ``checkpoint``, and ``images``: by id and task ``ground_truth`` or
-                ``pseudo_label``.
-        """
+        """Write ``dataset`` (a fingerprint), ``checkpoint`` and ``images`` (by id and task the origin of the label)."""
         with atomic_path(self.manifest_path) as partial:
             partial.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n", encoding="utf-8")
 
     def write(self, name: str, maps: Mapping[str, tuple[Task, np.ndarray, np.ndarray]]) -> None:
-        """Write an image's archive atomically.
-
-        Args:
-            name: Image id.
-            maps: The task, its pseudo-label in the form of a dataset's label, and the confidence ``h w``; by task name.
-        """
+        """Write an image's archive: by task the ``Task``, a label as datasets return it, and its confidence ``h w``."""
         arrays: Arrays = {}
         for key, (task, label, confidence) in maps.items():
             arrays[key] = task.compress(label)
@@ -91,18 +68,12 @@ class PseudoLabelStore:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def read(self, name: str, tasks: Sequence[Task], size: tuple[int, int] | None = None) -> Arrays:
-        """Read the pseudo-labels and confidences of an image.
+        """Read labels and confidences of an image, named as ``PseudoLabelMap`` and ``ConfidenceMap``.
 
         Args:
             name: Image id.
             tasks: Tasks to read; those without pseudo-labels are left out.
             size: Expected height and width; None for any.
-
-        Returns:
-            Labels and confidences (float32 ``h w`` in [0, 1]), named as ``PseudoLabelMap`` and ``ConfidenceMap``.
-
-        Raises:
-            DataError: The archive is missing or corrupt, or a map does not fit its task.
         """
         path, arrays = self.path(name), Arrays()
         tasks = [task for task in tasks if task.supports_pseudo_labels]
@@ -120,15 +91,12 @@ class PseudoLabelStore:
         return arrays
 
     def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task], dataset: Mapping[str, Any]) -> None:
-        """Check that every missing label has a pseudo-label.
+        """Raise a ``DataError`` if the store is of another dataset or lacks a pseudo-label.
 
         Args:
             labels: Names of the labeled tasks, by image id.
             tasks: Tasks of the run.
             dataset: ``fingerprint`` of the dataset.
-
-        Raises:
-            DataError: The store is of another dataset, or lacks a pseudo-label.
         """
         manifest = self.manifest()
         stored = manifest["dataset"]
@@ -158,16 +126,12 @@ def _check_archive(task: Task, stored: np.ndarray, confidence: np.ndarray, size:
 
 
 class PseudoLabelMap:
-    """A pseudo-label in transforms, transformed like the labels of its task.
-
-    Args:
-        task: Its task.
-    """
+    """A pseudo-label in transforms, transformed like the labels of its task."""
 
     guides_crop = False
 
     def __init__(self, task: Task) -> None:
-        self.task, self.name = task, f"{task.name}.pseudo_label"
+        self.name = f"{task.name}.pseudo_label"
         self.flip, self.rescale_values, self.empty_target = task.flip, task.rescale_values, task.empty_target
 
     def postprocess_target(self, array: np.ndarray) -> np.ndarray:
@@ -176,11 +140,7 @@ class PseudoLabelMap:
 
 
 class ConfidenceMap:
-    """The confidence of a pseudo-label in transforms: float32 ``h w``, 0 on padding.
-
-    Args:
-        task: Its task.
-    """
+    """The confidence of a pseudo-label in transforms: float32 ``h w`` in [0, 1], 0 on padding."""
 
     guides_crop = False
 
@@ -210,22 +170,10 @@ def with_pseudo_label_maps(tasks: Sequence[Task]) -> list[MapTransform]:
 
 
 def to_pseudo_label(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLabel:
-    """Convert a transformed pseudo-label to tensors; where there is none, the confidence is 0.
-
-    Args:
-        arrays: Result of the transforms.
-        task: The task.
-        size: Height and width of the transformed image.
-
-    Returns:
-        A target without missing values, and the confidence ``h w``.
-    """
+    """Convert a transformed pseudo-label without missing pixels to tensors; without one, the confidence is 0."""
     label = arrays.get(PseudoLabelMap(task).name, task.empty_target(*size))
-    confidence = arrays.get(ConfidenceMap(task).name)
-    return PseudoLabel(
-        to_target(label, task).nan_to_num(0),
-        torch.zeros(size) if confidence is None else torch.from_numpy(np.ascontiguousarray(confidence)),
-    )
+    confidence = arrays.get(ConfidenceMap(task).name, np.zeros(size, np.float32))
+    return PseudoLabel(to_target(label, task).nan_to_num(0), torch.from_numpy(np.ascontiguousarray(confidence)))
 
 
 def sha256_of(path: Path) -> str:
