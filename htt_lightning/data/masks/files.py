@@ -5,10 +5,10 @@ import io
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -28,11 +28,14 @@ from htt_lightning.tasks.base import RELEASE_ALIASES
 
 logger = logging.getLogger(__name__)
 
-_SCALAR: Any = np.float64(0).__reduce__()[0]
-"""Function in pickles of numpy's numbers and strings; its module depends on numpy's version."""
-
-_ARRAY: Any = np.zeros(1).__reduce__()[0]
-"""Function in pickles of numpy's arrays."""
+_MAKERS = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+_SAFE_GLOBALS: dict[str, Any] = {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "_codecs.encode": codecs.encode,  # of bytes, in older pickles
+    **{f"numpy.{core}.multiarray.{name}": maker for core in ("core", "_core") for name, maker in _MAKERS.items()},
+}
+"""Classes and functions in pickles of numpy's numbers, strings and arrays; the module depends on numpy's version."""
 
 Labels = dict[str, list[str]]
 """Names of the labeled tasks, by image id."""
@@ -47,15 +50,7 @@ class Provenance(NamedTuple):
 
 
 def read_provenance(path: Path, content: bytes) -> Provenance:
-    """Read how the mask in a file was drawn: a published file is known by its MD5, the library's own files state it.
-
-    Args:
-        path: The file, for error messages.
-        content: Its content.
-
-    Raises:
-        DataError: An own file states it in another form.
-    """
+    """Read how the mask in a file was drawn: a published file is known by its MD5, the library's own files state it."""
     if published := find_by_md5(content):
         return Provenance(published.protocol, origin=published.name)
     try:
@@ -71,11 +66,7 @@ def read_provenance(path: Path, content: bytes) -> Provenance:
 
 
 def protocol_of(labels: str) -> str:
-    """Return the protocol of labels or of a mask file; ``file`` if it is unknown.
-
-    Args:
-        labels: A protocol, or the path of a mask file.
-    """
+    """Return the protocol of ``data.labels``, also of a mask file; ``file`` if it is unknown."""
     if is_protocol(labels):
         return labels
     path = Path(labels)
@@ -86,16 +77,11 @@ def protocol_of(labels: str) -> str:
 
 
 def check_label_source(labels: str) -> None:
-    """Check that labels are a protocol or an existing file.
-
-    Raises:
-        ConfigError: They are neither.
-    """
-    if is_protocol(labels) or Path(labels).is_file():
-        return
-    if Path(labels).suffix:
-        raise ConfigError(f"data.labels must be a protocol or a file that exists, got {labels}.")
-    raise unknown_protocol_error(labels)
+    """Raise a ``ConfigError`` unless labels are a protocol or an existing file."""
+    if not is_protocol(labels) and not Path(labels).is_file():
+        if Path(labels).suffix:
+            raise ConfigError(f"data.labels must be a protocol or a file that exists, got {labels}.")
+        raise unknown_protocol_error(labels)
 
 
 def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> LabelMask:
@@ -121,8 +107,8 @@ def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> Lab
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"The label mask {path} cannot be read: {error.strerror}.") from error
-    own = path.suffix not in _READERS
-    labels = _from_json(path, content, tasks) if own else _READERS[path.suffix](path, content, ids, tasks)
+    read_published = {".pth": _from_torch, ".pt": _from_torch, ".npy": _from_lists}.get(path.suffix)
+    labels = read_published(path, content, ids, tasks) if read_published else _from_json(path, content, tasks)
     missing, unexpected = [i for i in ids if i not in labels], sorted(labels.keys() - set(ids), key=natural_key)
     if missing or unexpected:
         counts = (("missing", missing), ("unexpected", unexpected))
@@ -133,7 +119,7 @@ def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> Lab
             given = ", ".join(map(str, kept)) or "none"
             raise DataError(f"{path}: image {name!r} must have labels of {', '.join(tasks)}, got {given}.")
     provenance = read_provenance(path, content)
-    if not own and not provenance.origin:
+    if read_published and not provenance.origin:
         logger.warning("%s is not a published label mask.", path)
     labeled = [[task in labels[name] for task in tasks] for name in ids]
     return LabelMask(tasks, ids, np.array(labeled, np.bool_).reshape(len(ids), len(tasks)), *provenance)
@@ -142,53 +128,33 @@ def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> Lab
 def _from_torch(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[str]) -> Labels:
     """Read a tensor by position, or a table by image id."""
     # Ids in tables are numpy's strings, and rows may be its arrays or numbers, which torch's safe loader refuses.
-    makers = {"scalar": _SCALAR, "_reconstruct": _ARRAY}
-    made = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in makers.items()]
     types = [type(np.dtype(code)) for code in ("U", *np.typecodes["AllInteger"], "?", "e", "f", "d")]
     try:
-        with torch.serialization.safe_globals([*made, np.ndarray, np.dtype, *types]):
+        with torch.serialization.safe_globals([*((value, key) for key, value in _SAFE_GLOBALS.items()), *types]):
             stored = safe_torch_load(io.BytesIO(content))
         is_table = "labels_weights" not in stored
         weights = np.array(list(stored.values()), np.float32) if is_table else stored["labels_weights"].numpy()
         names = [str(name) for name in stored] if is_table else list(ids)
-        if weights.ndim != 2:
-            raise ValueError("not a row per image")
     except Exception as error:  # corrupt pickles raise errors of many types
-        raise DataError(
-            f"{path} must be a torch file with a tensor 'labels_weights', or with one number per task by image id."
-        ) from error
-    if weights.shape != (len(names), len(tasks)):
-        raise DataError(
-            f"{path} must have the shape {(len(names), len(tasks))} for {len(names)} training images and the tasks "
-            f"{', '.join(tasks)}, got {weights.shape}."
-        )
+        raise DataError(f"{path} must hold a tensor 'labels_weights', or one number per task by image id.") from error
+    if weights.shape != (shape := (len(names), len(tasks))):
+        raise DataError(f"{path} must have the shape {shape} of images and {', '.join(tasks)}, got {weights.shape}.")
     if not np.isin(weights, (0, 1)).all():
         raise DataError(f"{path} must contain only 0 and 1.")
     if not is_table and list(ids) != [str(i) for i in range(len(ids))]:
         other = next(name for i, name in enumerate(ids) if name != str(i))
-        raise DataError(
-            f"{path} numbers its images, so it does not fit the id {other!r}. Use a mask that names images."
-        )
-    return {
-        name: [task for task, keep in zip(tasks, row, strict=True) if keep]
-        for name, row in zip(names, weights, strict=True)
-    }
+        raise DataError(f"{path} numbers its images and does not fit the id {other!r}. Use a mask that names images.")
+    return {name: list(compress(tasks, row)) for name, row in zip(names, weights, strict=True)}
 
 
 class _SafeUnpickler(pickle.Unpickler):
     """Unpickle numpy arrays, strings, lists and dicts, and refuse everything else."""
 
-    ADMITTED: ClassVar[Mapping[str, Any]] = {
-        "ndarray": np.ndarray, "dtype": np.dtype, "scalar": _SCALAR, "_reconstruct": _ARRAY,
-    }  # fmt: skip
-
     def find_class(self, module: str, name: str) -> Any:
         """Return a class or function of numpy arrays."""
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in self.ADMITTED:
-            return self.ADMITTED[name]
-        if (module, name) == ("_codecs", "encode"):  # of bytes, in older pickles
-            return codecs.encode
-        raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+        if (found := _SAFE_GLOBALS.get(f"{module}.{name}")) is None:
+            raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+        return found
 
 
 def _from_lists(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[str]) -> Labels:
@@ -202,17 +168,11 @@ def _from_lists(path: Path, content: bytes, ids: Sequence[str], tasks: Sequence[
     except Exception as error:  # corrupt pickles raise errors of many types
         raise DataError(f"{path} must be a numpy file with a list of image ids for each task ({error}).") from error
     _check_tasks(path, images, tasks)
-    labels: dict[str, list[str]] = {}
+    labels: Labels = {}
     for task, names in images.items():
         for name in names:
             labels.setdefault(name, []).append(task)
     return labels
-
-
-_READERS: Mapping[str, Callable[[Path, bytes, Sequence[str], Sequence[str]], Labels]] = MappingProxyType(
-    {".pth": _from_torch, ".pt": _from_torch, ".npy": _from_lists}
-)
-"""Readers of the published files by suffix."""
 
 
 def _from_json(path: Path, content: bytes, tasks: Sequence[str]) -> Labels:

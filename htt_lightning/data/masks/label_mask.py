@@ -45,7 +45,6 @@ class LabelMask:
     origin: str | None = None
 
     def __post_init__(self) -> None:
-        """Validate shape and order."""
         if self.labeled.shape != (len(self.ids), len(self.tasks)) or self.labeled.dtype != np.bool_:
             raise ValueError("A label mask is a bool array with one row per image and one column per task.")
         if self.ids != natural_sort(self.ids):
@@ -76,14 +75,7 @@ class LabelMask:
         return f"Labels of {len(self.ids)} training images ({provenance}): {counts}"
 
     def select(self, tasks: Sequence[str]) -> "LabelMask":
-        """Select the columns of some tasks and drop images without a label of them.
-
-        Args:
-            tasks: Names of the tasks, in the order of the result.
-
-        Raises:
-            ConfigError: A task is not in the mask, or no image is labeled for any of them.
-        """
+        """Select tasks in their order and drop images without labels; raise a ``ConfigError`` if none is left."""
         unknown = [task for task in tasks if task not in self.tasks]
         if unknown:
             raise ConfigError(f"Tasks of the label mask must be in {', '.join(self.tasks)}, got {', '.join(unknown)}.")
@@ -94,14 +86,7 @@ class LabelMask:
         return replace(self, tasks=tuple(tasks), ids=tuple(self.ids[i] for i in kept), labeled=columns[kept])
 
     def save(self, path: str | Path) -> None:
-        """Write the mask atomically as JSON with one line per image.
-
-        Args:
-            path: The file; its folder is created.
-
-        Raises:
-            HTTError: The file cannot be written.
-        """
+        """Write the mask atomically as JSON with one line per image; the folder is created."""
         labels = ",\n".join(
             f"    {json.dumps(name)}: {json.dumps([task for task, keep in zip(self.tasks, row, strict=True) if keep])}"
             for name, row in zip(self.ids, self.labeled.tolist(), strict=True)
@@ -121,9 +106,8 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 def natural_sort(ids: Iterable[str]) -> tuple[str, ...]:
     """Sort ids naturally.
 
-    Examples:
-        >>> natural_sort(["10", "2", "a10", "a2"])
-        ('2', '10', 'a2', 'a10')
+    >>> natural_sort(["10", "2", "a10", "a2"])
+    ('2', '10', 'a2', 'a10')
     """
     return tuple(sorted(ids, key=natural_key))
 
@@ -160,9 +144,8 @@ def sample_mask(
     from 1 to one less than available, then that many of its labels uniformly. An image with one available label keeps
     it.
 
-    Examples:
-        >>> sample_mask("one-label", ["1", "2", "3"], ["semseg", "depth", "normals"], seed=0).summary
-        {'semseg': 1, 'depth': 1, 'normals': 1}
+    >>> sample_mask("one-label", ["1", "2", "3"], ["semseg", "depth", "normals"], seed=0).summary
+    {'semseg': 1, 'depth': 1, 'normals': 1}
 
     Args:
         protocol: ``full``, ``one-label`` or ``random-label``.
@@ -177,25 +160,20 @@ def sample_mask(
         ValueError: ``available`` has another shape.
     """
     _validate_draw(protocol, ids, tasks, seed)
-    if available is None:
-        available = np.ones((len(ids), len(tasks)), np.bool_)
-    elif available.shape != (len(ids), len(tasks)):
-        raise ValueError(f"available must have shape {(len(ids), len(tasks))}, got {available.shape}.")
+    shape = (len(ids), len(tasks))
+    available = np.ones(shape, np.bool_) if available is None else available
+    if available.shape != shape:
+        raise ValueError(f"available must have shape {shape}, got {available.shape}.")
 
     order = sorted(range(len(ids)), key=lambda i: natural_key(ids[i]))
     names, available = tuple(ids[i] for i in order), available[order].astype(np.bool_)
     if not available.any(1).all():
-        raise DataError(
-            f"Image {names[available.any(1).argmin()]!r} must have a label of {', '.join(tasks)}, got none."
-        )
+        name = names[available.any(1).argmin()]
+        raise DataError(f"Image {name!r} must have a label of {', '.join(tasks)}, got none.")
     if protocol == "full":
         return LabelMask(tuple(tasks), names, available, protocol)
     draw = _one_label if protocol == "one-label" else _random_label
-    labeled = draw(available, np.random.default_rng(seed))
-    kept = labeled.sum(1)
-    assert (labeled <= available).all()
-    assert ((kept >= 1) & (kept <= np.maximum(available.sum(1) - 1, 1))).all()
-    return LabelMask(tuple(tasks), names, labeled, protocol, seed)
+    return LabelMask(tuple(tasks), names, draw(available, np.random.default_rng(seed)), protocol, seed)
 
 
 def _validate_draw(protocol: str, ids: Sequence[str], tasks: Sequence[str], seed: int) -> None:

@@ -13,12 +13,7 @@ from htt_lightning.data.masks.label_mask import Protocol
 
 
 class PublishedMask(NamedTuple):
-    """A published label mask.
-
-    Attributes:
-        name: Name for people.
-        protocol: Protocol of the draw.
-    """
+    """Name and protocol of a published label mask."""
 
     name: str
     protocol: Protocol
