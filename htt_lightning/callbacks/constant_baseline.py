@@ -1,12 +1,13 @@
 """Constant predictions as a baseline for the metrics of a run."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.io.progress import track
@@ -20,46 +21,29 @@ WEISZFELD_STEPS = 50
 def constant_baseline_scores(data: PartialLabelDataModule, tasks: list[Task]) -> dict[str, float]:
     """Score the best constant prediction of each task on the validation images.
 
-    The constants are fitted to the training labels. All labels are read once, in this process alone.
-
-    Args:
-        data: Datamodule, set up for ``fit``.
-        tasks: Tasks to score.
-
-    Returns:
-        Primary metric by task name, without tasks that have no training label.
+    The constants are fitted to the training labels of ``data``, set up for ``fit``. All labels are read once. Tasks
+    without training labels have no score.
     """
-    constants: dict[str, Tensor] = {}
+    scored: list[tuple[Task, Tensor, Metric | MetricCollection]] = []
     for task in tasks:
-        targets: Iterator[Tensor] = iter(
-            track(data.training_targets(task), f"Fitting a constant to {task.name}", len(data.train))
-        )
+        description = f"Fitting a constant to {task.name}"
+        targets = iter(track(data.training_targets(task), description, len(data.train)))
         if (first := next(targets, None)) is not None:
-            constants[task.name] = best_constant(task, chain([first], targets))
-    metrics = {task.name: task.metrics() for task in tasks if task.name in constants}
+            scored.append((task, best_constant(task, chain([first], targets)), task.metrics()))
     for index in track(range(len(data.val)), "Scoring constants"):
         sample = data.val[index]
-        for name, metric in metrics.items():
-            target = sample[name][None]
-            value = constants[name].view(1, -1, 1, 1) if target.ndim == 4 else constants[name]
+        for task, constant, metric in scored:
+            target = sample[task.name][None]
+            value = constant.view(1, -1, 1, 1) if target.ndim == 4 else constant
             metric.update(value.expand_as(target), target)
-    return {
-        task.name: float(metrics[task.name].compute()[task.primary_metric]) for task in tasks if task.name in metrics
-    }
+    return {task.name: float(metric.compute()[task.primary_metric]) for task, _, metric in scored}
 
 
 def best_constant(task: Task, targets: Iterable[Tensor]) -> Tensor:
-    """Fit the constant prediction with the best primary metric.
+    """Fit the constant with the best primary metric: ``c`` of a field, else a scalar.
 
     Classes have their most frequent one, fields their median, normals the direction of least mean angle. Binary maps
-    have 1: any other constant scores the same or 0.
-
-    Args:
-        task: Task of the targets.
-        targets: Targets of at least one image, without batch axis.
-
-    Returns:
-        ``c`` for a field, a scalar for an index map.
+    have 1: any other constant scores the same or 0. The targets have no batch axis.
 
     >>> from htt_lightning.tasks import Depth
     >>> best_constant(Depth(), [torch.tensor([[[1.0, 2.0, 9.0, torch.nan]]])])

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import (
+    FONT_SIZE,
     TITLE,
     EpochImageLogger,
-    font,
     head_of_batch,
     placeholder,
     save_and_log,
@@ -141,14 +141,14 @@ def draw_affinity(affinity: Tensor, names: Sequence[str]) -> np.ndarray:
     colors = heatmap(affinity).permute(0, 2, 3, 1).tolist()
     for scale in range(scales):
         left = scale * width + margin
-        draw.text((left, 3), f"scale {scale + 1}", fill="black", font=font())
+        draw.text((left, 3), f"scale {scale + 1}", fill="black", font_size=FONT_SIZE)
         for row in range(num_tasks):
             top = TITLE + row * CELL
-            draw.text((left - 6, top + CELL // 2), names[row], fill="black", anchor="rm", font=font())
+            draw.text((left - 6, top + CELL // 2), names[row], fill="black", anchor="rm", font_size=FONT_SIZE)
             for column in range(num_tasks):
                 x, share = left + column * CELL, float(affinity[scale, row, column])
                 draw.rectangle((x, top, x + CELL - 2, top + CELL - 2), fill=tuple(colors[scale][row][column]))
                 fill = "black" if share > 0.6 else "white"
                 center = (x + CELL // 2 - 1, top + CELL // 2 - 1)
-                draw.text(center, f"{100 * share:.0f}", fill=fill, anchor="mm", font=font())
+                draw.text(center, f"{100 * share:.0f}", fill=fill, anchor="mm", font_size=FONT_SIZE)
     return np.asarray(canvas)

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from htt_lightning.data.batch import Batch
@@ -18,21 +18,14 @@ from htt_lightning.io.files import atomic_path
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.tasks import PseudoLabel
 
-MARGIN, TITLE = 6, 18
-"""Margin around a panel cell and height of its title, in pixels."""
-
+MARGIN, TITLE, FONT_SIZE = 6, 18, 12
+"""Margin around a panel cell, height of its title and of the font, in pixels."""
 MIN_CELL_WIDTH = 144
 """Minimum width of a panel cell in pixels, which fits the longest title."""
 
 
 class EpochImageLogger(Callback):
-    """Base class of callbacks that draw the first images of an epoch.
-
-    Args:
-        num_val_images: Number of validation images to draw.
-        num_train_images: Number of augmented training images to draw below them.
-        every_n_epochs: Number of epochs between pictures. The last epoch is always drawn.
-    """
+    """Base class of callbacks that draw the first images of an epoch."""
 
     def __init__(self, num_val_images: int, num_train_images: int, every_n_epochs: int) -> None:
         self.num_val_images, self.num_train_images = num_val_images, num_train_images
@@ -57,14 +50,7 @@ class EpochImageLogger(Callback):
 
 
 def save_and_log(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> None:
-    """Write a picture as PNG and send it to the loggers that take images.
-
-    Args:
-        trainer: Trainer with the loggers and the global step.
-        path: File to write.
-        key: Name of the picture in the loggers.
-        picture: uint8 ``h w 3``.
-    """
+    """Write a picture, uint8 ``h w 3``, as PNG and send it to the loggers that take images."""
     with atomic_path(path) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
     for logger in trainer.loggers:
@@ -93,11 +79,7 @@ def head_of_batch(batch: Batch, count: int) -> Batch:
 
 
 def to_uint8_image(values: Tensor) -> np.ndarray:
-    """Convert images to uint8 ``b h w 3`` of at least ``MIN_CELL_WIDTH``.
-
-    Args:
-        values: ``b 3 h w``, uint8 or floats in [0, 1].
-    """
+    """Convert images ``b 3 h w``, uint8 or in [0, 1], to uint8 ``b h w 3`` of at least ``MIN_CELL_WIDTH``."""
     pixels = values if values.dtype == torch.uint8 else (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
     factor = -(-MIN_CELL_WIDTH // pixels.shape[-1])
     return rearrange(pixels.cpu(), "b c h w -> b h w c").numpy().repeat(factor, 1).repeat(factor, 2)
@@ -111,7 +93,7 @@ def placeholder(picture: np.ndarray, text: str) -> np.ndarray:
         draw = ImageDraw.Draw(cell)
         for x in range(-height, width, 12):
             draw.line([(x, height), (x + height, 0)], fill=(205, 205, 205))
-        draw.text((width // 2, height // 2), text, fill=(90, 90, 90), anchor="mm", font=font())
+        draw.text((width // 2, height // 2), text, fill=(90, 90, 90), anchor="mm", font_size=FONT_SIZE)
     return np.asarray(cell)
 
 
@@ -120,10 +102,5 @@ def with_title(picture: np.ndarray, title: str) -> np.ndarray:
     height, width = picture.shape[:2]
     cell = Image.new("RGB", (width + MARGIN, height + TITLE + MARGIN), "white")
     cell.paste(Image.fromarray(picture), (MARGIN // 2, TITLE))
-    ImageDraw.Draw(cell).text((MARGIN // 2, 2), title, fill="black", font=font())
+    ImageDraw.Draw(cell).text((MARGIN // 2, 2), title, fill="black", font_size=FONT_SIZE)
     return np.asarray(cell)
-
-
-def font() -> Any:
-    """Load the font of all panels."""
-    return ImageFont.load_default(size=12)

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import (
@@ -40,13 +39,7 @@ class PredictionPanel(EpochImageLogger):
         self._drawn: list[np.ndarray] = []
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: int
     ) -> None:
         """Draw validation images until there are enough."""
         missing = self.num_val_images - len(self._drawn)
@@ -67,28 +60,14 @@ class PredictionPanel(EpochImageLogger):
 
 
 def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task]) -> list[np.ndarray]:
-    """Draw two rows per image: its labels, and the predictions.
-
-    Args:
-        batch: Batch with images in [0, 1].
-        maps: Decoded maps by task, for at least as many images as in ``batch``.
-        tasks: Tasks to draw.
-
-    Returns:
-        One picture per image, uint8 ``h w 3``.
-    """
-    count = len(batch["id"])
-    images = to_uint8_image(batch["image"])
-    cells = {}
-    for task in tasks:
-        colored = [task.colorize(values) for values in (batch[task.name], maps[task.name][:count].cpu())]
-        cells[task.name] = to_uint8_image(torch.cat(colored))
+    """Draw a picture per image, uint8 ``h w 3``: a row of labels above a row of decoded maps."""
     pictures = []
-    for k, image in enumerate(images):
+    for k, image in enumerate(to_uint8_image(batch["image"])):
         labels = [with_title(image, f"image {batch['id'][k]}")]
         predictions = [with_title(placeholder(image, ""), "")]
         for task in tasks:
-            label, prediction = cells[task.name][k], cells[task.name][count + k]
+            pair = [values[task.name][k : k + 1].cpu() for values in (batch, maps)]
+            label, prediction = (to_uint8_image(task.colorize(values))[0] for values in pair)
             shown = label if batch["labeled"][task.name][k] else placeholder(label, "no label")
             labels.append(with_title(shown, f"{task.name}: label"))
             predictions.append(with_title(prediction, f"{task.name}: prediction"))

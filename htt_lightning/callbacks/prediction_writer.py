@@ -30,8 +30,6 @@ Format = Literal["png", "npy"]
 """File format of maps, see ``PredictionWriter``."""
 MAX_CELL_SIZE = 320
 """Maximum height and width of a panel cell in pixels."""
-COMPRESS_LEVEL = 1
-"""Compression level of PNG files. Higher levels would slow down prediction."""
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -50,8 +48,8 @@ class PredictionWriter(BasePredictionWriter):
         num_workers: Number of threads that write.
 
     Raises:
-        ConfigError: The format is unknown. Raised by ``setup`` if the folder is a file or not empty.
-        DataError: Raised at the end if images could not be read or written; it names them.
+        ConfigError: The format is unknown, or the folder is a file or not empty.
+        DataError: Images could not be read or written; it names them at the end.
     """
 
     def __init__(
@@ -93,24 +91,14 @@ class PredictionWriter(BasePredictionWriter):
 
     def map_descriptions(self, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
         """Describe the maps of each task: units of PNG files and arrays, classes."""
+        png = self.format == "png"
         return {
-            task.name: {
-                "png": task.png_unit if self.format == "png" else None,
-                "npy": task.output_unit,
-                "classes": list(task.class_names),
-            }
+            task.name: {"png": task.png_unit if png else None, "npy": task.output_unit, "classes": [*task.class_names]}
             for task in tasks
         }
 
     def write_on_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, prediction: Any, indices: Any, batch: Any, *_: int
     ) -> None:
         """Submit a batch to the threads; image ids name the files on all ranks."""
         if self._folder is None or self._pool is None or not isinstance(pl_module, HTTModule):
@@ -144,8 +132,8 @@ class PredictionWriter(BasePredictionWriter):
         if image is not None:
             pixels = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
             cells = {f"image {stem.name}": rearrange(pixels, "1 c h w -> h w c").numpy(), **pictures}
-            resized = _resize_for_panel(list(cells.values()))
-            panel = [with_title(cell, title) for title, cell in zip(cells, resized, strict=True)]
+            height, width = next(iter(pictures.values())).shape[:2]
+            panel = [with_title(_panel_cell(cell, height, width), title) for title, cell in cells.items()]
             _save_png(stem.with_name(f"{stem.name}_panel.png"), np.concatenate(panel, 1))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -181,20 +169,7 @@ def crop_padding(batch: Batch) -> Tensor:
 
 
 def write_map(stem: Path, task: Task, values: np.ndarray, format: Format = "png") -> Path:
-    """Write one decoded map.
-
-    Args:
-        stem: Output file without its suffix.
-        task: Task of the map.
-        values: ``h w`` or ``c h w``, as decoded.
-        format: File format, see ``PredictionWriter``.
-
-    Returns:
-        The written file.
-
-    Raises:
-        HTTError: The file cannot be written.
-    """
+    """Write one decoded map, ``h w`` or ``c h w``, and return the file: ``stem`` with a suffix."""
     pixels = task.to_png(values) if format == "png" else None
     path = stem.with_name(f"{stem.name}.{'npy' if pixels is None else 'png'}")
     if pixels is not None:
@@ -207,13 +182,13 @@ def write_map(stem: Path, task: Task, values: np.ndarray, format: Format = "png"
 
 def _save_png(path: Path, picture: np.ndarray) -> None:
     with atomic_path(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG", compress_level=COMPRESS_LEVEL)
+        Image.fromarray(picture).save(partial, format="PNG", compress_level=1)  # higher is slow
 
 
-def _resize_for_panel(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Resize pictures uint8 ``h w 3`` to a panel cell of the second's aspect."""
-    height, width = pictures[1].shape[:2]
+def _panel_cell(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize a picture uint8 ``h w 3`` to a panel cell with the aspect of ``height`` and ``width``."""
     factor = min(MAX_CELL_SIZE / max(height, width), 1)
     size = max(round(width * factor), 1), max(round(height * factor), 1)
-    small = [np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX)) for picture in pictures]
-    return [to_uint8_image(torch.from_numpy(rearrange(cell.copy(), "h w c -> 1 c h w")))[0] for cell in small]
+    small = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+    cell: np.ndarray = to_uint8_image(torch.from_numpy(rearrange(small, "h w c -> 1 c h w")))[0]
+    return cell

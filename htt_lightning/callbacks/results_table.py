@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.columns import Columns
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from htt_lightning.callbacks.constant_baseline import constant_baseline_scores
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
@@ -71,26 +71,20 @@ class ResultsTable(Callback):
         """Print the table and write ``val_metrics.json``."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
-        _close_progress_bar(trainer, pl_module, "fit")
-        constants = self._constants(trainer, pl_module.tasks) if self._values else {}
-        rows: Rows = {}
-        for task in pl_module.tasks:
-            key = f"val/{task.name}/{task.primary_metric}"
-            if key in self._values:
-                value = self._values[key]
-                rows[key] = _row(value, task.metric_spec(task.primary_metric), True, self._val_epoch)
-                if constants is not None:
-                    constant = constants.get(task.name, math.nan)
-                    rows[key] |= {"constant": constant, "gain_percent": task.relative_gain(value, constant)}
+        tasks = {f"val/{task.name}/{task.primary_metric}": task for task in pl_module.tasks}
+        specs = {key: task.metric_spec(task.primary_metric) for key, task in tasks.items()}
+        values = self._values
+        rows = {key: _row(values[key], spec, True, self._val_epoch) for key, spec in specs.items() if key in values}
         if not rows:
             return
+        if (constants := self._constants(trainer, pl_module.tasks)) is not None:
+            for key, row in rows.items():
+                constant = constants.get(tasks[key].name, math.nan)
+                row |= {"constant": constant, "gain_percent": specs[key].relative_gain(row["value"], constant)}
         path = self._folder / RESULTS["val"]
         _write_json(path, rows)
-        console = Console()
-        console.print(_val_table(rows, trainer.current_epoch))
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
-        for written in [path, *filter(None, panels)]:
-            console.out(written, highlight=False)
+        _print(trainer, _val_table(rows, trainer.current_epoch), path, *filter(None, panels))
 
     def _constants(self, trainer: L.Trainer, tasks: list[Task]) -> dict[str, float] | None:
         """Score the constant baselines, or return None if they are off."""
@@ -120,16 +114,23 @@ class ResultsTable(Callback):
         if not rows:
             return
         path = self._folder / RESULTS["test"]
+        markdown = path.with_suffix(".md")
         _write_json(path, rows)
         table = {f"{task} {head}".strip(): cell for task, cells in columns.items() for head, cell in cells.items()}
         lines = (table, ["---:"] * len(table), table.values())
-        with atomic_path(path.with_suffix(".md")) as partial:
+        with atomic_path(markdown) as partial:
             partial.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
-        _close_progress_bar(trainer, pl_module, "test")
-        console = Console()
-        console.print(Columns([_task_table(task, cells) for task, cells in columns.items()]))
-        for written in (path, path.with_suffix(".md")):
-            console.out(written, highlight=False)
+        _print(trainer, Columns([_task_table(task, cells) for task, cells in columns.items()]), path, markdown)
+
+
+def _print(trainer: L.Trainer, table: Any, *paths: Path) -> None:
+    """Print a table and paths below the progress bar, whose last redraw would overwrite them."""
+    if trainer.progress_bar_callback:
+        trainer.progress_bar_callback.teardown(trainer, trainer.lightning_module, str(trainer.state.fn))
+    console = Console()
+    console.print(table)
+    for path in paths:
+        console.out(path, highlight=False)
 
 
 def _row(value: float, spec: MetricSpec, primary: bool, epoch: int | None) -> dict[str, Any]:
@@ -149,29 +150,19 @@ def _write_json(path: Path, rows: Rows) -> None:
 
 def _val_table(rows: Rows, epochs: int) -> Table:
     """Lay out one metric per line, beside its constant baseline if there is one."""
-    table = Table(title=f"Validation after {epochs} epochs")
-    columns = {"value": "value", "constant": "constant", "gain_percent": "better than the constant by"}
-    shown = {name: title for name, title in columns.items() if any(name in row for row in rows.values())}
-    table.add_column("metric")
-    for title in shown.values():
-        table.add_column(title, justify="right")
+    table = Table("metric", Column("value", justify="right"), title=f"Validation after {epochs} epochs")
+    if any("constant" in row for row in rows.values()):
+        table.add_column("constant", justify="right")
+        table.add_column("better than the constant by", justify="right")
     for key, row in rows.items():
-        forms = {name: (":+.1f", "%") if name == "gain_percent" else (":.3f", row["unit"]) for name in shown}
-        texts = (f"{{{form}}} {unit}".format(row[name]).rstrip() for name, (form, unit) in forms.items())
-        table.add_row(key, *("-" if text.startswith(("nan", "+nan")) else text for text in texts))
+        texts = [f"{row[name]:.3f} {row['unit']}".rstrip() for name in ("value", "constant") if name in row]
+        texts += [f"{row['gain_percent']:+.1f} %"] if "gain_percent" in row else []
+        table.add_row(key, *("-" if "nan" in text else text for text in texts))
     return table
 
 
 def _task_table(task: str, cells: Mapping[str, str]) -> Table:
     """Lay out the test metrics of one task as a row."""
-    table = Table(title=task)
-    for header in cells:
-        table.add_column(header.replace(" ", "\n", 1), justify="right")
+    table = Table(*(Column(header.replace(" ", "\n", 1), justify="right") for header in cells), title=task)
     table.add_row(*cells.values())
     return table
-
-
-def _close_progress_bar(trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-    """Close the progress bar, whose last redraw would overwrite the table."""
-    if trainer.progress_bar_callback:
-        trainer.progress_bar_callback.teardown(trainer, pl_module, stage)

@@ -21,9 +21,6 @@ from htt_lightning.io.files import atomic_path
 from htt_lightning.io.run_directory import RUN_RECORD, run_directory
 from htt_lightning.training.environment import versions
 
-GIT_TIMEOUT = 10
-"""Time limit of a git command in seconds."""
-
 
 class RunRecord(Callback):
     """Write ``run_record.yaml`` into the run directory of ``fit`` and ``test``.
@@ -42,33 +39,28 @@ class RunRecord(Callback):
         if self._folder is None or not trainer.is_global_zero:
             return
         data: Any = getattr(trainer, "datamodule", None)
-        names = ("train", "val") if stage == "fit" else ("val",)
-        splits = {name: getattr(data, name, None) for name in names}
+        splits = {name: getattr(data, name, None) for name in (("train", "val") if stage == "fit" else ("val",))}
         self._record = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": versions(),
             "device": device(trainer),
             "git": git_state(),
-            "data": {
-                name: split_fingerprint(split)
-                for name, split in splits.items()
-                if isinstance(split, PartialLabelDataset)
-            },
+            "data": {k: split_fingerprint(v) for k, v in splits.items() if isinstance(v, PartialLabelDataset)},
             "labels": data.mask.fingerprint if stage == "fit" and getattr(data, "mask", None) else None,
             "began": timestamp(),
             "stages": {},
             "ended": None,  # still running, or killed
         }
-        self._write(self._folder)
+        self._write()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the start or resumption of a stage."""
         callbacks: list[Callback] = cast(Any, trainer).callbacks
         stage = 1 + next((callback.stage for callback in callbacks if isinstance(callback, LabelDiscovery)), 0)
-        if self._folder and self._record and str(stage) not in self._record["stages"]:
+        if self._record and str(stage) not in self._record["stages"]:
             start = f"from epoch {trainer.current_epoch}, step {trainer.global_step}, {timestamp()}"
             self._record["stages"][str(stage)] = start
-            self._write(self._folder)
+            self._write()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record the exception that ended the run."""
@@ -79,14 +71,15 @@ class RunRecord(Callback):
         self._end(timestamp())
 
     def _end(self, text: str) -> None:
-        if self._folder and self._record:
+        if self._record:
             self._record["ended"] = text
-            self._write(self._folder)
+            self._write()
         self._record = {}
 
-    def _write(self, folder: Path) -> None:
-        with atomic_path(folder / RUN_RECORD) as partial:
-            partial.write_text(yaml.safe_dump(self._record, sort_keys=False, width=1000), encoding="utf-8")
+    def _write(self) -> None:
+        if self._folder:
+            with atomic_path(self._folder / RUN_RECORD) as partial:
+                partial.write_text(yaml.safe_dump(self._record, sort_keys=False, width=1000), encoding="utf-8")
 
 
 def timestamp() -> str:
@@ -115,7 +108,7 @@ def git_state() -> dict[str, Any] | None:
     commands = ("rev-parse", "HEAD"), ("rev-parse", "--abbrev-ref", "HEAD"), ("status", "--porcelain", "-uno")
     try:
         commit, branch, changed = (
-            subprocess.run([git, *words], capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT).stdout
+            subprocess.run([git, *words], capture_output=True, text=True, check=True, timeout=10).stdout
             for words in commands
         )
     except (OSError, subprocess.SubprocessError):  # no repository, or no commit in it

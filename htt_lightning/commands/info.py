@@ -13,15 +13,9 @@ from rich.console import Console
 from htt_lightning.errors import ConfigError, HTTError, combine_errors
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.run_directory import CONFIG, RESULTS, RUN_RECORD
+from htt_lightning.training import results
 from htt_lightning.training.environment import package_version, versions
-from htt_lightning.training.results import (
-    MetricValue,
-    comparable_settings,
-    flatten,
-    load_mapping,
-    read_metrics,
-    task_names,
-)
+from htt_lightning.training.results import flatten, load_mapping, task_names
 
 SUMMARY_OPTIONS = (
     *("data", "data.root", "data.labels", "data.tasks", "data.image_size", "data.batch_size", "data.pseudo_labels"),
@@ -33,12 +27,10 @@ SUMMARY_OPTIONS = (
 
 
 def info(run: str | None = None) -> None:
-    """Describe the installation, or a run.
-
-    The installation is versions, devices and extras. A run is its config, provenance, checkpoints and metrics.
+    """Describe the installation: versions, devices and extras.
 
     Args:
-        run: Run directory, such as ``runs/version_0``. The installation is described by default.
+        run: Run directory, such as ``runs/version_0``, to describe its config, provenance, checkpoints and metrics.
 
     Raises:
         ConfigError: The folder is no run directory.
@@ -80,17 +72,17 @@ def extra_packages() -> dict[str, list[str]]:
 def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, str]]:
     """Yield titles and texts on a run; ``errors`` receives an error per corrupt file."""
     if not (folder / CONFIG).is_file():
-        nested = [path.parent for path in sorted(folder.rglob(CONFIG))] if folder.is_dir() else []
-        hint = f"Did you mean {nested[-1]}?" if nested else "Name a folder such as runs/version_0."
+        nested = sorted(folder.rglob(CONFIG))
+        hint = f"Did you mean {nested[-1].parent}?" if nested else "Name a folder such as runs/version_0."
         raise ConfigError(f"RUN must be a folder with a {CONFIG}, got {folder}. {hint}")
     yield "run", str(folder)
-    metrics = dict[str, dict[str, MetricValue]]()
+    metrics = dict[str, dict[str, results.MetricValue]]()
     for split, name in RESULTS.items():
         with _collect(errors):
-            metrics |= {split: read_metrics(folder / name)} if (folder / name).is_file() else {}
+            metrics |= {split: results.read_metrics(folder / name)} if (folder / name).is_file() else {}
     with _collect(errors):
         options = flatten(load_mapping(folder / CONFIG))
-        settings = options | comparable_settings(options, next(map(task_names, metrics.values()), ()))
+        settings = options | results.comparable_settings(options, next(map(task_names, metrics.values()), ()))
         settings["data.tasks"] = settings["data.tasks"] or options.get("data.tasks") or "all of the dataset"
         yield from ((key, str(settings[key])) for key in SUMMARY_OPTIONS if settings.get(key) is not None)
     if (folder / RUN_RECORD).is_file():
@@ -109,10 +101,9 @@ def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, st
 
 
 def _describe_checkpoint(path: Path) -> str:
-    checkpoint = read_checkpoint(path, "RUN")
+    checkpoint, size = read_checkpoint(path, "RUN"), path.stat().st_size / 2**20
     stage = checkpoint.get("callbacks", {}).get("LabelDiscovery", {}).get("stage")
     where = "" if stage is None else f", in stage {stage + 1}"
-    size = path.stat().st_size / 2**20
     return f"{checkpoint['global_step']} steps, epoch {checkpoint['epoch']}{where}, {size:.0f} MiB"
 
 

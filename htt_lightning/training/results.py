@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ from htt_lightning.io.run_directory import CONFIG, TRAIN_CONFIG
 from htt_lightning.tasks.metric_spec import MetricSpec
 
 Split = Literal["val", "test"]
-"""``val`` for the last validation of ``fit``, ``test`` for the command ``test``."""
+"""Last validation of ``fit``, or the command ``test``."""
 IGNORED_OPTIONS = (
     *("seed_everything", "data.seed", "ckpt_path", "verbose", "weights_only", "trainer.logger"),
     *("trainer.default_root_dir", "trainer.enable_", "trainer.log_every_n_steps", "trainer.profiler"),
@@ -29,30 +29,26 @@ TEST_OPTIONS = ("data", "tasks.", "trainer.limit_test_batches", "trainer.precisi
 """Prefixes of options that can change the metrics of ``test``."""
 TRAIN_OPTIONS = ("data.labels", "data.batch_size", "data.augment", "data.pseudo_labels", "data.train_images")
 """Prefixes of ``TEST_OPTIONS`` that matter in training only."""
-STEPS = "steps"
-"""Setting of a test: number of training steps of its network."""
-ALONE = "each alone"
-"""Value of the setting ``data.tasks`` for networks of a single task."""
+STEPS, ALONE = "steps", "each alone"
+"""Setting with the training steps of a tested network, and value of ``data.tasks`` for networks of a single task."""
 
 
 class MetricValue(NamedTuple):
-    """One metric of a run: value (NaN if undefined), unit and direction."""
+    """A metric: its value, NaN if undefined, and the epoch of the network, None if untrained."""
 
     value: float
     spec: MetricSpec
     primary: bool
     epoch: int | None
-    """Epoch of the network, from 0. None for a network that was not trained."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A metric file, with the settings that distinguish its run from others."""
+    """A metric file, with every option that can change a metric as text, seeds apart."""
 
     path: Path
     split: Split
     settings: Mapping[str, str]
-    """Every option that can change a metric, as text. Seeds are left out."""
     seed: str
     metrics: Mapping[str, MetricValue]
     """Metrics by ``<task>/<metric>``."""
@@ -64,11 +60,7 @@ class Run:
 
 
 def training_info(path: str | Path) -> dict[str, Any]:
-    """Read how the network of a checkpoint was trained.
-
-    Returns:
-        ``checkpoint``, ``steps``, ``labels`` (provenance of the label mask) and ``config``. Unknown values are None.
-    """
+    """Read ``steps``, ``labels`` (provenance of the mask) and ``config`` of the training, None if unknown."""
     checkpoint, folder = read_checkpoint(path, "--ckpt_path"), Path(path).parent.parent
     config, labels = (checkpoint.get("training", {}).get(key) for key in ("config", "labels"))
     if config is None and (folder / CONFIG).is_file():  # saved without the callback, such as by trainer.save_checkpoint
@@ -82,18 +74,16 @@ def read_run(path: Path, split: Split) -> Run:
     metrics, options = read_metrics(path), flatten(load_mapping(path.with_name(CONFIG)))
     tasks, labels, tested = task_names(metrics), read_mask_provenance(path.parent), dict[str, str]()
     if split == "test":
-        test_settings = comparable_settings(options, tasks)
         trained_by = path.with_name(TRAIN_CONFIG)
         info = load_mapping(trained_by) if trained_by.is_file() else {}
         config, labels = info.get("config"), info.get("labels")
-        options = flatten(config if isinstance(config, dict) else {"checkpoint": options.get("ckpt_path")})
-        train_settings = comparable_settings(options, tasks)
-        tested = {
-            f"test.{key}": value
-            for key, value in test_settings.items()
-            if key.startswith(TEST_OPTIONS) and not key.startswith(TRAIN_OPTIONS) and train_settings.get(key) != value
-        }
+        train_options = flatten(config if isinstance(config, dict) else {"checkpoint": options.get("ckpt_path")})
+        train_settings = comparable_settings(train_options, tasks)
+        for key, value in comparable_settings(options, tasks).items():
+            can_matter = key.startswith(TEST_OPTIONS) and not key.startswith(TRAIN_OPTIONS)
+            tested |= {f"test.{key}": value} if can_matter and train_settings.get(key) != value else {}
         tested |= {STEPS: str(info[STEPS])} if STEPS in info else {}
+        options = train_options
     seeds = [str(seed) for key in ("seed_everything", "data.seed") if (seed := options.get(key)) is not None]
     return Run(path, split, comparable_settings(options, tasks, labels) | tested, "/".join(seeds), metrics)
 
@@ -101,10 +91,7 @@ def read_run(path: Path, split: Split) -> Run:
 def comparable_settings(
     options: Mapping[str, Any], tasks: Sequence[str], labels: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Select the options of a run that can change its metrics, as text.
-
-    ``labels`` is the provenance of the label mask (protocol, seed, origin), if known.
-    """
+    """Select the options that can change metrics, as text; ``labels`` is the provenance of the mask."""
     settings: dict[str, Any] = {"data": str(options.get("data.class_path") or "").rpartition(".")[2] or None}
     settings |= {key: value for key, value in options.items() if not key.startswith(IGNORED_OPTIONS)}
     if "data.labels" in settings:
@@ -119,18 +106,15 @@ def comparable_settings(
         if isinstance(task, Mapping):
             name = str(task.get("class_path")).rpartition(".")[2]
             settings |= {f"tasks.{name}.{key}": value for key, value in flatten(task).items() if key != "class_path"}
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in settings.items()
-        if value is not None
-    }
+    known = {key: value for key, value in settings.items() if value is not None}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in known.items()}
 
 
 def read_metrics(path: Path) -> dict[str, MetricValue]:
     """Read a metric file by ``<task>/<metric>``; raise ``DataError`` if corrupt."""
     metrics = dict[str, MetricValue]()
     try:
-        for key, row in load_mapping(path, json.loads).items():
+        for key, row in load_mapping(path).items():
             value = math.nan if row["value"] is None else float(row["value"])
             spec = MetricSpec(str(row["unit"]), bool(row["higher_is_better"]))
             metrics[key.partition("/")[2]] = MetricValue(value, spec, bool(row["primary"]), row["epoch"])
@@ -142,21 +126,20 @@ def read_metrics(path: Path) -> dict[str, MetricValue]:
 def read_mask_provenance(folder: Path) -> dict[str, Any] | None:
     """Read protocol, seed and origin of a run's label mask, or None if it has none."""
     path = folder / LABEL_MASK
-    mask = load_mapping(path, json.loads) if path.is_file() else None
+    mask = load_mapping(path) if path.is_file() else None
     return mask and {key: mask.get(key) for key in ("protocol", "seed", "origin")}
 
 
-def load_mapping(path: Path, parse: Callable[[str], Any] = yaml.safe_load) -> dict[str, Any]:
-    """Read a YAML or JSON mapping; raise ``DataError`` if missing or corrupt."""
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON or YAML mapping; raise ``DataError`` if missing or corrupt."""
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError("it holds no mapping")
-    except FileNotFoundError:
-        raise DataError(f"{path} must exist. Copy it from the directory of the run.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
-        raise DataError(f"{path} is corrupt ({text}). Delete it, or run its command again.") from error
+        raise DataError(f"{path} cannot be read ({text}). Delete it, or run its command again.") from error
     return content
 
 

@@ -74,7 +74,7 @@ def test_best_constant_of_normals_is_their_median():
 def test_baseline_scores_agree_with_numpy():
     data = set_up()
     scores = constant_baseline_scores(data, data.tasks)
-    train, val = data.train.source, data.val.source
+    train, val = data.train.dataset, data.val.dataset
     keep = data.labels_per_image("train", train)
 
     def fitted(task):
@@ -116,7 +116,7 @@ def test_baseline_never_reads_a_hidden_label(monkeypatch):
         return label(self, index, task)
 
     data, read = set_up(), set()
-    keep, label = data.labels_per_image("train", data.train.source), SyntheticScenes.label
+    keep, label = data.labels_per_image("train", data.train.dataset), SyntheticScenes.label
     monkeypatch.setattr(SyntheticScenes, "label", guarded)
     constant_baseline_scores(data, data.tasks)
     assert {(0, "depth"), (1, "depth"), (0, "semseg"), (1, "semseg")} <= read
@@ -124,7 +124,7 @@ def test_baseline_never_reads_a_hidden_label(monkeypatch):
 
 def test_baseline_skips_tasks_without_labels():
     data = set_up(train_images=4)  # fewer images than tasks
-    kept = {name for names in data.labels_per_image("train", data.train.source).values() for name in names}
+    kept = {name for names in data.labels_per_image("train", data.train.dataset).values() for name in names}
     assert len(kept) == 4
     scores = constant_baseline_scores(data, data.tasks)
     assert set(scores) == kept

@@ -56,32 +56,31 @@ def report(
             comparison.add_delta_m(baseline, errors)
         text = comparison.to_markdown()
         Console().out(text, highlight=False)
-        _write(Path(out) / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
-        _write(Path(out) / "comparison.csv", comparison.to_frame().to_csv)
-        _write(Path(out) / "comparison.png", lambda path: draw(comparison, path))
+        writers: dict[str, Callable[[Path], Any]] = {
+            "comparison.md": lambda path: path.write_text(text, encoding="utf-8"),
+            "comparison.csv": comparison.to_frame().to_csv,
+            "comparison.png": lambda path: draw(comparison, path),
+        }
+        for name, write in writers.items():
+            with atomic_path(Path(out) / name) as partial:
+                write(partial)
+            Console().out(Path(out) / name, highlight=False)
     if errors:
         raise combine_errors(errors, shown=None)
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    with atomic_path(path) as partial:
-        write(partial)
-    Console().out(path, highlight=False)
-
-
 def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[HTTError]]:
     """Read every run in the folders once, and collect the errors of corrupt ones."""
-    files: dict[Path, tuple[Path, Split]] = {}
+    files: dict[Path, Path] = {}
     runs, errors = list[Run](), list[HTTError]()
-    splits: tuple[Split, ...] = ("val", "test")
     for folder in folders:
-        found = [(path, split) for split in splits for path in sorted(Path(folder).rglob(RESULTS[split]))]
-        files = {path.resolve(): (path, split) for path, split in found} | files
+        found = [path for name in RESULTS.values() for path in sorted(Path(folder).rglob(name))]
+        files = {path.resolve(): path for path in found} | files
         if not found:
             errors.append(ConfigError(f"DIR must contain {' or '.join(RESULTS.values())}, got {folder}. Name a run."))
-    for path, split in files.values():
+    for path in files.values():
         try:
-            runs.append(read_run(path, split))
+            runs.append(read_run(path, "test" if path.name == RESULTS["test"] else "val"))
         except HTTError as error:
             errors.append(error)
     return runs, errors

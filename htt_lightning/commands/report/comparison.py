@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -14,11 +14,8 @@ from htt_lightning.tasks.metric_spec import MetricSpec, delta_m
 from htt_lightning.training.results import ALONE, STEPS, Run, Split
 
 DELTA_M = "delta_m"
-"""Key of the metric over all tasks."""
 KEY_SETTINGS = ("data.labels", "model.network", "data.tasks", "model.", "data", "discovery.", "trainer.", "test.")
 """Prefixes of settings in the order in which they name rows."""
-UNSET = "null"
-"""Value of a setting that a run does not have."""
 TITLES = {"test": "Metrics of test", "val": "Metrics of the last validation of fit"}
 
 
@@ -76,40 +73,36 @@ class Comparison:
         return "\n\n".join([*parts, *self.notes]) + "\n"
 
     def add_delta_m(self, baseline: str, errors: list[HTTError]) -> None:
-        """Compute Delta_m of every seed, relative to the mean of a row.
-
-        ``errors`` receives an error per row with other tasks.
-        """
+        """Compute Delta_m of every seed to the mean of a row; collect errors of other tasks."""
         base = find_row(self.runs, baseline)
-        means = dict(zip(self.specs, self.statistics("mean").loc[base], strict=True))
-        specs = {key: self.specs[key] for key in self.primary if key != DELTA_M and not math.isnan(means[key])}
+        self.values = self.values.drop(columns=DELTA_M, errors="ignore")
+        self.primary = [key for key in self.primary if key != DELTA_M]
+        self.specs.pop(DELTA_M, None)
+        means: Any = self.statistics("mean").loc[base]
+        specs = {key: self.specs[key] for key in self.primary if not math.isnan(means[key])}
+        gains = delta_m(specs, cast(Any, self.values), means)  # of whole columns
         tasks = {name: sorted({task for run in runs for task in run.tasks}) for name, runs in self.runs.items()}
-        gains = [
-            delta_m(specs, dict(zip(self.specs, values, strict=True)), means)
-            if tasks[name] == tasks[base]
-            else math.nan
-            for name, values in zip(self.values.index.get_level_values("run"), self.values.to_numpy(), strict=True)
-        ]
-        for name in (name for name in tasks if tasks[name] != tasks[base]):
+        other = [name for name in tasks if tasks[name] != tasks[base]]
+        for name in other:
             path, expected = self.runs[name][0].path, ", ".join(tasks[base])
             errors.append(DataError(f"{path} must have the tasks of --baseline ({expected}), got {tasks[name]}."))
-        self.values = self.values.drop(columns=DELTA_M, errors="ignore").assign(**{DELTA_M: gains})
-        self.specs = {key: spec for key, spec in self.specs.items() if key != DELTA_M} | {DELTA_M: MetricSpec()}
-        self.primary = [*(key for key in self.primary if key != DELTA_M), DELTA_M]
+        self.values[DELTA_M] = pd.Series(gains, self.values.index).drop(other, level="run")
+        self.specs[DELTA_M] = MetricSpec()
+        self.primary.append(DELTA_M)
         self.notes.append(f"Delta_m is relative to {base}.")
 
 
 def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) -> Comparison:
-    """Group at least one run into rows of equal settings.
-
-    The default split is ``test``, if there is any. ``errors`` receives an error per run with other units.
-    """
+    """Group at least one run into rows of equal settings; collect errors of other units."""
     chosen: Split = split or ("test" if any(run.split == "test" for run in runs) else "val")
     candidates = [run for run in runs if run.split == chosen]
     if not candidates:
         raise ConfigError(f"--split {chosen} needs a {RESULTS[chosen]}, got none. Leave it out, or run its command.")
     usable = list(with_same_units(candidates, errors))
-    latest = {_identity(run): run for run in sorted(usable, key=lambda run: run.path.stat().st_mtime)}
+    latest = {
+        (*sorted(run.settings.items()), run.seed, run.tasks if run.settings["data.tasks"] == ALONE else ()): run
+        for run in sorted(usable, key=lambda run: run.path.stat().st_mtime)
+    }
     kept = sorted(latest.values(), key=lambda run: str(run.path))
     notes = []
     if count := len(runs) - len(candidates):
@@ -117,7 +110,7 @@ def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) ->
     if count := len(usable) - len(kept):
         notes.append(f"Of runs with equal settings and seed, the latest counts ({count} left out).")
 
-    settings = pd.DataFrame([dict(run.settings) for run in kept]).fillna(UNSET)
+    settings = pd.DataFrame([dict(run.settings) for run in kept]).fillna("null")
     group = settings.groupby(list(settings), sort=False).ngroup()
     rows = settings.drop_duplicates()
     differing = rows.loc[:, rows.nunique() > 1]
@@ -138,11 +131,6 @@ def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) ->
     )
 
 
-def _identity(run: Run) -> tuple[object, ...]:
-    """Return a key that repetitions of a run share."""
-    return *sorted(run.settings.items()), run.seed, run.tasks if run.settings["data.tasks"] == ALONE else ()
-
-
 def with_same_units(runs: Iterable[Run], errors: list[HTTError]) -> Iterator[Run]:
     """Yield runs with the units of earlier runs, and collect errors of the others."""
     first: dict[str, Run] = {}
@@ -158,10 +146,7 @@ def with_same_units(runs: Iterable[Run], errors: list[HTTError]) -> Iterator[Run
 
 
 def row_names(settings: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
-    """Name rows by the settings that differ, once if settings vary together.
-
-    ``steps`` usually follows from other settings. It is added only if rows have the same name without it.
-    """
+    """Name rows by the settings that differ, once if settings vary together; by ``steps`` only if ambiguous."""
     kept: dict[tuple[int, ...], str] = {}
     for key in sorted(map(str, settings), key=lambda key: [not key.startswith(prefix) for prefix in KEY_SETTINGS]):
         if key != STEPS or len(settings[list(kept.values())].drop_duplicates()) < len(settings):
@@ -176,10 +161,10 @@ def row_names(settings: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
     return [" ".join(row) for row in zip(*words, strict=True)]
 
 
-def short_name(key: str, others: Iterable[str]) -> str:
-    """Strip the group of an option, unless the rest is ambiguous."""
+def short_name(key: str, keys: Iterable[str]) -> str:
+    """Strip the group of an option, unless the rest is ambiguous among ``keys``."""
     rest = key.partition(".")[2] or key
-    return key if any(other != key and (other.partition(".")[2] or other) == rest for other in others) else rest
+    return key if any(other != key and (other.partition(".")[2] or other) == rest for other in keys) else rest
 
 
 def find_row(rows: dict[str, list[Run]], baseline: str) -> str:
@@ -190,9 +175,8 @@ def find_row(rows: dict[str, list[Run]], baseline: str) -> str:
     if len(found) == 1:
         return found[0]
     rule = "be part of one name only" if found else "name a row or the directory of one of its runs"
-    listed = "".join(f"\n  {name}" for name in found or rows)
     hint = "" if found else did_you_mean(baseline, rows)
-    raise ConfigError(f"--baseline must {rule}, got {baseline!r}.{hint} Rows:{listed}")
+    raise ConfigError("\n  ".join([f"--baseline must {rule}, got {baseline!r}.{hint} Rows:", *(found or rows)]))
 
 
 def _cell(spec: MetricSpec, mean: float, std: float, best: bool) -> str:

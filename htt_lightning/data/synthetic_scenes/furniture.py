@@ -15,10 +15,10 @@ import numpy as np
 from htt_lightning.data.synthetic_scenes.raycaster import Material, Pattern, Primitive, Shape
 
 Piece = list[Primitive]
-"""Solids in their own frame: base at y = 0, front towards +z, instances from 0."""
 Builder = Callable[[np.random.Generator], Piece]
-"""Function that samples a piece."""
 _PATTERN_CHOICES: tuple[Pattern, ...] = ("plain", "plain", "plain", "noise", "noise", "stripes", "checker")
+_TONES = (((0.01, 0.1, 0.25), (0.12, 0.55, 0.7)), ((0, 0, 0.1), (1, 0.12, 0.9)), ((0, 0.15, 0.2), (1, 0.6, 0.7)))
+"""Lowest hue, saturation and value, and their ranges."""
 Vector3 = Sequence[float] | np.ndarray
 
 
@@ -72,15 +72,8 @@ _ellipsoid = partial(solid, "ellipsoid")
 
 def sample_color(rng: np.random.Generator) -> np.ndarray:
     """Sample linear RGB, ``3``: warm tones, grays, and any other hue."""
-    kind = rng.random()
-    hue, saturation, value = rng.random(3)
-    if kind < 0.5:
-        hsv = 0.01 + 0.12 * hue, 0.1 + 0.55 * saturation, 0.25 + 0.7 * value
-    elif kind < 0.7:
-        hsv = hue, 0.12 * saturation, 0.1 + 0.9 * value
-    else:
-        hsv = hue, 0.15 + 0.6 * saturation, 0.2 + 0.7 * value
-    return np.array(colorsys.hsv_to_rgb(*hsv)) ** 2
+    low, span = _TONES[np.searchsorted((0.5, 0.7), rng.random(), "right")]
+    return np.array(colorsys.hsv_to_rgb(*(np.array(low) + np.array(span) * rng.random(3)))) ** 2
 
 
 def sample_material(rng: np.random.Generator, glow: float = 0.0) -> Material:
