@@ -66,12 +66,8 @@ class Edges(Task):
 
     def loss(self, output: TaskOutput, target: Tensor) -> Tensor:
         """Compute the balanced binary cross entropy, mean over valid pixels."""
-        return self._loss(output, target, self.valid_mask(target))
-
-    def _loss(self, output: TaskOutput, label: Tensor, counted: Tensor) -> Tensor:
-        """Compute the balanced binary cross entropy, mean over the counted pixels."""
-        logits = upsample_to_image(upcast(output.logits), (label.shape[-2], label.shape[-1]))[:, 0]
-        return balanced_bce(logits, label, counted, self.pos_weight)
+        logits = upsample_to_image(upcast(output.logits), (target.shape[-2], target.shape[-1]))[:, 0]
+        return balanced_bce(logits, target, self.valid_mask(target), self.pos_weight)
 
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Compute the probability of an edge, float ``b h w`` in [0, 1]."""
@@ -90,7 +86,8 @@ class Edges(Task):
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Compute the balanced binary cross entropy, mean over confident pixels."""
-        return self._loss(output, found.label, valid & self.confidence_mask(found.confidence))
+        counted = valid & self.confidence_mask(found.confidence)
+        return self.loss(output, found.label.masked_fill(~counted, IGNORE_INDEX))
 
     def soft_target(self, output: TaskOutput) -> Tensor:
         """Compute the probability of an edge, ``b 1 h/s w/s``."""
