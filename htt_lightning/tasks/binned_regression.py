@@ -60,6 +60,10 @@ class BinnedRegression(Task):
     def expected_value(self, output: TaskOutput) -> Tensor:
         """Compute the expected value over bins at feature resolution, ``b c h/s w/s``."""
 
+    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
+        """Upsample the expected value to ``b c h w``."""
+        return upsample_to_image(self.expected_value(output), size)
+
     @abstractmethod
     def nearest_bin(self, target: Tensor) -> Tensor:
         """Find the nearest bin of each pixel of a target: int64 ``b h w``, any value where it is missing."""

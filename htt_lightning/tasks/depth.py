@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from htt_lightning.errors import ConfigError
 from htt_lightning.losses import einsum_no_autocast, upcast
 from htt_lightning.metrics import DepthErrors
-from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.output import TaskOutput
 from htt_lightning.tasks.binned_regression import BinnedRegression
 from htt_lightning.tasks.colormap import heatmap
 from htt_lightning.tasks.metric_spec import MetricSpec
@@ -78,10 +78,6 @@ class Depth(BinnedRegression):
         centers = self.bin_centers(target)
         depth = target[:, 0].nan_to_num(self.min_depth).contiguous()
         return torch.bucketize(depth, (centers[1:] + centers[:-1]) / 2)
-
-    def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
-        """Compute depth ``b 1 h w`` in the unit of the labels."""
-        return upsample_to_image(self.expected_value(output), size)
 
     def is_correct(self, label: Tensor, target: Tensor) -> Tensor:
         """Compare depths up to a factor of 1.25, as the metric ``delta1`` does."""

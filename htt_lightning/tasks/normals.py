@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from htt_lightning.errors import ConfigError
 from htt_lightning.losses import einsum_no_autocast, upcast
 from htt_lightning.metrics import NormalErrors
-from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.output import TaskOutput
 from htt_lightning.tasks.binned_regression import BinnedRegression
 from htt_lightning.tasks.colormap import MISSING_GRAY
 from htt_lightning.tasks.metric_spec import MetricSpec
@@ -72,8 +72,8 @@ class Normals(BinnedRegression):
         return einsum_no_autocast("b c h w, k c -> b k h w", target.nan_to_num(0), self.bin_centers(target)).argmax(1)
 
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
-        """Compute unit normals ``b 3 h w``."""
-        return F.normalize(upsample_to_image(self.expected_value(output), size), dim=1)
+        """Upsample the normals and normalize them again, ``b 3 h w``."""
+        return F.normalize(super().decode(output, size), dim=1)
 
     def unflip(self, soft_target: Tensor) -> Tensor:
         """Mirror the map and change the sign of x."""
