@@ -58,7 +58,7 @@ def einsum_no_autocast(equation: str, *operands: Tensor) -> Tensor:
 
 
 def labeled_sum(loss: Tensor, labeled: Tensor) -> Tensor:
-    """Sum the losses of the labeled images.
+    """Sum the losses ``b`` of the labeled images.
 
     ``torch.where`` keeps the head of an unlabeled image in the graph with zero gradient, so distributed training never
     waits for it. A product with zero would let NaN through.
@@ -66,57 +66,35 @@ def labeled_sum(loss: Tensor, labeled: Tensor) -> Tensor:
     Examples:
         >>> labeled_sum(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
         tensor(1.)
-
-    Args:
-        loss: One value per image, ``b``.
-        labeled: bool ``b``.
-
-    Returns:
-        A scalar.
     """
     return torch.where(labeled, loss, torch.zeros_like(loss)).sum()
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Average each image's valid pixels.
+    """Average each image's valid pixels: finite ``b h w -> b``, 0 for an image without one.
 
     Examples:
         >>> valid = torch.tensor([[[True, True]], [[False, False]]])
         >>> masked_mean(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), valid)
         tensor([1.5000, 0.0000])
-
-    Args:
-        values: Finite ``b h w``.
-        valid: bool ``b h w``.
-
-    Returns:
-        ``b``, 0 where an image has no valid pixel.
     """
     total = reduce(torch.where(valid, values, torch.zeros_like(values)), "b h w -> b", "sum")
     return total / reduce(valid, "b h w -> b", "sum").clamp(min=1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Compute the cross entropy of each pixel.
+    """Compute the cross entropy ``b h w`` of logits ``b k h w``; invalid pixels have any target and a loss of 0.
 
     Examples:
         >>> valid = torch.tensor([[[True, False]]])
         >>> cross_entropy(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]]), valid)
         tensor([[[1.3863, 0.0000]]])
-
-    Args:
-        logits: ``b k h w``.
-        target: int64 ``b h w``, any value where invalid.
-        valid: bool ``b h w``.
-
-    Returns:
-        ``b h w``, 0 where invalid.
     """
     return F.cross_entropy(logits, target.masked_fill(~valid, -100), reduction="none", ignore_index=-100)
 
 
 def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor, pos_weight: float = 0.95) -> Tensor:
-    """Compute the binary cross entropy with fixed class weights.
+    """Compute the binary cross entropy ``b h w -> b`` with weight w of the positive class, 1 - w of the negative one.
 
     It is the mean over valid pixels of ``w y softplus(-x) + (1 - w) (1 - y) softplus(x)``.
 
@@ -124,15 +102,6 @@ def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor, pos_weight: floa
         >>> valid = torch.ones(1, 1, 1, dtype=torch.bool)
         >>> balanced_bce(torch.zeros(1, 1, 1), torch.ones(1, 1, 1, dtype=torch.long), valid)
         tensor([0.6585])
-
-    Args:
-        logits: ``b h w``.
-        target: ``b h w``, 0 or 1, any value where invalid.
-        valid: bool ``b h w``.
-        pos_weight: Weight w of the positive class in [0, 1]; the negative class has ``1 - w``.
-
-    Returns:
-        ``b``.
     """
     truth = target.masked_fill(~valid, 0).to(logits.dtype)
     pixel = pos_weight * truth * F.softplus(-logits) + (1 - pos_weight) * (1 - truth) * F.softplus(logits)
@@ -140,44 +109,27 @@ def balanced_bce(logits: Tensor, target: Tensor, valid: Tensor, pos_weight: floa
 
 
 def l1(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Average the absolute error, summed over channels, over each image's valid pixels.
+    """Average the absolute error ``b c h w -> b``, summed over channels, over each image's valid pixels.
 
     Examples:
         >>> target = torch.tensor([[[[2.0, float("nan")]]]])
         >>> l1(torch.zeros(1, 1, 1, 2), target, torch.tensor([[[True, False]]]))
         tensor([2.])
-
-    Args:
-        pred: ``b c h w``.
-        target: ``b c h w``, any value where invalid. NaN is replaced before the arithmetic, because a NaN that is
-            masked afterwards can survive in gradients.
-        valid: bool ``b h w``.
-
-    Returns:
-        ``b``.
     """
+    # Replaced before the arithmetic: a NaN that is masked afterwards can survive in gradients.
     truth = torch.where(valid[:, None], target, torch.zeros_like(target))
     return masked_mean((pred - truth).abs().sum(1), valid)
 
 
 def bin_confidence(output: TaskOutput, size: tuple[int, int], inverse_temperature: float) -> Tensor:
-    """Compute the confidence of a binned regression: the largest bin probability of each pixel.
-
-    Args:
-        output: Output with bin logits ``b k h/s w/s``.
-        size: Image height and width in pixels.
-        inverse_temperature: Factor on the logits before the softmax.
-
-    Returns:
-        ``b h w`` in [0, 1].
-    """
+    """Compute the confidence ``b h w`` of a binned regression: the largest bin probability of each pixel."""
     scaled = upsample_to_image(inverse_temperature * upcast(output.logits), size)
     # Upsampling leaves the bins contiguous, for which softmax takes a third of the time on a CPU.
     return rearrange(scaled, "b k h w -> b h w k").softmax(-1).amax(-1)
 
 
 def feature_mse(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Average the squared difference of two features over each image's valid cells.
+    """Average the squared difference of features ``b d h/s w/s -> b`` over each image's valid cells.
 
     Examples:
         >>> valid = torch.ones(1, 8, 8, dtype=torch.bool)
@@ -185,13 +137,10 @@ def feature_mse(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor 
         tensor([1.])
 
     Args:
-        student: ``b d h/s w/s``.
-        teacher: ``b d h/s w/s``.
+        student: Feature of the student.
+        teacher: Feature of the teacher.
         valid: bool ``b h w`` of the pixels; a cell that contains padding is left out.
         weight: ``b 1 h/s w/s``, such as the teacher's confidence; None weights all cells alike.
-
-    Returns:
-        ``b``.
     """
     squares = (upcast(student) - upcast(teacher)).square().mean(1)
     weighted = squares if weight is None else upcast(weight)[:, 0] * squares
@@ -199,18 +148,11 @@ def feature_mse(student: Tensor, teacher: Tensor, valid: Tensor, weight: Tensor 
 
 
 def fully_valid_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mark the cells of a feature map that contain no invalid pixel.
+    """Mark the cells of a feature map without an invalid pixel: bool ``b h w -> b h/s w/s``.
 
     Examples:
         >>> fully_valid_cells(torch.tensor([[[True, True, True, False]] * 2]), (1, 2))
         tensor([[[ True, False]]])
-
-    Args:
-        valid: bool ``b h w`` of the pixels.
-        size: Rows and columns of the feature map.
-
-    Returns:
-        bool ``b h/s w/s``.
     """
     stride = feature_stride(size, (valid.shape[-2], valid.shape[-1]))
     invalid = F.max_pool2d((~valid)[:, None].float(), stride, ceil_mode=True)

@@ -13,8 +13,8 @@ from htt_lightning.errors import ConfigError
 class TaskOutput(NamedTuple):
     """Hold one task's raw output at feature resolution.
 
-    Any module that maps RGB images in [0, 1] (``b 3 h w``) to a dict of ``TaskOutput`` can be trained, and can act as
-    teacher or student. All tasks share one stride ``s``, a power of two. Sizes are rounded up: ``ceil(h/s) ceil(w/s)``.
+    Any module from RGB images in [0, 1] (``b 3 h w``) to a dict of ``TaskOutput`` can be trained, as teacher or
+    student. All tasks share one stride ``s``, a power of two. Sizes are rounded up: ``ceil(h/s) ceil(w/s)``.
 
     Attributes:
         logits: ``b k h/s w/s``, one channel per class or bin: ``k = task.num_tokens``.
@@ -46,33 +46,21 @@ BatchIndices = Sequence[Tensor | None]
 
 
 def select(x: Tensor, indices: Tensor | None) -> Tensor:
-    """Select images of a batch.
+    """Select images of a batch ``b ...``; None selects all.
 
     Examples:
         >>> select(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([2, 0]))
         tensor([7., 5.])
-
-    Args:
-        x: ``b ...``.
-        indices: Indices of the images; None returns ``x`` itself.
     """
     return x if indices is None else x[indices]
 
 
 def scatter_to_batch(values: Tensor, indices: Tensor | None, batch_size: int) -> Tensor:
-    """Scatter one value per selected image to all images of the batch.
+    """Scatter one value per selected image to all images of the batch, ``b``; the others get 0.
 
     Examples:
         >>> scatter_to_batch(torch.tensor([7.0, 5.0]), torch.tensor([2, 0]), 3)
         tensor([5., 0., 7.])
-
-    Args:
-        values: One value per selected image.
-        indices: Indices of the selected images; None if all are selected.
-        batch_size: Number of images ``b`` in the batch.
-
-    Returns:
-        ``b``, 0 for images that were not selected.
     """
     return values if indices is None else values.new_zeros(batch_size).index_add(0, indices, values)
 
@@ -83,24 +71,17 @@ def any_selected(indices: Tensor | None) -> bool:
 
 
 def upsample_to_image(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Upsample a map from feature resolution to its image.
+    """Upsample a map bilinearly to its image: ``b c ceil(h/s) ceil(w/s) -> b c h w``.
 
     A network rounds the image size up to whole cells. The map is enlarged by the stride and cropped, never squeezed.
 
     Examples:
         >>> upsample_to_image(torch.zeros(1, 2, 8, 9), (30, 33)).shape
         torch.Size([1, 2, 30, 33])
-
-    Args:
-        values: ``b c ceil(h/s) ceil(w/s)``.
-        size: Image height and width in pixels.
-
-    Returns:
-        ``b c h w``, bilinear with half-pixel centers.
     """
-    (rows, columns), (height, width) = values.shape[-2:], size
+    rows, columns = values.shape[-2:]
     stride = feature_stride((rows, columns), size)
-    return resize_bilinear(values, (rows * stride, columns * stride))[..., :height, :width]
+    return resize_bilinear(values, (rows * stride, columns * stride))[..., : size[0], : size[1]]
 
 
 def resize_bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -115,21 +96,11 @@ def resize_bilinear(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def feature_stride(cells: tuple[int, int], size: tuple[int, int]) -> int:
-    """Return the stride of a feature map over its image.
+    """Return the stride, a power of two, of a feature map of ``cells`` over an image of ``size`` pixels.
 
     Examples:
         >>> feature_stride((8, 9), (30, 33))
         4
-
-    Args:
-        cells: Rows and columns of the map.
-        size: Height and width of the image in pixels.
-
-    Returns:
-        A power of two.
-
-    Raises:
-        ConfigError: No power of two maps this image to this number of cells.
     """
     stride = 1
     while stride * cells[0] < size[0] or stride * cells[1] < size[1]:
