@@ -1,8 +1,7 @@
 """Conversion of checkpoints of the method's public release (docs/differences.md, Network)."""
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -32,70 +31,43 @@ _HEAD = {
     "pred_prompter.refine": "refine",
 }
 _PROMPT = {"task_spatial_reduction": "reduce", "qk_producer.0": "query", "qk_producer.1": "key", "FFN": "refine"}
-
-
-class ReleasedWeights(NamedTuple):
-    """Hold a released checkpoint with the names of ``HTTNet``.
-
-    Attributes:
-        state: Weights by their name in ``HTTNet``; without ``global_tokens.tokens`` if the file lacks them.
-        num_tokens: Number K of classes or bins by task, in the order of the tokens.
-        token_dim: Token width D.
-    """
-
-    state: dict[str, Tensor]
-    num_tokens: dict[str, int]
-    token_dim: int
+_PYRAMID = "multi_scale_task_prompter"
+_PREFIXES = {
+    "tokens$": "global_tokens.tokens",
+    r"backbone\.": "backbone.model.",
+    r"token_reduction\.": "global_tokens.restore.",
+    r"fusion\.combine_conv\.": "global_tokens.fuse.conv.",
+    rf"{_PYRAMID}\.combine_conv\.(\d+)\.": r"global_tokens.fuse.\1.conv.",
+    rf"{_PYRAMID}\.token_projector\.(\d+)\.(\d+)\.": r"global_tokens.project.\2.\1.",
+    rf"{_PYRAMID}\.token_restore\.(\d+)\.(\d+)\.": r"global_tokens.restore.\2.\1.",
+    **{rf"{_PYRAMID}\.{_PYRAMID}\.(\d+)\.{old}\.": rf"global_tokens.scales.\1.{new}." for old, new in _PROMPT.items()},
+    **{rf"task_prompter\.{old}\.": f"global_tokens.scale.{new}." for old, new in _PROMPT.items()},
+    **{rf"decoders\.(\w+)\.{old}\.": rf"heads.\1.{new}." for old, new in _HEAD.items()},
+}
+"""Prefixes in ``HTTNet`` by those in the release, as regular expressions; the first match counts."""
 
 
 def convert_key(name: str) -> str:
-    """Convert the name of a released tensor to its name in ``HTTNet``.
+    """Convert the name of a released tensor to its name in ``HTTNet``; an unknown one raises ``KeyError``.
 
     Examples:
         >>> convert_key("decoders.sal.conv.weight")
         'heads.saliency.conv.weight'
-
-    Raises:
-        KeyError: The release has no such tensor.
     """
-    first, _, rest = name.partition(".")
-    if name == "tokens":
-        return "global_tokens.tokens"
-    if first == "backbone":
-        return f"backbone.model.{rest}"
-    if first == "decoders":
-        task, rest = rest.split(".", 1)
-        return f"heads.{RELEASE_ALIASES.get(task, task)}.{_renamed(rest, _HEAD)}"
-    if first == "multi_scale_task_prompter":
-        kind, rest = rest.split(".", 1)
-        if kind == "multi_scale_task_prompter":
-            scale, rest = rest.split(".", 1)
-            return f"global_tokens.scales.{scale}.{_renamed(rest, _PROMPT)}"
-        if kind == "combine_conv":
-            task, rest = rest.split(".", 1)
-            return f"global_tokens.fuse.{task}.conv.{rest}"
-        task, scale, rest = rest.split(".", 2)
-        layers = {"token_projector": "project", "token_restore": "restore"}[kind]
-        return f"global_tokens.{layers}.{scale}.{task}.{rest}"
-    if first == "task_prompter":
-        return f"global_tokens.scale.{_renamed(rest, _PROMPT)}"
-    if first == "token_reduction":
-        return f"global_tokens.restore.{rest}"
-    if name.startswith("fusion.combine_conv."):
-        return "global_tokens.fuse.conv." + name.removeprefix("fusion.combine_conv.")
+    for task, ours in RELEASE_ALIASES.items():
+        name = re.sub(rf"^decoders\.{task}\.", f"decoders.{ours}.", name)
+    for old, new in _PREFIXES.items():
+        if match := re.match(old, name):
+            return match.expand(new) + name[match.end() :]
     raise KeyError(name)
 
 
-def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """Replace the beginning of a name by a table."""
-    for old, new in table.items():
-        if name.startswith(old + "."):
-            return new + name.removeprefix(old)
-    raise KeyError(name)
-
-
-def load_released(path: str | Path) -> ReleasedWeights:
+def load_released(path: str | Path) -> tuple[dict[str, Tensor], dict[str, int], int]:
     """Load a checkpoint of the public release: weights under ``model``, names with or without ``module.``.
+
+    Returns:
+        Weights by their name in ``HTTNet`` (few files have ``global_tokens.tokens``), number K of classes or bins by
+        task in the order of the tokens, and the token width D.
 
     Raises:
         CheckpointError: The file is missing, corrupt or of another kind.
@@ -115,4 +87,4 @@ def load_released(path: str | Path) -> ReleasedWeights:
         ) from error
     if "global_tokens.tokens" in state:
         state["global_tokens.tokens"] = state["global_tokens.tokens"].flatten(1)
-    return ReleasedWeights(state, num_tokens, dim)
+    return state, num_tokens, dim
