@@ -29,13 +29,6 @@ class Backbone(nn.Module):
         name: Name of a timm model with ``features_only`` and either strides 4 to 32 or patches of 4, 8 or 16 pixels.
         pretrained: True for timm's weights from its hub, False for random ones, or a path to a weights file.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
-
-    Attributes:
-        channels: Number of channels of each map, finest first.
-        strides: Stride of each map in pixels.
-
-    Raises:
-        ConfigError: The name is unknown, or the weights cannot be loaded.
     """
 
     def __init__(
@@ -50,9 +43,9 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Turn a normalized image ``b 3 h w``, in multiples of 32, into maps ``b c_s h/s w/s``."""
         maps: list[Tensor] = self.model(image)
-        # Hierarchical transformers return channels last.
-        is_nhwc = getattr(self.model, "output_fmt", "NCHW") != "NCHW"
-        return [rearrange(x, "b h w c -> b c h w") for x in maps] if is_nhwc else maps
+        if getattr(self.model, "output_fmt", "NCHW") == "NCHW":
+            return maps
+        return [rearrange(x, "b h w c -> b c h w") for x in maps]  # of hierarchical transformers
 
 
 @lru_cache
@@ -101,21 +94,15 @@ def _create_timm_model(name: str, pretrained: bool | str = False, **kwargs: Any)
 
 
 def _load_from_file(name: str, path: str, **kwargs: Any) -> Any:
-    """Create a timm model with the weights of a file.
-
-    timm passes over weights that the file lacks. They stay as random as in an untrained model of the same seed.
-
-    Raises:
-        ValueError: Weights are missing or not finite.
-    """
+    """Create a timm model with the weights of a file; a missing or infinite weight raises an error."""
     verify_zip_checksums(path)
+    # timm passes over weights that the file lacks. They stay as random as in an untrained model of the same seed.
     with torch.random.fork_rng(devices=[]):
         untrained = dict(timm.create_model(name, features_only=True, **kwargs).named_parameters())
     overlay = {"file": path}
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, **kwargs)
     params = model.named_parameters()
-    missing = [key for key, value in params if value.min() != value.max() and value.equal(untrained[key])]
-    if missing:
+    if missing := [key for key, value in params if value.min() != value.max() and value.equal(untrained[key])]:
         raise ValueError(f"the file lacks {len(missing)} weights, such as {missing[0]}")
     check_finite(model.state_dict())
     return model

@@ -22,10 +22,8 @@ from htt_lightning.output import resize_bilinear
 
 MAX_VALID_TAPS = 0.7
 """Fraction of a dilated convolution's products inside the map, up to which leaving out the others pays."""
-
 MIN_CHECKPOINT_NUMEL = 2**20
 """Number of values of a map from which recomputing pays. Below, it costs a step 7 to 14 % and saves little."""
-
 _switch: bool | None = None
 
 
@@ -92,7 +90,7 @@ class LazyFusedMap(NamedTuple):
         return out[..., None, None]
 
     def conv(self, weight: Tensor, dilation: int = 1) -> Tensor:
-        """Convolve the sum without computing it; the size stays, the padding is zero, there is no bias.
+        """Convolve the sum by ``d f k k`` without computing it, ``b d h_0 w_0``, with zero padding and no bias.
 
         The convolution is linear, and so are projection and resizing. Its taps ``V_ij`` (``d f``) times the
         projections ``W_s`` are convolutions of the maps themselves. On the first map, on the grid of the sum, that is
@@ -103,13 +101,6 @@ class LazyFusedMap(NamedTuple):
 
         The innermost product runs on the small grid. The sums over ``(w, j)`` and ``(i, h)`` are one matrix product
         each. The bias is the same everywhere except for taps on the padding.
-
-        Args:
-            weight: ``d f k k``.
-            dilation: Distance of the taps in pixels of the sum.
-
-        Returns:
-            ``b d h_0 w_0``.
         """
         first, size = self.maps[0], self.maps[0].shape[-2:]
         offsets = tap_offsets(weight.shape[-1], dilation)
@@ -138,17 +129,13 @@ class LazyFusedMap(NamedTuple):
         """Return whether ``conv`` takes fewer products per image than convolutions of the materialized sum.
 
         The batch size is left out, so that a prediction never depends on it. Only full precision was measured.
-
-        Args:
-            weights: Weights ``d f k k`` of the convolutions.
-            dilations: Their dilations in pixels.
         """
         x = self.maps[0]
         if torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64):
             return False
         (height, width), (features, inputs) = x.shape[-2:], self.weight.shape
         pixels = height * width
-        direct: float = sum([m.shape[-2] * m.shape[-1] * m.shape[1] for m in self.maps]) * features
+        direct: float = sum([m[0].numel() for m in self.maps]) * features
         composed = 0.0
         for weight, dilation in zip(weights, dilations, strict=True):
             out, size = weight.shape[0], weight.shape[-1]
@@ -174,18 +161,7 @@ def pyramid_pooling(
     project: nn.Sequential,
     dropout: nn.Module,
 ) -> Tensor:
-    """Compute ASPP, see ``htt_lightning.models.heads.ASPP``.
-
-    Args:
-        x: ``b c h w``.
-        branches: Convolution, BatchNorm and ReLU of each branch.
-        pool: Branch of the pooled image.
-        project: Projection of the concatenated branches, BatchNorm and ReLU.
-        dropout: Dropout behind it.
-
-    Returns:
-        ``b d h w``.
-    """
+    """Compute ``htt_lightning.models.heads.ASPP`` from its layers: ``b c h w -> b d h w``."""
     convs = [cast(nn.Conv2d, branch[0]) for branch in branches]
     weights, dilations = [conv.weight for conv in convs], [conv.dilation[0] for conv in convs]
     maps: Iterator[Tensor]
@@ -208,7 +184,6 @@ def checkpoint_if_large(run: Callable[..., Tensor], module: nn.Module, *inputs: 
     """Recompute a cheap function in the backward pass if its first input is large.
 
     That takes a third of the memory off a step, for a few percent of its time.
-    See ``checkpoint_with_frozen_bn_stats`` for the arguments.
     """
     recompute = module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if not recompute or inputs[0].numel() < MIN_CHECKPOINT_NUMEL:
@@ -218,7 +193,7 @@ def checkpoint_if_large(run: Callable[..., Tensor], module: nn.Module, *inputs: 
 
 
 def tap_offsets(size: int, dilation: int) -> list[int]:
-    """Return the offsets in pixels of a kernel's taps along an axis, relative to the middle one.
+    """Return the offsets in pixels of a kernel's taps along an axis from the middle one.
 
     Examples:
         >>> tap_offsets(3, 12)
@@ -303,6 +278,5 @@ def _resize_matrix(x: Tensor, axis: int, to: int) -> Tensor:
 
 def _shift_rows(matrix: Tensor, by: int) -> Tensor:
     """Shift the rows of a matrix: row r becomes row ``r + by``, or zero if there is none."""
-    size = len(matrix)
-    kept = matrix[max(by, 0) : max(size + min(by, 0), 0)]
-    return F.pad(kept, (0, 0, min(max(-by, 0), size), min(max(by, 0), size)))
+    by = min(max(by, -len(matrix)), len(matrix))
+    return F.pad(matrix, (0, 0, -by, by))  # a negative padding crops

@@ -22,12 +22,6 @@ class ASPP(nn.Module):
 
     The projection of concatenated branches is the sum of one projection per branch. That of the pooled image, which is
     the same everywhere, is computed once per image.
-
-    Args:
-        in_channels: Number of channels of the features.
-        dim: Number of channels of every branch and of the result.
-        dropout: Dropout rate behind the projection, in [0, 1].
-        dilations: Dilations of the 3x3 branches in pixels of the features.
     """
 
     def __init__(
@@ -55,11 +49,7 @@ class ASPP(nn.Module):
 
 
 class TaskTokenAttention(nn.Module):
-    """Attention between a task's features and its token.
-
-    Args:
-        dim: Width D of both.
-    """
+    """Attention between a task's features and its token, both of width ``dim``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -70,16 +60,9 @@ class TaskTokenAttention(nn.Module):
         self.refine = conv_bn_relu(dim, dim, 3, bias=True)
 
     def forward(self, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """Update features and token.
+        """Update features ``b d h w`` with even h and w, and the token: ``d -> b d``.
 
         Each image gets its own token; the release averages it over the batch (docs/differences.md, Network).
-
-        Args:
-            x: Features ``b d h w`` with even h and w.
-            token: ``d``.
-
-        Returns:
-            Features ``b d h w`` and tokens ``b d``.
         """
         extra = repeat(token, "d -> b 1 d", b=x.shape[0])
         query, key, value = (
@@ -95,13 +78,7 @@ class TaskTokenAttention(nn.Module):
 
 
 class FineGrainedTokens(nn.Module):
-    """Fine-grained tokens, one per class or bin, from an image's task token.
-
-    Args:
-        dim: Token width D.
-        num_tokens: Number K of classes or bins.
-        hidden: Width of the mixing along the K axis.
-    """
+    """Fine-grained tokens, one per class or bin, from an image's task token; mixed along the axis of classes."""
 
     def __init__(self, dim: int, num_tokens: int, hidden: int = 128) -> None:
         super().__init__()
@@ -120,17 +97,7 @@ class FineGrainedTokens(nn.Module):
 
 
 class HTTHead(nn.Module):
-    """Head of ``HTTNet``: from one task's fused features to its output.
-
-    Args:
-        in_channels: Number of channels of the fused features.
-        dim: Token width D.
-        num_tokens: Number K of classes or bins.
-        dropout: Dropout rate in ASPP, in [0, 1].
-        dilations: Dilations in ASPP in pixels of the features.
-        token_stride: Kernel size and stride r of the depthwise convolution before token scores.
-        use_fine_tokens: Whether scores of fine-grained tokens weight the logits.
-    """
+    """Head of ``HTTNet``: from one task's fused features to its output."""
 
     def __init__(
         self,
@@ -165,15 +132,7 @@ class HTTHead(nn.Module):
 
 
 class BaselineHead(nn.Module):
-    """Head of the multi-task baseline: ASPP, one 3x3 convolution, 1x1 logits; no tokens.
-
-    Args:
-        in_channels: Number of channels of the fused features.
-        dim: Width of the head.
-        num_tokens: Number K of classes or bins.
-        dropout: Dropout rate in ASPP, in [0, 1].
-        dilations: Dilations in ASPP in pixels of the features.
-    """
+    """Head of the multi-task baseline: ASPP, one 3x3 convolution, 1x1 logits; no tokens."""
 
     def __init__(
         self, in_channels: int, dim: int, num_tokens: int, dropout: float = 0.5, dilations: Sequence[int] = (12, 24, 36)

@@ -1,7 +1,7 @@
 """Layers and helpers that several parts of the networks share."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,11 +14,7 @@ from htt_lightning.output import resize_bilinear
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm that accepts a training batch with one value per channel.
-
-    A batch of one image has one value per channel after image pooling. Running statistics then normalize it; plain
-    BatchNorm raises an error.
-    """
+    """BatchNorm that accepts a batch of one pooled image: running statistics normalize its one value per channel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``b c h w``."""
@@ -42,12 +38,7 @@ def conv_bn_relu(
 
 
 class DepthwiseDownsample(nn.Conv2d):
-    """Depthwise convolution of kernel and stride r, on whose output tokens score the pixels.
-
-    Args:
-        channels: Number of input and output channels.
-        factor: Kernel size and stride r; 1 in the published networks.
-    """
+    """Depthwise convolution of kernel size and stride ``factor`` r, on whose output tokens score the pixels."""
 
     def __init__(self, channels: int, factor: int = 1) -> None:
         super().__init__(channels, channels, factor, stride=factor, groups=channels)
@@ -60,16 +51,9 @@ class DepthwiseDownsample(nn.Conv2d):
         return super().forward(x)
 
     def token_scores(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Compute inner products of the downsampled map with tokens.
+        """Multiply the downsampled map with tokens ``k c`` or ``b k c``: ``b c h w -> b k ceil(h/r) ceil(w/r)``.
 
         With r = 1 the convolution is a scale and a shift per channel. The tokens absorb both, and no map is made.
-
-        Args:
-            x: ``b c h w``.
-            tokens: ``k c``, or ``b k c`` if each image has its own.
-
-        Returns:
-            ``b k ceil(h/r) ceil(w/r)``.
         """
         equation = f"b c h w, {'b ' * (tokens.ndim - 2)}k c -> b k h w"
         if self.factor > 1:
@@ -87,19 +71,10 @@ class DepthwiseDownsample(nn.Conv2d):
 def checkpoint_with_frozen_bn_stats(run: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
     """Call a function, keep only its inputs, and recompute the rest in the backward pass.
 
-    BatchNorm updates its running statistics only in the first pass. Dropout is the same in both.
-
-    Args:
-        run: Function of the inputs.
-        module: Module that contains every BatchNorm the function uses.
-        *inputs: Arguments of ``run``.
+    Every BatchNorm of ``module`` updates its running statistics only in the first pass. Dropout is the same in both.
     """
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_bn_stats(module)
-
     call: Callable[..., Any] = checkpoint
-    return call(run, *inputs, use_reentrant=False, context_fn=contexts)
+    return call(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_bn_stats(module)))
 
 
 @contextmanager

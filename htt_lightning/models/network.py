@@ -25,17 +25,12 @@ logger = logging.getLogger(__name__)
 
 STRIDE = 32
 """Multiple to which images are padded: the coarsest stride, and twice a stride of 16, which attention halves."""
-
 MAX_CHANNELS = 2**16 - 1
 """Largest number of channels, and largest dilation; a larger value is a mistake or a corrupt file."""
 
 
 def check_sizes(token_dim: Any, dropout: Any, dilations: Any, token_stride: Any = 1) -> None:
-    """Check the sizes of a network before it is built.
-
-    Raises:
-        ConfigError: A size is out of its range or of another type.
-    """
+    """Check the sizes of a network before it is built."""
     several = dilations if isinstance(dilations, list | tuple) else [dilations]
     for key, values in {"token_dim": [token_dim], "dilations": several, "token_stride": [token_stride]}.items():
         for value in values:
@@ -53,8 +48,7 @@ class DensePredictionNetwork(nn.Module, ABC):
         backbone: Name of a timm model, or a module with ``channels`` and ``strides`` that returns a list of maps.
         pretrained: Backbone weights: true (timm's hub), false (random) or a path to a weights file.
         backbone_options: Further arguments of ``timm.create_model``.
-        gradient_checkpointing: Whether the backward pass recomputes the heads instead of keeping their activations:
-            less memory, longer steps, the same gradients.
+        gradient_checkpointing: Whether the backward pass recomputes the heads: less memory, longer steps.
         mean: Mean of the channels R, G, B in [0, 1]; ImageNet's by default.
         std: Standard deviation of the channels R, G, B; ImageNet's by default.
 
@@ -94,7 +88,7 @@ class DensePredictionNetwork(nn.Module, ABC):
             indices: Per task, the images to predict.
 
         Returns:
-            Outputs by task name, at the size of the finest map. Tasks without an image to predict are left out.
+            Outputs by task name, on the grid of the finest map; without the tasks that have no image to predict.
         """
 
     def _run_head(self, head: nn.Module, *inputs: Tensor | LazyFusedMap) -> TaskOutput:
@@ -111,7 +105,7 @@ class DensePredictionNetwork(nn.Module, ABC):
             indices: By task, the images to predict; None predicts all.
 
         Returns:
-            Outputs by task name, ``ceil(h/s) ceil(w/s)`` for stride s. Tasks without an image to predict are left out.
+            Outputs by task name, ``ceil(h/s) ceil(w/s)``; without the tasks that have no image to predict.
 
         Raises:
             ConfigError: The image has another shape.
@@ -175,14 +169,12 @@ class HTTNet(
         num_tokens = dict(num_tokens)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
-        num_tasks = len(num_tokens)
         self.global_tokens: nn.Module
-        if not use_global_tokens:
-            self.global_tokens = IndependentTaskTokens(channels, num_tasks, token_dim)
-        elif len(set(self.backbone.strides)) == 1:
-            self.global_tokens = SingleScaleTaskTokens(channels, num_tasks, token_dim, token_stride)
+        if use_global_tokens:
+            build = SingleScaleTaskTokens if len(set(self.backbone.strides)) == 1 else MultiScaleTaskTokens
+            self.global_tokens = build(channels, len(num_tokens), token_dim, token_stride)
         else:
-            self.global_tokens = MultiScaleTaskTokens(channels, num_tasks, token_dim, token_stride)
+            self.global_tokens = IndependentTaskTokens(channels, len(num_tokens), token_dim)
         settings = dropout, dilations, token_stride, use_fine_tokens
         self.heads = nn.ModuleDict(
             {task: HTTHead(channels[-1], token_dim, k, *settings) for task, k in num_tokens.items()}
@@ -194,8 +186,7 @@ class HTTNet(
 
         Args:
             pretrained_model_name_or_path: Folder, or name of the repository.
-            **kwargs: Arguments of ``PyTorchModelHubMixin.from_pretrained``, such as ``revision``. ``strict`` is true
-                by default, so the file must contain every weight.
+            **kwargs: Arguments of ``PyTorchModelHubMixin.from_pretrained``; ``strict`` is true by default.
 
         Raises:
             CheckpointError: A file is missing or corrupt, or its weights do not fit.
@@ -256,11 +247,10 @@ class HTTNet(
 
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
         """Turn backbone maps into outputs: global tokens first, then one head per task."""
-        features, tokens = self.global_tokens(maps, indices)
-        inputs = zip(self.tasks, features, tokens, indices, strict=True)
+        inputs = zip(self.tasks, *self.global_tokens(maps, indices), indices, strict=True)
         return {
-            task: self._run_head(self.heads[task], x, token)
-            for task, x, token, chosen in inputs
+            task: self._run_head(self.heads[task], feature, token)
+            for task, feature, token, chosen in inputs
             if any_selected(chosen)
         }
 

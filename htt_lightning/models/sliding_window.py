@@ -14,10 +14,8 @@ Network = Callable[[Tensor], Mapping[str, TaskOutput]]
 
 OVERLAP = 4
 """Neighboring windows overlap by at least this fraction of their width: one fourth."""
-
 DECODE_ROWS = 128
 """Number of pixel rows decoded at a time, so that all logits of a large image are never in memory."""
-
 MIN_PROB = 1e-30
 """Smallest probability before the logarithm."""
 
@@ -36,9 +34,6 @@ def predict_at_original_size(
         image: Input of the network, ``b 3 h w``.
         view: Location of the images in it.
         tile_size: Width in pixels of the sliding window for larger inputs; None never tiles.
-
-    Returns:
-        Decoded maps by task at ``view.size``.
     """
     size = image.shape[-2], image.shape[-1]
     if tile_size is not None and max(size) > tile_size:
@@ -70,8 +65,7 @@ def _crop(maps: Tensor, view: ImageView) -> Tensor:
 
 def _sliding_window(network: Network, tasks: Sequence[Task], image: Tensor, tile_size: int) -> dict[str, Tensor]:
     """Average windows to means ``b k h/s w/s``; the weight of a window decreases to its border."""
-    sums: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
+    sums, weights = dict[str, Tensor](), dict[str, Tensor]()
     height, width = image.shape[-2:]
     for top in window_starts(height, tile_size):
         for left in window_starts(width, tile_size):
@@ -86,9 +80,9 @@ def _sliding_window(network: Network, tasks: Sequence[Task], image: Tensor, tile
                     sums[task.name] = mean.new_zeros(batch, channels, *cells)
                     weights[task.name] = mean.new_zeros(cells)
                 weight = _window_weights(rows, mean)[:, None] * _window_weights(columns, mean)
-                place = slice(top // stride, top // stride + rows), slice(left // stride, left // stride + columns)
-                sums[task.name][..., place[0], place[1]] += mean * weight
-                weights[task.name][place] += weight
+                y, x = top // stride, left // stride
+                sums[task.name][..., y : y + rows, x : x + columns] += mean * weight
+                weights[task.name][y : y + rows, x : x + columns] += weight
     return {name: total.div_(weights[name]) for name, total in sums.items()}
 
 
@@ -120,14 +114,15 @@ def _decode(task: Task, mean: Tensor, size: tuple[int, int], view: ImageView) ->
     (low, high, fraction), across = (_interp_indices(axis, cells[axis], stride, view, mean) for axis in (0, 1))
     wide = _lerp(mean, -1, *across)
     parts = []
-    for rows in (slice(start, start + DECODE_ROWS) for start in range(0, view.size[0], DECODE_ROWS)):
+    for start in range(0, view.size[0], DECODE_ROWS):
+        rows = slice(start, start + DECODE_ROWS)
         part = _lerp(wide, -2, low[rows], high[rows], fraction[rows])
         parts.append(task.decode(_to_output(task, part), (part.shape[-2], part.shape[-1])))
     return torch.cat(parts, -2)
 
 
 def _decode_rows(task: Task, mean: Tensor, first: int, stride: int, size: tuple[int, int]) -> Tensor:
-    """Decode the rows of cells from ``first`` on; interpolation uses the rows around them."""
+    """Decode rows of cells from ``first`` on; interpolation uses their neighbors."""
     last = min(first + DECODE_ROWS // stride, mean.shape[-2])
     above, below = max(first - 1, 0), min(last + 1, mean.shape[-2])
     start, stop = above * stride, min(below * stride, size[0])

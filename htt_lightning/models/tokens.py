@@ -16,12 +16,7 @@ from htt_lightning.output import BatchIndices, select
 
 
 class Fusion(nn.Module):
-    """Fusion of maps of several scales on the grid of the first: resize, concatenate, convolve 1x1.
-
-    Args:
-        channels: Number of channels of each map.
-        out_channels: Number of channels of the fused map.
-    """
+    """Fusion of maps of several scales on the grid of the first: resize, concatenate, convolve 1x1."""
 
     def __init__(self, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -33,13 +28,7 @@ class Fusion(nn.Module):
 
 
 class TaskPromptBlock(nn.Module):
-    """Prompting at one scale: gate the features by each token, share between tasks, refine.
-
-    Args:
-        channels: Number of channels of the scale, and width of its tokens.
-        num_tasks: Number of tasks T.
-        token_stride: Kernel size and stride r of the depthwise convolution before the gates.
-    """
+    """Prompting at one scale: gate the features by each token, share between tasks, refine."""
 
     def __init__(self, channels: int, num_tasks: int, token_stride: int = 1) -> None:
         super().__init__()
@@ -54,18 +43,10 @@ class TaskPromptBlock(nn.Module):
         return torch.softmax(scores / tokens.shape[1] ** 0.5, dim=1)
 
     def forward(self, x: Tensor, tokens: Tensor, indices: BatchIndices) -> tuple[list[Tensor], Tensor]:
-        """Compute task features and updated tokens.
+        """Turn ``b c h w`` into one ``b c h w`` per task, of its images, and update tokens ``t c``.
 
         Mixing the T task features ``x * gate_u`` by the affinity equals mixing the T one-channel gates, as all share
         ``x``. So the T x C maps of the textbook form never exist.
-
-        Args:
-            x: ``b c h w``.
-            tokens: ``t c``.
-            indices: Per task, the images to compute.
-
-        Returns:
-            One ``b c h w`` per task, of its images, and tokens ``t c``.
         """
         affinity = self.task_affinity(tokens)
         gates = self.reduce.token_scores(x, tokens).sigmoid()
@@ -79,12 +60,6 @@ class MultiScaleTaskTokens(nn.Module):
     """Task tokens over a pyramid of maps, fused to one map and one token per task.
 
     The tokens train; those of the public release do not (docs/differences.md, Network).
-
-    Args:
-        channels: Number of channels of the maps, finest first.
-        num_tasks: Number of tasks T.
-        dim: Token width D.
-        token_stride: Kernel size and stride r of the depthwise convolution before the gates.
     """
 
     def __init__(self, channels: Sequence[int], num_tasks: int, dim: int, token_stride: int = 1) -> None:
@@ -116,14 +91,7 @@ class MultiScaleTaskTokens(nn.Module):
 
 
 class SingleScaleTaskTokens(nn.Module):
-    """Task tokens over maps of one stride, which a plain vision transformer returns.
-
-    Args:
-        channels: Number of channels of the maps.
-        num_tasks: Number of tasks T.
-        dim: Token width D.
-        token_stride: Kernel size and stride r of the depthwise convolution before the gates.
-    """
+    """Task tokens over maps of one stride, which a plain vision transformer returns."""
 
     def __init__(self, channels: Sequence[int], num_tasks: int, dim: int, token_stride: int = 1) -> None:
         super().__init__()
@@ -145,13 +113,7 @@ class SingleScaleTaskTokens(nn.Module):
 
 
 class IndependentTaskTokens(nn.Module):
-    """Ablation without global tokens: a token and a fusion per task, no gates, no sharing between tasks.
-
-    Args:
-        channels: Number of channels of the maps, finest first.
-        num_tasks: Number of tasks T.
-        dim: Token width D.
-    """
+    """Ablation without global tokens: a token and a fusion per task, no gates, no sharing between tasks."""
 
     def __init__(self, channels: Sequence[int], num_tasks: int, dim: int) -> None:
         super().__init__()
