@@ -18,9 +18,7 @@ from htt_lightning.training.loading import load_module
 
 
 class HTTPredictor:
-    """Predict every task's map of an image at its original size.
-
-    A checkpoint contains all that is needed; no dataset is involved: ``HTTPredictor.from_checkpoint("last.ckpt")``.
+    """Predict every task's map of an image at its original size, from a checkpoint alone.
 
     Examples:
         >>> from htt_lightning.tasks import Depth
@@ -93,20 +91,7 @@ class HTTPredictor:
 
 
 def to_array(image: str | Path | Image.Image | np.ndarray | Tensor) -> tuple[np.ndarray, str]:
-    """Convert an image to an array ``h w 3``, uint8 or float32 in [0, 1], and its name for messages.
-
-    Examples:
-        >>> pixels, name = to_array(torch.zeros(3, 4, 6))
-        >>> pixels.shape, pixels.dtype
-        ((4, 6, 3), dtype('float32'))
-
-    Args:
-        image: An image as in ``HTTPredictor.__call__``.
-
-    Raises:
-        ConfigError: The image has another type, shape or range.
-        DataError: The file is missing or corrupt.
-    """
+    """Convert an image to an array ``h w 3``, uint8 or float32 in [0, 1], and its name for messages."""
     if isinstance(image, str | Path):
         return read_photograph(Path(image).expanduser()), str(image)
     if isinstance(image, Image.Image):
