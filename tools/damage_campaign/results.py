@@ -272,6 +272,7 @@ HUB_CONFIG = [
     Damage(f"{key}: {name}", OTHER, _manifest((key,), value))
     for key in ("num_tokens", "token_dim", "dilations", "token_stride", "backbone")
     for name, value in ({"lost": KeyError} | WRONG).items()
+    if (key, name) != ("dilations", "lost")  # the default takes its place
 ]
 UNFIT = ["The weights of the checkpoint", "The checkpoint was trained"]
 """Names of a command's checkpoint in its messages."""
