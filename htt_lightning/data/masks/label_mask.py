@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal, TypeGuard, get_args
 
@@ -88,8 +89,8 @@ class LabelMask:
     def save(self, path: str | Path) -> None:
         """Write the mask atomically as JSON with one line per image; the folder is created."""
         labels = ",\n".join(
-            f"    {json.dumps(name)}: {json.dumps([task for task, keep in zip(self.tasks, row, strict=True) if keep])}"
-            for name, row in zip(self.ids, self.labeled.tolist(), strict=True)
+            f"    {json.dumps(name)}: {json.dumps(list(compress(self.tasks, row)))}"
+            for name, row in zip(self.ids, self.labeled, strict=True)
         )
         head = {"format": FORMAT, **self.provenance, "tasks": self.tasks}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items()]
