@@ -25,9 +25,10 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 from skimage.morphology import thin
+from torch.utils.data import default_collate
 
 from htt_lightning import NYUDDataModule, PASCALContextDataModule
-from htt_lightning.data.batch import SampleIndex, collate, to_sample
+from htt_lightning.data.batch import SampleIndex, to_sample
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.datasets.pascal_context import CLASSES_WITH_NORMALS, PARTS
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
@@ -192,7 +193,7 @@ def stages(data: PartialLabelDataset, count: int, samples: int) -> dict[str, flo
         valid = np.ones(arrays["image"].shape[:2], bool)
         timed("tensors", lambda a=arrays, v=valid: to_sample(a, v, data.tasks, ""))  # type: ignore[misc]
         if index % 4 == 0:
-            timed("collation", lambda: collate(gathered))
+            timed("collation", lambda: default_collate(gathered))
     return {name: 1000 * total / samples for name, total in spent.items()}
 
 

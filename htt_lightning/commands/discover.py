@@ -112,7 +112,7 @@ class _PseudoLabelWriter(L.LightningModule):
         images = self.datamodule.train_images_for_eval(
             chain(*(group for group in groups if not self.pending.isdisjoint(group)))
         )
-        sampler = PaddedEvalSampler(len(images), self.trainer.global_rank, self.trainer.world_size)
+        sampler = PaddedEvalSampler(images, self.trainer.world_size, self.trainer.global_rank)
         return self.datamodule.loader(images, batch_size, sampler=sampler)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:

@@ -1,6 +1,6 @@
-"""Samples, batches, and the conversion of numpy maps to tensors."""
+"""Samples, batches, and the conversion of numpy maps to tensors; ``default_collate`` of torch stacks samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htt_lightning.tasks import PseudoLabel, Task
+from htt_lightning.tasks import Task
 
 Arrays = dict[str, np.ndarray]
 """An image (``image``, RGB ``h w 3``, uint8 or float32 in [0, 1]) and one map per labeled task."""
@@ -49,13 +49,7 @@ class MapTransform(Protocol):
 
 
 class SampleIndex(NamedTuple):
-    """Item of a sampler. It carries the epoch, so that augmentation does not depend on the worker.
-
-    Attributes:
-        dataset_index: Index into the dataset.
-        epoch: Epoch for which the image is drawn.
-        is_padding: Whether the image only pads a rank's share of an evaluation; it then counts as unlabeled.
-    """
+    """Item of a sampler, with the epoch of the augmentation; an image that only pads a rank's share is unlabeled."""
 
     dataset_index: int
     epoch: int = 0
@@ -63,20 +57,9 @@ class SampleIndex(NamedTuple):
 
 
 def to_sample(arrays: Arrays, valid: np.ndarray, tasks: Sequence[Task], name: str) -> Batch:
-    """Convert the arrays of one image to tensors; targets of unlabeled tasks are entirely missing.
-
-    Args:
-        arrays: Image and labeled maps of one size.
-        valid: bool ``h w``, False on padding.
-        tasks: Tasks of the run.
-        name: Image id.
-
-    Returns:
-        A batch without its batch axis.
-    """
-    image = arrays["image"]
-    height, width = image.shape[:2]
-    pixels = to_chw_tensor(image)
+    """Convert the arrays of one image to a batch without its batch axis; unlabeled tasks get a missing target."""
+    height, width = valid.shape
+    pixels = to_chw_tensor(arrays["image"])
     sample: Batch = {
         "image": pixels / 255 if pixels.dtype == torch.uint8 else pixels.float(),
         "labeled": {task.name: torch.tensor(task.name in arrays) for task in tasks},
@@ -103,21 +86,6 @@ def to_chw_tensor(array: np.ndarray) -> Tensor:
     channels = np.empty((array.shape[2], *array.shape[:2]), array.dtype)
     cv2.split(array, list(channels))  # several times faster than numpy's transposed copy
     return torch.from_numpy(channels)
-
-
-def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack samples of one size to a batch."""
-    first = samples[0]
-    nested = ("labeled", "pseudo_labels", "id")
-    batch: Batch = {key: torch.stack([s[key] for s in samples]) for key in first if key not in nested}
-    batch["labeled"] = {task: torch.stack([s["labeled"][task] for s in samples]) for task in first["labeled"]}
-    if "pseudo_labels" in first:
-        pairs = {task: [s["pseudo_labels"][task] for s in samples] for task in first["pseudo_labels"]}
-        batch["pseudo_labels"] = {
-            task: PseudoLabel(*map(torch.stack, zip(*pair, strict=True))) for task, pair in pairs.items()
-        }
-    batch["id"] = [s["id"] for s in samples]
-    return batch
 
 
 def labeled_indices(batch: Batch) -> dict[str, Tensor]:

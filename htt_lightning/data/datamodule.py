@@ -14,18 +14,12 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, default_collate
 
-from htt_lightning.data.batch import Batch, collate, labeled_indices, unlabeled_indices
+from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
 from htt_lightning.data.masks.files import check_label_source, read_mask
-from htt_lightning.data.masks.label_mask import (
-    LabelMask,
-    impossible_label_message,
-    is_protocol,
-    natural_sort,
-    sample_mask,
-)
+from htt_lightning.data.masks.label_mask import LabelMask, impossible_label_message, is_protocol, sample_mask
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, with_pseudo_label_maps
 from htt_lightning.data.samplers import PaddedEvalSampler, SeededDistributedSampler
 from htt_lightning.data.task_selection import limit_val_labels, select_tasks
@@ -104,12 +98,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def label_mask(self, dataset: DenseDataset) -> LabelMask:
         """Draw or read the mask of the training split over all canonical tasks, whatever tasks the run selects."""
-        mask, ids = self.mask, natural_sort(dataset.ids)
+        mask = self.mask if self.mask and set(self.mask.ids) == set(dataset.ids) else None
         if is_protocol(self.labels):
-            if mask is None or mask.ids != ids or mask.seed not in (None, self.run_seed):
+            if mask is None or mask.seed not in (None, self.run_seed):
                 available = dataset.label_availability(self.canonical_tasks)
                 mask = sample_mask(self.labels, dataset.ids, self.canonical_tasks, self.run_seed, available)
-        elif mask is None or mask.ids != ids:
+        elif mask is None:
             mask = read_mask(self.labels, dataset.ids, self.canonical_tasks)
             for task, names in self.impossible_labels(mask, dataset).items():
                 rank_zero_only(logger.warning)("%s", impossible_label_message(self.labels, task, names))
@@ -117,15 +111,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return mask
 
     def impossible_labels(self, mask: LabelMask, dataset: DenseDataset) -> dict[str, list[str]]:
-        """Find images to which a mask gives a label that they cannot have.
-
-        Args:
-            mask: Label mask.
-            dataset: Training split.
-
-        Returns:
-            Ids by task of the run.
-        """
+        """Find training images to which a mask gives a label that they cannot have, by task of the run."""
         able = {task.name: set(compress(dataset.ids, dataset.available(task.name))) for task in self.tasks}
         kept = {task: compress(mask.ids, mask.labeled[:, mask.tasks.index(task)]) for task in able}
         found = {task: [name for name in names if name not in able[task]] for task, names in kept.items()}
@@ -137,15 +123,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return self.mask.description if self.mask else ""
 
     def labels_per_image(self, split: Split, dataset: DenseDataset) -> dict[str, tuple[str, ...]]:
-        """List the labels each image of a split keeps; validation images keep all they have.
-
-        Args:
-            split: ``train`` or ``val``.
-            dataset: That split.
-
-        Returns:
-            Names of tasks by image id.
-        """
+        """List the tasks whose label each image of a split keeps, by image id; validation images keep all."""
         names = [task.name for task in self.tasks]
         ids, labeled = dataset.ids, dataset.label_availability(names)
         if split == "train":
@@ -154,12 +132,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
 
     def partial_label_dataset(self, split: Split, fitting: bool = False) -> PartialLabelDataset:
-        """Build a split with the labels and the transform of training or evaluation.
-
-        Args:
-            split: ``train`` or ``val``.
-            fitting: Whether ``fit`` evaluates it, which uses at most ``max_val_images`` labels per task.
-        """
+        """Build a split with its labels and transform; ``fitting`` applies ``max_val_images`` to ``val``."""
         dataset = self.build_dataset(split)
         if not dataset.ids:
             raise DataError(f"The {split} split of {type(self).__name__} must have images, got none.")
@@ -183,7 +156,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return PartialLabelDataset(dataset, self.tasks, labels, transform, self.image_size)
 
     def requires_uniform_size(self, split: Split) -> bool:
-        """Return whether the images of a split must have one size as stored, as training on whole images needs."""
+        """Return whether the images of a split must have one size as stored."""
         cropped = self.augment is not None and self.augment.crop is not None
         return split == "train" and self.image_size is None and not cropped
 
@@ -227,10 +200,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"data.batch_size must be at most {len(self.train) // self._world}, as {self._world} processes "
                     f"share {len(self.train)} labeled training images, got {self.batch_size}."
                 )
-            mask, folder = self.label_mask(self.train.dataset), run_directory(self.trainer) if self.trainer else None
             rank_zero_info(self.label_summary)
-            if self.trainer and folder and self.trainer.is_global_zero:
-                mask.save(folder / LABEL_MASK)
+            if self.trainer and (folder := run_directory(self.trainer)) and self.trainer.is_global_zero:
+                self.label_mask(self.train.dataset).save(folder / LABEL_MASK)
         self.val = self.partial_label_dataset("val", fitting=stage == "fit")
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,11 +210,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return {"labels": self.mask.fingerprint if self.mask else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume with other labels.
-
-        Raises:
-            CheckpointError: The checkpoint was trained with another label mask.
-        """
+        """Refuse to resume with another label mask."""
         if self.mask and state_dict["labels"] not in (None, self.mask.fingerprint):
             raise CheckpointError(
                 f"data.labels must be the label mask of the checkpoint, got {self.labels!r} with seed {self.run_seed}. "
@@ -251,7 +219,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return a loader over labeled images, reshuffled every epoch; an incomplete last batch is dropped."""
-        sampler = SeededDistributedSampler(len(self.train), self.run_seed, self._rank, self._world)
+        sampler = SeededDistributedSampler(self.train, self._world, self._rank, seed=self.run_seed, drop_last=True)
         if self.trainer:  # in a resumed run Lightning sets the epoch only after loader processes have begun to prefetch
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
@@ -259,7 +227,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return a loader over the validation images in order."""
-        sampler = PaddedEvalSampler(len(self.val), self._rank, self._world)
+        sampler = PaddedEvalSampler(self.val, self._world, self._rank)
         return self.loader(self.val, self.eval_batch_size(self.val), sampler=sampler)
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -268,7 +236,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return a loader over the validation images; Lightning distributes them among processes without padding."""
-        return self.loader(self.val, self.eval_batch_size(self.val), sampler=SequentialSampler(self.val))
+        return self.loader(self.val, self.eval_batch_size(self.val))
 
     def eval_batch_size(self, images: PartialLabelDataset) -> int:
         """Return the batch size for evaluating ``images``: 1 if sizes differ, as none is padded for another."""
@@ -276,26 +244,20 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             return self.batch_size
         minimum = self._min_eval_size or (0, 0)
         with ThreadPoolExecutor() as pool:
-            sizes = set(pool.map(images.stored_size, range(len(images))))
+            sizes = set(pool.map(images.dataset.size, [index for index, _ in images.items]))
         return 1 if len({(max(h, minimum[0]), max(w, minimum[1])) for h, w in sizes}) > 1 else self.batch_size
 
     def loader(
         self, dataset: PartialLabelDataset, batch_size: int | None = None, **arguments: Any
     ) -> DataLoader[Batch]:
-        """Build a loader with the worker settings of the datamodule.
-
-        Args:
-            dataset: Dataset to load.
-            batch_size: Number of images per batch; by default that of the datamodule.
-            **arguments: Further arguments of torch's ``DataLoader``.
-        """
+        """Build a loader with the settings of the datamodule and further ``arguments`` of ``DataLoader``."""
         return DataLoader(
             dataset=dataset,
             batch_size=batch_size or self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
+            collate_fn=default_collate,
             worker_init_fn=worker_init,
             generator=torch.Generator().manual_seed(self.run_seed),  # the default draws from the global state
             **arguments,
@@ -324,12 +286,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
 
 def worker_init(_: int) -> None:
-    """Prepare a loader process: no OpenCV threads, and no reaction to signals.
-
-    A terminal or a scheduler signals all processes of a run. The main process ends its loaders itself, and would fail
-    if one died first.
-    """
+    """Prepare a loader process: no OpenCV threads, and no reaction to signals."""
     cv2.setNumThreads(0)
+    # A terminal signals all processes of a run; the main one ends its loaders itself, and fails if one dies first.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):  # Windows has no SIGUSR1
             signal.signal(getattr(signal, name), signal.SIG_IGN)

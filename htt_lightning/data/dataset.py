@@ -89,17 +89,9 @@ class DenseDataset(ABC):
 
 
 def find_train_val_overlap(train: DenseDataset, val: DenseDataset) -> str:
-    """Warn about training images that also appear in the validation split.
+    """Return a warning about training images that are validation images too: one file, or copies under one name.
 
-    These are one file, links included, or copies under one name. Names alone do not count: archives number the images
-    of each split.
-
-    Args:
-        train: Training split.
-        val: Validation split.
-
-    Returns:
-        A warning; empty if there is no overlap.
+    Equal names alone do not count, as archives number the images of each split. Without an overlap it is empty.
     """
     files = {name: path for index, name in enumerate(val.ids) if (path := val.image_path(index))}
     real = {os.path.realpath(path) for path in files.values()}
@@ -126,18 +118,7 @@ def same_content(one: Path, other: Path) -> bool:
 
 
 def dataset_folder(title: str, root: str | Path, folder_name: str, split: str, expected_layout: str) -> Path:
-    """Return the dataset's own folder, which the root is or contains.
-
-    Args:
-        title: Name of the dataset, for messages.
-        root: The folder, or its parent.
-        folder_name: Name of the folder.
-        split: ``train`` or ``val``.
-        expected_layout: Folders and files of the dataset, for messages.
-
-    Raises:
-        HTTError: The split or the root does not exist.
-    """
+    """Return the folder of a dataset, which the root is or contains; check that root and split exist."""
     if split not in ("train", "val"):
         raise ConfigError(f"The split of {title} must be train or val, got {split!r}.")
     root = Path(root).expanduser()
@@ -151,13 +132,7 @@ def dataset_folder(title: str, root: str | Path, folder_name: str, split: str, e
 def check_in_parallel(
     names: Collection[str], check: Callable[[str], None], description: str = "Checking"
 ) -> list[HTTError]:
-    """Check samples in several threads and return their errors in the order of the samples.
-
-    Args:
-        names: Ids of the samples.
-        check: Function that raises an ``HTTError`` for an invalid sample.
-        description: Verb for the progress bar.
-    """
+    """Check samples by id in several threads and return their errors in order."""
 
     def find_error(name: str) -> HTTError | None:
         try:
@@ -206,10 +181,6 @@ class PartialLabelDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def stored_size(self, index: int) -> tuple[int, int]:
-        """Return height and width of a stored image."""
-        return self.dataset.size(self.items[index][0])
 
     def missing_tasks(self, index: int) -> list[Task]:
         """Return the tasks whose label an image does not keep."""

@@ -1,8 +1,9 @@
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from htt_lightning.data import DenseDataset, PartialLabelDataset
-from htt_lightning.data.batch import SampleIndex, collate
+from htt_lightning.data.batch import SampleIndex
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 
@@ -51,8 +52,8 @@ def test_unlabeled_maps_are_entirely_missing():
     }  # fmt: skip
 
 
-def test_collate_returns_the_documented_shapes():
-    batch = collate([dataset()[0], dataset()[1]])
+def test_batches_have_the_documented_shapes():
+    batch = default_collate([dataset()[0], dataset()[1]])
     shapes = {"image": (2, 3, 20, 30), "semseg": (2, 20, 30), "edges": (2, 20, 30), "valid": (2, 20, 30)}
     shapes |= {"depth": (2, 1, 20, 30), "normals": (2, 3, 20, 30)}
     types = {"image": torch.float32, "depth": torch.float32, "normals": torch.float32, "valid": torch.bool}

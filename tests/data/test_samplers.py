@@ -7,7 +7,7 @@ sizes, worlds, epochs = st.integers(1, 40), st.integers(1, 4), st.integers(0, 5)
 
 
 def epoch_of(size, epoch, rank=0, world=1, seed=0):
-    sampler = SeededDistributedSampler(size, seed, rank, world)
+    sampler = SeededDistributedSampler(range(size), world, rank, seed=seed, drop_last=True)
     sampler.set_epoch(epoch)
     draws = list(sampler)
     assert len(draws) == len(sampler)
@@ -40,7 +40,7 @@ def test_ranks_see_the_batches_of_one_process(size, world, epoch, batch):
 
 @given(sizes, worlds)
 def test_evaluation_counts_every_image_once(size, world):
-    shares = [list(PaddedEvalSampler(size, rank, world)) for rank in range(world)]
+    shares = [list(PaddedEvalSampler(range(size), world, rank)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = [draw.dataset_index for share in shares for draw in share if not draw.is_padding]
     assert sorted(counted) == list(range(size))
