@@ -10,17 +10,7 @@ from htt_lightning.errors import DataError
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Memory-map the array of a ``.npy`` file; nothing is unpickled.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The array, read-only, with its values still on disk.
-
-    Raises:
-        DataError: The file is missing or corrupt.
-    """
+    """Memory-map the array of a ``.npy`` file, read-only; nothing is unpickled."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
         if (size := path.stat().st_size) != array.offset + array.nbytes:
@@ -35,19 +25,11 @@ def read_npy(path: Path) -> np.ndarray:
 def resize(
     array: np.ndarray, size: tuple[int, int], interpolation: Literal["bilinear", "nearest"] = "bilinear"
 ) -> np.ndarray:
-    """Resize an image or map with half-pixel centers.
+    """Resize an image or map ``h w`` or ``h w c`` with half-pixel centers; one of that size is returned itself.
 
     Examples:
         >>> resize(np.array([[1, 2]], np.uint8), (1, 4), "nearest")
         array([[1, 1, 2, 2]], dtype=uint8)
-
-    Args:
-        array: ``h w`` or ``h w c``, uint8, int16, uint16 or float32; bilinear also float64.
-        size: Height and width of the result in pixels.
-        interpolation: ``bilinear`` for images, ``nearest`` for maps.
-
-    Returns:
-        The resized array; ``array`` itself if it has that size.
     """
     if array.shape[:2] == size:
         return array

@@ -41,81 +41,36 @@ class ImageFormat(Enum):
 
 
 def size_of(path: Path, form: ImageFormat = ImageFormat.RGB) -> tuple[int, int]:
-    """Read the size ``(h, w)`` of an image from its header.
-
-    Raises:
-        DataError: The file is missing, no image, of another format, or holds several frames.
-    """
+    """Read the size ``(h, w)`` of an image from its header."""
     with open_image(path, form, verify=False) as image:
         return image.height, image.width
 
 
 def read_rgb(path: Path, form: ImageFormat = ImageFormat.RGB) -> np.ndarray:
-    """Read the colors of an image; gray images and palettes are converted, transparency is dropped.
-
-    Returns:
-        uint8 RGB ``h w 3``.
-
-    Raises:
-        DataError: The file is missing or corrupt, of another format, or has more than 8 bits per color.
-    """
+    """Read uint8 colors ``h w 3``; gray images and palettes are converted, transparency is dropped."""
     with open_image(path, form) as image:
         _check_bit_depth(image, str(path))
-        if image.mode == "P":
-            image = image.convert("RGBA")  # Pillow warns unless transparency is made explicit first
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return _convert_to_rgb(image)
 
 
 def read_photograph(path: Path) -> np.ndarray:
-    """Read a photograph of any format as a viewer shows it.
-
-    Returns:
-        uint8 RGB ``h w 3``; see ``to_rgb``.
-
-    Raises:
-        DataError: The file is missing or corrupt, or its colors are not defined.
-    """
+    """Read a photograph of any format as a viewer shows it, uint8 RGB ``h w 3``."""
     with open_image(path, ImageFormat.ANY) as image:
         return to_rgb(image, str(path))
 
 
 def to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Convert a Pillow image to RGB, rotated upright by its EXIF orientation.
-
-    Gray images, palettes and CMYK are converted. Of 16-bit colors the upper half is kept.
-
-    Args:
-        image: The image.
-        name: Name of the image in error messages.
-
-    Returns:
-        uint8 RGB ``h w 3``.
-
-    Raises:
-        DataError: The image has several frames, gray levels of more than 8 bits, or transparent pixels.
-    """
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # cameras add previews to a photograph
-        raise DataError(f"{name} must be a single frame, got {getattr(image, 'n_frames', 1)}. Save one of them.")
+    """Convert a Pillow image to uint8 RGB ``h w 3``, upright by EXIF; of 16-bit colors keep the upper half."""
+    if image.format != "MPO":  # cameras add previews to a photograph
+        _check_single_frame(image, name)
     _check_bit_depth(image, name)
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         raise DataError(f"{name} must be opaque, got transparent pixels. Save it on a background.")
-    upright = ImageOps.exif_transpose(image)
-    # Pillow warns about a palette unless transparency is made explicit first.
-    return np.array((upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB"))
+    return _convert_to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_gray(path: Path) -> np.ndarray:
-    """Read a one-channel image: gray levels, or palette indices as stored.
-
-    Args:
-        path: The file; an image of one bit holds 0 and 1.
-
-    Returns:
-        uint8 or uint16 ``h w``.
-
-    Raises:
-        DataError: The file is missing or corrupt, no image, or has colors or values beyond 16 bits.
-    """
+    """Read gray levels, or palette indices as stored: uint8 or uint16 ``h w``; one bit gives 0 and 1."""
     with open_image(path, ImageFormat.ANY) as image:
         if image.mode not in ("1", "L", "P", *HIGH_BIT_DEPTH_MODES):
             raise DataError(f"{path} must be gray with at most 16 bits or have a palette, got {image.mode}.")
@@ -128,37 +83,16 @@ def read_gray(path: Path) -> np.ndarray:
 
 
 def read_index(path: Path) -> np.ndarray:
-    """Read a map of indices or gray levels as stored, whatever the colors of a palette.
-
-    Args:
-        path: A PNG file with 8 bits per pixel or a palette.
-
-    Returns:
-        uint8 ``h w``.
-
-    Raises:
-        DataError: The file is missing or corrupt, or of another format.
-    """
+    """Read indices or gray levels of a PNG file as stored, uint8 ``h w``, whatever the colors of a palette."""
     with open_image(path, ImageFormat.INDEX) as image:
         return np.array(image)
 
 
 def read_normals(path: Path, size: tuple[int, int], absent: NDArray[np.bool_] | None = None) -> np.ndarray:
-    """Read unit vectors coded as colors: ``2 * color / 255 - 1``.
+    """Read unit vectors coded as colors ``2 * color / 255 - 1``: float32 ``h w 3`` of ``size``, NaN where missing.
 
-    Vectors are normalized once, after resizing. The zero vector has no exact code: vectors as short as the gray levels
-    next to it are missing.
-
-    Args:
-        path: A PNG file.
-        size: Height and width of the result in pixels; other sizes are resized by cubic interpolation.
-        absent: Pixels without a normal, bool ``h w`` of that size.
-
-    Returns:
-        float32 ``h w 3``, NaN where missing.
-
-    Raises:
-        DataError: The file is missing or corrupt, or of another format.
+    Vectors are normalized once, after cubic resizing. Pixels in ``absent`` (bool ``h w``) and zero vectors are missing.
+    The zero vector has no exact code, so it includes vectors as short as the gray levels next to it.
     """
     with open_image(path, ImageFormat.NORMALS) as image:
         vectors: np.ndarray = cv2.LUT(np.asarray(image), NORMAL_LUT)
@@ -177,18 +111,9 @@ def read_normals(path: Path, size: tuple[int, int], absent: NDArray[np.bool_] | 
 
 @contextmanager
 def open_image(path: Path, form: ImageFormat, verify: bool = True) -> Iterator[Image.Image]:
-    """Open an image and check its format; errors inside the block are reported for the file.
+    """Open an image and check its format; errors inside the block become a ``DataError`` that names the file.
 
-    Args:
-        path: The file.
-        form: Accepted formats.
-        verify: Whether Pillow compares the checksums of a PNG file first.
-
-    Yields:
-        The image; its pixels are not decoded yet.
-
-    Raises:
-        DataError: The file is missing or corrupt, or of another format.
+    ``verify`` compares the checksums of a PNG file first. Pixels are not decoded yet.
     """
     formats = None if form is ImageFormat.ANY else ("PNG", "JPEG")
     try:
@@ -218,8 +143,18 @@ def _check_format(path: Path, image: Image.Image, head: bytes, form: ImageFormat
         found = f"{head[24]}-bit {found}"
     if found not in form.value:
         raise DataError(f"{path} must be {' or '.join(form.value)} with 8 bits per channel, got {found}.")
-    if getattr(image, "n_frames", 1) > 1:
-        raise DataError(f"{path} must be a single frame, got several. Save one of them.")
+    _check_single_frame(image, str(path))
+
+
+def _check_single_frame(image: Image.Image, name: str) -> None:
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise DataError(f"{name} must be a single frame, got {frames}. Save one of them.")
+
+
+def _convert_to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "P":
+        image = image.convert("RGBA")  # Pillow warns unless transparency is made explicit first
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _check_bit_depth(image: Image.Image, name: str) -> None:

@@ -9,15 +9,7 @@ from htt_lightning.errors import DataError
 
 
 def read_mat(path: Path, key: str) -> Any:
-    """Read a variable of a MATLAB file: structs as dicts, arrays without axes of length 1.
-
-    Args:
-        path: A file of version 5 to 7.2.
-        key: Name of the variable.
-
-    Raises:
-        DataError: The file is missing or corrupt, or has no such variable.
-    """
+    """Read a variable of a MATLAB file (versions 5 to 7.2): structs as dicts, arrays without axes of length 1."""
     try:
         with path.open("rb") as file:
             return loadmat(file, simplify_cells=True, variable_names=[key])[key]

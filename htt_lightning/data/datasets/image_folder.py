@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 DESCRIPTION_FILE = "maps.json"
 """Description of the maps in a folder of predictions, by which such a folder is known."""
 
+NO_PHOTOGRAPHS = ("PDF", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
+"""Formats with a reader in Pillow that reads no photographs."""
+
 Item = tuple[str, tuple[Tensor, ImageView] | HTTError]
 """Name of an image, and its network input with its view, or the error."""
 
@@ -80,11 +83,7 @@ class ImageFolder(PartialLabelDataModule):
         return self._stored_tasks
 
     def build_dataset(self, split: Split) -> DenseDataset:
-        """Refuse to build a split, as there are no labels.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Refuse to build a split, as there are no labels."""
         raise ConfigError("ImageFolder has no labels and serves predict alone. Use FolderDataModule for labels.")
 
     def prepare_data(self) -> None:
@@ -112,11 +111,7 @@ class ImageFolder(PartialLabelDataModule):
         return batch
 
     def batches(self) -> Iterator[Batch]:
-        """Iterate over batches in the order of the images.
-
-        Yields:
-            ``id``, ``image``, ``view`` and ``tile_size`` for ``HTTModule.predict_step``.
-        """
+        """Iterate over batches of ``id``, ``image``, ``view`` and ``tile_size`` in the order of the images."""
         share = list(self.images.items())[self._rank :: self._world]
         loader = DataLoader(
             _Images(share, self.resizer),
@@ -173,24 +168,17 @@ class _BatchIterable:
 
 
 def find_images(root: str) -> dict[str, Path]:
-    """Find the images of a path or pattern.
+    """Find the images of a path or pattern in natural order, by their path below it.
 
-    Args:
-        root: An image, a folder or a pattern. Hidden files and folders below it are skipped, and so are folders with
-            predictions.
-
-    Returns:
-        Paths in natural order by name: the path below the folder, without the suffix unless two differ in it alone.
-
-    Raises:
-        ConfigError: There are no images.
+    Names have no suffix unless two differ in it alone. Hidden files and folders and folders of predictions are skipped.
     """
     place = Path(root).expanduser()
     if place.is_file():
         return {place.stem: place}
     if place.is_dir():
-        base, suffixes = place, _image_suffixes()
-        paths = [path for path in place.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir()]
+        formats, base = Image.registered_extensions(), place
+        readable = {suffix for suffix, kind in formats.items() if kind in Image.OPEN and kind not in NO_PHOTOGRAPHS}
+        paths = [path for path in place.rglob("*") if path.suffix.lower() in readable and not path.is_dir()]
     elif has_magic(str(place)):
         paths = [path for path in map(Path, glob(str(place), recursive=True)) if not path.is_dir()]  # noqa: PTH207  # takes absolute ones
         base = Path(commonpath([path.parent for path in paths])) if paths else place
@@ -204,15 +192,7 @@ def find_images(root: str) -> dict[str, Path]:
         relative = [path for path in relative if not any(base / parent in outputs for parent in path.parents)]
     if not relative:
         raise ConfigError(f"data.root {root} must contain images, got none.")
-    return _image_names(sorted(relative, key=lambda path: natural_key(str(path))), base)
-
-
-def _image_names(paths: Sequence[Path], base: Path) -> dict[str, Path]:
-    stems = [path.with_suffix("").as_posix() for path in paths]
-    times = Counter(stems)
-    return {path.as_posix() if times[stem] > 1 else stem: base / path for path, stem in zip(paths, stems, strict=True)}
-
-
-def _image_suffixes() -> set[str]:
-    kinds = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return {suffix for suffix, kind in kinds.items() if kind not in ("PDF", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")}
+    relative.sort(key=lambda path: natural_key(str(path)))
+    times = Counter(path.with_suffix("") for path in relative)
+    names = [path if times[path.with_suffix("")] > 1 else path.with_suffix("") for path in relative]
+    return {name.as_posix(): base / path for name, path in zip(names, relative, strict=True)}
