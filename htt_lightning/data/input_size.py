@@ -22,15 +22,9 @@ MAX_PIXELS = 2**25
 
 @dataclass(frozen=True)
 class InputResizer:
-    """Resize and pad images for the network; the aspect ratio is kept.
+    """Resize images to the number of pixels of ``image_size``, then pad them to ``min_size``.
 
-    Args:
-        image_size: Height and width whose number of pixels images are resized to; None keeps their size.
-        min_size: Minimum height and width in pixels; smaller images are padded around the center. None pads none.
-        tile_size: Width in pixels of a sliding window for larger images, a multiple of 32; None for whole images.
-
-    Raises:
-        ConfigError: A number is out of its range.
+    Larger images than ``tile_size`` are seen through a sliding window of that width. None disables a step.
     """
 
     image_size: tuple[int, int] | None = None
@@ -43,25 +37,13 @@ class InputResizer:
             if size is not None and (len(size) != 2 or min(size) < 1):
                 raise ConfigError(f"{name} must be a height and a width in pixels, got {size}.")
         if self.tile_size is not None and (self.tile_size < 2 * STRIDE or self.tile_size % STRIDE):
-            raise ConfigError(
-                f"tile_size must be a multiple of {STRIDE} and at least {2 * STRIDE}, got {self.tile_size}."
-            )
+            raise ConfigError(f"tile_size must be a multiple of {STRIDE} above {STRIDE}, got {self.tile_size}.")
 
     @classmethod
     def of(
         cls, stored: Mapping[str, Any] | None, input_size: InputSize = "training", tile_size: int | None = None
     ) -> Self:
-        """Build a resizer from the sizes in a checkpoint and the options of a user.
-
-        Args:
-            stored: ``input_size`` of a checkpoint: ``image_size`` and ``min_size`` of its training, if known.
-            input_size: ``training`` (as in the evaluation of the training run), ``original``, or ``(h, w)``.
-            tile_size: Width in pixels of a sliding window; None for whole images.
-
-        Raises:
-            ConfigError: An option is out of its range.
-            CheckpointError: The checkpoint holds no such sizes.
-        """
+        """Build a resizer from ``input_size`` of a checkpoint (``stored``) and the options of a user."""
         if input_size == "original":
             return cls(tile_size=tile_size)
         if isinstance(input_size, str) and input_size != "training":
@@ -72,28 +54,15 @@ class InputResizer:
         return cls(image_size, min_size, tile_size)
 
     def __call__(self, image: np.ndarray, name: str) -> tuple[np.ndarray, ImageView]:
-        """Resize and pad one image.
-
-        Args:
-            image: RGB ``h w 3``, uint8 or float32 in [0, 1].
-            name: Name of the image in error messages.
-
-        Returns:
-            The network's input, of the same type, and the place of the image in it.
-
-        Raises:
-            DataError: The image is too large for the network at once.
-        """
+        """Return the network's input for an image ``h w 3``, of its type, and the place of the image in it."""
         size = height, width = image.shape[0], image.shape[1]
         resized = size
         if self.image_size:
             zoom = (self.image_size[0] * self.image_size[1] / (height * width)) ** 0.5
             resized = max(round(height * zoom), 1), max(round(width * zoom), 1)
         if self.tile_size is None and resized[0] * resized[1] > MAX_PIXELS:
-            raise DataError(
-                f"{name} must have at most {MAX_PIXELS} pixels, got {width}x{height}. Set tile_size, such as 512, or a "
-                "smaller input_size."
-            )
+            next_step = "Set tile_size, such as 512, or a smaller input_size."
+            raise DataError(f"{name} must have at most {MAX_PIXELS} pixels, got {width}x{height}. {next_step}")
         if 2 * resized[0] < height:  # bilinear interpolation would skip pixels
             image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_AREA)
         padded, valid = pad_and_finalize({"image": resize(image, resized)}, (), self.min_size)

@@ -1,8 +1,7 @@
 """Augment an image and its maps together.
 
-The transforms are albumentations classes in one ``Compose``, with two differences from its own. A flip or a zoom also
-changes the *values* of a map, so each task transforms its map under its own name. All draws come from the generator
-passed with the call: a draw depends on (seed, epoch, image id) alone, and no global random state is read or changed.
+The transforms are albumentations classes in one ``Compose``. A flip or a zoom also changes the *values* of a map, so
+each task transforms its own map. All draws come from the generator passed with the call.
 """
 
 import os
@@ -87,13 +86,8 @@ class TrainTransform:
     """Scale, crop, flip and distort colors at random, then pad around the center.
 
     The result has the size ``augment.crop``, else ``size``, else that of the image. Without augmentation, images
-    larger than ``size`` keep their size. One object serves one thread at a time; it can be pickled.
-
-    Args:
-        tasks: Tasks of the run; other maps are dropped. Of the tasks with ``guides_crop``, the first one labeled on an
-            image guides the choice of its crop.
-        augment: Settings of the augmentation; None disables it.
-        size: Height and width in pixels of the run's images; None keeps their sizes.
+    larger than ``size`` keep their size. Of the tasks with ``guides_crop``, the first one labeled on an image guides
+    the choice of its crop. One object serves one thread at a time.
     """
 
     def __init__(
@@ -113,15 +107,7 @@ class TrainTransform:
         self.compose = albumentations.Compose(steps)
 
     def __call__(self, arrays: Arrays, rng: np.random.Generator) -> tuple[Arrays, np.ndarray]:
-        """Augment one image.
-
-        Args:
-            arrays: Image and labeled maps; they stay unchanged.
-            rng: Source of all randomness; the call advances it.
-
-        Returns:
-            The uint8 image ``h w 3`` and the maps, and ``valid``: bool ``h w``, False on padding.
-        """
+        """Return the augmented uint8 image and maps, and ``valid``: bool ``h w``, False on padding."""
         image = arrays["image"]
         size = self.size or (image.shape[:2] if self.augments else None)
         if image.dtype != np.uint8:
@@ -133,42 +119,22 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Pad images smaller than ``size`` around the center; keep larger ones.
-
-    Args:
-        tasks: Tasks of the run; other maps are dropped.
-        size: Minimum height and width in pixels; None disables padding.
-    """
+    """Pad images smaller than ``size`` around the center; keep larger ones."""
 
     def __init__(self, tasks: Sequence[MapTransform], size: tuple[int, int] | None) -> None:
-        self.tasks = tuple(tasks)
-        self.size = size
+        self.tasks, self.size = tuple(tasks), size
 
     def __call__(self, arrays: Arrays, rng: np.random.Generator | None = None) -> tuple[Arrays, np.ndarray]:
-        """Pad one image; its type stays uint8 or float32.
-
-        Args:
-            arrays: Image and labeled maps; they stay unchanged.
-            rng: Unused; both transforms have the same signature.
-
-        Returns:
-            The image and the maps, and ``valid``: bool ``h w``, False on padding.
-        """
+        """Return the padded image and maps, and ``valid`` as ``TrainTransform`` does; nothing is random."""
         return pad_and_finalize(arrays, self.tasks, self.size)
 
 
 def pad_and_finalize(
     arrays: Arrays, tasks: Sequence[MapTransform], size: tuple[int, int] | None
 ) -> tuple[Arrays, np.ndarray]:
-    """Pad to ``size`` around the center, then postprocess every labeled map.
+    """Pad to ``size`` around the center, then postprocess the maps of ``tasks``; other maps are dropped.
 
-    Args:
-        arrays: Image and maps of one size.
-        tasks: Tasks of the run.
-        size: Minimum height and width of the result in pixels; None disables padding.
-
-    Returns:
-        The image, mean-colored on padding, and the tasks' maps, missing there; ``valid``: bool ``h w``, False there.
+    Padding is mean-colored in the image, missing in the maps, and False in ``valid``, bool ``h w``.
     """
     image = arrays["image"]
     inner = image.shape[:2]
@@ -192,12 +158,7 @@ def pad_and_finalize(
 
 
 class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # albumentations is not typed
-    """An albumentations transform whose targets are the image and one map per task.
-
-    Args:
-        tasks: Tasks of the maps to transform.
-        p: Probability of applying the transform.
-    """
+    """An albumentations transform of the image and one map per task."""
 
     def __init__(self, tasks: Sequence[MapTransform], p: float = 1.0) -> None:
         self.tasks = tuple(tasks)
@@ -214,26 +175,15 @@ class JointTransform(albumentations.DualTransform):  # type: ignore[misc]  # alb
 
 
 class RandomScaleCrop(JointTransform):
-    """Scale and crop at random.
-
-    Args:
-        tasks: Tasks of the maps to transform.
-        augment: Range of the scaling factor and rule of the crop.
-        size: Maximum height and width of the result in pixels; None for the size of the image before scaling.
-    """
+    """Scale and crop at random, to at most ``size`` or else the size of the image before scaling."""
 
     def __init__(self, tasks: Sequence[MapTransform], augment: AugmentConfig, size: tuple[int, int] | None) -> None:
         super().__init__(tasks)
-        self.augment = augment
-        self.size = size
+        self.augment, self.size = augment, size
         self.crop_guides = [task.name for task in self.tasks if task.guides_crop]
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the scaling factor and the crop.
-
-        Returns:
-            The ``factor``, the ``scaled`` size, the ``window`` of it to keep, and ``scaled_maps`` by task.
-        """
+        """Draw the scaling ``factor`` and the ``window`` to keep of the ``scaled`` size."""
         old = params["shape"][:2]
         rng, values = self.random_generator, self.augment.scale_values
         factor = values[rng.integers(len(values))] if values else rng.uniform(*self.augment.scale_range)
@@ -278,13 +228,7 @@ class HorizontalFlip(JointTransform):
 
 
 class PhotoMetricDistortion(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is not typed
-    """Distort brightness, contrast, saturation and hue of a uint8 RGB image, as mmsegmentation does.
-
-    Saturation and hue share one conversion to HSV and back.
-
-    Args:
-        probability: Probability of each of the four operations.
-    """
+    """Distort brightness, contrast, saturation and hue of a uint8 RGB image, as mmsegmentation does."""
 
     def __init__(self, probability: float) -> None:
         super().__init__(p=float(probability > 0))
