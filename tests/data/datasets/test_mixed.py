@@ -303,7 +303,7 @@ def test_missing_labels_of_all_datasets_are_discovered(roots, tmp_path):
     completed.prepare_data()
     completed.setup("fit")
     assert (completed.train[0]["pseudo_labels"]["depth"].confidence > 0).any()
-    with pytest.raises(HTTError, match="was written for another dataset"):
+    with pytest.raises(HTTError, match="must be of this dataset"):
         mixed(mine(roots), rooms(roots), pseudo_labels=str(out)).prepare_data()
 
 
