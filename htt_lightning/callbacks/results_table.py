@@ -114,11 +114,10 @@ class ResultsTable(Callback):
         if not rows:
             return
         path = self._folder / RESULTS["test"]
-        markdown = path.with_suffix(".md")
         _write_json(path, rows)
         table = {f"{task} {head}".strip(): cell for task, cells in columns.items() for head, cell in cells.items()}
         lines = (table, ["---:"] * len(table), table.values())
-        with atomic_path(markdown) as partial:
+        with atomic_path(markdown := path.with_suffix(".md")) as partial:
             partial.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
         _print(trainer, Columns([_task_table(task, cells) for task, cells in columns.items()]), path, markdown)
 

@@ -158,11 +158,12 @@ def labels_name(option: str, labels: Mapping[str, Any] | None, seed: Any) -> str
     """Name the mask of ``data.labels`` by its protocol, also if it is a file."""
     if labels is None or labels.get("protocol") in (None, option):
         return option
+    protocol = str(labels["protocol"])
     if labels["origin"]:
-        return f"{labels['protocol']} ({labels['origin']})"
+        return f"{protocol} ({labels['origin']})"
     if labels["seed"] is None:
         return Path(option).name
-    return str(labels["protocol"]) if labels["seed"] == seed else f"{labels['protocol']} of seed {labels['seed']}"
+    return protocol if labels["seed"] == seed else f"{protocol} of seed {labels['seed']}"
 
 
 def teacher_name(teacher: str) -> str:

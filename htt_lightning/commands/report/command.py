@@ -12,9 +12,6 @@ from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import RESULTS
 from htt_lightning.training.results import Run, Split, read_run
 
-REQUIRED_PACKAGES = ("pandas", "tabulate", "matplotlib")
-"""Packages of the extra ``report``."""
-
 
 def report(
     folders: list[str],
@@ -42,8 +39,7 @@ def report(
         ConfigError: There are no runs, the output folder is not empty, or no row is the baseline. Nothing is written.
         DataError: Some runs are corrupt or cannot be compared. The others are reported first.
     """
-    missing = [package for package in REQUIRED_PACKAGES if find_spec(package) is None]
-    if missing:
+    if missing := [package for package in ("pandas", "tabulate", "matplotlib") if find_spec(package) is None]:
         raise missing_extra(f"htt report needs {', '.join(missing)}", "report")
     from htt_lightning.commands.report.comparison import compare
     from htt_lightning.commands.report.figure import draw

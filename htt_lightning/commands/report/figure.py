@@ -7,18 +7,11 @@ from matplotlib.figure import Figure
 
 from htt_lightning.commands.report.comparison import Comparison
 
-WRAP_WIDTH = 34
-"""Maximum characters per line of a row's name."""
-
 
 def draw(comparison: Comparison, path: Path) -> None:
-    """Draw a panel per primary metric.
-
-    Each row has a point per seed, the mean and the standard deviation. The arrow in a title points to better values.
-    The best mean is blue.
-    """
+    """Draw a panel per primary metric, with a point per seed, the mean and the standard deviation of each row."""
     means, stds, best = comparison.statistics("mean"), comparison.statistics("std"), comparison.best()
-    names = ["\n".join(wrap(name, WRAP_WIDTH, break_long_words=False, break_on_hyphens=False)) for name in means.index]
+    names = ["\n".join(wrap(name, 34, break_long_words=False, break_on_hyphens=False)) for name in means.index]
     height = 1.3 + 0.2 * sum(name.count("\n") + 1.6 for name in names)
     figure = Figure(figsize=(2.4 + 2.3 * len(comparison.primary), height), layout="constrained")
     axes = figure.subplots(1, len(comparison.primary), sharey=True, squeeze=False)[0]
@@ -26,11 +19,10 @@ def draw(comparison: Comparison, path: Path) -> None:
         for y, row in enumerate(means.index):
             values = comparison.values.loc[row, key].dropna()
             if len(values):
-                std = stds.loc[row, key] if len(values) > 1 else 0
+                mean, std = means.loc[row, key], stds.loc[row, key] if len(values) > 1 else 0
                 color = "tab:blue" if best.loc[row, key] else "black"
                 axis.plot(values, [y] * len(values), "o", color="0.6", markersize=3.5, zorder=1)
-                mean, look = means.loc[row, key], {"color": color, "markersize": 13, "capsize": 3}
-                axis.errorbar(mean, y, xerr=std, fmt="|", zorder=2, **look)
+                axis.errorbar(mean, y, xerr=std, fmt="|", zorder=2, color=color, markersize=13, capsize=3)
         title = comparison.specs[key].column_header(key.replace("/", " "))
         axis.set_title(title.replace(" ", "\n", 1), fontsize=9)
         axis.tick_params(labelsize=8)

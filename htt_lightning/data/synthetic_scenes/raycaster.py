@@ -156,15 +156,13 @@ def intersect(solid: Primitive, origin: np.ndarray, rays: np.ndarray) -> np.ndar
 def _intersect_slab(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return entry into and exit from ``[-1, 1]`` along one axis."""
     inverse = 1 / np.where(np.abs(d) < _TINY, _TINY, d)
-    middle, half = -o * inverse, np.abs(inverse)
-    return middle - half, middle + half
+    return -o * inverse - np.abs(inverse), -o * inverse + np.abs(inverse)
 
 
 def _intersect_ball(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return entry into and exit from the unit ball, an empty interval if missed."""
     inverse = 1 / np.maximum((d * d).sum(0), _TINY)
     middle = (o * d).sum(0) * -inverse
-    # zero for a miss, which gives an empty interval
     root = np.sqrt(np.maximum(middle * middle - ((o * o).sum(0) - 1) * inverse, 0))
     return middle - root, middle + root
 
@@ -202,8 +200,6 @@ def cast_rays(
     depth, index = np.full(size, np.inf), np.zeros(size, np.int64)
     for number, (solid, window) in enumerate(zip(local, _image_windows(local, camera.tangent, size), strict=True)):
         patch = rays[(slice(None), *window)]
-        if not patch.size:
-            continue
         hit = intersect(solid, np.zeros(3), patch.reshape(3, -1)).reshape(patch.shape[1:])
         nearer = hit < depth[window]
         depth[window][nearer] = hit[nearer]
@@ -262,9 +258,7 @@ def _light_fraction(
         away = float(np.linalg.norm(axis))
         cosine = np.sqrt(max(1 - (radius / away) ** 2, 0)) if away > radius else -1.0
         within = np.flatnonzero(seen & (axis @ directions >= cosine * away) & (distance > away - radius))
-        if within.size:
-            # a surface must not shade itself by rounding
-            seen[within] = intersect(solid, light, rays[:, within]) > 1 - 1e-4
+        seen[within] = intersect(solid, light, rays[:, within]) > 1 - 1e-4  # surfaces must not shade themselves
     share = np.zeros(points.shape[1])
     share[lit] = seen * slope[lit] * 4 / np.maximum(square[lit], 0.25)
     return share

@@ -26,9 +26,6 @@ DEPTH_RANGE = (0.67, 10.0)
 _CLEARANCE = 1.1
 """Minimum distance from the camera in meters, a depth of 0.7 m in the corner of a square view."""
 
-_HALF_FOV_TANGENT = 0.7
-"""Tangent of half the field of view along the longer side."""
-
 _AT_WALLS = (("bed", 0.75), ("sofa", 0.75), ("sideboard", 0.4), ("cabinet", 0.5), ("bookcase", 0.6), ("table", 0.4))
 _LOOSE = (("table", 0.9), ("chair", 0.6), ("chair", 0.4), ("lamp", 0.3), ("ornament", 0.35), ("books", 0.3))
 _PICTURES = (("picture", 0.7), ("picture", 0.6), ("picture", 0.3))
@@ -155,7 +152,7 @@ class _Room:
         yaw, pitch, roll = np.arctan2(-aim[0], -aim[2]), rng.uniform(-0.35, 0.2), rng.normal(0, 0.04)
         rotation = axis_rotation(yaw, 1) @ axis_rotation(pitch, 0) @ axis_rotation(roll, 2)
         # one lens for all scenes, as sizes would not tell distances otherwise
-        self.camera = Camera(position, rotation, _HALF_FOV_TANGENT)
+        self.camera = Camera(position, rotation, tangent=0.7)
         self.targets: list[np.ndarray] = []
         self.occupied: list[tuple[np.ndarray, np.ndarray]] = []
         self.solids: Piece = self._shell()
@@ -212,10 +209,10 @@ class _Room:
 
     def place_in_view(self, build: Builder) -> None:
         """Place a piece on the floor in view, if it fits."""
-        piece = build(self.rng)
+        piece, rng = build(self.rng), self.rng
         for _ in range(8):
-            place = self.point_in_view(self.rng.uniform(-0.8, 0.8), None, self.rng.uniform(0.3, 1), 4.5)
-            if self.try_place(piece, place, self.rng.uniform(-np.pi, np.pi)) is not None:
+            place = self.point_in_view(rng.uniform(-0.8, 0.8), None, rng.uniform(0.3, 1), 4.5)
+            if self.try_place(piece, place, rng.uniform(-np.pi, np.pi)) is not None:
                 return
 
     def place_at_wall(self, build: Builder, height: float = 0.0) -> None:
