@@ -62,18 +62,13 @@ def test_png_files_are_read_back_by_the_library(decoded, pngs):
 
 def test_maps_json_has_the_units_of_the_values(decoded, pngs):
     described = json.loads((pngs / "maps.json").read_text())
-    units = {
-        "semseg": ("class index", "class index"),
-        "human_parts": ("class index", "class index"),
-        "saliency": (None, "probability"),
-        "normals": ("x y z = 2 * r g b / 255 - 1", "unit vector: x right, y up, z to the camera"),
-        "edges": (None, "probability"),
-        "depth": ("mm", "m"),
-    }
-    assert {task: (row["png"], row["npy"]) for task, row in described.items()} == units
-    assert {task: row["classes"] for task, row in described.items()} == {
-        task.name: list(task.class_names) for task in decoded[0].tasks
-    }
+    units = dict.fromkeys(("semseg", "human_parts"), ("class index", "class index")) | {"depth": ("mm", "m")}
+    units |= dict.fromkeys(("saliency", "edges"), (None, "probability"))
+    units["normals"] = ("x y z = 2 * r g b / 255 - 1", "unit vector: x right, y up, z to the camera")
+    for task in decoded[0].tasks:
+        png, npy = units[task.name]
+        assert described.pop(task.name) == {"png": png, "npy": npy, "classes": list(task.class_names)}
+    assert not described
 
 
 def test_npy_files_hold_the_decoded_maps(decoded, tmp_path):
@@ -116,10 +111,11 @@ def test_an_unwritable_folder_is_named_before_prediction(tmp_path):
 
 
 def test_files_are_written_in_threads(tmp_path, monkeypatch):
+    def note(*_):
+        threads.add(threading.current_thread().name)
+
     threads = set()
-    monkeypatch.setattr(
-        "htt_lightning.callbacks.prediction_writer.write_map", lambda *_: threads.add(threading.current_thread().name)
-    )
+    monkeypatch.setattr("htt_lightning.callbacks.prediction_writer.write_map", note)
     predict(tmp_path, PredictionWriter())
     assert threads
     assert all(name.startswith("write") for name in threads)
@@ -131,16 +127,18 @@ def test_an_unknown_format_is_refused():
 
 
 def test_predictions_are_overwritten_on_demand_only(tmp_path):
+    def contents():
+        return {path: path.read_bytes() for path in (tmp_path / "predictions").iterdir()}
+
     data = tiny_data(tasks="depth", labels="full", val_images=1)
     predict(tmp_path, PredictionWriter(), data)
-    before = {path: path.read_bytes() for path in (tmp_path / "predictions").iterdir()}
+    before = contents()
     with pytest.raises(HTTError, match="--overwrite"):
         predict(tmp_path, PredictionWriter(), data)
-    assert before == {path: path.read_bytes() for path in (tmp_path / "predictions").iterdir()}
+    assert contents() == before
     predict(tmp_path, PredictionWriter(overwrite=True), data)
-    after = {path: path.read_bytes() for path in (tmp_path / "predictions").iterdir()}
-    assert before.keys() == after.keys()
-    assert before != after
+    assert contents().keys() == before.keys()
+    assert contents() != before
 
 
 def test_a_trial_run_writes_no_predictions(tmp_path, monkeypatch):

@@ -17,14 +17,8 @@ from htt_lightning.callbacks import PredictionPanel, ResultsTable
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
 
-PRIMARY = {
-    "val/semseg/miou": "%",
-    "val/human_parts/miou": "%",
-    "val/saliency/max_f": "%",
-    "val/normals/mean": "deg",
-    "val/edges/ods_f": "%",
-    "val/depth/abs_err": "m",
-}
+PRIMARY = {f"val/{key}": "%" for key in ("semseg/miou", "human_parts/miou", "saliency/max_f", "edges/ods_f")}
+PRIMARY |= {"val/normals/mean": "deg", "val/depth/abs_err": "m"}
 
 
 def read(path):
@@ -41,14 +35,9 @@ def fitted(tmp_path_factory):
     trainer = tiny_trainer(folder, callbacks=callbacks, max_epochs=2, **options)
     with redirect_stdout(printed):
         trainer.fit(tiny_module(data), data)
-    return SimpleNamespace(
-        folder=folder / "version_0",
-        trainer=trainer,
-        data=data,
-        panel=panel,
-        checkpoint=str(folder / "checkpoints" / "last.ckpt"),
-        lines=printed.getvalue().rstrip().splitlines(),
-    )
+    lines, checkpoint = printed.getvalue().rstrip().splitlines(), str(folder / "checkpoints" / "last.ckpt")
+    run = {"folder": folder / "version_0", "trainer": trainer, "data": data, "panel": panel}
+    return SimpleNamespace(**run, checkpoint=checkpoint, lines=lines)
 
 
 def test_fit_logs_the_contract_keys(fitted):
@@ -147,9 +136,8 @@ def test_test_markdown_is_one_row_with_units_and_arrows(tested):
     assert " | depth abs_err m \u2193 | " in headers
     assert headers.endswith(" | delta_m % \u2191 |")
     assert rule == "|" + " ---: |" * len(rows)
-    assert [float(cell) for cell in cells.strip("| ").split(" | ")] == pytest.approx(
-        [row["value"] for row in rows.values()], abs=0.006
-    )
+    values = [row["value"] for row in rows.values()]
+    assert [float(cell) for cell in cells.strip("| ").split(" | ")] == pytest.approx(values, abs=0.006)
 
 
 @pytest.mark.parametrize("width", ["80", "400"])

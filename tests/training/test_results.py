@@ -7,14 +7,7 @@ import yaml
 
 from htt_lightning import HTTModule
 from htt_lightning.tasks import Depth, MetricSpec
-from htt_lightning.training.results import (
-    comparable_settings,
-    flatten,
-    labels_name,
-    read_metrics,
-    read_run,
-    training_info,
-)
+from htt_lightning.training.results import comparable_settings, flatten, labels_name, read_run, training_info
 from tests.commands.report.runs import config_of, evaluated_run, fitted_run
 from tests.tiny import BACKBONE
 
@@ -59,7 +52,7 @@ def test_labels_are_named_by_their_protocol(option, labels, name):
 
 def test_metrics_are_read_back(tmp_path):
     path = fitted_run(tmp_path / "a", {"semseg/pixel_acc": 1.5, "depth/abs_err": None}) / "val_metrics.json"
-    metrics = read_metrics(path)
+    metrics = read_run(path, "val").metrics
     assert metrics["semseg/pixel_acc"] == (1.5, MetricSpec("%", True), False, 3)
     assert math.isnan(metrics["depth/abs_err"].value)
     assert metrics["depth/abs_err"][1:] == (MetricSpec("m", False), True, 3)

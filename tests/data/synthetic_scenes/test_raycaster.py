@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 
 from htt_lightning.data.synthetic_scenes.furniture import axis_rotation, rotation_from_up
-from htt_lightning.data.synthetic_scenes.raycaster import (
-    Camera,
-    Light,
-    Material,
-    Primitive,
-    Shape,
-    cast_rays,
-    intersect,
-)
+from htt_lightning.data.synthetic_scenes.raycaster import Camera, Light, Material, Primitive, cast_rays, intersect
 
 GRAY = Material(np.full(3, 0.5), np.full(3, 0.5))
 SIZE = (33, 47)
@@ -30,40 +22,23 @@ def points(camera: Camera, depth: np.ndarray) -> np.ndarray:
     return np.moveaxis(camera.rays(depth.shape) * depth, 0, -1)
 
 
-def test_depth_of_a_frontal_wall_is_its_distance():
-    view = cast_rays([BACKDROP], AHEAD, SIZE)
-    np.testing.assert_allclose(view.depth, 8)
-    np.testing.assert_allclose(view.normals, np.broadcast_to([0, 0, 1.0], (*SIZE, 3)), atol=1e-12)
-
-
-def test_depth_is_along_the_optical_axis_of_a_rotated_camera():
-    camera = Camera(np.array([1.0, 2, 3]), axis_rotation(0.4, 1) @ axis_rotation(-0.2, 0), 0.7)
-    wall = plane(camera.position - 5 * camera.rotation[:, 2], camera.rotation[:, 2])
+@pytest.mark.parametrize("rotation", [np.eye(3), axis_rotation(0.4, 1) @ axis_rotation(-0.2, 0)])
+def test_depth_is_the_distance_along_the_optical_axis(rotation):
+    camera = Camera(np.array([1.0, 2, 3]), rotation, 0.7)
+    wall = plane(camera.position - 5 * rotation[:, 2], rotation[:, 2])
     view = cast_rays([wall], camera, SIZE)
     np.testing.assert_allclose(view.depth, 5)
     np.testing.assert_allclose(view.normals, np.broadcast_to([0, 0, 1.0], (*SIZE, 3)), atol=1e-9)
 
 
 def test_normals_of_a_room_follow_the_convention():
-    room = [
-        plane((0, -1, 0), (0, 1, 0)),
-        plane((0, 1, 0), (0, -1, 0)),
-        plane((-1.5, 0, 0), (1, 0, 0)),
-        plane((1.5, 0, 0), (-1, 0, 0)),
-        plane((0, 0, -40), (0, 0, 1)),
-    ]
-    view = cast_rays(room, AHEAD, SIZE)
-    middle = SIZE[0] // 2, SIZE[1] // 2
-    for pixel, normal in {
-        (-1, middle[1]): (0, 1, 0),
-        (0, middle[1]): (0, -1, 0),
-        (middle[0], 0): (1, 0, 0),
-        (middle[0], -1): (-1, 0, 0),
-        middle: (0, 0, 1),
-    }.items():
-        np.testing.assert_allclose(view.normals[pixel], normal, atol=1e-12)
-    below = -AHEAD.rays(SIZE)[1, -1, middle[1]]
-    assert view.depth[-1, middle[1]] == pytest.approx(1 / below)
+    normals = np.array([(0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0), (0, 0, 1)])
+    view = cast_rays([plane(-normal * (1.5, 1, 40), normal) for normal in normals], AHEAD, SIZE)
+    row, column = SIZE[0] // 2, SIZE[1] // 2
+    pixels = [-1, 0, row, row, row], [column, column, 0, -1, column]
+    np.testing.assert_allclose(view.normals[pixels], normals, atol=1e-12)
+    below = -AHEAD.rays(SIZE)[1, -1, column]
+    assert view.depth[-1, column] == pytest.approx(1 / below)
 
 
 def test_depth_and_normals_of_a_ball():
@@ -79,7 +54,7 @@ def test_depth_and_normals_of_a_ball():
     np.testing.assert_allclose(view.normals[on_ball], offset / 0.5, atol=1e-9)
 
 
-def solid_at(shape: Shape) -> Primitive:
+def solid_at(shape) -> Primitive:
     rotation = axis_rotation(0.6, 1) @ axis_rotation(0.5, 0) @ axis_rotation(-0.3, 2)
     return Primitive(shape, np.array([0.2, -0.1, -3.0]), np.array([0.5, 0.7, 0.4]), GRAY, rotation=rotation)
 
@@ -148,9 +123,8 @@ def test_a_solid_across_the_camera_plane_is_visible():
 def test_a_ball_casts_a_shadow_of_its_projected_size():
     ball = Primitive("ellipsoid", np.array([3.0, 0, -6]), np.full(3, 0.3), GRAY)
     light = Light(np.array([3.0, 0, -4]), np.ones(3))
-    camera = Camera(np.array([3.0, 0, -2]), np.eye(3), 0.9)
-    aside = Camera(np.zeros(3), np.eye(3), 0.9)
-    for eye in (camera, aside):
+    for position in ([3.0, 0, -2], [0.0, 0, 0]):
+        eye = Camera(np.array(position), np.eye(3), 0.9)
         view = cast_rays([BACKDROP, ball], eye, (65, 65), [light], ambient=0.25)
         where = points(eye, view.depth) + eye.position
         wall = view.hit == 0

@@ -18,12 +18,9 @@ def scenes():
 def test_maps_have_the_dtypes_and_shapes_of_their_tasks(scenes):
     for scene in scenes:
         assert set(scene) == {"image", *TASKS}
-        for name, channels in {"image": (3,), "semseg": (), "human_parts": (), "saliency": (), "edges": ()}.items():
-            assert scene[name].dtype == np.uint8
-            assert scene[name].shape == (*SIZE, *channels)
-        assert scene["normals"].dtype == scene["depth"].dtype == np.float32
-        assert scene["normals"].shape == (*SIZE, 3)
-        assert scene["depth"].shape == SIZE
+        for name, values in scene.items():
+            assert values.dtype == (np.float32 if name in ("normals", "depth") else np.uint8)
+            assert values.shape == ((*SIZE, 3) if name in ("image", "normals") else SIZE)
         assert scene["semseg"].max() < 13
         assert set(np.unique(scene["saliency"])) | set(np.unique(scene["edges"])) <= {0, 1}
 
@@ -115,13 +112,10 @@ def test_geometry_does_not_depend_on_the_size():
 def test_furniture_stays_in_the_room():
     for index in range(10):
         solids = compose(2, index).solids
-        room = [solid for solid in solids if solid.shape == "plane"]
-        centers = np.array([solid.center for solid in room])
-        for solid in solids:
-            if solid.shape != "plane":
-                low, high = bounds([solid])
-                assert (low >= centers.min(0) - 1e-6).all()
-                assert (high <= centers.max(0) + 1e-6).all()
+        centers = np.array([solid.center for solid in solids if solid.shape == "plane"])
+        low, high = bounds([solid for solid in solids if solid.shape != "plane"])
+        assert (low >= centers.min(0) - 1e-6).all()
+        assert (high <= centers.max(0) + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", ["bed", "sofa", "chair", "table", "cabinet", "bookcase", "sideboard", "lamp", "books"])
@@ -149,14 +143,7 @@ def test_color_does_not_tell_the_class(scenes):
     """Mean colors of two classes differ by less than the colors within either of them."""
     colors = {
         thing: np.array([s["image"][s["semseg"] == thing].mean(0) for s in scenes if (s["semseg"] == thing).sum() > 20])
-        for thing in (
-            SceneClass.WALL,
-            SceneClass.FLOOR,
-            SceneClass.OBJECTS,
-            SceneClass.BED,
-            SceneClass.SOFA,
-            SceneClass.FURNITURE,
-        )
+        for thing in map(SceneClass.__getitem__, ("WALL", "FLOOR", "OBJECTS", "BED", "SOFA", "FURNITURE"))
     }
     means = np.array([values.mean(0) for values in colors.values()])
     spread = min(values.std(0).mean() for values in colors.values())
