@@ -135,7 +135,7 @@ class LazyFusedMap(NamedTuple):
             return False
         (height, width), (features, inputs) = x.shape[-2:], self.weight.shape
         pixels = height * width
-        direct: float = sum([m[0].numel() for m in self.maps]) * features
+        direct: float = sum([m.shape[-2] * m.shape[-1] * m.shape[1] for m in self.maps]) * features
         composed = 0.0
         for weight, dilation in zip(weights, dilations, strict=True):
             out, size = weight.shape[0], weight.shape[-1]

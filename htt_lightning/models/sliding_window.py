@@ -65,7 +65,8 @@ def _crop(maps: Tensor, view: ImageView) -> Tensor:
 
 def _sliding_window(network: Network, tasks: Sequence[Task], image: Tensor, tile_size: int) -> dict[str, Tensor]:
     """Average windows to means ``b k h/s w/s``; the weight of a window decreases to its border."""
-    sums, weights = dict[str, Tensor](), dict[str, Tensor]()
+    sums: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     height, width = image.shape[-2:]
     for top in window_starts(height, tile_size):
         for left in window_starts(width, tile_size):
