@@ -77,7 +77,7 @@ def test_original_size_equals_module_decode(predictor, pixels):
     assert all(torch.equal(maps[name], expected[name][0]) for name in expected)
 
 
-def test_training_crop_is_the_minimum_size(tmp_path):
+def test_training_crop_is_the_minimum_size():
     data = tiny_data(labels="full", image_size=(32, 48))
     data.image_size, data.augment = None, type(data.augment)(crop=(64, 64))
     assert data.input_size == {"image_size": None, "min_size": [64, 64]}

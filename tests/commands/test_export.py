@@ -24,13 +24,13 @@ from tests.tiny import BACKBONE, tiny_trainer
 
 SHAPES = [(1, 3, 32, 32), (2, 3, 33, 47), (1, 3, 130, 201)]
 TASKS = [SemSeg(classes=("floor", "wall", "door")), Depth(num_bins=5, min_depth=0.5, max_depth=8.0)]
+TINY = {"backbone": BACKBONE, "token_dim": 8, "dilations": (2,)}  # every layer costs the exporters time
 
 
 @pytest.fixture(scope="module")
 def module():
     torch.manual_seed(0)
-    module = HTTModule(TASKS, network="multitask", backbone=BACKBONE, token_dim=8)
-    return perturbed(module)
+    return perturbed(HTTModule(TASKS, network="multitask", **TINY))
 
 
 def perturbed(module):
@@ -94,7 +94,7 @@ def program_with_tokens(tmp_path_factory):
     """A module with tokens, and the exported program with its metadata."""
     folder = tmp_path_factory.mktemp("program")
     torch.manual_seed(0)
-    module = perturbed(HTTModule([Depth(num_bins=5)], backbone=BACKBONE, token_dim=8))
+    module = perturbed(HTTModule([Depth(num_bins=5)], **TINY))
     exporting.export(str(save(module, folder / "a.ckpt")), "torch-export", str(folder / "net.pt2"))
     files = {"htt_lightning.json": ""}
     return module, torch.export.load(folder / "net.pt2", extra_files=files).module(), files["htt_lightning.json"]
@@ -156,7 +156,7 @@ def test_safetensors_holds_the_weights_and_replaces_on_demand(module, checkpoint
 
 def test_metadata_describes_every_output():
     tasks = [*TASKS, Normals(num_bins=6), Edges(), Saliency()]
-    module = HTTModule(tasks, network="multitask", backbone=BACKBONE, token_dim=8).eval()
+    module = HTTModule(tasks, network="multitask", **TINY).eval()
     metadata = json.loads(json.dumps(model_metadata(ExportWrapper(module))))
     assert metadata["input"]["normalization"] == "inside the model"
     outputs = {name: (x["axes"], x["type"], tuple(x["range"])) for name, x in metadata["outputs"].items()}
