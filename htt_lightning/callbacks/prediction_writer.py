@@ -108,16 +108,16 @@ class PredictionWriter(BasePredictionWriter):
             single = {task: values[k : k + 1] for task, values in maps.items()}
             image = crop_padding(batch)[k : k + 1].cpu() if self.save_panels else None
             self._pending.append(self._pool.submit(self._write, self._folder / name, pl_module.tasks, single, image))
-        while len(self._pending) > 2 * max(self.num_workers, len(prediction["id"])):  # bounds the memory
-            self._wait(self._pending.popleft())
+        self._wait(max_pending=2 * max(self.num_workers, len(prediction["id"])))  # bounds the memory
 
-    def _wait(self, future: "Future[None]") -> None:
-        """Wait for the files of an image, and collect its error."""
-        try:
-            future.result()
-            self._num_written += 1
-        except HTTError as error:
-            self._errors.append(error)
+    def _wait(self, max_pending: int = 0) -> None:
+        """Wait for the files of images, and collect errors."""
+        while len(self._pending) > max_pending:
+            try:
+                self._pending.popleft().result()
+                self._num_written += 1
+            except HTTError as error:
+                self._errors.append(error)
 
     def _write(self, stem: Path, tasks: Sequence[Task], maps: Mapping[str, Tensor], image: Tensor | None) -> None:
         """Write all files of one image; tensors have a batch axis of one."""
@@ -151,8 +151,7 @@ class PredictionWriter(BasePredictionWriter):
         self._close()
 
     def _close(self) -> None:
-        while self._pending:
-            self._wait(self._pending.popleft())
+        self._wait()
         if self._pool:
             self._pool.shutdown()
             self._pool = None

@@ -21,8 +21,7 @@ from htt_lightning.io.run_directory import RESULTS, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import MetricSpec, Task
 
-Rows = dict[str, dict[str, Any]]
-"""Entries of a metric file by logged key."""
+Rows = dict[str, dict[str, Any]]  # entries of a metric file by logged key
 
 
 class ResultsTable(Callback):

@@ -105,12 +105,11 @@ def git_state() -> dict[str, Any] | None:
     """Return commit, branch and number of changed files; None without git."""
     if (git := shutil.which("git")) is None:
         return None
-    commands = ("rev-parse", "HEAD"), ("rev-parse", "--abbrev-ref", "HEAD"), ("status", "--porcelain", "-uno")
+    command = [git, "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        commit, branch, changed = (
-            subprocess.run([git, *words], capture_output=True, text=True, check=True, timeout=10).stdout
-            for words in commands
-        )
-    except (OSError, subprocess.SubprocessError):  # no repository, or no commit in it
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):  # no repository
         return None
-    return {"commit": commit.strip(), "branch": branch.strip(), "changed": len(changed.splitlines())}
+    changed = [line for line in text.splitlines() if not line.startswith("#")]
+    head = dict(line.split()[1:3] for line in text.splitlines() if line.startswith("#"))
+    return {"commit": head["branch.oid"], "branch": head["branch.head"], "changed": len(changed)}

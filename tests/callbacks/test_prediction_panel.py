@@ -129,11 +129,10 @@ def test_validate_draws_no_training_images(tmp_path):
     assert len(cells(np.asarray(Image.open(panel.path)))) == 4
 
 
-@pytest.mark.parametrize(
-    ("num_val_images", "options"),
-    [(0, {}), (3, {"num_sanity_val_steps": 1, "check_val_every_n_epoch": 2}), (3, {"fast_dev_run": True})],
-    ids=["no images", "sanity check", "trial run"],
-)
+SANITY_CHECK = {"num_sanity_val_steps": 1, "check_val_every_n_epoch": 2}
+
+
+@pytest.mark.parametrize(("num_val_images", "options"), [(0, {}), (3, SANITY_CHECK), (3, {"fast_dev_run": True})])
 def test_no_panel_is_drawn(tmp_path, monkeypatch, num_val_images, options):
     monkeypatch.chdir(tmp_path)
     assert fit(tmp_path, PredictionPanel(num_val_images), **options).path is None

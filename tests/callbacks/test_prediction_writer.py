@@ -141,14 +141,10 @@ def test_predictions_are_overwritten_on_demand_only(tmp_path):
     assert contents() != before
 
 
-def test_a_trial_run_writes_no_predictions(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_trials_and_other_commands_write_no_predictions(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    predict(tmp_path, PredictionWriter(), fast_dev_run=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("command", ["fit", "validate", "test"])
-def test_other_commands_write_no_predictions(tmp_path, command):
     data = tiny_data(tasks="depth", labels="full")
-    getattr(tiny_trainer(tmp_path, callbacks=[PredictionWriter()]), command)(tiny_module(data), data)
-    assert not (tmp_path / "predictions").exists()
+    trainer = tiny_trainer(tmp_path, callbacks=[PredictionWriter()], fast_dev_run=command == "predict")
+    getattr(trainer, command)(tiny_module(data), data)
+    assert {path.name for path in tmp_path.iterdir()} <= {"label_mask.json"}

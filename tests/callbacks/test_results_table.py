@@ -89,14 +89,15 @@ def test_constant_baseline_is_skipped_beside_other_ranks():
         assert ResultsTable(constant_baseline=True)._constants(trainer, []) is None
 
 
-@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_val_batches": 0}])
-def test_fit_without_validation_or_trial_writes_nothing(tmp_path, capsys, monkeypatch, options):
+@pytest.mark.parametrize("command", ["fit", "test"])
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_val_batches": 0, "limit_test_batches": 0}])
+def test_a_trial_or_empty_evaluation_writes_nothing(tmp_path, capsys, monkeypatch, command, options):
     monkeypatch.chdir(tmp_path)
     data = tiny_data(tasks=["depth"], labels="full", train_images=4)
-    callbacks = [ResultsTable(constant_baseline=True)]
-    tiny_trainer(tmp_path, callbacks=callbacks, **options).fit(tiny_module(data), data)
+    trainer = tiny_trainer(tmp_path, callbacks=[ResultsTable(constant_baseline=True)], **options)
+    getattr(trainer, command)(tiny_module(data), data)
     assert "Validation after" not in capsys.readouterr().out
-    assert not (tmp_path / "val_metrics.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"label_mask.json"}
 
 
 def evaluate(folder, module, data, ckpt_path=None, **trainer):
@@ -201,11 +202,3 @@ def test_values_logged_by_others_are_left_out(tmp_path):
     run = evaluate(tmp_path, Chatty(data.tasks, backbone=BACKBONE, token_dim=8), data)
     assert run.trainer.callback_metrics["test/loss"] == 1
     assert {key.split("/")[1] for key in read(tmp_path / "test_metrics.json")} == {"saliency"}
-
-
-@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_test_batches": 0}])
-def test_a_trial_or_empty_test_writes_nothing(tmp_path, monkeypatch, options):
-    monkeypatch.chdir(tmp_path)
-    data = tiny_data(tasks="depth", labels="full")
-    evaluate(tmp_path, tiny_module(data), data, **options)
-    assert list(tmp_path.iterdir()) == []
