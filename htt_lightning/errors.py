@@ -63,44 +63,27 @@ class DataErrorGroup(ExceptionGroup[HTTError], DataError):
 
 
 def combine_errors(errors: Iterable[HTTError], shown: int | None = 3, expected_layout: str = "") -> HTTError:
-    """Combine errors into one; a single error stays what it is.
+    """Combine errors, each message once; a single error stays what it is.
 
-    Args:
-        errors: At least one error; groups are flattened, and equal messages count once.
-        shown: Number of messages in the combined message; None for all.
-        expected_layout: Layout to show if a file or folder is missing, in addition to those of the errors.
+    The combined message has the first ``shown`` messages (None: all). The layout is added if a file is missing.
     """
     given = list(errors)
     single = list({error.message: error for group in given for error in group.errors}.values())
     layouts = [expected_layout if any(error.missing_path for error in single) else ""]
+    layouts += [error.expected_layout for error in given]
     lines = [error.message for error in single[:shown]]
     lines += [f"... and {len(single) - len(lines)} more"] if len(lines) < len(single) else []
     combined = single[0] if len(single) == 1 else DataErrorGroup("\n".join(lines), single)
-    layouts += [error.expected_layout for error in given]
     combined.expected_layout = "\n".join(filter(None, dict.fromkeys(layouts)))
     return combined
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return a hint with the known name that is closest to an unknown one.
-
-    Args:
-        name: Unknown name.
-        known: Known names.
-        cutoff: Minimum similarity, from 0 to 1.
-
-    Returns:
-        A sentence with a leading space, or nothing where no name is similar enough.
-    """
+    """Return a hint, with a leading space, to the known name that is most similar; empty if none is similar enough."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def missing_extra(needed_by: str, extra: str) -> HTTError:
-    """Return the error for a package that is not installed.
-
-    Args:
-        needed_by: Beginning of the message: feature and package.
-        extra: Extra of this library that installs the package.
-    """
+    """Return the error for a package that is not installed; the message begins with who needs it."""
     return HTTError(f'{needed_by}, which cannot be imported: pip install "htt-lightning[{extra}]".')

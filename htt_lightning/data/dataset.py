@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from htt_lightning.data.batch import Arrays, Batch, SampleIndex, to_sample
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, to_pseudo_label
-from htt_lightning.errors import ConfigError, DataError, HTTError
+from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
@@ -115,18 +115,6 @@ def same_content(one: Path, other: Path) -> bool:
         return cmp(one, other, shallow=False)
     except OSError:
         return False
-
-
-def dataset_folder(title: str, root: str | Path, folder_name: str, split: str, expected_layout: str) -> Path:
-    """Return the folder of a dataset, which the root is or contains; check that root and split exist."""
-    if split not in ("train", "val"):
-        raise ConfigError(f"The split of {title} must be train or val, got {split!r}.")
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        problem = "is a file" if root.exists() else "is missing"
-        message = f"data.root {root} {problem}; it must be, or contain, the folder {folder_name}."
-        raise DataError(message, missing_path=root, expected_layout=expected_layout)
-    return root / folder_name if (root / folder_name).is_dir() else root
 
 
 def check_in_parallel(

@@ -45,18 +45,7 @@ def check(
     if folder:
         check_output_dir(folder, overwrite)
     scanners, report = inspect(datamodule)
-    console = Console()
-    for table in tables(report):
-        console.print(table)
-    lines = [datamodule.label_summary] if datamodule.label_summary else []
-    lines += [f"warning: {warning}" for warning in report["warnings"]]
-    for problem in report["problems"]:
-        place = " ".join(filter(None, (problem["split"], problem["id"], problem["task"])))
-        lines.append(f"problem: {place}: {problem['message']}")
-    if report["expected_layout"]:
-        lines.append(f"Expected layout of the dataset:\n{report['expected_layout']}")
-    for line in lines:
-        console.out(line, highlight=False)
+    print_report(report, datamodule.label_summary)
     if folder:
         if num_images and (picture := contact_sheet(scanners, num_images)) is not None:
             with atomic_path(folder / "contact_sheet.png") as partial:
@@ -65,35 +54,24 @@ def check(
             datamodule.mask.save(folder / LABEL_MASK)
         with atomic_path(folder / "check.json") as partial:
             partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        console.out(folder, highlight=False)
+        Console().out(folder, highlight=False)
     if count := len(report["problems"]):
         raise DataError(f"Found {count} problem{'s' if count > 1 else ''} in the dataset (listed above).")
 
 
 def inspect(data: PartialLabelDataModule) -> tuple[list[ImageScanner], dict[str, Any]]:
-    """Read everything that training and evaluation would read.
-
-    Args:
-        data: The datamodule.
-
-    Returns:
-        The splits that can be opened; and plain values: statistics by split, problems, warnings, and the expected
-        layout if files are missing.
-
-    Raises:
-        HTTError: No split can be opened.
-    """
-    scanners, errors, problems, layouts = list[ImageScanner](), list[HTTError](), list[Problem](), list[str]()
+    """Read everything that a run would read; return the splits that can be opened, and a report of plain values."""
+    scanners, errors, problems, warnings = list[ImageScanner](), list[HTTError](), list[Problem](), list[str]()
     for split in get_args(Split):
         try:
             scanners.append(ImageScanner(split, data.partial_label_dataset(split)))
         except HTTError as error:
             errors.append(error)
             problems += problems_of(error, split)
-            layouts.append(error.expected_layout)
     if not scanners:
         raise combine_errors(errors, shown=None)
-    datasets, splits, warnings = [scanner.images.dataset for scanner in scanners], {}, list[str]()
+    layouts, splits = [error.expected_layout for error in errors], {}
+    datasets = [scanner.images.dataset for scanner in scanners]
     for scanner, dataset in zip(scanners, datasets, strict=True):
         scan, split = scan_split(data, scanner), scanner.split
         splits[split] = scan.to_dict()
@@ -120,12 +98,23 @@ def inspect(data: PartialLabelDataModule) -> tuple[list[ImageScanner], dict[str,
     }
 
 
-def tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """Lay the statistics of ``inspect`` out in tables.
+def print_report(report: Mapping[str, Any], label_summary: str) -> None:
+    """Print the statistics of ``inspect`` in tables, then a line per warning and problem."""
+    console = Console()
+    for table in tables(report):
+        console.print(table)
+    lines = [label_summary, *(f"warning: {warning}" for warning in report["warnings"])]
+    for problem in report["problems"]:
+        place = " ".join(filter(None, (problem["split"], problem["id"], problem["task"])))
+        lines.append(f"problem: {place}: {problem['message']}")
+    if layout := report["expected_layout"]:
+        lines.append(f"Expected layout of the dataset:\n{layout}")
+    for line in filter(None, lines):
+        console.out(line, highlight=False)
 
-    Args:
-        report: The report.
-    """
+
+def tables(report: Mapping[str, Any]) -> Iterator[Table]:
+    """Lay the statistics of ``inspect`` out in tables."""
     splits = report["splits"]
     table = Table("split", "images", "sizes", "range", "labels per image: images", title=report["dataset"])
     for name, split in splits.items():
@@ -150,15 +139,7 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def contact_sheet(scanners: Sequence[ImageScanner], num_images: int) -> np.ndarray | None:
-    """Draw images of all splits beside the labels they keep.
-
-    Args:
-        scanners: The splits.
-        num_images: Number of images, half of them (rounded up) from the first split; fewer if a split has fewer.
-
-    Returns:
-        uint8 ``h w 3``; None without an image.
-    """
+    """Draw images of all splits beside the labels they keep, uint8 ``h w 3``, half of them from the first split."""
     rows = []
     for scanner, share in zip(scanners, (num_images - num_images // 2, num_images // 2), strict=False):
         positions = np.linspace(0, len(scanner) - 1, min(share, len(scanner))).round().astype(int)
@@ -169,21 +150,19 @@ def contact_sheet(scanners: Sequence[ImageScanner], num_images: int) -> np.ndarr
 def draw_row(scanner: ImageScanner, position: int) -> np.ndarray:
     """Draw an image and its maps side by side, uint8 ``h w 3``; missing labels and corrupt files are hatched."""
     images, image = scanner.images, None
-    size, (index, labeled) = images.size, images.items[position]
+    index, labeled = images.items[position]
     with suppress(Exception):  # reported as a problem
         image = images.dataset.image(index)
     pixels = np.zeros((64, 96, 3), np.uint8) if image is None else image
-    pixels = resize(pixels, size) if size else pixels
-    picture = to_uint8_image(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])[0]
-    cells = {
-        f"{scanner.split} image {images.ids[position]}": placeholder(picture, "corrupt") if image is None else picture
-    }
+    size = images.size or (pixels.shape[0], pixels.shape[1])
+    picture = to_uint8_image(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy())[None])[0]
+    title = f"{scanner.split} image {images.ids[position]}"
+    cells = {title: placeholder(picture, "corrupt") if image is None else picture}
     for task in images.tasks:
         cells[task.name] = placeholder(picture, "corrupt" if task.name in labeled else "no label")
         if task.name in labeled and image is not None:
             with suppress(Exception):  # reported as a problem
-                label = scanner.read_label(position, task, image)
-                label = resize(label, size, "nearest") if size else label
+                label = resize(scanner.read_label(position, task, image), size, "nearest")
                 cells[task.name] = to_uint8_image(task.colorize(to_target(label, task)[None]))[0]
     return np.concatenate([with_title(cell, title) for title, cell in cells.items()], 1)
 

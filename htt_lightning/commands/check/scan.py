@@ -1,9 +1,9 @@
 """Reading every image and label of a split, as training and evaluation read them."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,11 +18,10 @@ from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
 
 T = TypeVar("T")
-Range = tuple[float, float]
 
 
 class Problem(NamedTuple):
-    """An error that a run would meet; ``id`` and ``task`` are None where it concerns all images, or no label."""
+    """An error that a run would meet; ``id`` and ``task`` are None where it concerns no single one."""
 
     split: str
     id: str | None
@@ -35,10 +34,8 @@ def problems_of(error: Exception, split: str, image_id: str | None = None, task:
     """Return a problem for an error, or for each error of a group."""
     if not isinstance(error, HTTError):
         return [Problem(split, image_id, task, f"{type(error).__name__}: {error}")]
-    return [
-        Problem(split, image_id, task, one.message, str(one.missing_path) if one.missing_path else None)
-        for one in error.errors
-    ]
+    errors = [(one.message, str(one.missing_path) if one.missing_path else None) for one in error.errors]
+    return [Problem(split, image_id, task, message, path) for message, path in errors]
 
 
 @dataclass
@@ -46,7 +43,8 @@ class SplitScan:
     """Statistics and problems of a split, or of one of its images."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    range: Range | None = None
+    low: float = math.inf
+    high: float = -math.inf
     labels_per_image: Counter[int] = field(default_factory=Counter)
     tasks: dict[str, LabelStatistics] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -54,8 +52,7 @@ class SplitScan:
     def add(self, other: "SplitScan") -> None:
         """Add the statistics and problems of other images."""
         self.sizes += other.sizes
-        ranges = [one for one in (self.range, other.range) if one]
-        self.range = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.labels_per_image += other.labels_per_image
         for name, found in other.tasks.items():
             self.tasks[name].add(found)
@@ -66,19 +63,14 @@ class SplitScan:
         return {
             "images": self.labels_per_image.total(),
             "sizes": {f"{height}x{width}": count for (height, width), count in sorted(self.sizes.items())},
-            "range": self.range,
+            "range": (self.low, self.high) if self.sizes else None,
             "labels_per_image": {str(labels): count for labels, count in sorted(self.labels_per_image.items())},
             "tasks": {name: found.to_dict() for name, found in self.tasks.items()},
         }
 
 
 class ImageScanner(Dataset[SplitScan]):
-    """Reads the images of a split with the labels they keep; hidden labels are not read.
-
-    Args:
-        split: Name of the split.
-        images: The split as training or evaluation reads it.
-    """
+    """Images of a split with the labels they keep, as a run reads them; hidden labels are not read."""
 
     def __init__(self, split: Split, images: PartialLabelDataset) -> None:
         self.split, self.images = split, images
@@ -89,9 +81,9 @@ class ImageScanner(Dataset[SplitScan]):
     def __getitem__(self, position: int) -> SplitScan:
         problems: list[Problem] = []
 
-        def read(function: Callable[[], T], task: Task | None = None) -> T | None:
+        def read(task: Task | None, function: Callable[..., T], *arguments: Any) -> T | None:
             try:
-                return function()
+                return function(*arguments)
             except Exception as error:  # every error of a dataset is a problem of its own
                 known = {problem.message for problem in problems if isinstance(error, HTTError)}  # these name a file
                 found = problems_of(error, self.split, image_id, task.name if task else None)
@@ -100,15 +92,15 @@ class ImageScanner(Dataset[SplitScan]):
 
         image_id, (_, labeled) = self.images.ids[position], self.images.items[position]
         scan = SplitScan(labels_per_image=Counter([len(labeled)]), problems=problems)
-        image = read(lambda: self.read_image(position))
+        image = read(None, self.read_image, position)
         if image is not None:
             scan.sizes[image.shape[0], image.shape[1]] += 1
-            scan.range = float(image.min()), float(image.max())
+            scan.low, scan.high = float(image.min()), float(image.max())
         for task in self.images.tasks:
             if task.name in labeled:
-                scan.tasks[task.name] = read(partial(self.scan_label, position, task, image), task) or LabelStatistics()
+                scan.tasks[task.name] = read(task, self.scan_label, position, task, image) or LabelStatistics()
         if store := self.images.pseudo_labels:
-            read(lambda: store.read(image_id, self.images.missing_tasks(position)))
+            read(None, store.read, image_id, self.images.missing_tasks(position))
         return scan
 
     def read_image(self, position: int) -> np.ndarray:
@@ -142,12 +134,7 @@ class ImageScanner(Dataset[SplitScan]):
 
 
 def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan:
-    """Read a split with the datamodule's workers.
-
-    Args:
-        data: The datamodule.
-        scanner: The split.
-    """
+    """Read a split with the datamodule's workers."""
     split, images = scanner.split, scanner.images
     scan = SplitScan(tasks={task.name: LabelStatistics() for task in data.tasks})
     loader = DataLoader(scanner, 8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=worker_init)

@@ -53,15 +53,7 @@ class LabelStatistics:
 
 
 def label_statistics(task: Task, array: np.ndarray) -> LabelStatistics:
-    """Compute the statistics of one label map.
-
-    Args:
-        task: The task.
-        array: The map as a dataset returns it.
-
-    Raises:
-        DataError: Type, shape or a class of the map is invalid.
-    """
+    """Compute the statistics of one label map; raise ``DataError`` if its type, shape or a class is invalid."""
     is_index, shape = task.field_channels is None, array.shape
     valid_shape = len(shape) > 1 and shape == task.empty_target(*shape[:2]).shape
     if not valid_shape or array.dtype.kind not in ("iu" if is_index else "f"):
@@ -74,27 +66,17 @@ def label_statistics(task: Task, array: np.ndarray) -> LabelStatistics:
     found = LabelStatistics(1, int(not len(values)), valid.size, len(values))
     if values.size:
         found.low, found.high = float(values.min()), float(values.max())
-    if is_index and values.size and not 0 <= found.low <= found.high < len(names):
-        raise DataError(
-            f"A map of {task.name} must have classes 0 to {len(names) - 1}, or {IGNORE_INDEX} where missing, got "
-            f"{found.low:g} to {found.high:g}."
-        )
     if is_index:
+        if values.size and not 0 <= found.low <= found.high < len(names):
+            allowed = f"classes 0 to {len(names) - 1}, or {IGNORE_INDEX} where missing"
+            raise DataError(f"A map of {task.name} must have {allowed}, got {found.low:g} to {found.high:g}.")
         found.classes.update(dict(zip(names, np.bincount(values, minlength=len(names)).tolist(), strict=True)))
     found.extra.update({name: float(quantity.sum()) for name, quantity in extra_quantities(task, values).items()})
     return found
 
 
 def extra_quantities(task: Task, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute how well a task can represent its labels.
-
-    Args:
-        task: The task.
-        values: Values of valid pixels, ``n``, or ``n c`` with several channels.
-
-    Returns:
-        Arrays ``n`` by name, of which the mean is reported.
-    """
+    """Compute how well a task represents valid pixels ``n`` or ``n c``; arrays ``n``, whose means are reported."""
     if isinstance(task, Depth):
         return {"outside_bins_percent": 100.0 * ((values < task.min_depth) | (values > task.max_depth))}
     if isinstance(task, Normals):
@@ -108,23 +90,19 @@ def extra_quantities(task: Task, values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def label_warnings(task: Task, found: LabelStatistics) -> list[str]:
-    """Return warnings about labels that can be read, but may be wrong.
-
-    Args:
-        task: The task.
-        found: Statistics of its labels.
-    """
+    """Return warnings about labels that can be read, but may be wrong."""
     if not found.valid:
         return ["Every pixel is missing."] if found.labels else []
     extra = Counter({name: total / found.valid for name, total in found.extra.items()})
-    absent = ", ".join(name for name, count in found.classes.items() if not count)
-    depth_range = f"{task.min_depth:g} to {task.max_depth:g}" if isinstance(task, Depth) else ""
-    warnings = {
-        f"No pixel has the class {absent}.": bool(absent),
-        f"{extra['outside_bins_percent']:.1f} % of the pixels are outside of the bins, {depth_range}. Set min_depth "
-        "and max_depth.": extra["outside_bins_percent"] > 50,
-        f"{extra['not_unit_percent']:.3g} % of the vectors are not of unit length.": extra["not_unit_percent"] > 0,
-        f"The nearest bin is {extra['degrees_to_bins']:.1f} degrees away on average. Check the axes: x right, y up, "
-        "z to the camera.": extra["degrees_to_bins"] > MAX_MEAN_BIN_ANGLE,
-    }
-    return [text for text, applies in warnings.items() if applies]
+    warnings = []
+    if absent := [name for name, count in found.classes.items() if not count]:
+        warnings.append(f"No pixel has the class {', '.join(absent)}.")
+    if isinstance(task, Depth) and (outside := extra["outside_bins_percent"]) > 50:
+        bins = f"the bins, {task.min_depth:g} to {task.max_depth:g}"
+        warnings.append(f"{outside:.1f} % of the pixels are outside of {bins}. Set min_depth and max_depth.")
+    if extra["not_unit_percent"]:
+        warnings.append(f"{extra['not_unit_percent']:.3g} % of the vectors are not of unit length.")
+    if (angle := extra["degrees_to_bins"]) > MAX_MEAN_BIN_ANGLE:
+        axes = "x right, y up, z to the camera"
+        warnings.append(f"The nearest bin is {angle:.1f} degrees away on average. Check the axes: {axes}.")
+    return warnings

@@ -8,12 +8,11 @@ and thresholds are those of the official release, which has no working configura
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from htt_lightning.data.datamodule import Split
-from htt_lightning.data.dataset import dataset_folder
 from htt_lightning.data.datasets.file_dataset import FileDataModule
-from htt_lightning.data.datasets.npy_tree import NpyTree, class_format, depth_format, image_format
+from htt_lightning.data.datasets.npy_tree import DEPTH, IMAGE, FileFormat, NpyTree, class_format
 from htt_lightning.errors import ConfigError
 from htt_lightning.tasks import InverseDepth, SemSeg, Task
 
@@ -28,19 +27,6 @@ CLASSES: Mapping[int, tuple[str, ...]] = MappingProxyType(
 )  # fmt: skip
 """Class names in the order of their indices: categories, or train ids."""
 
-EXPECTED_LAYOUT = """\
-cityscapes/
-    train/                  2975 samples, named by an integer
-        image/0.npy ...     float h w 3, RGB in [0, 1]
-        label_7/0.npy ...   float or integer h w, classes 0 to 6, -1 where missing; label/ will do as well
-        label_19/0.npy ...  float or integer h w, classes 0 to 18, -1 where missing
-        depth/0.npy ...     float h w 1 or h w, inverse depth, 0 where missing
-    val/                    500 samples, the same folders
-Of the two folders of classes, the one that data.classes names is enough."""
-
-PUBLISHED = {"train": 2975, "val": 500}
-"""Number of images by split."""
-
 
 class Cityscapes(NpyTree):
     """One split of Cityscapes with the tasks semseg and depth, which is inverse depth.
@@ -52,17 +38,29 @@ class Cityscapes(NpyTree):
         uniform_size: True if ``check`` rejects images that differ in size.
     """
 
+    folder_name = "cityscapes"
+    num_images: ClassVar[Mapping[str, int]] = {"train": 2975, "val": 500}
+    tasks: ClassVar[tuple[str, ...]] = ("semseg", "depth")
+    expected_layout = """\
+cityscapes/
+    train/                  2975 samples, named by an integer
+        image/0.npy ...     float h w 3, RGB in [0, 1]
+        label_7/0.npy ...   float or integer h w, classes 0 to 6, -1 where missing; label/ will do as well
+        label_19/0.npy ...  float or integer h w, classes 0 to 18, -1 where missing
+        depth/0.npy ...     float h w 1 or h w, inverse depth, 0 where missing
+    val/                    500 samples, the same folders
+Of the two folders of classes, the one that data.classes names is enough."""
+
     def __init__(self, root: str | Path, split: str, classes: Literal[7, 19] = 7, uniform_size: bool = True) -> None:
-        title, name, labels = f"Cityscapes with {classes} classes", "cityscapes", f"label_{classes}"
-        folder = dataset_folder(title, root, name, split, EXPECTED_LAYOUT) / split
-        if classes == 7 and (folder / "label").is_dir() and not (folder / labels).is_dir():
+        self.classes, self.title = classes, f"Cityscapes with {classes} classes"
+        super().__init__(root, split, uniform_size)
+
+    def file_formats(self) -> Mapping[str, FileFormat]:
+        """Return the formats of images, classes and inverse depth."""
+        labels = f"label_{self.classes}"
+        if self.classes == 7 and (self.folder / "label").is_dir() and not (self.folder / labels).is_dir():
             labels = "label"
-        formats = {
-            "image": image_format("image"),
-            "semseg": class_format(labels, classes),
-            "depth": depth_format("depth"),
-        }
-        super().__init__(title, root, name, split, formats, EXPECTED_LAYOUT, PUBLISHED, uniform_size)
+        return {"image": IMAGE, "semseg": class_format(labels, self.classes), "depth": DEPTH}
 
 
 class CityscapesDataModule(FileDataModule):

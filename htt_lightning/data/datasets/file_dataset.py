@@ -3,30 +3,27 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset, check_in_parallel
-from htt_lightning.errors import DataError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 
 
 class FileDataset(DenseDataset):
-    """One split of a dataset whose images and labels are files, which are read when they are used.
-
-    Attributes:
-        uniform_size: True if ``check`` rejects images that differ in size.
-    """
+    """One split of a dataset of files; ``check`` rejects images that differ in size if ``uniform_size`` is set."""
 
     uniform_size: bool = True
     _last_size: tuple[int, tuple[int, int]] | None = None
 
     @abstractmethod
     def read_size(self, index: int) -> tuple[int, int]:
-        """Read height and width of an image from the header of its file.
+        """Read height and width of an image from the header of its file."""
 
-        Args:
-            index: Position in ``ids``.
-        """
+    def check_size(self, index: int, path: Path, size: tuple[int, ...]) -> None:
+        """Raise an error if a label has another size than its image."""
+        if size != (expected := self.size(index)):
+            raise DataError(f"{path} must have the size {expected} of its image, got {size}. Prepare both again.")
 
     def size(self, index: int) -> tuple[int, int]:
         """Return height and width of an image, kept for the labels that are read next."""
@@ -37,34 +34,14 @@ class FileDataset(DenseDataset):
 
     @abstractmethod
     def image_path(self, index: int) -> Path:
-        """Return the path of an image.
-
-        Args:
-            index: Position in ``ids``.
-        """
+        """Return the path of an image."""
 
     @abstractmethod
     def check_label(self, index: int, task: str) -> None:
-        """Check that the files of a label exist and have valid headers; nothing is decoded.
-
-        Args:
-            index: Position in ``ids``.
-            task: Name of the task.
-
-        Raises:
-            HTTError: A file is missing or corrupt.
-        """
+        """Check that the files of a label exist and have valid headers; nothing is decoded."""
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Check that the files of a run exist and have valid headers; nothing is decoded.
-
-        Args:
-            labels: Names of the tasks whose labels will be used, by image id; other labels are not touched.
-
-        Raises:
-            HTTError: Files are missing or corrupt, or images differ in size although ``uniform_size`` is set. The
-                message names three problems and shows the expected layout where files are missing.
-        """
+        """Check existence, headers and, if ``uniform_size`` is set, equal sizes of the files of a run."""
         positions = {image_id: index for index, image_id in enumerate(self.ids)}
         sizes: dict[str, tuple[int, int]] = {}
 
@@ -97,6 +74,44 @@ class FileDataset(DenseDataset):
             raise combine_errors(errors, expected_layout=self.expected_layout)
 
 
+class PublishedDataset(FileDataset):
+    """One split of a published archive, which subclasses declare.
+
+    Args:
+        root: Folder of the dataset, or its parent.
+        split: ``train`` or ``val``.
+        uniform_size: True if ``check`` rejects images that differ in size.
+
+    Raises:
+        HTTError: The split is unknown, missing or empty, or image ids are invalid.
+    """
+
+    title: str
+    """Name of the dataset, for messages."""
+    folder_name: ClassVar[str]
+    """Name of the dataset's own folder."""
+    num_images: ClassVar[Mapping[str, int]]
+    """Number of published images by split."""
+    tasks: ClassVar[tuple[str, ...]]
+    """Names of the tasks with labels."""
+
+    def __init__(self, root: str | Path, split: str, uniform_size: bool = True) -> None:
+        if split not in ("train", "val"):
+            raise ConfigError(f"The split of {self.title} must be train or val, got {split!r}.")
+        root = Path(root).expanduser()
+        if not root.is_dir():
+            problem = "is a file" if root.exists() else "is missing"
+            message = f"data.root {root} {problem}; it must be, or contain, the folder {self.folder_name}."
+            raise DataError(message, missing_path=root, expected_layout=self.expected_layout)
+        self.folder = root / self.folder_name if (root / self.folder_name).is_dir() else root
+        self.split, self.uniform_size, self.published = split, uniform_size, self.num_images[split]
+
+    def check_task(self, task: str) -> None:
+        """Raise an error if the dataset has no labels of a task."""
+        if task not in self.tasks:
+            raise ConfigError(f"The task of a label of {self.title} must be in {', '.join(self.tasks)}, got {task}.")
+
+
 class FileDataModule(PartialLabelDataModule):
     """Datamodule of a dataset in a folder, whose splits are opened once per run.
 
@@ -112,15 +127,7 @@ class FileDataModule(PartialLabelDataModule):
 
     @abstractmethod
     def open_split(self, split: Split, uniform_size: bool) -> FileDataset:
-        """Open a split.
-
-        Args:
-            split: ``train`` or ``val``.
-            uniform_size: True if ``check`` must reject images that differ in size.
-
-        Raises:
-            HTTError: The split is missing or invalid.
-        """
+        """Open a split, whose ``check`` must reject images that differ in size if ``uniform_size`` is set."""
 
     def build_dataset(self, split: Split) -> FileDataset:
         """Return a split, which is opened at the first call."""

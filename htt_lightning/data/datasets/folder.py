@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.label_files import LabelFiles, is_npy
-from htt_lightning.data.datasets.npy_tree import TOLERANCE, as_float32
+from htt_lightning.data.datasets.npy_tree import IMAGE
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
-from htt_lightning.io.arrays import read_npy
 from htt_lightning.io.files import is_outside
 from htt_lightning.io.images import ImageFormat, read_rgb, size_of
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+
+NPY_IMAGE = IMAGE._replace(dtype_kinds="uf", description="uint8 or float h w 3")
 
 
 class ImageRecord(NamedTuple):
@@ -55,12 +57,7 @@ class Folder(FileDataset):
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        split: Split,
-        images: str,
-        label_files: Sequence[LabelFiles],
-        uniform_size: bool = True,
+        self, root: str | Path, split: Split, images: str, label_files: Sequence[LabelFiles], uniform_size: bool = True
     ) -> None:
         self.root, self.uniform_size = Path(root).expanduser(), uniform_size
         if not self.root.is_dir():
@@ -85,22 +82,17 @@ class Folder(FileDataset):
             for name, same in locations.items()
             if len(same) > 1
         ]
-        if not errors:
-            errors += [
-                DataError(
-                    f"No {split} image has a label of {task}: looked for {_example(pattern, self.root, records)}."
-                )
-                for task, pattern in patterns.items()
-                if not any(task in record.labels for record in records)
-            ]
+        for task, pattern in patterns.items() if not errors else ():
+            if not any(task in record.labels for record in records):
+                example = self.root / pattern.replace("{id}", records[0].image_id)
+                place = example if "{id}" in pattern else f"the column {pattern!r}"
+                errors.append(DataError(f"No {split} image has a label of {task}: looked for {place}."))
         if errors:
             raise combine_errors(errors)
         self._records = [record for record in records if record.labels or split == "val"]
         if unlabeled := [record.image_id for record in records if not record.labels and split == "train"]:
-            logger.warning(
-                "Leaving out %d of %d training images without labels (e.g. %r).",
-                *(len(unlabeled), len(records), unlabeled[0]),
-            )
+            counts = f"{len(unlabeled)} of {len(records)}"
+            logger.warning("Leaving out %s training images without labels (e.g. %r).", counts, unlabeled[0])
         self.ids = [record.image_id for record in self._records]
 
     def _find_images(
@@ -121,7 +113,7 @@ class Folder(FileDataset):
                 message = f"data.{split} {pattern!r} gives {self.root / path} no id. Move its wildcards."
                 errors.append(ConfigError(message))
                 continue
-            labels = {task: self.root / _label_path(place, name) for task, place in label_patterns.items()}
+            labels = {task: self.root / place.replace("{id}", name) for task, place in label_patterns.items()}
             existing = {task: label for task, label in labels.items() if lexists(label)}
             records.append(ImageRecord(name, self.root / path, existing, str(self.root / path)))
         return records
@@ -163,7 +155,7 @@ class Folder(FileDataset):
         image, name = self._resolve_inside_root(cells["image"], location), _stem(cells["image"])
         labels = {}
         for task, pattern in label_patterns.items():
-            cell = _label_path(pattern, name) if "{id}" in pattern else cells[pattern]
+            cell = pattern.replace("{id}", name) if "{id}" in pattern else cells[pattern]
             label = self._resolve_inside_root(cell, location)
             if cell and ("{id}" not in pattern or lexists(label)):
                 labels[task] = label
@@ -180,31 +172,9 @@ class Folder(FileDataset):
         return np.array([task in record.labels for record in self._records], np.bool_)
 
     def image(self, index: int) -> np.ndarray:
-        """Read an RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats.
-
-        Args:
-            index: Position in ``ids``.
-
-        Raises:
-            HTTError: The file is missing or corrupt, or has another type, shape or range.
-        """
+        """Read an RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats."""
         path = self._records[index].image
-        if not is_npy(path):
-            return read_rgb(path, ImageFormat.ANY)
-        stored = self._open_npy_image(path)
-        if stored.dtype == np.uint8:
-            return np.array(stored)
-        image = as_float32(stored)
-        if not (image.min() >= -TOLERANCE and image.max() <= 1 + TOLERANCE):  # negated, so that NaN fails
-            raise DataError(f"{path} must have colors in [0, 1], got {image.min():g} to {image.max():g}.")
-        return image.clip(0, 1, out=image)
-
-    @staticmethod
-    def _open_npy_image(path: Path) -> np.ndarray:
-        stored = read_npy(path)
-        if stored.shape[2:] != (3,) or not stored.size or not (stored.dtype == np.uint8 or stored.dtype.kind == "f"):
-            raise DataError(f"{path} must be uint8 or float h w 3, got {stored.dtype} {stored.shape}.")
-        return stored
+        return NPY_IMAGE.read(path) if is_npy(path) else read_rgb(path, ImageFormat.ANY)
 
     def image_path(self, index: int) -> Path:
         """Return the path of an image."""
@@ -213,31 +183,20 @@ class Folder(FileDataset):
     def read_size(self, index: int) -> tuple[int, int]:
         """Read height and width of an image from the header of its file."""
         path = self._records[index].image
-        if not is_npy(path):
-            return size_of(path, ImageFormat.ANY)
-        height, width = self._open_npy_image(path).shape[:2]
+        height, width = NPY_IMAGE.open(path).shape[:2] if is_npy(path) else size_of(path, ImageFormat.ANY)
         return height, width
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """Read a task's map, with missing pixels marked as ``Task`` defines it.
-
-        Args:
-            index: Position in ``ids``.
-            task: Name of the task.
-
-        Raises:
-            HTTError: The image has no such label, or its file is corrupt (see ``LabelFiles``) or has another size than
-                the image.
-        """
+        """Read a task's map, with missing pixels marked as ``Task`` defines it."""
         path = self._label_file(index, task)
         label = self.label_files[task].read(path)
-        self._check_size(index, path, (label.shape[0], label.shape[1]))
+        self.check_size(index, path, label.shape[:2])
         return label
 
     def check_label(self, index: int, task: str) -> None:
         """Check existence, header and size of a label's file."""
         path = self._label_file(index, task)
-        self._check_size(index, path, self.label_files[task].size(path))
+        self.check_size(index, path, self.label_files[task].size(path))
 
     def _label_file(self, index: int, task: str) -> Path:
         record = self._records[index]
@@ -245,18 +204,9 @@ class Folder(FileDataset):
             raise DataError(f"{record.location} has no label of {task}. See data.label_files and data.labels.")
         return record.labels[task]
 
-    def _check_size(self, index: int, path: Path, size: tuple[int, int]) -> None:
-        if size != (image_size := self.size(index)):
-            raise DataError(f"{path} must have the size {image_size} of its image, got {size}. Prepare both again.")
-
 
 def image_id(path: str, pattern: str) -> str:
-    """Return the part of a path that a pattern's wildcards match, without suffix.
-
-    Args:
-        path: Path with forward slashes.
-        pattern: Pattern that matches it.
-    """
+    """Return the part of a path that a pattern's wildcards match, without suffix."""
     pattern, name = _stem(pattern), _stem(path)
     wild = [match.start() for match in re.finditer(r"[*?\[\]]", pattern)]
     start, end = (wild[0], wild[-1] + 1) if wild else (len(pattern), len(pattern))
@@ -277,14 +227,6 @@ def _check_pattern(pattern: str, task: str, split: Split, is_table: bool) -> Non
             f"data.label_files of {task} must contain {{id}}, which stands for the image's id, got {pattern!r}. "
             f"Columns can be named only if data.{split} is a .csv file."
         )
-
-
-def _label_path(pattern: str, image_id: str) -> str:
-    return pattern.replace("{id}", image_id)
-
-
-def _example(pattern: str, root: Path, records: Sequence[ImageRecord]) -> str:
-    return f"{root / _label_path(pattern, records[0].image_id)}" if "{id}" in pattern else f"the column {pattern!r}"
 
 
 def _relative(path: str, option: str) -> str:
@@ -309,13 +251,7 @@ class FolderDataModule(FileDataModule):
     """
 
     def __init__(
-        self,
-        root: str,
-        train: str,
-        val: str,
-        label_files: list[LabelFiles],
-        labels: str = "full",
-        **kwargs: Any,
+        self, root: str, train: str, val: str, label_files: list[LabelFiles], labels: str = "full", **kwargs: Any
     ) -> None:
         names = [files.task.name for files in label_files]
         if not names or len(set(names)) < len(names):

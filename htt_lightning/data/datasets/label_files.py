@@ -1,6 +1,5 @@
 """Label files of a task, and the meaning of the values in them."""
 
-import math
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -47,23 +46,23 @@ class LabelFiles:
     scale: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        """Validate the settings."""
         count, channels, scales = self.num_classes, self.task.field_channels, np.atleast_1d(self.scale)
-        is_index = channels is None
         unknown = [index for index in (self.class_map or {}).values() if not 0 <= index < count]
-        finite_scales = all(map(math.isfinite, scales)) and scales.all()
-        rules = {
-            "scale can only be set for fields, not for index maps": is_index and self.scale != 1,
-            "class_map and class_offset can only be set for index maps": not is_index
-            and bool(self.class_map or self.class_offset),
-            "class_map and class_offset exclude each other": bool(self.class_map and self.class_offset),
-            f"class_map must have classes 0 to {count - 1}, got {unknown}": is_index and bool(unknown),
-            f"the task must have at most {IGNORE_INDEX} classes, got {count}": is_index and count > IGNORE_INDEX,
-            f"scale must be one finite number other than zero, or one per channel, got {self.scale}": not is_index
-            and (len(scales) not in (1, channels) or not finite_scales),
-        }
-        for rule, is_broken in rules.items():
-            if is_broken:
+        if channels is None:
+            rules = {
+                "scale can only be set for fields, not for index maps": self.scale == 1,
+                "class_map and class_offset exclude each other": not (self.class_map and self.class_offset),
+                f"class_map must have classes 0 to {count - 1}, got {unknown}": not unknown,
+                f"the task must have at most {IGNORE_INDEX} classes, got {count}": count <= IGNORE_INDEX,
+            }
+        else:
+            valid_scale = len(scales) in (1, channels) and bool(np.isfinite(scales).all() and scales.all())
+            rules = {
+                "class_map and class_offset can only be set for index maps": not (self.class_map or self.class_offset),
+                f"scale must be one finite number other than zero, or one per channel, got {self.scale}": valid_scale,
+            }
+        for rule, holds in rules.items():
+            if not holds:
                 raise ConfigError(f"data.label_files of {self.task.name}: {rule}.")
 
     @property
@@ -72,35 +71,18 @@ class LabelFiles:
         return max(self.task.num_tokens, 2)
 
     def size(self, path: Path) -> tuple[int, int]:
-        """Return height and width of a label, from the header of its file.
-
-        Args:
-            path: The file.
-
-        Raises:
-            DataError: The file is missing or corrupt, or an array of another type or shape.
-        """
+        """Return height and width of a label, from the header of its file."""
         if not is_npy(path):
             return size_of(path, ImageFormat.ANY)
         height, width = self._validate(path, read_npy(path)).shape[:2]
         return height, width
 
     def read(self, path: Path) -> np.ndarray:
-        """Read a label file as a map, with missing pixels marked as ``Task`` defines it.
-
-        Args:
-            path: The file.
-
-        Raises:
-            DataError: The file is missing or corrupt, has another type or shape, or contains an unknown class or a
-                vector that is too long.
-        """
+        """Read a label file as a map, with missing pixels marked as ``Task`` defines it."""
         is_rgb = self.task.field_channels == 3
         stored = read_npy(path) if is_npy(path) else read_rgb(path, ImageFormat.ANY) if is_rgb else read_gray(path)
-        stored = self._validate(path, stored)
-        return (
-            self._decode_index(path, stored) if self.task.field_channels is None else self._decode_field(path, stored)
-        )
+        decode = self._decode_index if self.task.field_channels is None else self._decode_field
+        return decode(path, self._validate(path, stored))
 
     def _validate(self, path: Path, stored: np.ndarray) -> np.ndarray:
         """Check type and shape; return ``h w`` for index maps and ``h w c`` for fields."""

@@ -17,13 +17,7 @@ from htt_lightning.tasks import Task
 
 
 class DatasetPart(NamedTuple):
-    """One dataset's split in a mixture.
-
-    Attributes:
-        dataset: The split.
-        labels: Names of the tasks with a label by image id, as the dataset calls them.
-        task_name_map: Name of each task in the mixture, by its name in the dataset.
-    """
+    """One dataset's split in a mixture, the tasks labeled in each image, and the tasks' names in the mixture."""
 
     dataset: DenseDataset
     labels: Mapping[str, Sequence[str]]
@@ -71,15 +65,7 @@ class MixedDataset(DenseDataset):
         return [f"data.datasets {number}: {warning}" for number, part in parts for warning in part.dataset.warnings()]
 
     def label(self, index: int, task: str) -> np.ndarray:
-        """Read a task's map from its dataset.
-
-        Args:
-            index: Position in ``ids``.
-            task: Name of the task in the mixture.
-
-        Raises:
-            HTTError: The image has no such label in its dataset, or the dataset cannot read it.
-        """
+        """Read a map of a task, by its name in the mixture, from its dataset."""
         dataset, position, _ = self._items[index]
         return dataset.label(position, self._original_name(index, task))
 
@@ -88,14 +74,7 @@ class MixedDataset(DenseDataset):
         return np.array([task in names for _, _, names in self._items], np.bool_)
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Check the files of every dataset.
-
-        Args:
-            labels: Names of the tasks whose labels will be used, by image id.
-
-        Raises:
-            HTTError: A dataset's check fails, or an image has no such label in its dataset.
-        """
+        """Check the files of every dataset."""
         requested: dict[int, dict[str, list[str]]] = {number: {} for number in self.parts}
         for index, name in enumerate(self.ids):
             if name in labels:
@@ -158,14 +137,7 @@ class MixedDataModule(PartialLabelDataModule):
             part.seed = self.seed if part.seed is None else part.seed
 
     def task_name_map(self, number: int) -> dict[str, str]:
-        """Return the names in the mixture of a dataset's tasks, by their own names.
-
-        Args:
-            number: Number of the dataset.
-
-        Raises:
-            ConfigError: Two tasks of the dataset get one name.
-        """
+        """Return the names in the mixture of the tasks of a dataset, by their own names."""
         tasks = self.datasets[number].tasks
         names = {task.name: self.task_names.get(f"{number}/{task.name}", task.name) for task in tasks}
         if repeated := [name for name, count in Counter(names.values()).items() if count > 1]:
@@ -180,11 +152,8 @@ class MixedDataModule(PartialLabelDataModule):
             for own in part.tasks:
                 task = replace(own, name=names[own.name])
                 first, known = found.setdefault(task.name, (number, task))
-                settings, known_settings = (
-                    {"class": type(one).__name__, **one.output_settings} for one in (task, known)
-                )
-                keys = [key for key in settings | known_settings if settings.get(key) != known_settings.get(key)]
-                if keys:
+                new, old = ({"class": type(one).__name__} | one.output_settings for one in (task, known))
+                if keys := [key for key in new | old if new.get(key) != old.get(key)]:
                     raise ConfigError(
                         f"Task {task.name} must mean the same in data.datasets {first} and {number}, got another "
                         f"{', '.join(keys)}. Give both the same settings, or rename one with data.task_names "
@@ -192,9 +161,7 @@ class MixedDataModule(PartialLabelDataModule):
                     )
         if not found:
             raise ConfigError("data.datasets must list at least one dataset, got none.")
-        known_names = [
-            f"{number}/{name}" for number in range(len(self.datasets)) for name in self.task_name_map(number)
-        ]
+        known_names = [f"{number}/{task.name}" for number, part in enumerate(self.datasets) for task in part.tasks]
         if unknown := [name for name in self.task_names if name not in known_names]:
             raise ConfigError(f"data.task_names must name tasks in {', '.join(known_names)}, got {unknown[0]!r}.")
         return [task for _, task in found.values()]

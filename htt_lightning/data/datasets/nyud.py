@@ -5,11 +5,12 @@ Cite N. Silberman, D. Hoiem, P. Kohli and R. Fergus, "Indoor Segmentation and Su
 explicit license, and no part of it comes with this package.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import ClassVar
 
 from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataModule
-from htt_lightning.data.datasets.npy_tree import NpyTree, class_format, depth_format, image_format, normals_format
+from htt_lightning.data.datasets.npy_tree import DEPTH, IMAGE, NORMALS, FileFormat, NpyTree, class_format
 from htt_lightning.data.masks.files import protocol_of
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 
@@ -19,7 +20,15 @@ CLASSES = (
 )  # fmt: skip
 """The 13 classes in the order of their indices."""
 
-EXPECTED_LAYOUT = """\
+
+class NYUD(NpyTree):
+    """One split of NYUD-v2 with the tasks semseg, depth (meters) and normals."""
+
+    title = "NYUD-v2 with 13 classes"
+    folder_name = "NYUDv2"
+    num_images: ClassVar[Mapping[str, int]] = {"train": 795, "val": 654}
+    tasks: ClassVar[tuple[str, ...]] = ("semseg", "depth", "normals")
+    expected_layout = """\
 NYUDv2/
     train/                  795 samples, named by an integer
         image/0.npy ...     float h w 3, RGB in [0, 1]
@@ -28,30 +37,9 @@ NYUDv2/
         normal/0.npy ...    float h w 3, unit vectors, all zero where missing
     val/                    654 samples, the same four folders"""
 
-PUBLISHED = {"train": 795, "val": 654}
-"""Number of images by split."""
-
-FORMATS = {
-    "image": image_format("image"),
-    "semseg": class_format("label", len(CLASSES)),
-    "depth": depth_format("depth"),
-    "normals": normals_format("normal"),
-}
-
-
-class NYUD(NpyTree):
-    """One split of NYUD-v2 with the tasks semseg, depth (meters) and normals.
-
-    Args:
-        root: The folder ``NYUDv2``, or its parent.
-        split: ``train`` or ``val``.
-        uniform_size: True if ``check`` rejects images that differ in size.
-    """
-
-    def __init__(self, root: str | Path, split: str, uniform_size: bool = True) -> None:
-        super().__init__(
-            "NYUD-v2 with 13 classes", root, "NYUDv2", split, FORMATS, EXPECTED_LAYOUT, PUBLISHED, uniform_size
-        )
+    def file_formats(self) -> Mapping[str, FileFormat]:
+        """Return the formats of images, 13 classes, depth and normals."""
+        return {"image": IMAGE, "semseg": class_format("label", len(CLASSES)), "depth": DEPTH, "normals": NORMALS}
 
 
 class NYUDDataModule(FileDataModule):
@@ -72,9 +60,5 @@ class NYUDDataModule(FileDataModule):
 
 
 def depth_task(labels: str) -> Depth:
-    """Return the depth task with the published settings, which depend on the label protocol.
-
-    Args:
-        labels: Label protocol, or path of a mask file.
-    """
+    """Return the depth task with the published settings, which depend on the label protocol or mask file."""
     return Depth(loss_weight=0.6, confidence_threshold=0.95 if protocol_of(labels) == "random-label" else 0.85)

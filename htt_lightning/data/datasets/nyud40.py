@@ -14,7 +14,7 @@ import numpy as np
 from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataModule
 from htt_lightning.data.datasets.id_list import IdListDataset
-from htt_lightning.data.datasets.npy_tree import depth_format
+from htt_lightning.data.datasets.npy_tree import DEPTH
 from htt_lightning.data.datasets.nyud import depth_task
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError
@@ -29,8 +29,6 @@ CLASSES = (
     "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
 )  # fmt: skip
 """The 40 classes in the order of their indices."""
-
-DEPTH = depth_format("depth")
 
 
 class NYUD40(IdListDataset):
@@ -56,18 +54,7 @@ NYUDv2/
         return self.folder / "images" / f"{self.ids[index]}.png"
 
     def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
-        """Read a task's map; ``label`` resizes it to its image.
-
-        Args:
-            name: Image id.
-            task: ``semseg``: uint8 ``h w``, 0 to 39, 255 where 0 is stored. ``depth``: float32 ``h w`` in meters, NaN
-                where the stored value is not positive or not finite. ``normals``: float32 unit vectors ``h w 3``, NaN
-                where gray is stored. ``edges``: uint8 ``h w``, 0 or 1.
-            size: ``(h, w)`` of the image.
-
-        Raises:
-            HTTError: A file is missing or corrupt, or contains invalid values.
-        """
+        """Read a task's map; ``label`` resizes it to its image."""
         path = self._label_file(name, task)
         if task == "depth":
             return DEPTH.read(path)

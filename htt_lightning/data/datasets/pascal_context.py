@@ -72,6 +72,15 @@ CLASSES_WITH_NORMALS = (
 )  # fmt: skip
 """Ids of segments with normals: classes of NYUD, known to the network that predicted the normals."""
 
+LABEL_PATHS = {
+    "semseg": ("semseg/VOC12/{}.png", "semseg/pascal-context/{}.png"),
+    "human_parts": ("human_parts/{}.mat",),
+    "saliency": ("sal_distill/{}.png",),
+    "normals": ("normals_distill/{}.png",),
+    "edges": ("pascal-context/trainval/{}.mat",),
+}
+"""Label files by task; the first one that exists counts."""
+
 HAS_NORMALS = np.isin(np.arange(SEGMENTS + 1), CLASSES_WITH_NORMALS)
 """Whether a segment has normals, by its id."""
 
@@ -107,43 +116,28 @@ PASCALContext/
         return self.folder / "JPEGImages" / f"{self.ids[index]}.jpg"
 
     def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
-        """Read a task's map; ``label`` resizes it to its image.
-
-        Args:
-            name: Image id.
-            task: ``semseg``: uint8 ``h w``, 0 to 20, or 255. ``human_parts``: uint8 ``h w``, 0 to 6, or 255 everywhere.
-                ``saliency`` and ``edges``: uint8 ``h w``, 0 or 1. ``normals``: float32 unit vectors ``h w 3``, NaN
-                where gray is stored or the segment has none.
-            size: ``(h, w)`` of the image.
-
-        Raises:
-            HTTError: A file is missing or corrupt, or contains invalid values.
-        """
+        """Read a task's map; ``label`` resizes it to its image."""
         if task == "semseg":
             return self._semseg(name)
         if task == "human_parts":
             empty = np.full(size, IGNORE_INDEX, np.uint8)
-            return merge_parts(self._parts_file(name), empty) if name in self.images_with_people else empty
+            return merge_parts(self._label_file(name, task), empty) if name in self.images_with_people else empty
         if task == "saliency":
-            return (read_index(self.folder / "sal_distill" / f"{name}.png") > 127).astype(np.uint8)
+            return (read_index(self._label_file(name, task)) > 127).astype(np.uint8)
         segments = self._segments(name, size)
         if task == "normals":
-            return read_normals(self.folder / "normals_distill" / f"{name}.png", size, ~HAS_NORMALS[segments])
+            return read_normals(self._label_file(name, task), size, ~HAS_NORMALS[segments])
         return (training_edges if self.split == "train" else segment_boundaries)(segments).astype(np.uint8)
 
     def check_label(self, index: int, task: str) -> None:
         """Check the headers of image files, and that MATLAB files exist."""
         name = self.ids[index]
-        if task == "semseg":
-            size_of(self._semseg_file(name), ImageFormat.INDEX)
-        elif task == "saliency":
-            size_of(self.folder / "sal_distill" / f"{name}.png", ImageFormat.INDEX)
-        elif task == "normals":
-            size_of(self.folder / "normals_distill" / f"{name}.png", ImageFormat.NORMALS)
+        if task in ("semseg", "saliency", "normals"):
+            size_of(self._label_file(name, task), ImageFormat.NORMALS if task == "normals" else ImageFormat.INDEX)
         if task in ("normals", "edges"):
-            _check_exists(self._segment_file(name))
+            _check_exists(self._label_file(name, "edges"))
         elif task == "human_parts" and name in self.images_with_people:
-            _check_exists(self._parts_file(name))
+            _check_exists(self._label_file(name, task))
 
     def available(self, task: str) -> NDArray[np.bool_]:
         """Return which images can have a label: for human parts those with people, for other tasks all."""
@@ -153,13 +147,9 @@ PASCALContext/
 
     @cached_property
     def images_with_people(self) -> frozenset[str]:
-        """Ids of the images with annotated parts of a person.
+        """Ids of the images with parts of a person, from the JSON file, which is written again if it is invalid.
 
-        They come from the JSON file, which is written again if it is missing or does not list the ids of the split. A
-        published file may list persons without parts as well; their maps are entirely missing.
-
-        Raises:
-            HTTError: The file had to be written again, but annotations are missing or corrupt.
+        A published file may list persons without parts as well; their maps are entirely missing.
         """
         path = self.folder / "ImageSets" / "Parts" / f"{self.split}.txt"
         try:
@@ -171,7 +161,7 @@ PASCALContext/
             objects = {}
 
             def read_classes(name: str) -> None:
-                objects[name] = object_classes(self._parts_file(name))
+                objects[name] = object_classes(self._label_file(name, "human_parts"))
 
             if errors := check_in_parallel(self.ids, read_classes, "Looking for people in"):
                 raise combine_errors(errors, expected_layout=self.expected_layout)
@@ -182,18 +172,12 @@ PASCALContext/
                 logger.warning("%s The next run will read all annotations again.", error)
         return frozenset(name for name, classes in objects.items() if PERSON in classes)
 
-    def _semseg_file(self, name: str) -> Path:
-        first, second = (self.folder / "semseg" / kind / f"{name}.png" for kind in ("VOC12", "pascal-context"))
-        return second if second.exists() and not first.exists() else first
-
-    def _parts_file(self, name: str) -> Path:
-        return self.folder / "human_parts" / f"{name}.mat"
-
-    def _segment_file(self, name: str) -> Path:
-        return self.folder / "pascal-context" / "trainval" / f"{name}.mat"
+    def _label_file(self, name: str, task: str) -> Path:
+        paths = [self.folder / path.format(name) for path in LABEL_PATHS[task]]
+        return next((path for path in paths if path.exists()), paths[0])
 
     def _semseg(self, name: str) -> np.ndarray:
-        path = self._semseg_file(name)
+        path = self._label_file(name, "semseg")
         stored = read_index(path)
         if (invalid := stored[(stored >= len(CLASSES)) & (stored != IGNORE_INDEX)]).size:
             last = len(CLASSES) - 1
@@ -204,7 +188,7 @@ PASCALContext/
         """Read segments at the size of their image; kept, as normals and edges need them in turn."""
         last = self._last_segments
         if last is None or last[0] != name:
-            self._last_segments = last = name, read_segments(self._segment_file(name))
+            self._last_segments = last = name, read_segments(self._label_file(name, "edges"))
         return resize(last[1], size, "nearest")
 
 
@@ -214,14 +198,7 @@ def _check_exists(path: Path) -> None:
 
 
 def read_segments(path: Path) -> NDArray[np.int16]:
-    """Read a map of segment ids ``h w``, 0 to 459.
-
-    Args:
-        path: MATLAB file.
-
-    Raises:
-        HTTError: The file is missing or corrupt, or has no map or other ids.
-    """
+    """Read a map of segment ids ``h w``, 0 to 459, from a MATLAB file."""
     stored = read_mat(path, "LabelMap")
     if not isinstance(stored, np.ndarray) or stored.ndim != 2 or stored.dtype.kind not in "fiu" or not stored.size:
         raise DataError(f"{path} must have a LabelMap h w of numbers. Unpack the dataset again.")
@@ -232,16 +209,9 @@ def read_segments(path: Path) -> NDArray[np.int16]:
 
 
 def read_part_annotations(path: Path) -> list[tuple[int, list[tuple[str, NDArray[np.bool_]]]]]:
-    """Read the objects of a PASCAL-Part file.
+    """Read the objects of a PASCAL-Part file, with names and masks ``h w`` of parts that have pixels.
 
-    Args:
-        path: MATLAB file.
-
-    Returns:
-        Class of each object, -1 if it has no pixel, with names and masks ``h w`` of its parts that have pixels.
-
-    Raises:
-        HTTError: The file is missing or corrupt, or its masks differ in size.
+    The class of an object is -1 if it has no pixel.
     """
     anno = read_mat(path, "anno")
     objects = []
@@ -264,18 +234,7 @@ def object_classes(path: Path) -> list[int]:
 
 
 def merge_parts(path: Path, empty: np.ndarray) -> np.ndarray:
-    """Merge the parts of all persons in a PASCAL-Part file, later ones over earlier ones.
-
-    Args:
-        path: MATLAB file.
-        empty: Map to return if no person has a part.
-
-    Returns:
-        uint8 ``h w``, 0 to 6.
-
-    Raises:
-        HTTError: The file is missing or corrupt, or a person has an unknown part.
-    """
+    """Merge the parts of all persons, later ones over earlier ones: uint8 ``h w``, or ``empty`` without a part."""
     parts = [part for index, parts in read_part_annotations(path) if index == PERSON for part in parts]
     if not parts:
         return empty
@@ -288,22 +247,14 @@ def merge_parts(path: Path, empty: np.ndarray) -> np.ndarray:
 
 
 def training_edges(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Return edges for training: pixels where the Laplacian of the ids is not zero, thinned to one pixel.
-
-    Args:
-        segments: Segment ids ``h w``.
-    """
+    """Return edges for training: pixels where the Laplacian of the ids is not zero, thinned to one pixel."""
     laplacian = cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F)  # OpenCV is slow with integers
     edges: np.ndarray = thin(laplacian != 0)
     return edges
 
 
 def segment_boundaries(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Return edges for evaluation: pixels whose right or lower neighbor lies in another segment.
-
-    Args:
-        segments: Segment ids ``h w``.
-    """
+    """Return edges for evaluation: pixels whose right or lower neighbor lies in another segment."""
     edges = np.zeros(segments.shape, np.bool_)
     edges[:, :-1] |= segments[:, :-1] != segments[:, 1:]
     edges[:-1] |= segments[:-1] != segments[1:]

@@ -41,16 +41,13 @@ class SyntheticScenes(DenseDataset):
         if split not in _SPLIT_STREAMS:
             raise ConfigError(f"The split of synthetic scenes must be train or val, got {split!r}.")
         if count < 1 or min(size) < 1 or seed < 0:
-            raise ConfigError(
-                "Synthetic scenes must have a count and a size of at least 1 and a seed of at least 0, got "
-                f"count {count}, size {tuple(size)}, seed {seed}."
-            )
+            given = f"count {count}, size {tuple(size)}, seed {seed}"
+            raise ConfigError(f"Synthetic scenes must have count and size above 0 and seed at least 0, got {given}.")
         self.ids = [str(index) for index in range(count)]
         self.tasks = TASKS
         self._key = (seed, _SPLIT_STREAMS[split], size)
-        self._folder: Path | None = None
-        if cache is not None:
-            self._folder = Path(cache) / f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}" / split
+        name = f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}"
+        self._folder = Path(cache) / name / split if cache else None
         self._last: tuple[int, Arrays] | None = None  # image and labels of a scene are read in turn
 
     def image(self, index: int) -> np.ndarray:
@@ -73,16 +70,17 @@ class SyntheticScenes(DenseDataset):
         return np.array([has_people(seed, index, stream) for index in range(len(self.ids))])
 
     def prerender(self, workers: int) -> None:
-        """Render all scenes that are missing in the cache, with a progress bar.
-
-        Args:
-            workers: Number of processes; 0 renders in this one.
-        """
+        """Render all scenes that are missing in the cache, in this process if ``workers`` is 0."""
         missing = [i for i, name in enumerate(self.ids) if self._folder and not (self._folder / f"{name}.npz").exists()]
         if missing:
-            loader = DataLoader(_Images(self), sampler=missing, batch_size=8, num_workers=workers, collate_fn=len)
+            images = cast(Dataset[int], missing)
+            loader = DataLoader(images, batch_size=8, num_workers=workers, collate_fn=self._render_batch)
             for _ in track(loader, f"Rendering {len(missing)} scenes into {self._folder}"):
                 pass
+
+    def _render_batch(self, indices: list[int]) -> None:
+        for index in indices:
+            self.image(index)
 
     def _array(self, index: int, name: str) -> np.ndarray:
         """Return one array of a scene; a cached file that is missing or corrupt is written again."""
@@ -106,26 +104,8 @@ class SyntheticScenes(DenseDataset):
         return self._last[1]
 
 
-class _Images(Dataset[np.ndarray]):
-    """Images of a dataset, for a DataLoader."""
-
-    def __init__(self, dataset: DenseDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.dataset.image(index)
-
-
 def write_nyud_tree(root: Path, train: int, val: int, size: tuple[int, int], seed: int = 0) -> None:
-    """Write scenes in the layout of NYUD with 13 classes, with holes in every label.
-
-    Args:
-        root: Folder for ``{train,val}/{image,label,depth,normal}/<index>.npy``.
-        train: Number of training scenes.
-        val: Number of validation scenes.
-        size: Height and width in pixels.
-        seed: Seed of the collection.
-    """
+    """Write ``train`` and ``val`` scenes in the layout of NYUD with 13 classes, with holes in every label."""
     for split, count in (("train", train), ("val", val)):
         for index in range(count):
             scene = render(seed, index, size, _SPLIT_STREAMS[split])
