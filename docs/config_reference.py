@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 import htt_lightning
 from htt_lightning import PartialLabelDataModule, Task, tasks
 from htt_lightning.cli import main
-from htt_lightning.cli.entry import COMMANDS
+from htt_lightning.cli.lightning_cli import COMMANDS
 from htt_lightning.data import AugmentConfig, LabelFiles
 
 GROUPS = ("model", "discovery", "guard", "panel", "discovery_panel", "results", "checkpoint", "trainer")

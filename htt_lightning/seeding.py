@@ -11,9 +11,5 @@ def run_seed() -> int:
 
 
 def derived_seed(*numbers: int) -> int:
-    """Derive a seed from the seed of the run and further numbers.
-
-    Args:
-        *numbers: Non-negative integers, such as the epoch.
-    """
+    """Derive a seed from the seed of the run and further non-negative numbers, such as the epoch."""
     return int(np.random.SeedSequence([run_seed(), *numbers]).generate_state(1)[0])

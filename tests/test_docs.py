@@ -9,8 +9,8 @@ import pytest
 from jsonargparse import capture_parser
 from lightning.pytorch.cli import LightningCLI
 
-from htt_lightning.cli.entry import COMMANDS as OWN
 from htt_lightning.cli.entry import main, normalize_args
+from htt_lightning.cli.lightning_cli import COMMANDS as OWN
 from tests.conftest import ROOT
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *map(ROOT.joinpath, ("README.md", "htt_lightning/data/README.md"))]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from wandb import wandb_agent
 
-from htt_lightning.cli.entry import main, packaged_config
+from htt_lightning.cli.entry import main, resolve_config
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from tests.conftest import ROOT
 
@@ -117,5 +117,5 @@ def test_agent_starts_program(agent):
 def test_sweep_names_its_metric_and_ranges(path):
     sweep = yaml.safe_load(path.read_text())
     assert sweep["metric"] == {"name": "val/delta_m", "goal": "maximize"}
-    assert packaged_config(f"sweeps/{path.name}") == str(path)
+    assert resolve_config(f"sweeps/{path.name}") == str(path)
     assert {path.stem for path in SWEEPS} == {"loss_weights", "thresholds"}

@@ -1,32 +1,20 @@
 """Entry point of the program: dispatch of commands, packaged configs and shorthand arguments."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from htt_lightning.cli.lightning_cli import HTTCLI, built_objects, summary
+from htt_lightning.cli.lightning_cli import COMMANDS, HTTCLI, built_objects, summary
 from htt_lightning.cli.parser import SuggestingParser
 from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
-from htt_lightning.commands.check.command import check
-from htt_lightning.commands.discover import discover
-from htt_lightning.commands.export import export
-from htt_lightning.commands.info import info
-from htt_lightning.commands.report import report
 from htt_lightning.errors import ConfigError, did_you_mean
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "discover": discover,
-    "check": check,
-    "export": export,
-    "info": info,
-    "report": report,
-}
-"""Commands of this library. Parameters become options; a trainer, model or datamodule is built from options."""
 POSITIONAL_ARGS: dict[str, dict[str, Any]] = {
     "report": {"folders": {"nargs": "+", "metavar": "DIR", "help": "Runs, or folders that hold runs, such as runs."}},
     "info": {"run": {"nargs": "?", "metavar": "RUN", "help": "Folder of a run, such as runs/version_0."}},
@@ -47,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if words and words[0] in COMMANDS:
             run_command(words[0], words[1:])
         else:
-            HTTCLI(words, listed=COMMANDS)
+            HTTCLI(words)
     except (SystemExit, KeyboardInterrupt) as error:
         if (status := exit_status(error)) is None:
             raise
@@ -59,12 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run_command(name: str, args: Sequence[str]) -> None:
-    """Run a command of this library.
-
-    Args:
-        name: Name in ``COMMANDS``.
-        args: Rest of the command line.
-    """
+    """Run a command of this library with the rest of the command line."""
     command, prog = COMMANDS[name], f"{Path(sys.argv[0]).name} {name}"
     if built_objects(command):
         HTTCLI(args, command, prog).run()
@@ -80,11 +63,8 @@ def run_command(name: str, args: Sequence[str]) -> None:
 def normalize_args(words: Sequence[str]) -> list[str]:
     """Complete a command line: paths of configs, the value of ``--overwrite``, and the default dataset.
 
-    Args:
-        words: Command line.
-
-    Raises:
-        ConfigError: There is no such command or config.
+    The embedded scenes are the default. As a default of the parser, their image and batch size would carry over to any
+    other dataset.
     """
     command, commands = words[0] if words else "", [*LightningCLI.subcommands(), *COMMANDS]
     if command and not command.startswith("-") and command not in commands:
@@ -99,40 +79,23 @@ def normalize_args(words: Sequence[str]) -> list[str]:
         elif word == "--overwrite" and "".join(words[place + 1 : place + 2]).lower() not in ("true", "false"):
             word = "--overwrite=true"
         full.append(word)
-    return [command, "--data=SyntheticDataModule", *full[1:]] if uses_default_dataset(full) else full
-
-
-def uses_default_dataset(words: Sequence[str]) -> bool:
-    """Return True if a command works on a dataset and the command line specifies none.
-
-    The embedded scenes are the default. As a default of the parser, their image and batch size would carry over to any
-    other dataset.
-    """
-    command = words[0] if words else None
     needs_data = built_objects(COMMANDS[command]) if command in COMMANDS else command in LightningCLI.subcommands()
-    return bool(needs_data) and not specifies_dataset(words)
+    return [command, "--data=SyntheticDataModule", *full[1:]] if needs_data and not specifies_dataset(full) else full
 
 
 def specifies_dataset(words: Sequence[str]) -> bool:
-    """Return True if a command line, or a config that it names, specifies the dataset.
-
-    Args:
-        words: Command line.
-
-    Raises:
-        ConfigError: A config is not a text file.
-    """
-    for place, word in enumerate(words):
+    """Return True if a command line, or a config that it names, specifies the dataset."""
+    for word, following in pairwise([*words, ""]):
         key, _, value = word.partition("=")
         if key in ("--data", "--data.class_path"):
             return True
         if key in ("--config", "-c"):
+            name = value or following
             try:
-                data = yaml.safe_load(Path(value or words[place + 1]).read_text())["data"]
+                data = yaml.safe_load(Path(name).read_text())["data"]
             except UnicodeDecodeError as error:  # the parser would not catch it
-                name = value or words[place + 1]
                 raise ConfigError(f"--config must be a text file, got {name} ({error}).") from error
-            except (OSError, IndexError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
+            except (OSError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
                 continue  # the parser reports what is wrong
             if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
                 return True
@@ -140,32 +103,20 @@ def specifies_dataset(words: Sequence[str]) -> bool:
 
 
 def resolve_config(name: str) -> str:
-    """Return the path of a config, see ``packaged_config``.
+    """Return the path of a config in the working directory or the package; a config given as text stays.
 
     Raises:
-        ConfigError: The file exists neither here nor in the package.
+        ConfigError: There is no such file.
     """
-    path = packaged_config(name)
-    if Path(name).suffix in (".yaml", ".yml", ".json") and not Path(path).is_file():
-        known = [str(file.relative_to(top)) for top in (Path(), *config_folders()) for file in top.glob("*.yaml")]
-        known += [str(file.relative_to(top)) for top in config_folders() for file in top.glob("*/*.yaml")]
-        hint = did_you_mean(name, known)
-        raise ConfigError(f"--config must be a file in the working directory or the package, got {name}.{hint}")
-    return path
-
-
-def packaged_config(name: str) -> str:
-    """Return the path of a config of the package, or the name itself if it is a file or the package has none so named.
-
-    Args:
-        name: Value of ``--config``.
-    """
-    if Path(name).exists() or Path(name).is_absolute():
+    if Path(name).suffix not in (".yaml", ".yml", ".json") or Path(name).is_file():
         return name
-    return next((str(folder / name) for folder in config_folders() if (folder / name).is_file()), name)
-
-
-def config_folders() -> tuple[Path, Path]:
-    """Return the folders of packaged configs in a wheel and in a checkout."""
     package = Path(str(resources.files("htt_lightning")))
-    return package / "configs", package.parent / "configs"
+    folders = (package / "configs", package.parent / "configs")  # of a wheel, of a checkout
+    for folder in folders:
+        if (folder / name).is_file():
+            return str(folder / name)
+    files = (
+        (file, top) for top in (Path(), *folders) for pattern in ("*.yaml", "*/*.yaml") for file in top.glob(pattern)
+    )
+    hint = did_you_mean(name, [str(file.relative_to(top)) for file, top in files])
+    raise ConfigError(f"--config must be a file in the working directory or the package, got {name}.{hint}")

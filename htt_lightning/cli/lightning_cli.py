@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -26,12 +26,25 @@ from htt_lightning.callbacks import (
 from htt_lightning.callbacks.save_config import SaveConfig
 from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups
 from htt_lightning.cli.user_errors import blame_option
+from htt_lightning.commands.check.command import check
+from htt_lightning.commands.discover import discover
+from htt_lightning.commands.export import export
+from htt_lightning.commands.info import info
+from htt_lightning.commands.report import report
 from htt_lightning.data import PartialLabelDataModule
-from htt_lightning.io.checkpoints import read_hyperparameters
+from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.module import HTTModule
 from htt_lightning.training.resume import AUTO, LAST
 from htt_lightning.training.trainer import HTTTrainer
 
+COMMANDS: dict[str, Callable[..., None]] = {
+    "discover": discover,
+    "check": check,
+    "export": export,
+    "info": info,
+    "report": report,
+}
+"""Commands of this library. Parameters become options; a trainer, model or datamodule is built from options."""
 CALLBACKS: dict[str, type[L.Callback]] = {
     "discovery": LabelDiscovery,
     "guard": NonFiniteLossGuard,
@@ -41,13 +54,11 @@ CALLBACKS: dict[str, type[L.Callback]] = {
     "results": ResultsTable,
 }
 """Callbacks of every run, by the name of their group of options."""
-OBJECTS = ("trainer", "model", "datamodule")
-"""Parameters of a command that are built from options."""
 
 
 def built_objects(command: Callable[..., None]) -> list[str]:
     """Return the parameters of a command that are built from options: some of trainer, model and datamodule."""
-    return [name for name in inspect.signature(command).parameters if name in OBJECTS]
+    return [name for name in inspect.signature(command).parameters if name in ("trainer", "model", "datamodule")]
 
 
 class HTTCLI(LightningCLI):
@@ -57,17 +68,12 @@ class HTTCLI(LightningCLI):
         args: Command line. It starts with a command of Lightning, unless ``command`` is given.
         command: Command of this library: a function whose other parameters become options. Run it with ``run``.
         prog: Name of the program in messages; by default that of the process.
-        listed: Further commands for ``--help``, by name.
     """
 
     def __init__(
-        self,
-        args: Sequence[str],
-        command: Callable[..., None] | None = None,
-        prog: str | None = None,
-        listed: Mapping[str, Callable[..., None]] | None = None,
+        self, args: Sequence[str], command: Callable[..., None] | None = None, prog: str | None = None
     ) -> None:
-        self.words, self.command, self.listed = list(args), command, listed or {}
+        self.words, self.command = list(args), command
         description = summary(command) if command else "Multi-task dense prediction from partial labels."
         super().__init__(
             HTTModule,
@@ -100,11 +106,7 @@ class HTTCLI(LightningCLI):
         self.command(**objects, **{name: self.options[name] for name in self._command_arguments})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the link of the tasks, the groups of the callbacks, and the options of ``command``.
-
-        Args:
-            parser: Parser of a command.
-        """
+        """Add the link of the tasks, the groups of the callbacks, and the options of ``command``."""
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
@@ -118,7 +120,7 @@ class HTTCLI(LightningCLI):
         """List the commands of this library beside Lightning's; they are dispatched before this parser."""
         super()._add_subcommands(parser, **kwargs)
         action: Any = parser._subcommands_action
-        for name, command in self.listed.items():
+        for name, command in COMMANDS.items():
             action.add_subcommand(name, SuggestingParser(), help=summary(command))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -133,12 +135,7 @@ class HTTCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the command line, and check values that jsonargparse accepts and later code would not.
-
-        Args:
-            parser: Parser of the program.
-            args: Command line.
-        """
+        """Parse the command line, and check values that jsonargparse accepts and later code would not."""
         with blame_option("--config or an option"):
             self.config = parser.parse_args(self.words)
         command = self.config.get("subcommand")
@@ -157,12 +154,9 @@ class HTTCLI(LightningCLI):
         if not path or path in ("best", LAST, "hpc", "registry") or (path == AUTO and command == "fit"):
             return
         options, defaults = self.options.model, self._parser(command).get_defaults().model
-        stored = read_hyperparameters(path, "--ckpt_path")
-        stored = {
-            key: value
-            for key, value in stored.items()
-            if key in options and key not in ("tasks", "single_task_baselines")
-        }
+        hyperparameters = read_checkpoint(path, "--ckpt_path")["hyper_parameters"]
+        kept = set(options) - {"tasks", "single_task_baselines"}
+        stored = {key: value for key, value in hyperparameters.items() if key in kept}
         for key, value in stored.items():
             option = f"model.{key}"
             in_words = any(re.match(rf"--{option}(?!\w)", word) for word in self.words)
@@ -192,11 +186,7 @@ class HTTCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer, by default without a progress bar outside a terminal.
-
-        Args:
-            **kwargs: Arguments of the trainer.
-        """
+        """Build the trainer, by default without a progress bar outside a terminal."""
         if self._get(self.config, "trainer.enable_progress_bar") is None and not Console().is_terminal:
             kwargs["enable_progress_bar"] = False
         with blame_option("trainer"):

@@ -26,29 +26,16 @@ class SuggestingParser(LightningArgumentParser):
     """Parser whose error messages suggest the most similar name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print a message with a suggestion and exit with status 2.
-
-        Args:
-            message: Message of jsonargparse.
-            ex: Exception behind the message.
-        """
+        """Print a message of jsonargparse with a suggestion and exit with status 2."""
         super().error(message if HINT in message else message + self.suggestion(message), ex)
 
     def print_usage(self, file: Any = None) -> None:
         """Print nothing: hundreds of lines of usage would hide the error."""
 
     def suggestion(self, message: str) -> str:
-        """Suggest a name for the first unknown name in a message.
-
-        Args:
-            message: Message of jsonargparse.
-
-        Returns:
-            A line, or an empty string if all names are known or nothing is similar.
-        """
+        """Return a line that suggests a name for the first unknown name in a message, or nothing."""
         known = set(self.known_names())
-        mentioned = re.findall(r"(?:'|--|: )([\w.]+)", message)
-        for name in dict.fromkeys(mentioned):
+        for name in re.findall(r"(?:'|--|: )([\w.]+)", message):
             if name not in known and (hint := did_you_mean(name, known, MIN_SIMILARITY)):
                 return f"\n{hint.strip()}"
         return ""
@@ -60,54 +47,23 @@ class SuggestingParser(LightningArgumentParser):
             for action in parser._actions:
                 yield action.dest
                 yield action.dest.partition(".")[2]
-        bases: tuple[type[Any], ...] = (PartialLabelDataModule, Task, Logger, Callback)
-        for base in bases:
-            for cls in all_subclasses(base):
-                yield cls.__name__
-                for name in init_parameters(cls):
-                    yield from (name, f"data.{name}")
-
-
-def all_subclasses(cls: type[Any]) -> Iterator[type[Any]]:
-    """Yield a class and everything derived from it."""
-    yield cls
-    for subclass in cls.__subclasses__():
-        yield from all_subclasses(subclass)
-
-
-def init_parameters(cls: type[Any]) -> Iterator[str]:
-    """Yield the names of the constructor arguments of a class and its bases."""
-    for ancestor in cls.__mro__[:-1]:
-        if init := vars(ancestor).get("__init__"):
-            yield from inspect.signature(init).parameters
+        classes: list[type[Any]] = [PartialLabelDataModule, Task, Logger, Callback]
+        for cls in classes:
+            classes += cls.__subclasses__()  # visited later by this loop
+            yield cls.__name__
+            for name in inspect.signature(cls.__init__).parameters:
+                yield from (name, f"data.{name}")
 
 
 def check_option_groups(options: Namespace, groups: Iterable[str]) -> None:
-    """Check that groups of options hold options, not a single value, which jsonargparse accepts.
-
-    Args:
-        options: Options of a command.
-        groups: Names of the groups.
-
-    Raises:
-        ConfigError: A group is a single value.
-    """
+    """Check that groups of options hold options, not a single value, which jsonargparse accepts."""
     for group in sorted(groups):
         if not isinstance(value := options.get(group), Namespace):
             raise ConfigError(f"{group} must hold options, got {json.dumps(value)}. Write {group}: {{...}}.")
 
 
 def check_no_null(cls: type[Any], options: Namespace | None, group: str) -> None:
-    """Check that options which must not be null are not, because jsonargparse accepts null for any of a class.
-
-    Args:
-        cls: Class that is built from the options.
-        options: Options of the group.
-        group: Name of the group.
-
-    Raises:
-        ConfigError: An option is null.
-    """
+    """Check that no option of a class is null unless its type allows it; jsonargparse accepts null for any."""
     hints: dict[str, Any] = {}
     for ancestor in reversed(cls.__mro__[:-1]):
         with suppress(NameError):  # an annotation may name an import of TYPE_CHECKING

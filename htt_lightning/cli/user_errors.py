@@ -16,11 +16,7 @@ USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUO
 
 @contextmanager
 def blame_option(option: str) -> Iterator[None]:
-    """Turn errors of Lightning or jsonargparse into a ``ConfigError`` that names an option.
-
-    Args:
-        option: Option, or group of options, whose values are used in the block.
-    """
+    """Turn errors of Lightning or jsonargparse in a block into a ``ConfigError`` that names an option or group."""
     try:
         yield
     except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
@@ -33,13 +29,7 @@ def find_user_error(error: BaseException | None) -> Exception | None:
     """Find the error that the user can fix in the cause chain of an exception.
 
     jsonargparse wraps exceptions raised in constructors. Errors of Weights & Biases, weights that do not fit and paths
-    that cannot be used become an ``HTTError`` with the next step.
-
-    Args:
-        error: Exception that ended a command.
-
-    Returns:
-        An ``HTTError``, or a group of them; None for a fault of the program.
+    that cannot be used become an ``HTTError`` with the next step. The result is None for a fault of the program.
     """
     while error:
         if isinstance(error, HTTError):
@@ -47,9 +37,7 @@ def find_user_error(error: BaseException | None) -> Exception | None:
         if isinstance(error, ExceptionGroup) and all(find_user_error(member) for member in error.exceptions):
             return error
         if isinstance(error, OSError) and error.filename and error.errno in USER_ERRNOS:
-            return HTTError(
-                f"Cannot use {error.filename}: {error.strerror}. Choose another path, or make room or permission there."
-            )
+            return HTTError(f"Cannot use {error.filename}: {error.strerror}. Choose another path, or fix this one.")
         if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
             first_words = " ".join(str(error).split()[:40])
             return CheckpointError(f"The weights of the checkpoint do not fit its hyperparameters: {first_words} ...")
@@ -71,14 +59,9 @@ def error_message(error: Exception) -> str:
 
 
 def exit_status(error: BaseException) -> int | None:
-    """Return the exit status of a program that a signal has ended: 128 plus its number, as in shells.
+    """Return the exit status of a program that a signal has ended, 128 plus its number, as shells do; else None.
 
-    Args:
-        error: Exception at the end of the program. Lightning turns SIGTERM into an exit with status 0, and Ctrl-C into
-            one with status 1.
-
-    Returns:
-        None if no signal has ended the program.
+    Lightning turns SIGTERM into an exit with status 0, and Ctrl-C into one with status 1.
     """
     if isinstance(error, SIGTERMException):
         return 128 + signal.SIGTERM

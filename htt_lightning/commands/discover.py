@@ -18,7 +18,7 @@ from htt_lightning.data.batch import Batch
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, sha256_of
 from htt_lightning.data.samplers import PaddedEvalSampler
-from htt_lightning.errors import ConfigError, HTTError
+from htt_lightning.errors import ConfigError
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.files import remove_partial_files
 from htt_lightning.module import HTTModule
@@ -52,14 +52,12 @@ def discover(
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     datamodule.prepare_data()
-    callbacks: list[L.Callback] = cast(Any, trainer).callbacks
-    overridden = [
-        callback.tasks_with_overrides(model) for callback in callbacks if isinstance(callback, LabelDiscovery)
-    ]
+    callbacks = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, LabelDiscovery)]
+    tasks = callbacks[0].tasks_with_overrides(model) if callbacks else model.tasks
     provenance = {
         "name": Path(ckpt_path).name,
         "sha256": sha256_of(Path(ckpt_path)),
-        "thresholds": {task.name: task.confidence_threshold for task in next(iter(overridden), model.tasks)},
+        "thresholds": {task.name: task.confidence_threshold for task in tasks},
     }
     writer = _PseudoLabelWriter(model, datamodule, PseudoLabelStore(Path(out)), provenance, overwrite)
     with warnings.catch_warnings():
@@ -145,17 +143,7 @@ def to_arrays(found: PseudoLabel) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare_folder(store: PseudoLabelStore, manifest: dict[str, Any], overwrite: bool) -> None:
-    """Prepare a folder for pseudo-labels, and write its manifest.
-
-    Args:
-        store: Folder of pseudo-labels.
-        manifest: Manifest of the pseudo-labels to write.
-        overwrite: If true, pseudo-labels with another manifest are deleted.
-
-    Raises:
-        ConfigError: The folder holds something else.
-        HTTError: The folder cannot be written.
-    """
+    """Prepare a folder for pseudo-labels, and write its manifest; ``overwrite`` deletes those of another manifest."""
     folder = store.folder
     if folder.is_file():
         raise ConfigError(f"--out must be a folder, got the file {folder}.")
@@ -168,13 +156,10 @@ def prepare_folder(store: PseudoLabelStore, manifest: dict[str, Any], overwrite:
         changed = [key for key in ("dataset", "images") if stored[key] != manifest[key]]
         changed += ["checkpoint"] if stored["checkpoint"]["sha256"] != manifest["checkpoint"]["sha256"] else []
         if changed and not overwrite:
+            differences = " and ".join(changed)
             raise ConfigError(
-                f"--out {folder} was written with another {' and '.join(changed)}. Choose another folder, or add "
-                "--overwrite true to delete its content."
+                f"--out {folder} was written with another {differences}. To delete it, add --overwrite true."
             )
         if changed and (folder / "maps").exists():
-            try:
-                shutil.rmtree(folder / "maps")
-            except OSError as error:
-                raise HTTError(f"Cannot delete {folder / 'maps'}: {error.strerror}.") from error
+            shutil.rmtree(folder / "maps")
     store.write_manifest(manifest)

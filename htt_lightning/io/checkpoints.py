@@ -23,16 +23,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint atomically. Remote paths are left to Lightning.
-
-        Args:
-            checkpoint: State to save.
-            path: File to write.
-            storage_options: Options of a remote file system.
-
-        Raises:
-            HTTError: The file cannot be written.
-        """
+        """Write a checkpoint atomically. Remote paths are left to Lightning."""
         if storage_options is not None or not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -46,14 +37,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: str | Path, option: str) -> dict[str, Any]:
     """Read and verify a checkpoint of this library; nothing in the file is executed.
 
-    A command that reads a file several times verifies it once. The weights are memory-mapped.
+    The weights are memory-mapped. A file that is read again is not verified again, so do not modify the result.
 
     Args:
         path: Checkpoint file.
         option: Option that named the file, for messages.
-
-    Returns:
-        The checkpoint. Do not modify it.
 
     Raises:
         CheckpointError: The file is missing, corrupt or not a checkpoint of this library.
@@ -78,9 +66,3 @@ def _read_verified(path: str, version: tuple[int, ...]) -> dict[str, Any]:
         raise ValueError("it has no valid tasks")
     check_finite(checkpoint["state_dict"])
     return checkpoint
-
-
-def read_hyperparameters(path: str | Path, option: str) -> dict[str, Any]:
-    """Read the hyperparameters of a checkpoint; see ``read_checkpoint`` for arguments and errors."""
-    hyperparameters: dict[str, Any] = read_checkpoint(path, option)["hyper_parameters"]
-    return hyperparameters

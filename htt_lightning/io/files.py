@@ -12,15 +12,7 @@ PARTIAL = ".partial"
 
 
 def check_output_dir(folder: Path, overwrite: bool) -> None:
-    """Check that a command may write into a folder.
-
-    Args:
-        folder: Output folder.
-        overwrite: If true, existing files may be replaced.
-
-    Raises:
-        ConfigError: The folder is a file, or is not empty.
-    """
+    """Check that a command may write into a folder: it is empty or missing, unless ``overwrite``."""
     if folder.is_file():
         raise ConfigError(f"--out must be a folder, got the file {folder}.")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
@@ -32,17 +24,7 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     """Write a file atomically: a temporary path replaces ``path`` when the block succeeds.
 
     A killed process leaves the old file or the new one, never half of one. After a loss of power, a renamed file can be
-    empty unless it is ``durable``. Durability is slow, so only checkpoints ask for it.
-
-    Args:
-        path: File to write. Its folder is created.
-        durable: If true, flush the content to the disk before the rename.
-
-    Yields:
-        The temporary path, beside ``path``.
-
-    Raises:
-        HTTError: The file cannot be written; the message names it.
+    empty unless ``durable`` flushes it to the disk first, which is slow.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:

@@ -1,7 +1,7 @@
 """Progress displays, shown on a terminal only."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from rich import progress
@@ -11,13 +11,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Iterate below a progress bar, which disappears with the last item.
-
-    Args:
-        items: Items to iterate over.
-        description: Text beside the bar.
-        total: Number of items, where ``items`` has no length.
-    """
+    """Iterate below a progress bar, which disappears with the last item."""
     console = Console(stderr=True)
     if not console.is_terminal:
         return items
@@ -28,8 +22,5 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 def status(description: str) -> Iterator[None]:
     """Show a text and a spinner while the block runs."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(description):
+    with console.status(description) if console.is_terminal else nullcontext():
         yield

@@ -12,13 +12,9 @@ RESULTS = {"val": "val_metrics.json", "test": "test_metrics.json"}
 
 
 def run_directory(trainer: Any) -> Path | None:
-    """Return the folder of a run, such as ``runs/version_0``.
+    """Return the folder of a run, such as ``runs/version_0``; None for ``fast_dev_run``, which writes no files.
 
-    Args:
-        trainer: Lightning trainer. All ranks must call this function together, because it broadcasts.
-
-    Returns:
-        None for a trial run (``fast_dev_run``), which writes no files.
+    All ranks must call this function together, because it broadcasts.
     """
     folder, logger = Path(trainer.log_dir or trainer.default_root_dir), trainer.logger
     if logger is not None and not logger.log_dir:

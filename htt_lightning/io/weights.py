@@ -11,13 +11,7 @@ from torch import Tensor
 
 
 def verify_zip_checksums(file: str | Path | IO[bytes]) -> None:
-    """Verify the checksums of a ``torch.save`` file, which torch itself never does.
-
-    Files in the format before torch 1.6 have no checksums and pass.
-
-    Raises:
-        BadZipFile: A byte of the file has changed.
-    """
+    """Verify the checksums of a ``torch.save`` file, which torch never does; files before torch 1.6 have none."""
     if is_zipfile(file):
         with ZipFile(file) as archive:
             if (record := archive.testzip()) is not None:
@@ -27,12 +21,7 @@ def verify_zip_checksums(file: str | Path | IO[bytes]) -> None:
 def safe_torch_load(file: str | Path | IO[bytes], **options: Any) -> Any:
     """Load weights and plain values from a ``torch.save`` file without executing anything in it.
 
-    Args:
-        file: Path or open binary file.
-        **options: Further options of ``torch.load``.
-
-    Raises:
-        Exception: The file is missing, corrupt or of another format. The type depends on the damage.
+    The type of an error depends on the damage.
     """
     verify_zip_checksums(file)
     if not isinstance(file, str | Path):
@@ -44,11 +33,7 @@ def safe_torch_load(file: str | Path | IO[bytes], **options: Any) -> Any:
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Check that every weight is real and finite.
-
-    Raises:
-        ValueError: A weight is not; the message names it.
-    """
+    """Check that every weight is real and finite."""
     for name, weight in state.items():
         if weight.is_complex() or not weight.isfinite().all():
             raise ValueError(f"its weight {name} is not finite")

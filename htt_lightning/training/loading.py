@@ -17,18 +17,7 @@ from htt_lightning.tasks.serialization import check_same_tasks
 def load_module(
     path: str | Path, option: str, cls: type[HTTModule] = HTTModule, device: str | torch.device = "cpu"
 ) -> HTTModule:
-    """Load the module of a checkpoint; nothing in the file is executed.
-
-    Args:
-        path: Checkpoint file.
-        option: Option that named the file, for messages.
-        cls: Class of the module.
-        device: Device of its weights.
-
-    Raises:
-        CheckpointError: The file is missing, corrupt or not a checkpoint of this library, or its weights do not fit the
-            network that its hyperparameters describe.
-    """
+    """Load the module of a checkpoint, named by an option; nothing in the file is executed."""
     checkpoint = read_checkpoint(path, option)
     try:
         module = cls(**checkpoint["hyper_parameters"])
@@ -43,13 +32,7 @@ def load_module(
 def module_from_state(
     hyperparameters: Mapping[str, Any], weights: Mapping[str, Tensor], cls: type[HTTModule]
 ) -> HTTModule:
-    """Build a module around existing weights, keeping their dtype.
-
-    Args:
-        hyperparameters: Arguments of the module.
-        weights: State of its network. The tensors are used as they are, not copied.
-        cls: Class of the module.
-    """
+    """Build a module around the weights of a network, which are neither copied nor cast."""
     with torch.random.fork_rng(devices=[]):
         module = cls(**hyperparameters)
     module.net.load_state_dict(weights, assign=True)
@@ -63,16 +46,7 @@ def clone_module(module: HTTModule) -> HTTModule:
 
 
 def load_teacher(path: str, student: HTTModule) -> HTTModule:
-    """Load a checkpoint as a teacher.
-
-    Args:
-        path: Checkpoint file.
-        student: Module to be taught.
-
-    Raises:
-        CheckpointError: The file is missing or corrupt.
-        ConfigError: The teacher has other tasks, classes or token width than the student, or no tokens.
-    """
+    """Load a checkpoint as a teacher, with the tasks, token width and feature stride of the student."""
     teacher = load_module(path, "discovery.teacher", type(student))
     check_same_tasks(student.tasks, teacher.hparams["tasks"], f"The teacher {path}")
     width, expected = teacher.hparams["token_dim"], student.hparams["token_dim"]
@@ -82,7 +56,5 @@ def load_teacher(path: str, student: HTTModule) -> HTTModule:
         raise ConfigError(f"discovery.teacher must have tokens, got {path}. Train it with model.network htt.")
     nets = [net for net in (teacher.net, student.net) if isinstance(net, DensePredictionNetwork)]
     if len({net.backbone.strides[0] for net in nets}) > 1:
-        raise ConfigError(
-            f"discovery.teacher must have features of the student's stride, got {path}. Use backbones of one family."
-        )
+        raise ConfigError(f"discovery.teacher must have the student's stride, got {path}. Use backbones of one family.")
     return teacher

@@ -26,16 +26,9 @@ def is_requeued() -> bool:
 def newest_checkpoint(trainer: L.Trainer, model: L.LightningModule, name: str = AUTO) -> Path | None:
     """Find the newest checkpoint that a run can resume from, and log the choice.
 
-    The search covers the folders where the trainer's loggers keep runs. A checkpoint qualifies if it is intact, holds
-    an optimizer state, and has the seed and the hyperparameters of this run. Its label mask is checked on loading.
-
-    Args:
-        trainer: Trainer of the run.
-        model: Model to train.
-        name: ``last`` to consider only files named ``last*.ckpt``; by default any file.
-
-    Returns:
-        None if there is no such checkpoint.
+    The search covers the folders where the trainer's loggers keep runs; with ``name`` ``last`` only ``last*.ckpt``.
+    A checkpoint qualifies if it is intact, holds an optimizer state, and has the seed and the hyperparameters of this
+    run. Its label mask is checked on loading.
     """
     pattern = "last*.ckpt" if name == LAST else "*.ckpt"
     found = {path for folder in _checkpoint_dirs(trainer) for path in folder.glob(pattern) if path.is_file()}

@@ -14,9 +14,6 @@ def sync_sigterm_across_ranks(trainer: Any) -> None:
     rank that was signaled (https://github.com/Lightning-AI/pytorch-lightning/issues/20806). Most runs whose scheduler
     signals every process then hang until they are killed. A Lightning without the private attributes that are replaced
     here (written for 2.6) keeps its own behavior.
-
-    Args:
-        trainer: Lightning trainer, before it runs.
     """
     connector: Any = getattr(trainer, "_signal_connector", None)
     loop = trainer.fit_loop.epoch_loop

@@ -66,13 +66,7 @@ class HTTTrainer(L.Trainer):
     ) -> None:
         """Save a checkpoint, except where SLURM's signal interrupts an epoch.
 
-        Training cannot resume exactly inside an epoch, and Lightning would load that file in any later run in the
-        folder.
-
-        Args:
-            filepath: File to write.
-            weights_only: If true, leave out the state of the training.
-            storage_options: Options of a remote file system.
+        Training cannot resume exactly inside an epoch, and Lightning would load that file in any later run there.
         """
         if not Path(filepath).name.startswith("hpc_ckpt_"):
             super().save_checkpoint(filepath, weights_only, storage_options)

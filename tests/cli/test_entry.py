@@ -14,8 +14,8 @@ import wandb
 import yaml
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.cli.entry import COMMANDS, main, normalize_args, packaged_config, specifies_dataset
-from htt_lightning.cli.lightning_cli import HTTCLI
+from htt_lightning.cli.entry import main, normalize_args, resolve_config, specifies_dataset
+from htt_lightning.cli.lightning_cli import COMMANDS, HTTCLI
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.io import checkpoints
 from tests.conftest import ROOT
@@ -384,7 +384,6 @@ def test_specifies_dataset_reads_configs(words, specified):
 
 
 def test_config_in_working_directory_wins_over_packaged_one():
-    assert packaged_config("synthetic.yaml") == str(ROOT / "configs" / "synthetic.yaml")
+    assert resolve_config("synthetic.yaml") == str(ROOT / "configs" / "synthetic.yaml")
     Path("synthetic.yaml").write_text("{}")
-    assert packaged_config("synthetic.yaml") == "synthetic.yaml"
-    assert packaged_config("unknown.yaml") == "unknown.yaml"
+    assert resolve_config("synthetic.yaml") == "synthetic.yaml"
