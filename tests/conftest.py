@@ -1,6 +1,7 @@
 """Shared fixtures."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # downloads fail at once, instead of after r
 # A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run commands in an empty folder, without pytest's own command line in ``sys.argv``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["htt"])
 
 
 @pytest.fixture

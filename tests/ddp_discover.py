@@ -1,4 +1,4 @@
-"""Complete the tiny dataset on two processes: ``python -m tests.ddp_discover OUT CHECKPOINT``."""
+"""Write pseudo-labels on two processes: ``python -m tests.ddp_discover OUT CHECKPOINT``."""
 
 import sys
 import warnings

@@ -1,4 +1,4 @@
-"""Train on two processes of which one is killed in its second step: ``python -m tests.ddp_fail FOLDER RANK``."""
+"""Train on two processes, one of which is killed in its second step: ``python -m tests.ddp_fail FOLDER RANK``."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.tiny import BACKBONE, tiny_data, tiny_trainer
 
 
 class Failing(HTTModule):
-    """Dies on one process alone, while the other waits for its gradients."""
+    """Kill one process while the other waits for its gradients."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)

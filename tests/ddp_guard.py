@@ -1,6 +1,6 @@
-"""Two processes, of which the second meets losses that are not finite: ``python -m tests.ddp_guard FOLDER``.
+"""Train on two processes, one with a nonfinite loss: ``python -m tests.ddp_guard FOLDER``.
 
-The first run leaves such a step out; the second one ends with the error.
+The first run skips the step; the second one ends with the error.
 """
 
 import sys
@@ -14,8 +14,8 @@ from tests.callbacks.test_nonfinite_guard import Poison, few, state
 from tests.tiny import tiny_module, tiny_trainer
 
 
-class OnTheSecond(Poison):
-    """Poison for the second process alone; all of them watch the step."""
+class PoisonOnRankOne(Poison):
+    """Poison the loss of rank 1, and record the state before the step on both ranks."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_rank == 1:
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     for policy in ("skip", "raise"):
         torch.manual_seed(0)
-        data, poison = few(batch_size=2), OnTheSecond(1)
+        data, poison = few(batch_size=2), PoisonOnRankOne(1)
         callbacks = [poison, NonFiniteLossGuard(policy)]
         trainer = tiny_trainer(folder / policy, devices=2, strategy="ddp", callbacks=callbacks, limit_val_batches=0)
         module = tiny_module(data)

@@ -1,4 +1,4 @@
-"""Train two stages on any number of processes and note what happened: ``tests.ddp_run FOLDER DEVICES TARGETS``."""
+"""Train two stages and record them: ``python -m tests.ddp_run FOLDER DEVICES TARGET_TYPE``."""
 
 import sys
 import warnings
@@ -17,7 +17,7 @@ GLOBAL_BATCH = 4
 
 
 class Recorder(HTTModule):
-    """Keeps losses and reduced gradients. BatchNorm uses its running statistics: those of a batch differ by rank."""
+    """Record losses and reduced gradients. BatchNorm uses its running statistics: batches differ by rank."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,8 +28,8 @@ class Recorder(HTTModule):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-        unlabelled = [task for task, labeled in batch["labeled"].items() if not labeled.any()]
-        self.steps.append({"ids": batch["id"], "unlabelled": unlabelled})
+        unlabeled = [task for task, labeled in batch["labeled"].items() if not labeled.any()]
+        self.steps.append({"ids": batch["id"], "unlabeled": unlabeled})
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -40,19 +40,19 @@ class Recorder(HTTModule):
         self.steps[-1]["gradients"] = {name: p.grad.clone() for name, p in self.named_parameters()}
 
 
-def main(folder: Path, devices: int, targets: TargetType) -> None:
+def main(folder: Path, devices: int, target_type: TargetType) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    # Two kinds of masks, and of balancing images by their labels, in no more runs than there are.
-    labels, image_weighting = ("one-label", "num_tasks") if targets == "hard" else ("random-label", "per_label")
+    # The two runs differ in more than their targets, so that they cover more options.
+    labels, image_weighting = ("one-label", "num_tasks") if target_type == "hard" else ("random-label", "per_label")
     data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5, labels=labels)
     module = Recorder(
         data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3, image_weighting=cast(Any, image_weighting)
     )
     strategy = "ddp" if devices > 1 else "auto"
-    # In double precision, because Adam blows rounding errors of vanishing gradients up to whole steps.
+    # Double precision, because Adam turns rounding errors of vanishing gradients into whole steps.
     settings: dict[str, Any] = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10}
-    settings["callbacks"] = [LabelDiscovery(target_type=targets), ResultsTable()]
+    settings["callbacks"] = [LabelDiscovery(target_type=target_type), ResultsTable()]
     trainer = tiny_trainer(folder / f"run{devices}", devices=devices, strategy=strategy, **settings)
     trainer.fit(module, data)
     if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Killed and interrupted runs resume to the result of an uninterrupted one; see also ``tools.kill_runs``."""
+"""Resumed runs, after kills and signals, end like an uninterrupted one; see also ``tools.kill_runs``."""
 
 import random
 import signal
@@ -22,7 +22,7 @@ SLURM = {
     "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "htt", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
     "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
 }  # fmt: skip
-"""Variables of a job that ``srun`` has started."""
+"""Environment of a job that ``srun`` has started."""
 
 pytestmark = pytest.mark.slow
 
@@ -33,15 +33,15 @@ def programs():
 
 
 @pytest.fixture(scope="module")
-def whole(programs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(programs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
     attempt = programs.run(folder, FIT)
     assert attempt.status == 0, attempt.printed
     return folder
 
 
-def test_killed_run_resumes_to_the_uninterrupted_result(programs, whole, tmp_path):
-    share = random.random()
+def test_killed_fit_resumes_to_same_result(programs, uninterrupted, tmp_path):
+    share = random.random()  # of the file that is written before the kill
     deaths = [Write(0, share, "last.ckpt"), Write(0, share, "stage_1.ckpt"), Write(1, 1.0, "last.ckpt")]
     words = FIT
     for death in deaths:
@@ -52,21 +52,21 @@ def test_killed_run_resumes_to_the_uninterrupted_result(programs, whole, tmp_pat
         words = [*FIT, AUTO]
     attempt = programs.run(tmp_path, words)
     assert attempt.status == 0, attempt.printed
-    assert attempt.first == "-"  # nothing was left to train, but the results
-    assert not differences(outcome(whole), outcome(tmp_path))
+    assert attempt.first == "-"  # only the results were missing
+    assert not differences(outcome(uninterrupted), outcome(tmp_path))
 
 
-def test_slurm_job_is_requeued_and_resumes_after_ctrl_c(programs, whole, tmp_path):
-    """Signals reach the loaders as well; the run handles them between two steps."""
-    asked, scontrol = tmp_path / "asked.txt", tmp_path / "bin" / "scontrol"
+def test_slurm_job_is_requeued_and_resumes(programs, uninterrupted, tmp_path):
+    """SLURM signals the loaders as well; training stops between two steps."""
+    requests, scontrol = tmp_path / "requests.txt", tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {requests}\n')
     scontrol.chmod(0o755)
     job = {**SLURM, "PATH": f"{scontrol.parent}:/usr/bin:/bin"}
     stop = signal_at(tmp_path, "epoch 1 step 0", signal.SIGUSR1, signal.SIGTERM)
     attempt = programs.run(tmp_path, FIT, interrupt=stop, **job)
     assert attempt.status == 128 + signal.SIGTERM, attempt.printed
-    assert asked.read_text() == "requeue 4711\n"
+    assert requests.read_text() == "requeue 4711\n"
     stop = signal_at(tmp_path, "epoch 2 step 0", signal.SIGINT)
     attempt = programs.run(tmp_path, FIT, interrupt=stop, **job, SLURM_RESTART_COUNT="1")
     assert attempt.status == 128 + signal.SIGINT, attempt.printed
@@ -75,12 +75,12 @@ def test_slurm_job_is_requeued_and_resumes_after_ctrl_c(programs, whole, tmp_pat
     attempt = programs.run(tmp_path, [*FIT, "--ckpt_path=last"])
     assert attempt.status == 0, attempt.printed
     assert attempt.first in ("epoch 2", "epoch 3")
-    assert not differences(outcome(whole), outcome(tmp_path))
+    assert not differences(outcome(uninterrupted), outcome(tmp_path))
     assert not list(tmp_path.glob("hpc_ckpt_*"))
 
 
-def test_killed_discover_resumes_to_the_same_pseudo_labels(programs, whole, tmp_path):
-    words = [*DISCOVER, f"--ckpt_path={next(whole.glob('runs/*/checkpoints/last.ckpt'))}"]
+def test_killed_discover_resumes_to_same_labels(programs, uninterrupted, tmp_path):
+    words = [*DISCOVER, f"--ckpt_path={next(uninterrupted.glob('runs/*/checkpoints/last.ckpt'))}"]
     attempt = programs.run(tmp_path / "whole", words)
     assert attempt.status == 0, attempt.printed
     for death in (Write(0, 0.5, "manifest.json"), Write(attempt.writes.index("manifest.json") + 3, random.random())):

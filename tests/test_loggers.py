@@ -1,3 +1,5 @@
+"""Loggers other than the default one, and images in all of them."""
+
 import io
 import sys
 from pathlib import Path
@@ -12,8 +14,8 @@ from htt_lightning.cli import main
 from tests.conftest import ROOT
 from tests.tiny import BACKBONE, SCENES
 
-PICTURES = {"panel": "panels", "discovery": "discovery", "affinity": "affinity"}
-"""What loggers call them, and their folders."""
+IMAGES = {"panel": "panels", "discovery": "discovery", "affinity": "affinity"}
+"""Names of the images in loggers, and their folders in a run."""
 
 SETTINGS = {
     "model.backbone": BACKBONE,
@@ -34,11 +36,9 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, logged_out):
-    """An empty directory, and a user of Weights & Biases who has not logged in."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
-    monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody to ask
+def not_interactive(monkeypatch, in_empty_folder, logged_out):
+    """Make Weights & Biases fail where it would ask for a login."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
 
 
 def fit(*words, **changes):
@@ -50,17 +50,17 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
-def drawn(run, epoch):
-    """The pictures of an epoch in the run's folder."""
-    return {key: pixels(run / folder / f"epoch_{epoch:03d}.png") for key, folder in PICTURES.items()}
+def images_in_run(run, epoch):
+    """Return the images of an epoch in the folder of a run."""
+    return {key: pixels(run / folder / f"epoch_{epoch:03d}.png") for key, folder in IMAGES.items()}
 
 
-def sent(part, key):
-    """The pictures of one name that Weights & Biases keeps of a run, or of a part of it."""
-    return [pixels(path) for path in (part / "files/media/images").glob(f"{key}_*.png")]
+def logged_images(folder, key):
+    """Return the images of one name in a folder of Weights & Biases."""
+    return [pixels(path) for path in (folder / "files/media/images").glob(f"{key}_*.png")]
 
 
-def printed(capsys, *words):
+def printed_config(capsys, *words):
     with pytest.raises(SystemExit) as stop:
         main(["fit", *words, "--print_config"])
     assert stop.value.code == 0
@@ -68,32 +68,32 @@ def printed(capsys, *words):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_wandb_config_follows_any_config(path, capsys):
-    below = ["--config=nyud.yaml"] if path.stem == "mtan" else []  # which itself goes on top of a dataset's
-    words = [*below, f"--config={path.name}", *([] if path.stem == "synthetic" else ["--data.root=."])]
-    alone, logged = printed(capsys, *words), printed(capsys, *words, "--config=loggers/wandb.yaml")
-    chosen = logged["trainer"].pop("logger")
-    assert chosen["class_path"].endswith(".WandbLogger")
-    assert chosen["init_args"]["save_dir"] == "runs"
-    assert alone["trainer"].pop("logger")["class_path"].endswith(".CSVLogger")
-    assert logged == alone
+def test_wandb_config_changes_logger_only(path, capsys):
+    dataset = ["--config=nyud.yaml"] if path.stem == "mtan" else []  # a config of augmentation
+    words = [*dataset, f"--config={path.name}", *([] if path.stem == "synthetic" else ["--data.root=."])]
+    default, logged = printed_config(capsys, *words), printed_config(capsys, *words, "--config=loggers/wandb.yaml")
+    logger = logged["trainer"].pop("logger")
+    assert logger["class_path"].endswith(".WandbLogger")
+    assert logger["init_args"]["save_dir"] == "runs"
+    assert default["trainer"].pop("logger")["class_path"].endswith(".CSVLogger")
+    assert logged == default
 
 
-def test_dataset_config_follows_a_logger_config(capsys):
-    config = printed(capsys, "--config=loggers/wandb.yaml", "--config=nyud.yaml", "--data.root=.")
+def test_dataset_config_keeps_earlier_logger(capsys):
+    config = printed_config(capsys, "--config=loggers/wandb.yaml", "--config=nyud.yaml", "--data.root=.")
     arguments = config["trainer"]["logger"]["init_args"]
     assert (arguments["project"], arguments["name"], arguments["id"]) == ("htt-lightning", None, None)
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it is the same run
-def test_wandb_logs_pictures_offline_and_resumes_the_run():
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # the run is resumed
+def test_wandb_logs_images_offline_and_resumes_run():
     words = ["--config=loggers/wandb.yaml", "--trainer.logger.offline=true", "--trainer.logger.id=abc123"]
     fit(*words)
     wandb.finish()
     run = Path("runs/htt-lightning/abc123")
     (first,) = Path("runs/wandb").glob("offline-run-*-abc123")
-    for key, picture in drawn(run, 1).items():
-        assert any(np.array_equal(logged, picture) for logged in sent(first, key)), key
+    for key, image in images_in_run(run, 1).items():
+        assert any(np.array_equal(logged, image) for logged in logged_images(first, key)), key
 
     checkpoint = run / "checkpoints" / "last.ckpt"
     fit(*words, f"--ckpt_path={checkpoint}", data__labels=run / "label_mask.json", trainer__max_epochs=2)
@@ -101,23 +101,23 @@ def test_wandb_logs_pictures_offline_and_resumes_the_run():
     assert [path.name for path in run.parent.iterdir()] == ["abc123"]
     assert sorted(path.name for path in (run / "panels").iterdir()) == [f"epoch_{k:03d}.png" for k in range(3)]
     (second,) = set(Path("runs/wandb").glob("offline-run-*-abc123")) - {first}
-    for key, picture in drawn(run, 2).items():  # it has gone on with the third epoch
-        (logged,) = sent(second, key)
-        assert np.array_equal(logged, picture), key
+    for key, image in images_in_run(run, 2).items():  # the only new epoch
+        (logged,) = logged_images(second, key)
+        assert np.array_equal(logged, image), key
 
 
 @pytest.mark.parametrize("words", [[], ["--config=loggers/tensorboard.yaml"]], ids=["csv", "tensorboard"])
-def test_other_loggers_get_their_pictures(words):
+def test_logger_gets_metrics_and_images(words):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     fit(*words)
     (run,) = Path("runs").iterdir()
     assert run.name == "version_0"
-    assert all(picture.ndim == 3 for picture in drawn(run, 1).values())
+    assert all(image.ndim == 3 for image in images_in_run(run, 1).values())
     assert (run / "val_metrics.json").is_file()
     if words:
         tags = EventAccumulator(str(run)).Reload().Tags()
-        assert set(tags["images"]) == set(PICTURES)
+        assert set(tags["images"]) == set(IMAGES)
         assert "val/depth/abs_err" in tags["scalars"]
     else:
         assert "val/depth/abs_err" in (run / "metrics.csv").read_text()
@@ -128,7 +128,7 @@ def test_other_loggers_get_their_pictures(words):
     [{}, {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "2"}],
     ids=["not logged in", "no connection"],
 )
-def test_wandb_without_login_or_connection_gives_advice(account, monkeypatch):
+def test_wandb_without_login_names_next_steps(account, monkeypatch):
     for name, value in account.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stop:

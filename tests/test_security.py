@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from tests.data.datasets.folder_tree import COLUMNS, LABELLED, rows_of, write_ta
 from tests.tiny import BACKBONE
 from tools.damage_campaign.damage import MARKER, Bomb
 
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 PICKLES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pandas")
 SHELLS = ("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn", "pty.spawn", "subprocess.get")
 SAFE_YAML = ("yaml.safe_load", "yaml.safe_dump", "yaml.YAMLError")
@@ -62,13 +62,6 @@ def unsafe_calls(source: str) -> list[str]:
 
 
 SOURCES = [path for folder in ("htt_lightning", "docs", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Run in an empty folder, without pytest's command line in ``sys.argv``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

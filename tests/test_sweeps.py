@@ -37,10 +37,8 @@ def tree(tmp_path_factory):
 
 
 @pytest.fixture
-def agent(tree, tmp_path, monkeypatch, logged_out):
+def agent(tree, tmp_path, monkeypatch, in_empty_folder, logged_out):
     """An agent without a sweep, offline."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
     settings = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SWEEP_ID": "s1", "HTT_DATA": str(tree)}
     # The agent passes id and parameters of a run in its own environment.
     for name, value in ({"WANDB_RUN_ID": "", "WANDB_SWEEP_PARAM_PATH": ""} | settings).items():

@@ -155,8 +155,8 @@ class HTTCLI(LightningCLI):
             return
         options, defaults = self.options.model, self._parser(command).get_defaults().model
         hyperparameters = read_checkpoint(path, "--ckpt_path")["hyper_parameters"]
-        kept = set(options) - {"tasks", "single_task_baselines"}
-        stored = {key: value for key, value in hyperparameters.items() if key in kept}
+        ignored = ("tasks", "single_task_baselines")
+        stored = {key: value for key, value in hyperparameters.items() if key in options and key not in ignored}
         for key, value in stored.items():
             option = f"model.{key}"
             in_words = any(re.match(rf"--{option}(?!\w)", word) for word in self.words)

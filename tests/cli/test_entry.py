@@ -36,11 +36,7 @@ TINY = {
 SCENES = {"--data.image_size": "[32, 48]", "--data.train_images": "9", "--data.val_images": "3", "--data.cache": "null"}
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Run in an empty directory, without pytest's own command line."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 @pytest.fixture(scope="module")

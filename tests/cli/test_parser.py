@@ -10,11 +10,7 @@ from jsonargparse import capture_parser
 from htt_lightning.cli.entry import main
 from htt_lightning.cli.lightning_cli import CALLBACKS, HTTCLI
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 @pytest.fixture(scope="module")

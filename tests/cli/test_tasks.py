@@ -1,6 +1,5 @@
 """Choice of tasks and overrides of their settings, on the command line and in configs."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +18,7 @@ QUICK = ["--model.backbone", "test_resnet", "--model.pretrained", "false", "--tr
 THIN = {"edges": {"thin_predictions": True}}
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Progress displays."""
 
 import io
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -27,9 +26,7 @@ def test_progress_is_shown_on_terminal_only(terminal, monkeypatch):
 @pytest.mark.parametrize(
     ("terminal", "words"), [(True, []), (False, []), (False, ["--trainer.enable_progress_bar=true"])]
 )
-def test_fit_has_progress_bar_on_terminal_or_demand(terminal, words, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+def test_fit_has_progress_bar_on_terminal_or_demand(terminal, words, monkeypatch, in_empty_folder):
     monkeypatch.setattr("htt_lightning.cli.lightning_cli.Console", lambda: SimpleNamespace(is_terminal=terminal))
     found = []
     monkeypatch.setattr(HTTCLI, "_run_subcommand", lambda self, _: found.append(self.trainer.progress_bar_callback))

@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
         "class_path": "SyntheticDataModule",
         "init_args": {
             "train_images": 6, "val_images": 2, "image_size": [32, 48], "batch_size": 2, "num_workers": 0,
-            "labels": "random-label", "cache": None, "tasks": ["depth", "semseg"], "augment": {"flip": 0.5},
+            "labels": "random-label", "cache": None, "tasks": ["depth", "semseg"], "augment": {"hflip_prob": 0.5},
         },
     },
 }  # fmt: skip
