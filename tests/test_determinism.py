@@ -24,7 +24,6 @@ def restored_settings(monkeypatch):
 def train(folder, seed, workers=0, val_check_interval=1.0):
     """Return weights, metrics and label mask of two stages with augmentation and dropout."""
     options = SCENES | {
-        "--data": "SyntheticDataModule",
         "--data.num_workers": str(workers),
         "--data.tasks": "semseg,depth",
         "--discovery.stages": "2",
@@ -34,7 +33,7 @@ def train(folder, seed, workers=0, val_check_interval=1.0):
         "--trainer.num_sanity_val_steps": "0",
         "--trainer.val_check_interval": str(val_check_interval),
     }
-    htt("fit", over=options)
+    htt("fit", "--data", "SyntheticDataModule", over=options)
     run = run_directory().rename(folder)
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     with (run / "metrics.csv").open(newline="") as file:
