@@ -26,7 +26,6 @@ from htt_lightning.tasks.metric_spec import delta_m
 from htt_lightning.tasks.serialization import check_same_tasks
 
 ImageWeighting = Literal["num_tasks", "per_label", "none"]
-"""Factor on the loss of an image; see ``HTTModule``."""
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
 
@@ -100,20 +99,18 @@ class HTTModule(L.LightningModule):
         self.input_size: dict[str, Any] = {}
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
-        self.last_loss_terms: list[LossTerm] = []
+        self.last_loss_terms: list[LossTerm] = []  # of the last training batch
 
     def _check_arguments(self) -> None:
-        for option, choices in {"network": [*NETWORKS], "image_weighting": [*get_args(ImageWeighting)]}.items():
+        for option, choices in {"network": [*NETWORKS], "image_weighting": get_args(ImageWeighting)}.items():
             if (value := self.hparams[option]) not in choices:
-                hint = did_you_mean(str(value), choices)
-                raise ConfigError(f"model.{option} must be one of {', '.join(choices)}, got {value!r}.{hint}")
+                raise ConfigError(f"model.{option} must be one of {', '.join(choices)}, got {value!r}.")
         names = [task.name for task in self.tasks]
         for name in set(self.hparams["loss_weights"] or ()).difference(names):
-            hint = did_you_mean(name, names)
-            raise ConfigError(f"model.loss_weights must name tasks of the run, got {name!r}.{hint}")
-        baselines = self.hparams["single_task_baselines"] or {}
-        for name, value in ((name, baselines.get(name)) for name in names if baselines):
-            if not value or not math.isfinite(value):
+            raise ConfigError(f"model.loss_weights must name tasks, got {name!r}.{did_you_mean(name, names)}")
+        baselines = self.hparams["single_task_baselines"]
+        for name in names if baselines else ():
+            if not (value := baselines.get(name)) or not math.isfinite(value):
                 raise ConfigError(f"model.single_task_baselines.{name} must be finite and not zero, got {value}.")
 
     def build_network(self) -> nn.Module:
@@ -128,13 +125,7 @@ class HTTModule(L.LightningModule):
         return net.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
     def reset_parameters(self, seed: int) -> None:
-        """Reset the network to new weights, pretrained ones included.
-
-        Parameters stay the same objects, because optimizers and distributed training hold references to them.
-
-        Args:
-            seed: Seed of the random weights.
-        """
+        """Reset the network in place to random weights of a seed, or to pretrained ones."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net.load_state_dict(self.build_network().state_dict())
@@ -148,8 +139,7 @@ class HTTModule(L.LightningModule):
 
     def forward(self, image: Tensor) -> dict[str, TaskOutput]:
         """Map RGB images in [0, 1], ``b 3 h w``, to one output per task."""
-        outputs: dict[str, TaskOutput] = self.net(image)
-        return outputs
+        return cast(dict[str, TaskOutput], self.net(image))
 
     def on_fit_start(self) -> None:
         """Load the backbone's pretrained weights, unless a checkpoint has restored weights."""
@@ -166,10 +156,8 @@ class HTTModule(L.LightningModule):
         """Check that a checkpoint has the same tasks, and can be resumed if it is."""
         self._pretrained_loaded, self.input_size = True, checkpoint.get("input_size", {})
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
-            raise CheckpointError(
-                "--ckpt_path must be a training checkpoint, got one without the optimizer. Resume from last.ckpt, or "
-                "set discovery.teacher to this one."
-            )
+            advice = "Resume from last.ckpt, or set discovery.teacher to this one."
+            raise CheckpointError(f"--ckpt_path must be a training checkpoint, got one without optimizer. {advice}")
         check_same_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -205,20 +193,15 @@ class HTTModule(L.LightningModule):
         return total
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Compute the loss of a batch; its terms stay in ``last_loss_terms``.
-
-        Args:
-            batch: Training batch.
-
-        Returns:
-            The loss, a scalar; and the part of label discovery per image, ``b``, or None without a teacher.
-        """
+        """Compute the loss, a scalar, and its part from label discovery per image, ``b`` (None without a teacher)."""
         outputs, indices = self(batch["image"]), batch.get("labeled_indices") or labeled_indices(batch)
         image_weights = self._image_weights(batch["labeled"])
         total, pseudo_label_loss, self.last_loss_terms = torch.zeros((), device=self.device), None, []
         for task in self.tasks:
             name, selected = task.name, indices[task.name]
-            losses = self._supervised_losses(task, outputs[name], batch[name], selected)
+            output = TaskOutput(*(x[selected] for x in outputs[name]))  # unlabeled images are not resized to pixels
+            # Without labeled images, the head stays in the graph with zero gradient: distributed training waits for it.
+            losses = task.loss(output, batch[name][selected]) if len(selected) else output.logits.flatten(1).sum(1)
             self.last_loss_terms.append(LossTerm(name, LossKind.SUPERVISED, losses.detach(), selected))
             total = total + self.loss_weights[name] * (losses * image_weights[selected]).sum()
         if self.discovery is not None:
@@ -230,16 +213,9 @@ class HTTModule(L.LightningModule):
     def _image_weights(self, labeled: Mapping[str, Tensor]) -> Tensor:
         """Return the factor on the loss of each image, ``b``."""
         num_labels = torch.stack([labeled[task.name] for task in self.tasks]).sum(0)
-        if self.hparams["image_weighting"] == "per_label":
-            return len(self.tasks) / num_labels.clamp(min=1)
-        factor = len(self.tasks) if self.hparams["image_weighting"] == "num_tasks" else 1
-        return torch.full_like(num_labels, factor, dtype=torch.float32)
-
-    def _supervised_losses(self, task: Task, output: TaskOutput, target: Tensor, indices: Tensor) -> Tensor:
-        """Return the loss of each labeled image; unlabeled images are not resized to pixels."""
-        selected = TaskOutput(*(x[indices] for x in output))
-        # Without labeled images, the head stays in the graph with zero gradient: distributed training waits for it.
-        return task.loss(selected, target[indices]) if len(indices) else selected.logits.flatten(1).sum(1)
+        num_tasks, ones = torch.full_like(num_labels, len(self.tasks)), torch.ones_like(num_labels)
+        divisor = {"num_tasks": ones, "per_label": num_labels.clamp(min=1), "none": num_tasks}
+        return num_tasks / divisor[self.hparams["image_weighting"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update the metrics, and return the decoded maps for callbacks."""
@@ -257,11 +233,7 @@ class HTTModule(L.LightningModule):
         return {"id": batch["id"], **predict_at_original_size(self, self.tasks, *parts)}
 
     def decode(self, image: Tensor) -> dict[str, Tensor]:
-        """Predict the map of every task at the size of the images.
-
-        Args:
-            image: RGB in [0, 1], ``b 3 h w``.
-        """
+        """Predict the map of every task at the size of RGB images in [0, 1], ``b 3 h w``."""
         outputs, size = self(image), (image.shape[-2], image.shape[-1])
         return {task.name: task.decode(outputs[task.name], size) for task in self.tasks}
 
@@ -296,13 +268,11 @@ class HTTModule(L.LightningModule):
         """Return Adam, and a polynomial decay of the learning rate to zero that steps once per epoch."""
         epochs = self.epochs_per_stage or self.trainer.max_epochs
         if epochs is None or epochs < 1:
-            raise ConfigError(
-                f"trainer.max_epochs must be at least 1 for the decay of the learning rate, got {epochs}."
-            )
-        options = {key: self.hparams[key] for key in ("lr", "weight_decay")}
+            raise ConfigError(f"trainer.max_epochs must be at least 1 for the learning rate's decay, got {epochs}.")
         # Lightning cannot clip the gradients of a fused optimizer in mixed precision.
         fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = torch.optim.Adam(self.parameters(), **options, fused=fused)
+        lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
+        optimizer = torch.optim.Adam(self.parameters(), lr, weight_decay=weight_decay, fused=fused)
         optimizer.register_load_state_dict_post_hook(_match_memory_format)
         schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** self.hparams["poly_power"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

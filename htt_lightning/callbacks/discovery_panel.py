@@ -26,8 +26,7 @@ from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE_INDEX, PseudoLabel, Task
 from htt_lightning.tasks.colormap import heatmap
 
-CELL = 26
-"""Size of a cell of the affinity map in pixels."""
+AFFINITY_CELL = 26  # pixels
 
 
 class DiscoveryPanel(EpochImageLogger):
@@ -48,13 +47,7 @@ class DiscoveryPanel(EpochImageLogger):
         self._val_batches: list[Batch] = []
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Keep the first validation images."""
         missing = self.num_val_images - sum(len(kept["id"]) for kept in self._val_batches)
@@ -68,10 +61,8 @@ class DiscoveryPanel(EpochImageLogger):
         if self._folder is None or not batches or not isinstance(pl_module, HTTModule):
             return
         name, discovery = f"epoch_{trainer.current_epoch:03d}.png", pl_module.discovery
-        with torch.no_grad():
-            affinity = pl_module.net.task_affinity() if isinstance(pl_module.net, HTTNet) else None
-        if affinity is not None:
-            picture = draw_affinity(affinity.float().cpu(), [task.name for task in pl_module.tasks])
+        if isinstance(pl_module.net, HTTNet) and (affinity := pl_module.net.task_affinity()) is not None:
+            picture = draw_affinity(affinity.detach().float().cpu(), [task.name for task in pl_module.tasks])
             save_and_log(trainer, self._folder / "affinity" / name, "affinity", picture)
         drawn: list[np.ndarray] = []
         if discovery is not None:
@@ -85,31 +76,25 @@ class DiscoveryPanel(EpochImageLogger):
 def draw_pseudo_labels(
     batch: Batch, pseudo_labels: Mapping[str, PseudoLabel], tasks: Sequence[Task]
 ) -> list[np.ndarray]:
-    """Draw three rows per image: its labels, the pseudo-labels, and their confidence.
+    """Draw labels, pseudo-labels and their confidence in three rows per image, as uint8 ``h w 3``.
 
-    Args:
-        batch: Batch on the CPU.
-        pseudo_labels: Pseudo-labels of its images, by task.
-        tasks: Tasks; those without pseudo-labels are left out.
-
-    Returns:
-        uint8 ``h w 3`` per image; empty without pseudo-labels.
+    The batch is on the CPU. Tasks without pseudo-labels are left out; without any, nothing is drawn.
     """
-    shown = [task for task in tasks if task.name in pseudo_labels]
-    if not shown:
+    columns = {
+        task.name: _task_column(task, batch, pseudo_labels[task.name]) for task in tasks if task.name in pseudo_labels
+    }
+    if not columns:
         return []
-    columns = {task.name: _task_column(task, batch, pseudo_labels[task.name]) for task in shown}
     drawn = []
     for k, (name, image) in enumerate(zip(batch["id"], to_uint8_image(batch["image"]), strict=True)):
         blank = with_title(placeholder(image, ""), "")
-        rows = [[with_title(image, f"image {name}")], [blank], [blank]]
-        for task in shown:
-            label, pseudo_label, confidence = columns[task.name][:, k]
-            label = label if batch["labeled"][task.name][k] else placeholder(label, "no label")
+        pictures = [np.concatenate([with_title(image, f"image {name}"), blank, blank])]
+        for task, column in columns.items():
+            label, pseudo_label, confidence = column[:, k]
+            label = label if batch["labeled"][task][k] else placeholder(label, "no label")
             cells = {"label": label, "pseudo-label": pseudo_label, "confidence": confidence}
-            for row, (title, cell) in zip(rows, cells.items(), strict=True):
-                row.append(with_title(cell, f"{task.name}: {title}"))
-        drawn.append(np.concatenate([np.concatenate(row, 1) for row in rows]))
+            pictures.append(np.concatenate([with_title(cell, f"{task}: {title}") for title, cell in cells.items()]))
+        drawn.append(np.concatenate(pictures, 1))
     return drawn
 
 
@@ -117,38 +102,27 @@ def _task_column(task: Task, batch: Batch, pseudo_label: PseudoLabel) -> np.ndar
     """Draw label, pseudo-label above the threshold, and confidence: uint8 ``3 b h w c``."""
     label, confidence = (values.cpu() for values in pseudo_label)
     mask = task.confidence_mask(confidence) & batch["valid"]
-    is_index = label.ndim == 3
-    label = torch.where(mask if is_index else mask[:, None], label, IGNORE_INDEX if is_index else torch.nan)
+    label = label.where(mask, IGNORE_INDEX) if label.ndim == 3 else label.where(mask[:, None], torch.nan)
     pictures = [task.colorize(batch[task.name]), task.colorize(label), heatmap(confidence)]
     return np.stack([to_uint8_image(picture) for picture in pictures])
 
 
 def draw_affinity(affinity: Tensor, names: Sequence[str]) -> np.ndarray:
-    """Draw a heat map of the affinity per scale, in percent; rows attend to columns.
-
-    Args:
-        affinity: ``s t t``, whose rows sum to 1.
-        names: Names of the tasks.
-
-    Returns:
-        uint8 ``h w 3``.
-    """
-    scales, num_tasks = affinity.shape[:2]
-    margin = 10 + 7 * max(map(len, names))
-    width, height = margin + num_tasks * CELL + 10, TITLE + num_tasks * CELL + 10
-    canvas = Image.new("RGB", (width * scales, height), "white")
+    """Draw a heat map per scale of the affinity ``s t t`` in percent, as uint8 ``h w 3``; rows attend to columns."""
+    num_tasks, margin = len(names), 10 + 7 * max(map(len, names))
+    width, height = margin + num_tasks * AFFINITY_CELL + 10, TITLE + num_tasks * AFFINITY_CELL + 10
+    canvas = Image.new("RGB", (width * len(affinity), height), "white")
     draw = ImageDraw.Draw(canvas)
     colors = heatmap(affinity).permute(0, 2, 3, 1).tolist()
-    for scale in range(scales):
+    for scale, shares in enumerate(affinity.tolist()):
         left = scale * width + margin
         draw.text((left, 3), f"scale {scale + 1}", fill="black", font_size=FONT_SIZE)
-        for row in range(num_tasks):
-            top = TITLE + row * CELL
-            draw.text((left - 6, top + CELL // 2), names[row], fill="black", anchor="rm", font_size=FONT_SIZE)
-            for column in range(num_tasks):
-                x, share = left + column * CELL, float(affinity[scale, row, column])
-                draw.rectangle((x, top, x + CELL - 2, top + CELL - 2), fill=tuple(colors[scale][row][column]))
-                fill = "black" if share > 0.6 else "white"
-                center = (x + CELL // 2 - 1, top + CELL // 2 - 1)
+        for row, name in enumerate(names):
+            top = TITLE + row * AFFINITY_CELL
+            draw.text((left - 6, top + AFFINITY_CELL // 2), name, fill="black", anchor="rm", font_size=FONT_SIZE)
+            for column, share in enumerate(shares[row]):
+                x, size = left + column * AFFINITY_CELL, AFFINITY_CELL - 2
+                draw.rectangle((x, top, x + size, top + size), fill=tuple(colors[scale][row][column]))
+                center, fill = (x + size // 2, top + size // 2), "black" if share > 0.6 else "white"
                 draw.text(center, f"{100 * share:.0f}", fill=fill, anchor="mm", font_size=FONT_SIZE)
     return np.asarray(canvas)

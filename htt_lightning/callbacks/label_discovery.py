@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from htt_lightning.data.batch import Batch
 from htt_lightning.discovery.ema import sync_buffers, update_ema
@@ -43,10 +43,9 @@ class LabelDiscovery(Callback):
         ema_decay: Decay of the moving average per step, in [0, 1). It is smaller in the first steps.
         rampup_epochs: Number of epochs at the start of a stage over which the weight of the discovery loss rises as
             ``exp(-5 (1 - t) ** 2)`` (Mean Teacher). 0 for the full weight at once.
-        target_type: Target where a label is missing: ``hard`` pseudo-labels where the teacher's confidence exceeds the
-            threshold; ``soft`` for the teacher's probabilities, depths and normals everywhere
-            ([distillation](https://arxiv.org/abs/1503.02531)); ``soft_tta`` for their mean over the image and a
-            randomly shifted mirror image, which costs a second forward pass of the teacher.
+        target_type: Target of a missing label: ``hard`` pseudo-labels above the confidence threshold; ``soft`` for the
+            teacher's probabilities, depths and normals everywhere ([distillation](https://arxiv.org/abs/1503.02531));
+            ``soft_tta`` for their mean over the image and a shifted mirror image, at twice the cost of the teacher.
         teacher_precision: ``bf16-mixed`` to run the teacher in bfloat16, by default the precision of the run.
         loss_weights: Weights of the three discovery losses.
         confidence_thresholds: Per-task confidence in [0, 1] above which a pseudo-label counts. Overrides the task's.
@@ -78,38 +77,28 @@ class LabelDiscovery(Callback):
         self.stages, self.teacher, self.num_teachers = stages, teacher, num_teachers
         self.student_init, self.ema_decay, self.rampup_epochs = student_init, ema_decay, rampup_epochs
         self.target_type, self.teacher_precision, self.loss_weights = target_type, teacher_precision, loss_weights
-        self.task_overrides = {
+        self.task_overrides: dict[str, dict[str, Any]] = {
             "confidence_threshold": confidence_thresholds or {},
             "pseudo_label_weight": pseudo_label_weights or {},
             "class_balance_power": class_balance_powers or {},
         }
         self._teacher_paths = [] if teacher in (EMA, PREVIOUS) else [teacher] if isinstance(teacher, str) else teacher
+        self._teacher_kind = "a checkpoint" if self._teacher_paths else teacher
         self._check_arguments()
         if teacher == EMA:
             self.stages = 1
-        self.stage = self.stage_start_epoch = 0
-        self._epochs: int | None = None
-        self._teachers: list[HTTModule] = []
-        self._hit_metrics: dict[str, MeanMetric] = {}
-        self._hits_logged = False
-        self._last_step = 0
+        self._epochs = 0
+        self._reset()
 
     def _check_arguments(self) -> None:
-        stages, teachers, given = (
-            self.stages or 0,
-            self.num_teachers,
-            len(self._teacher_paths),
-        )  # null passes the parser
+        stages, given, count = self.stages or 0, len(self._teacher_paths), self.num_teachers  # null passes the parser
         features = self.loss_weights.feature_labeled or self.loss_weights.feature_unlabeled
-        staged = self.teacher == PREVIOUS and teachers < stages
+        several = 1 < count < stages and self.teacher == PREVIOUS
         rules = {
             "stages": (stages >= (2 if given else 1), "at least 1, or 2 if discovery.teacher is a checkpoint"),
             "teacher": (bool(self.teacher), "previous, ema or at least one checkpoint"),
-            "num_teachers": (
-                teachers == 1 or (teachers > 1 and staged),
-                "1, or less than stages with teacher previous",
-            ),
-            "loss_weights": (max(teachers, given) < 2 or not features, "without feature losses for several teachers"),
+            "num_teachers": (count == 1 or several, "1, or less than stages with teacher previous"),
+            "loss_weights": (max(count, given) < 2 or not features, "without feature losses for several teachers"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "rampup_epochs": (self.rampup_epochs >= 0, "at least 0"),
             "target_type": (self.target_type in get_args(TargetType), f"one of {', '.join(get_args(TargetType))}"),
@@ -122,15 +111,6 @@ class LabelDiscovery(Callback):
             if not 0 <= threshold <= 1:
                 raise ConfigError(f"discovery.confidence_thresholds.{task} must be in [0, 1], got {threshold}.")
 
-    @property
-    def _teacher_kind(self) -> str:
-        return "a checkpoint" if self._teacher_paths else str(self.teacher)
-
-    @property
-    def state_key(self) -> str:
-        """Key of this callback's state in a checkpoint, the same for all arguments."""
-        return "LabelDiscovery"
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Extend the training loop to all stages."""
         if stage != "fit" or not isinstance(pl_module, HTTModule):
@@ -139,18 +119,19 @@ class LabelDiscovery(Callback):
         if trainer.current_epoch == 0:
             self._reset()
         self.tasks_with_overrides(pl_module)
-        epochs, steps = trainer.max_epochs, trainer.fit_loop.epoch_loop.max_steps
-        self._loop_limits = epochs, steps
-        # Without a limit, configure_optimizers raises.
-        self._epochs = pl_module.epochs_per_stage = epochs if epochs is not None and epochs > 0 else None
-        self._extend_max_epochs(trainer, self._epochs or 0)
+        self._loop_limits = trainer.max_epochs, trainer.max_steps
+        # 0 without a limit, for which configure_optimizers raises.
+        self._epochs = pl_module.epochs_per_stage = max(trainer.max_epochs or 0, 0)
+        self._extend_max_epochs(trainer, self._epochs)
         if cast(Any, trainer).fast_dev_run:
-            trainer.fit_loop.epoch_loop.max_steps = steps * (self.stages - self.stage)
+            trainer.fit_loop.epoch_loop.max_steps *= self.stages - self.stage
 
     def _reset(self) -> None:
         """Forget a previous run."""
-        self.stage, self.stage_start_epoch, self._teachers = (1 if self._teacher_paths else 0), 0, []
-        self._hit_metrics, self._hits_logged = {}, False
+        self.stage, self.stage_start_epoch = 1 if self._teacher_paths else 0, 0
+        self._teachers: list[HTTModule] = []
+        self._hits: dict[str, Tensor] = {}
+        self._hits_logged = False
 
     def _extend_max_epochs(self, trainer: L.Trainer, stage_end: int) -> None:
         """Let the training loop run from the end of this stage to that of the last one."""
@@ -158,25 +139,17 @@ class LabelDiscovery(Callback):
             trainer.fit_loop.max_epochs = stage_end + self._epochs * max(self.stages - self.stage - 1, 0)
 
     def tasks_with_overrides(self, module: HTTModule) -> list[Task]:
-        """Return the tasks with the thresholds, weights and exponents of this run.
-
-        Args:
-            module: Student, whose tasks they are.
-        """
-        tasks = {task.name: task for task in module.tasks}
-        overrides = [
-            (key, name, value) for key, values in self.task_overrides.items() for name, value in values.items()
-        ]
+        """Return the tasks of a student with the thresholds, weights and exponents of this run."""
+        tasks, overrides = {task.name: task for task in module.tasks}, self.task_overrides
         if self.teacher == EMA:
-            key = "class_balance_power"
-            overrides = [*((key, name, 0.0) for name, task in tasks.items() if hasattr(task, key)), *overrides]
-        for key, name, value in overrides:
-            if name not in tasks:
-                raise ConfigError(f"discovery.{key}s must name tasks of the run ({', '.join(tasks)}), got {name}.")
-            if not hasattr(tasks[name], key):
-                raise ConfigError(f"discovery.{key}s must name tasks that have a {key}, got {name}.")
-            changes: dict[str, Any] = {key: value}
-            tasks[name] = replace(tasks[name], **changes)
+            unbalanced = {name: 0.0 for name, task in tasks.items() if hasattr(task, "class_balance_power")}
+            overrides = overrides | {"class_balance_power": unbalanced | overrides["class_balance_power"]}
+        for key, values in overrides.items():
+            known = [name for name, task in tasks.items() if hasattr(task, key)]
+            for name, value in values.items():
+                if name not in known:
+                    raise ConfigError(f"discovery.{key}s must name tasks of {', '.join(known)}, got {name}.")
+                tasks[name] = replace(tasks[name], **{key: value})
         return list(tasks.values())
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -185,39 +158,34 @@ class LabelDiscovery(Callback):
             return
         self._reset()
         if (stored := checkpoint["callbacks"].get(self.state_key)) is not None:
-            if stored["teacher_kind"] != self._teacher_kind:
-                raise ConfigError(
-                    f"discovery.teacher must be {stored['teacher_kind']} as in --ckpt_path, got {self._teacher_kind}."
-                )
+            kind = stored["teacher_kind"]
+            if kind != self._teacher_kind:
+                raise ConfigError(f"discovery.teacher must be {kind} as in --ckpt_path, got {self._teacher_kind}.")
             self.stage, self.stage_start_epoch = stored["stage"], stored["stage_start_epoch"]
             self._teachers = [
                 module_from_state(teacher["hyper_parameters"], teacher["state_dict"], type(pl_module))
                 for teacher in stored["teachers"]
             ]
         epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        self._extend_max_epochs(trainer, max(self.stage_start_epoch + (self._epochs or 0), epoch))
+        self._extend_max_epochs(trainer, max(self.stage_start_epoch + self._epochs, epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the stage, its first epoch and the teachers as plain values and tensors."""
         teachers = [{"hyper_parameters": dict(x.hparams), "state_dict": x.net.state_dict()} for x in self._teachers]
-        state: dict[str, Any] = {"teacher_kind": self._teacher_kind, "teachers": teachers}
-        return state | {"stage": self.stage, "stage_start_epoch": self.stage_start_epoch}
+        state = {"stage": self.stage, "stage_start_epoch": self.stage_start_epoch, "teacher_kind": self._teacher_kind}
+        return state | {"teachers": teachers}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the teachers from their checkpoints, unless a resumed run has restored them."""
-        if isinstance(pl_module, HTTModule) and self._teacher_paths and not self._teachers:
-            self._teachers = [load_teacher(path, pl_module) for path in self._teacher_paths]
-            if self.student_init == "teacher":
-                self._copy_teacher_weights(pl_module)
-
-    def _copy_teacher_weights(self, student: HTTModule) -> None:
-        try:
-            student.net.load_state_dict(self._teachers[0].net.state_dict())
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"discovery.teacher must have the student's network for discovery.student_init teacher, got "
-                f"{self._teacher_paths[0]}. Use the options of its model, or set discovery.student_init to random."
-            ) from error
+        if not isinstance(pl_module, HTTModule) or not self._teacher_paths or self._teachers:
+            return
+        self._teachers = [load_teacher(path, pl_module) for path in self._teacher_paths]
+        if self.student_init == "teacher":
+            try:
+                pl_module.net.load_state_dict(self._teachers[0].net.state_dict())
+            except RuntimeError as error:
+                rule = "have the student's network, or discovery.student_init must be random"
+                raise CheckpointError(f"discovery.teacher must {rule}, got {self._teacher_paths[0]}.") from error
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set up the teacher; a checkpoint's state is restored by now."""
@@ -237,11 +205,10 @@ class LabelDiscovery(Callback):
                 pl_module.discovery.scale = math.exp(-5 * (1 - progress) ** 2)
 
     def _start_next_stage(self, trainer: L.Trainer, module: HTTModule) -> None:
-        ended = self._epochs is not None and trainer.current_epoch - self.stage_start_epoch >= self._epochs
+        ended = 0 < self._epochs <= trainer.current_epoch - self.stage_start_epoch
         if not ended or self.stage + 1 >= self.stages:
             return
-        if self._folder is not None:
-            # All ranks take part, one writes.
+        if self._folder is not None:  # all ranks take part, one writes
             trainer.save_checkpoint(self._folder / "checkpoints" / f"stage_{self.stage + 1}.ckpt", weights_only=True)
         student = clone_module(module)
         sync_buffers(trainer, student.net)
@@ -250,28 +217,21 @@ class LabelDiscovery(Callback):
         if self.student_init == "random" or self.stage < self.num_teachers:
             module.reset_parameters(derived_seed(self.stage, 1))
         trainer.strategy.setup_optimizers(trainer)
-        self._extend_max_epochs(trainer, self.stage_start_epoch + (self._epochs or 0))
+        self._extend_max_epochs(trainer, self.stage_start_epoch + self._epochs)
         self._set_teacher(trainer, module)
 
     def _set_teacher(self, trainer: L.Trainer, module: HTTModule) -> None:
         stored = getattr(getattr(trainer, "datamodule", None), "pseudo_labels", None)
         teachers = self._teachers if self.teacher == EMA or self.stage >= self.num_teachers else []
         if teachers or stored is not None:
-            dtype, device = next(module.net.parameters()).dtype, module.device
+            device, dtype = module.device, next(module.net.parameters()).dtype
+            nets, tasks = [teacher.net.to(device, dtype) for teacher in teachers], self.tasks_with_overrides(module)
             module.discovery = TeacherEnsemble(
-                [teacher.net.to(device, dtype) for teacher in teachers],
-                self.tasks_with_overrides(module),
-                module.loss_weights,
-                self.loss_weights,
-                device,
-                self.target_type,
-                self.teacher_precision,
+                nets, tasks, module.loss_weights, self.loss_weights, device, self.target_type, self.teacher_precision
             )
             self._hits_logged = False
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Update an EMA teacher after every optimizer step."""
         step, stepped = trainer.global_step, trainer.global_step > self._last_step
         if self.teacher == EMA and stepped and isinstance(pl_module, HTTModule):
@@ -287,36 +247,26 @@ class LabelDiscovery(Callback):
                 sync_buffers(trainer, self._teachers[0].net)
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Count correct pseudo-labels; once per frozen teacher, as the result does not change."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fitting and isinstance(pl_module, HTTModule) and pl_module.discovery is not None and not self._hits_logged:
-            for name, (correct, counted) in pl_module.discovery.pseudo_label_hits(batch).items():
-                if name not in self._hit_metrics:
-                    self._hit_metrics[name] = MeanMetric("ignore").to(pl_module.device)
-                    self._hit_metrics[name].set_dtype(torch.float64)
-                self._hit_metrics[name].update(correct / counted, counted)
+            for name, hits in pl_module.discovery.pseudo_label_hits(batch).items():
+                self._hits[name] = torch.stack(hits) + self._hits.get(name, 0)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the accuracy of the pseudo-labels in percent."""
-        for name, metric in self._hit_metrics.items():
-            pl_module.log(f"val/{name}/pseudo_label_accuracy", 100 * metric.compute())
+        """Log the accuracy of the pseudo-labels in percent, over all ranks."""
+        for name, hits in self._hits.items():
+            correct, counted = cast(Tensor, trainer.strategy.reduce(hits, reduce_op="sum")).double()
+            pl_module.log(f"val/{name}/pseudo_label_accuracy", 100 * correct / counted)
             self._hits_logged = self.teacher != EMA
-        self._hit_metrics = {}
+        self._hits = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if a limit has ended training before the last stage."""
         if self._epochs and self.stage + 1 < self.stages and not trainer.interrupted:
-            rank_zero_warn(
-                f"Training ended in stage {self.stage + 1} of {self.stages}. Increase trainer.max_steps to reach all."
-            )
+            rank_zero_warn(f"Training ended in stage {self.stage + 1} of {self.stages}. Increase trainer.max_steps.")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the limits of the trainer, and remove the teacher from the module."""

@@ -1,6 +1,6 @@
 """A callback that stops training, or skips a step, when the loss is not finite."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeGuard, get_args
 
 import lightning as L
@@ -16,10 +16,6 @@ from htt_lightning.losses import LossTerm
 from htt_lightning.module import HTTModule
 
 Policy = Literal["raise", "skip", "off"]
-"""What to do about a loss that is not finite; see ``NonFiniteLossGuard``."""
-
-MAX_IDS_SHOWN = 4
-"""Number of image ids listed per loss term."""
 
 
 class NonFiniteLossGuard(Callback):
@@ -42,25 +38,18 @@ class NonFiniteLossGuard(Callback):
     def __init__(self, policy: Policy = "raise") -> None:
         if policy not in get_args(Policy):
             raise ConfigError(f"guard.policy must be one of {', '.join(get_args(Policy))}, got {policy!r}.")
-        self.policy = policy
+        self.policy, self._num_skipped, self._skip_step = policy, 0, False
 
     def _enabled(self, module: L.LightningModule) -> TypeGuard[HTTModule]:
         return self.policy != "off" and isinstance(module, HTTModule)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reset the counter of skipped steps."""
-        self._num_skipped, self._skip_step = 0, False
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        """Back up the tensors, besides weights, that a step changes in place, if it may be skipped."""
-        if self._enabled(pl_module):
-            self._batch, tensors = batch, []
-            if self.policy == "skip":
-                discovery = pl_module.discovery
-                metrics = [*pl_module.loss_metrics.values(), *(discovery.metrics.values() if discovery else ())]
-                tensors = [*pl_module.buffers(), *(x for metric in metrics for x in metric.metric_state.values())]
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_: Any) -> None:
+        """Back up the buffers and metrics, which a step changes in place, if it may be skipped."""
+        self._batch, self._backup = batch, []
+        if self.policy == "skip" and isinstance(pl_module, HTTModule):
+            metrics = [*pl_module.loss_metrics.values()]
+            metrics += pl_module.discovery.metrics.values() if pl_module.discovery else []
+            tensors = [*pl_module.buffers(), *(x for metric in metrics for x in metric.metric_state.values())]
             self._backup = [(tensor, tensor.clone()) for tensor in tensors]
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -71,32 +60,28 @@ class NonFiniteLossGuard(Callback):
             if trainer.world_size > 1:
                 torch.distributed.all_reduce(flag)
             self._flag = flag.to("cpu", non_blocking=True)
-            self._copied = torch.cuda.Event() if flag.is_cuda else None  # type: ignore[no-untyped-call]
-            if self._copied is not None:
-                self._copied.record()
+            self._copied = torch.cuda.current_stream().record_event() if flag.is_cuda else None
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Act on a loss that is not finite."""
-        if self._enabled(pl_module):
-            if self._copied is not None:
-                self._copied.synchronize()
-            if self._flag:
-                self._handle(trainer, pl_module)
-            self._backup = []
-
-    def _handle(self, trainer: L.Trainer, module: HTTModule) -> None:
-        found: list[Any] = [list(describe_nonfinite(module.last_loss_terms, self._batch)) if self._own_flag else []]
+        if not self._enabled(pl_module):
+            return
+        if self._copied is not None:
+            self._copied.synchronize()
+        if not self._flag:
+            return
+        lines = describe_nonfinite(pl_module.last_loss_terms, self._batch) if self._own_flag else []
         if trainer.world_size > 1:
-            own, found = found[0], [None] * trainer.world_size
-            torch.distributed.all_gather_object(found, own)
-        lines = [f"The loss of step {trainer.global_step} (epoch {trainer.current_epoch}) is not finite:"]
-        lines += [line for rank_lines in found for line in rank_lines]
-        if not all(weight.isfinite().all() for weight in module.net.parameters()):
-            lines.append("The weights are not finite: the gradients of an earlier step overflowed.")
-            raise HTTError("\n".join([*lines, "Lower model.lr, or set trainer.gradient_clip_val."]))
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, lines)
+            lines = [line for rank_lines in gathered for line in rank_lines]
+        step = f"step {trainer.global_step} (epoch {trainer.current_epoch})"
+        message = "\n".join([f"The loss of {step} is not finite:", *lines, ""])
+        if not all(weight.isfinite().all() for weight in pl_module.net.parameters()):
+            raise HTTError(f"{message}The weights are not finite. Lower model.lr, or set trainer.gradient_clip_val.")
         if self.policy == "raise":
-            raise HTTError("\n".join([*lines, "To skip such steps, set --guard.policy skip."]))
-        rank_zero_warn("\n".join([*lines, "Skipping the step."]))
+            raise HTTError(f"{message}To skip such steps, set --guard.policy skip.")
+        rank_zero_warn(f"{message}Skipping the step.")
         for tensor, saved in self._backup:
             tensor.copy_(saved)
         self._skip_step, self._num_skipped = True, self._num_skipped + 1
@@ -114,22 +99,12 @@ class NonFiniteLossGuard(Callback):
             self._num_skipped = 0
 
 
-def describe_nonfinite(terms: Sequence[LossTerm], batch: Batch) -> Iterator[str]:
-    """Yield a line for each loss term of this rank that is not finite, with its task and images."""
-    ids, found = batch["id"], False
-    if bad_ids := bad_image_ids(batch["image"].flatten(1).isfinite().all(1), ids):
-        yield f"  pixels: {bad_ids}"
-    for task, kind, loss, indices in terms:
-        loss_ids = ids if indices is None else [ids[k] for k in indices.tolist()]
-        if bad_ids := bad_image_ids(loss.isfinite(), loss_ids):
-            found = True
-            yield f"  {task}, {kind}: {bad_ids}"
-    if not found:
-        yield f"  the sum of finite terms: images {', '.join(map(repr, ids))}"
-
-
-def bad_image_ids(finite: Tensor, ids: Sequence[str]) -> str:
-    """Return the ids of images that are not finite as text, empty if all are."""
-    bad = [repr(name) for name, fine in zip(ids, finite.tolist(), strict=True) if not fine]
-    more = [f"{len(bad) - MAX_IDS_SHOWN} more"] if len(bad) > MAX_IDS_SHOWN else []
-    return f"image{'s' if len(bad) > 1 else ''} {', '.join([*bad[:MAX_IDS_SHOWN], *more])}" if bad else ""
+def describe_nonfinite(terms: Sequence[LossTerm], batch: Batch) -> list[str]:
+    """Return a line for the pixels and for each loss term of this rank that is not finite, with its images."""
+    lines = []
+    pixels = ("pixels", batch["image"].flatten(1).isfinite().all(1), None)
+    for name, finite, indices in [pixels, *((f"{x.task}, {x.kind}", x.loss.isfinite(), x.indices) for x in terms)]:
+        positions = range(len(finite)) if indices is None else indices.tolist()
+        bad = [repr(batch["id"][k]) for k, fine in zip(positions, finite.tolist(), strict=True) if not fine]
+        lines += [f"  {name}: image{'s' if len(bad) > 1 else ''} {', '.join(bad)}"] if bad else []
+    return lines or [f"  the sum of finite terms: images {', '.join(map(repr, batch['id']))}"]

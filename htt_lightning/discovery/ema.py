@@ -17,10 +17,7 @@ def sync_buffers(trainer: L.Trainer, net: nn.Module) -> None:
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move an average network towards a network ([Mean Teacher](https://arxiv.org/abs/1703.01780), Eq. 1).
 
-    Args:
-        average: Network whose floating-point parameters and buffers are averaged in place. Counters are copied.
-        network: Network of the same architecture.
-        decay: Weight of the old average, in [0, 1].
+    ``decay`` is the weight of the old average, in [0, 1]. Counters are copied.
     """
     # Not `AveragedModel`: it reads its step counter from the GPU at every update, and averages integer counters.
     pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))

@@ -34,11 +34,7 @@ class DiscoveryLossWeights:
     feature_unlabeled: float = 0.0
 
     def uses_pseudo_labels(self, task: Task) -> bool:
-        """Return True if pseudo-labels of a task have a loss.
-
-        Args:
-            task: Task with its weight of pseudo-labels.
-        """
+        """Return True if pseudo-labels of a task have a loss."""
         return task.supports_pseudo_labels and bool(self.pseudo_label and task.pseudo_label_weight)
 
 
@@ -85,44 +81,34 @@ def discovery_loss(
         task_weight: Weight lambda of the task's loss.
         loss_weights: Weights of the losses.
         pseudo_label: Pseudo-labels; by default those of the teacher.
-        soft_target: Soft targets ``b c h/s w/s`` ([distillation](https://arxiv.org/abs/1503.02531)). They replace the
-            pseudo-labels and count everywhere, whatever the threshold.
+        soft_target: Soft targets ``b c h/s w/s``, which replace the pseudo-labels and count everywhere.
 
     Returns:
         Losses, coverage and confidence per image.
     """
-    zeros = torch.zeros(len(labeled), device=labeled.device)
-    feature = zeros + _feature_loss(student, teacher, labeled, valid, loss_weights) if teacher else zeros
+    feature = zeros = torch.zeros(len(labeled), device=labeled.device)
+    if teacher and (loss_weights.feature_labeled or loss_weights.feature_unlabeled):
+        unlabeled_weight = loss_weights.feature_unlabeled * upcast(teacher.confidence)
+        weight = torch.where(labeled[:, None, None, None], loss_weights.feature_labeled, unlabeled_weight)
+        feature = feature_mse(student.feature, teacher.feature, valid, weight)
     if not loss_weights.uses_pseudo_labels(task):
         return DiscoveryLoss(feature, zeros, zeros, zeros)
     scale = loss_weights.pseudo_label * task_weight * task.pseudo_label_weight
     if soft_target is not None:  # has one value per cell, not per pixel
         cells = soft_target.shape[-2], soft_target.shape[-1]
-        valid_cells = fully_valid_cells(valid, cells)
-        soft_target = task.finalize_soft_target(soft_target, valid_cells)
-        losses = masked_mean(task.distillation_loss(student, soft_target), valid_cells)
+        valid = counted = fully_valid_cells(valid, cells)
+        losses = masked_mean(task.distillation_loss(student, task.finalize_soft_target(soft_target, valid)), valid)
         at_cells = task.pseudo_label(teacher, cells) if teacher else None
-        confidence = masked_mean(at_cells.confidence, valid_cells) if at_cells else torch.full_like(zeros, torch.nan)
-        coverage = masked_mean(valid_cells.float(), valid_cells)
-        return DiscoveryLoss(feature, scale * torch.where(labeled, 0, losses), coverage, confidence)
-    pseudo_label = pseudo_label or (teacher and task.pseudo_label(teacher, (valid.shape[-2], valid.shape[-1])))
-    if not pseudo_label:
-        return DiscoveryLoss(feature, zeros, zeros, zeros)
-    losses = task.pseudo_label_loss(student, pseudo_label, valid)
-    coverage = masked_mean(task.confidence_mask(pseudo_label.confidence).float(), valid)
-    confidence = masked_mean(pseudo_label.confidence, valid)
+        confidence = masked_mean(at_cells.confidence, valid) if at_cells else torch.full_like(zeros, torch.nan)
+    else:
+        pseudo_label = pseudo_label or (teacher and task.pseudo_label(teacher, (valid.shape[-2], valid.shape[-1])))
+        if not pseudo_label:
+            return DiscoveryLoss(feature, zeros, zeros, zeros)
+        losses = task.pseudo_label_loss(student, pseudo_label, valid)
+        counted = task.confidence_mask(pseudo_label.confidence)
+        confidence = masked_mean(pseudo_label.confidence, valid)
+    coverage = masked_mean(counted.float(), valid)
     return DiscoveryLoss(feature, scale * torch.where(labeled, 0, losses), coverage, confidence)
-
-
-def _feature_loss(
-    student: TaskOutput, teacher: TaskOutput, labeled: Tensor, valid: Tensor, loss_weights: DiscoveryLossWeights
-) -> Tensor | float:
-    """Return the weighted squared distance of the features per image, or 0 without a weight."""
-    if not (loss_weights.feature_labeled or loss_weights.feature_unlabeled):
-        return 0.0
-    unlabeled_weight = loss_weights.feature_unlabeled * upcast(teacher.confidence)
-    weight = torch.where(labeled[:, None, None, None], loss_weights.feature_labeled, unlabeled_weight)
-    return feature_mse(student.feature, teacher.feature, valid, weight)
 
 
 @torch.no_grad()
@@ -162,16 +148,9 @@ def soft_targets(
 
 
 def flip_and_shift_image(image: Tensor, stride: int, down: int, right: int) -> Tensor:
-    """Mirror images left to right and shift them by whole cells, repeating the pixels of the border.
+    """Mirror images ``b c h w`` left to right and shift them by cells of ``stride`` pixels, repeating border pixels.
 
-    Args:
-        image: ``b c h w``.
-        stride: Size of a cell in pixels.
-        down: Shift in cells.
-        right: Shift in cells.
-
-    Returns:
-        ``b c h w`` with sizes rounded up to whole cells, so that cells of both views coincide.
+    Sizes are rounded up to whole cells, so that cells of both views coincide.
     """
     height, width = (-(-size // stride) * stride for size in image.shape[-2:])
     margin = stride * max(abs(down), abs(right))
@@ -182,11 +161,5 @@ def flip_and_shift_image(image: Tensor, stride: int, down: int, right: int) -> T
 
 
 def shift_map(cells: Tensor, down: int, right: int) -> Tensor:
-    """Shift a map, with zeros (or False) where cells come into view.
-
-    Args:
-        cells: ``b c h w``.
-        down: Shift in cells.
-        right: Shift in cells.
-    """
+    """Shift a map ``b c h w`` by cells, with zeros (or False) where cells come into view."""
     return F.pad(cells, (right, -right, down, -down))

@@ -16,10 +16,7 @@ from htt_lightning.output import TaskOutput, any_selected, scatter_to_batch, sel
 from htt_lightning.tasks import PseudoLabel, Task
 
 TargetType = Literal["hard", "soft", "soft_tta"]
-"""Kind of target that a student learns from; see ``TeacherEnsemble``."""
-
 TeacherPrecision = Literal["bf16-mixed"] | None
-"""Precision of a teacher; None for that of the run."""
 
 
 def make_mean_metric() -> MeanMetric:
@@ -76,7 +73,7 @@ class TeacherEnsemble:
         """Compute the loss of label discovery, summed over tasks.
 
         Args:
-            batch: Training batch with ``image``, ``labeled``, ``valid``, and ``pseudo_labels`` if it has some.
+            batch: Training batch with ``image``, ``labeled``, ``valid`` and perhaps ``pseudo_labels``.
             outputs: Output of the student on the images, by task.
 
         Returns:
@@ -98,7 +95,19 @@ class TeacherEnsemble:
         total, self.last_loss_terms = torch.zeros(len(image), device=image.device), []
         for task in self.tasks:
             name, selected = task.name, indices[task.name] if indices else None
-            added = self._task_loss(task, batch, outputs[name], selected, teacher_outputs.get(name), targets.get(name))
+            added = DiscoveryLoss(*[torch.zeros(0, device=image.device)] * 4)
+            if any_selected(selected):
+                added = discovery_loss(
+                    task,
+                    TaskOutput(*(select(x, selected) for x in outputs[name])),
+                    teacher_outputs.get(name),
+                    select(batch["labeled"][name], selected),
+                    select(batch["valid"], selected),
+                    self.task_weights[name],
+                    self.loss_weights,
+                    PseudoLabel(*(select(x, selected) for x in stored[name])) if name in stored else None,
+                    targets.get(name),
+                )
             total = total + scatter_to_batch(added.loss, selected, len(image))
             self.last_loss_terms += [
                 LossTerm(name, LossKind.FEATURE, added.feature.detach(), selected),
@@ -109,31 +118,6 @@ class TeacherEnsemble:
                 self.metrics[f"{name}/pseudo_label_{key}"].update(values if indices else values[unlabeled[name]])
         return self.scale * total
 
-    def _task_loss(
-        self,
-        task: Task,
-        batch: Batch,
-        student: TaskOutput,
-        selected: Tensor | None,
-        teacher: TaskOutput | None,
-        soft_target: Tensor | None,
-    ) -> DiscoveryLoss:
-        """Compute the losses of one task on the selected images."""
-        if not any_selected(selected):
-            return DiscoveryLoss(*[torch.zeros(0, device=batch["image"].device)] * 4)
-        stored = batch.get("pseudo_labels", {}).get(task.name)
-        return discovery_loss(
-            task,
-            TaskOutput(*(select(x, selected) for x in student)),
-            teacher,
-            select(batch["labeled"][task.name], selected),
-            select(batch["valid"], selected),
-            self.task_weights[task.name],
-            self.loss_weights,
-            stored and PseudoLabel(*(select(x, selected) for x in stored)),
-            soft_target,
-        )
-
     @torch.no_grad()
     def _teacher_outputs(
         self, image: Tensor, index: int = 0, indices: Mapping[str, Tensor] | None = None
@@ -141,48 +125,30 @@ class TeacherEnsemble:
         """Run one teacher, for each task on the images at ``indices``; return nothing without teachers."""
         if not self.teachers:
             return {}
-        teacher, outputs = self.teachers[index], {}
+        teacher = self.teachers[index]
+        arguments = [indices] if indices is not None and isinstance(teacher, DensePredictionNetwork) else []
         half = self.teacher_precision == "bf16-mixed"
         with torch.autocast(image.device.type, torch.bfloat16) if half else nullcontext():
-            if indices is not None and isinstance(teacher, DensePredictionNetwork):
-                outputs = teacher(image, indices)
-            else:
-                outputs = teacher(image)
-                if indices is not None:
-                    outputs = {
-                        name: TaskOutput(*(select(x, selected) for x in outputs[name]))
-                        for name, selected in indices.items()
-                    }
-        return outputs
+            outputs: dict[str, TaskOutput] = teacher(image, *arguments)
+        if indices is None or arguments:
+            return outputs
+        return {name: TaskOutput(*(x[chosen] for x in outputs[name])) for name, chosen in indices.items()}
 
     def _mean_outputs(self, image: Tensor) -> dict[str, TaskOutput]:
         """Return the mean of all teachers' outputs."""
         each = [self._teacher_outputs(image, index) for index in range(len(self.teachers))]
-        if len(each) < 2:
-            return each[0] if each else {}
-        outputs = {name: zip(*(one[name] for one in each), strict=True) for name in each[0]}
+        outputs = {name: zip(*(one[name] for one in each), strict=True) for name in each[0]} if each else {}
         return {name: TaskOutput(*(torch.stack(x).mean(0) for x in parts)) for name, parts in outputs.items()}
 
     def pseudo_labels(self, batch: Batch) -> dict[str, PseudoLabel]:
-        """Return the pseudo-labels of a batch by task: those that it carries, else those of all teachers' mean.
-
-        Args:
-            batch: Batch with ``image``, and ``pseudo_labels`` if it has pseudo-labels.
-        """
+        """Return the pseudo-labels of a batch by task: those that it carries, else those of all teachers' mean."""
         outputs, size = self._mean_outputs(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
         labels = {task.name: task.pseudo_label(outputs[task.name], size) for task in self.tasks if task.name in outputs}
         labels |= batch.get("pseudo_labels", {})
         return {name: label for name, label in labels.items() if label is not None}
 
     def pseudo_label_hits(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Count the pseudo-labels above the threshold that agree with the ground truth.
-
-        Args:
-            batch: Validation batch.
-
-        Returns:
-            Per task, the number of correct pixels and the number of pixels above the threshold.
-        """
+        """Count, by task, the correct pixels of the pseudo-labels and all pixels above the confidence threshold."""
         labels, hits = self.pseudo_labels(batch), {}
         for task in self.tasks:
             if task.name in labels:
