@@ -345,6 +345,6 @@ def test_every_task_learns_two_images():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_every_task_learns_eight_images(seed):
     assert_learns(num_images=8, lr=3e-3, steps=200, share=0.2, seed=seed)

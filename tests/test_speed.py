@@ -95,6 +95,7 @@ def test_outputs_losses_and_gradients_equal_the_plain_form(stage, dtype, toleran
         assert_close(value.grad, gradients[name], tolerance, largest)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11 and 2.12, of itself
 def test_network_losses_and_discovery_compile_without_breaks():
     tasks = tiny_data().tasks
