@@ -3,7 +3,7 @@
     python benchmarks/label_efficiency.py --out runs/label_efficiency              # everything, hours
     python benchmarks/label_efficiency.py --out runs/label_efficiency_quick --quick   # some of it, 15 minutes
 
-Finished runs are not repeated and an interrupted one goes on from its last epoch, so the same command continues; runs
+Finished runs are not repeated and an interrupted one resumes at its last epoch, so the same command continues; runs
 share their teachers. Results: ``results.csv``, ``table.md`` (mean, standard deviation, gap closed) and ``figure.png``.
 Choices are made on one block of scenes (``--block tune``), reported on another (``report``).
 """

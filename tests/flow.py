@@ -17,7 +17,7 @@ from htt_lightning.tasks.colormap import heatmap
 
 @dataclass(frozen=True, kw_only=True)
 class Height(Task):
-    """How high above the camera's optical axis a point lies, shifted to be positive."""
+    """Height of points above the optical axis of the camera, shifted to be positive."""
 
     name: str = "height"
     reach: float = 4.0

@@ -1,4 +1,4 @@
-"""What validation and testing log."""
+"""Logged metrics of validation and testing."""
 
 import numpy as np
 import pytest

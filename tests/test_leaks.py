@@ -55,7 +55,7 @@ def outcome(root, folder, workers=0):
 
 
 def differences(one, other):
-    """What of two outcomes is not the same."""
+    """List the differences between two outcomes."""
     found = [key for key in ("chosen", "files") if one[key] != other[key]]
     found += [key for key in ("weights", "best") if any(not torch.equal(one[key][x], other[key][x]) for x in one[key])]
     assert one["figures"].keys() == other["figures"].keys()

@@ -1,4 +1,4 @@
-"""What happens during a run besides the steps: discovery of labels, and what is shown and written."""
+"""Callbacks: label discovery, the non-finite guard, panels, tables and files of a run."""
 
 from htt_lightning.callbacks.discovery_panel import DiscoveryPanel
 from htt_lightning.callbacks.label_discovery import LabelDiscovery

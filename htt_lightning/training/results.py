@@ -138,8 +138,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("it holds no mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read ({text}). Delete it, or run its command again.") from error
+        step = "Delete it, or run its command again." if path.exists() else "Copy it there from the run's folder."
+        raise DataError(f"{path} must be a readable mapping, got: {' '.join(str(error).split())}. {step}") from error
     return content
 
 

@@ -221,7 +221,7 @@ def test_soft_targets_count_everywhere(several):
 
 
 def test_hidden_labels_do_not_reach_the_second_stage(tmp_path, staged, monkeypatch):
-    """With the same callback again, which starts anew."""
+    """Fit twice with one callback, which starts over."""
     ruined_scenes(monkeypatch, few())
     ruined, _ = fitted(tmp_path, staged.discovery, data=few(), max_epochs=2)
     assert_same(weights(staged.module), weights(ruined))

@@ -30,7 +30,7 @@ TASKS: tuple[Task, ...] = (
 
 
 def output_of(logits: Tensor) -> TaskOutput:
-    """What a network would return; no supervised loss looks at the other two fields."""
+    """Return an output as networks do; supervised losses ignore the other two fields."""
     return TaskOutput(logits, logits.new_zeros(logits.shape[0], 1, *logits.shape[2:]), torch.ones_like(logits[:, :1]))
 
 

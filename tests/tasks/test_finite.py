@@ -27,7 +27,7 @@ masks = st.lists(st.sampled_from(["some", "none", "one", "all"]), min_size=3, ma
 
 
 def logits_of(task, network, dtype, stride, seed):
-    """What networks return: as usual, the same everywhere, as large as can be, or large in one channel alone."""
+    """Draw logits: usual, constant, as large as possible, or large in one channel."""
     usual, most = random_logits(task, seed=seed, stride=stride), LARGEST[dtype]
     if network == "constant":
         return usual[:1, :, :1, :1].expand_as(usual).clone().to(dtype)
@@ -39,7 +39,7 @@ def logits_of(task, network, dtype, stride, seed):
 
 
 def valid_of(kinds, seed):
-    """Which pixels of each image are valid, bool ``b h w``."""
+    """Draw valid masks, bool ``b h w``."""
     generator = torch.Generator().manual_seed(seed)
     valid = torch.zeros(len(kinds), *SIZE, dtype=torch.bool)
     for image, kind in zip(valid, kinds, strict=True):

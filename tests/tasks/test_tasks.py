@@ -25,7 +25,7 @@ def loss_and_gradient(task, logits, target):
 
 
 def truth_as_prediction(task, target):
-    """What a perfect network would decode to; anything valid where the truth is missing."""
+    """Return the perfect prediction, with any valid value where ground truth is missing."""
     if task.field_channels is not None:
         return target.nan_to_num(1.0)
     index = target.masked_fill(target == IGNORE_INDEX, 0)

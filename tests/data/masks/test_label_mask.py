@@ -34,7 +34,7 @@ def people():
 
 @st.composite
 def availabilities(draw):
-    """Which labels images can have; every image can have one, the first task is open to all images or not."""
+    """Draw the availability of labels: at least one per image, the first task perhaps for all images."""
     images, tasks = draw(st.integers(1, 30)), draw(st.integers(3, 6))
     available = draw(hnp.arrays(bool, (images, tasks)))
     available[:, 0] |= draw(st.booleans()) | ~available.any(1)

@@ -60,7 +60,7 @@ def solid_at(shape) -> Primitive:
 
 
 def inside(solid: Primitive, where: np.ndarray) -> np.ndarray:
-    """How far points ``n 3`` are inside a solid: at least 1 outside, 1 on its surface."""
+    """Return the depth of points ``n 3`` in a solid: above 1 outside, 1 on its surface."""
     q = np.abs((where - solid.center) @ solid.rotation / solid.scale)
     if solid.shape == "box":
         return q.max(1)
