@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble
-from htt_lightning.errors import CheckpointError, ConfigError, HTTError
+from htt_lightning.errors import CheckpointError, HTTError
 from htt_lightning.io.checkpoints import AtomicCheckpointIO
 from htt_lightning.training.loading import load_teacher
 from tests.discovery.test_teacher import StridedNet
@@ -268,38 +268,6 @@ def test_other_networks_pass_the_stages_and_teach_from_a_file(tmp_path):
     discovery = LabelDiscovery(teacher=str(path), student_init="teacher", loss_weights=DiscoveryLossWeights(1, 1, 1))
     fitted(tmp_path / "taught", discovery, module=OtherModule(data.tasks, token_dim=8, lr=1e-3))
     assert_same(weights(teacher), teacher_of(tmp_path / "taught", 0))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "option"),
-    [
-        ({"stages": 0}, "stages"),
-        ({"stages": None}, "stages"),
-        ({"stages": 1, "teacher": "x.ckpt"}, "stages"),
-        ({"teacher": []}, "teacher"),
-        ({"num_teachers": 0}, "num_teachers"),
-        ({"num_teachers": 2}, "num_teachers"),
-        ({"num_teachers": 2, "stages": 3, "teacher": "ema"}, "num_teachers"),
-        ({"num_teachers": 2, "stages": 3, "loss_weights": DiscoveryLossWeights(1, 1, 1)}, "loss_weights"),
-        ({"teacher": ["a.ckpt", "b.ckpt"], "loss_weights": DiscoveryLossWeights(1, 0, 1)}, "loss_weights"),
-        ({"ema_decay": 1.0}, "ema_decay"),
-        ({"rampup_epochs": -1}, "rampup_epochs"),
-        ({"target_type": "firm"}, "target_type"),
-        ({"teacher_precision": "half"}, "teacher_precision"),
-        ({"confidence_thresholds": {"depth": 1.5}}, "confidence_thresholds.depth"),
-        ({"confidence_thresholds": {"dpeth": 0.5}}, "confidence_thresholds"),
-        ({"pseudo_label_weights": {"dpeth": 0.5}}, "pseudo_label_weights"),
-        ({"class_balance_powers": {"depth": 0.5}}, "class_balance_powers"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, option):
-    with pytest.raises(ConfigError, match=rf"discovery\.{option} must"):
-        LabelDiscovery(**arguments).tasks_with_overrides(tiny_module(few()))
-
-
-def test_missing_teacher_is_named(tmp_path):
-    with pytest.raises(HTTError, match=r"discovery\.teacher.*absent\.ckpt"):
-        fitted(tmp_path, LabelDiscovery(teacher="absent.ckpt"))
 
 
 def test_teacher_that_does_not_fit_is_refused(staged, tmp_path):

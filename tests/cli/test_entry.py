@@ -14,7 +14,7 @@ import wandb
 import yaml
 
 from htt_lightning import HTTModule, LabelDiscovery
-from htt_lightning.cli.entry import main, normalize_args, resolve_config, specifies_dataset
+from htt_lightning.cli.entry import main
 from htt_lightning.cli.lightning_cli import COMMANDS, HTTCLI
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.io import checkpoints
@@ -338,48 +338,3 @@ def test_error_in_loader_process_is_one_message(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*3\.npy") as stop:
         htt("fit", *words, over={"--data.num_workers": "1"})
     assert "Traceback" not in str(stop.value)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["report", "runs", "--overwrite"], ["report", "runs", "--overwrite=true"]),
-        (["report", "--overwrite", "runs"], ["report", "--overwrite=true", "runs"]),
-        (["report", "--overwrite", "false", "runs"], ["report", "--overwrite", "false", "runs"]),
-        (["fit", "--model.lr", "1"], ["fit", "--data=SyntheticDataModule", "--model.lr", "1"]),
-        (["check"], ["check", "--data=SyntheticDataModule"]),
-        (["info"], ["info"]),
-        ([], []),
-    ],
-)
-def test_normalize_args_completes_command_line(words, expected):
-    assert normalize_args(words) == expected
-
-
-@pytest.mark.parametrize(
-    ("words", "specified"),
-    [
-        (["--data.batch_size", "2"], False),
-        (["--data", "NYUDDataModule"], True),
-        (["--data.class_path=NYUDDataModule"], True),
-        (["--config", "with.yaml"], True),
-        (["--config=with.yaml"], True),
-        (["-c", "short.yaml"], True),
-        (["--config", "without.yaml"], False),
-        (["--config", "empty.yaml"], False),
-        (["--config", "missing.yaml"], False),
-        (["--config"], False),
-    ],
-)
-def test_specifies_dataset_reads_configs(words, specified):
-    Path("with.yaml").write_text("data: {class_path: NYUDDataModule}")
-    Path("short.yaml").write_text("data: NYUDDataModule")
-    Path("without.yaml").write_text("data: {init_args: {batch_size: 2}}")
-    Path("empty.yaml").write_text("")
-    assert specifies_dataset(words) is specified
-
-
-def test_config_in_working_directory_wins_over_packaged_one():
-    assert resolve_config("synthetic.yaml") == str(ROOT / "configs" / "synthetic.yaml")
-    Path("synthetic.yaml").write_text("{}")
-    assert resolve_config("synthetic.yaml") == "synthetic.yaml"

@@ -1,0 +1,55 @@
+"""Completion of command lines."""
+
+from pathlib import Path
+
+import pytest
+
+from htt_lightning.cli.entry import normalize_args, resolve_config, specifies_dataset
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["report", "runs", "--overwrite"], ["report", "runs", "--overwrite=true"]),
+        (["report", "--overwrite", "runs"], ["report", "--overwrite=true", "runs"]),
+        (["report", "--overwrite", "false", "runs"], ["report", "--overwrite", "false", "runs"]),
+        (["fit", "--model.lr", "1"], ["fit", "--data=SyntheticDataModule", "--model.lr", "1"]),
+        (["check"], ["check", "--data=SyntheticDataModule"]),
+        (["info"], ["info"]),
+        ([], []),
+    ],
+)
+def test_normalize_args_completes_command_line(words, expected):
+    assert normalize_args(words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "specified"),
+    [
+        (["--data.batch_size", "2"], False),
+        (["--data", "NYUDDataModule"], True),
+        (["--data.class_path=NYUDDataModule"], True),
+        (["--config", "with.yaml"], True),
+        (["--config=with.yaml"], True),
+        (["-c", "short.yaml"], True),
+        (["--config", "without.yaml"], False),
+        (["--config", "empty.yaml"], False),
+        (["--config", "missing.yaml"], False),
+        (["--config"], False),
+    ],
+)
+def test_specifies_dataset_reads_configs(words, specified):
+    Path("with.yaml").write_text("data: {class_path: NYUDDataModule}")
+    Path("short.yaml").write_text("data: NYUDDataModule")
+    Path("without.yaml").write_text("data: {init_args: {batch_size: 2}}")
+    Path("empty.yaml").write_text("")
+    assert specifies_dataset(words) is specified
+
+
+def test_config_in_working_directory_wins_over_packaged_one():
+    assert resolve_config("synthetic.yaml") == str(ROOT / "configs" / "synthetic.yaml")
+    Path("synthetic.yaml").write_text("{}")
+    assert resolve_config("synthetic.yaml") == "synthetic.yaml"
