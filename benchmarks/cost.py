@@ -46,10 +46,10 @@ def make_batch(tasks: Sequence[Task], size: tuple[int, int], images: int) -> dic
 
 def step(tasks: Sequence[Task], batch: dict[str, Any]) -> None:
     """Return a function that makes a training step of stage 2."""
-    module = HTTModule(tasks)
+    module = HTTModule(tasks, tokens="released")
     module.epochs_per_stage = 1
     terms = DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1)
-    teacher = HTTModule(tasks).net
+    teacher = HTTModule(tasks, tokens="released").net
     module.discovery = TeacherEnsemble([teacher], tasks, module.loss_weights, terms, torch.device("cpu"))
     optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index]
     module.train()
@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for images in sorted(given.images):  # the peak of a process only rises
             step(tasks, make_batch(tasks, size, images))
             print(f"{name}, {images} images: {resident('VmHWM') - before:.0f} MiB", flush=True)
-        module = HTTModule(tasks).eval()
+        module = HTTModule(tasks, tokens="released").eval()
         millions = sum(one.numel() for one in module.parameters()) / 1e6
         module.requires_grad_(False)
         with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Tables and figure of ``label_efficiency.py``: the share of the gap to full labels that a method closes."""
+"""Tables of the studies: the share of the gap to full labels that a method closes, and the gain over a baseline."""
 
 import csv
 import statistics
@@ -41,7 +41,7 @@ def summary(rows: Sequence[Row], methods: Sequence[str]) -> str:
         head = ["method", *TASKS, "gap closed"]
         lines += [f"### {labels}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for method in methods:
-            cells = [_cell(values.get((method, task), ())) for task in TASKS]
+            cells = [cell(values.get((method, task), ())) for task in TASKS]
             if any(cells):
                 shares = [share for share in gap_closed(values, method).values() if share is not None]
                 lines.append(f"| {' | '.join([method, *cells, f'{statistics.mean(shares):.2f}' if shares else ''])} |")
@@ -77,7 +77,18 @@ def gap_closed(values: Mapping[tuple[str, str], Sequence[float]], method: str) -
     return shares
 
 
-def _cell(values: Sequence[float]) -> str:
+def gain(rows: Sequence[Row], base: Sequence[Row]) -> list[float]:
+    """Compute Delta_m in percent, one value per seed that both have."""
+    values: dict[tuple[int, str], float] = {(int(row["seed"]), str(row["task"])): float(row["value"]) for row in rows}
+    ours: dict[int, list[float]] = {}
+    for row in base:
+        if (key := (int(row["seed"]), str(row["task"]))) in values:
+            ours.setdefault(key[0], []).append(SIGNS[key[1]] * (values[key] / float(row["value"]) - 1))
+    return [100 * statistics.mean(parts) for parts in ours.values() if len(parts) == len(TASKS)]
+
+
+def cell(values: Sequence[float]) -> str:
+    """Format mean and standard deviation."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""

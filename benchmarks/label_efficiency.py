@@ -9,10 +9,7 @@ Choices are made on one block of scenes (``--block tune``), reported on another 
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from gap import FULL, LONGER, SUPERVISED, TASKS, Row, draw, read, summary, write
+from runs import fit_words, metrics_of, run_folder, run_htt
 
 from htt_lightning.data import SyntheticDataModule
 
@@ -29,8 +27,9 @@ BLOCKS = {"tune": 1, "report": 2}
 VALIDATION = 240
 """Number of validation scenes, more than in the demo for less noise."""
 
-NETWORK = ("--model.backbone_options.channels", "[32, 64, 96, 96]", "--model.token_dim", "32")
-"""Settings of a smaller network than the demo's, because the study has many runs."""
+NETWORK = ("--model.backbone", "resnet18", "--model.pretrained", "false", "--model.tokens", "released")
+NETWORK += ("--model.backbone_options", "{channels: [32, 64, 96, 96]}", "--model.token_dim", "32")
+"""Settings of a smaller network than the demo's, because the study has many runs; its tokens have the released form."""
 
 NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
 PREDICTIONS, TOGETHER = "+ predictions", "+ predictions, 3 teachers"
@@ -156,7 +155,7 @@ class Study:
 
     def folder(self, run: Run) -> Path:
         """Return the folder of a run."""
-        return self.out / "runs" / run.key / "run"
+        return run_folder(self.out, run.key)
 
     def last(self, run: Run) -> Path:
         """Return the checkpoint of a run."""
@@ -165,15 +164,10 @@ class Study:
     def command(self, run: Run) -> list[str]:
         """Return the arguments of ``htt`` that train a run or resume it."""
         method = run.method
-        words = ["fit", "--config", "synthetic.yaml", *self.data, "--data.labels", run.labels, *NETWORK]
+        words = [*fit_words(self.out, run.key), *self.data, "--data.labels", run.labels, *NETWORK]
         words += ["--seed_everything", str(run.seed), "--trainer.limit_train_batches", "1.0"]
         words += ["--trainer.max_epochs", str(self.epochs * method.stages)]
         words += ["--trainer.check_val_every_n_epoch", str(self.epochs)]
-        words += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-        for option in ("panel.num_val_images", "discovery_panel.num_val_images", "discovery_panel.num_train_images"):
-            words += [f"--{option}", "0"]
-        words += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(self.out / "runs")]
-        words += ["--trainer.logger.name", run.key, "--trainer.logger.version", "run"]
         words += ["--data.tasks", run.task] if run.task else []
         if method.offline:
             words += ["--data.pseudo_labels", str(self.out / "discovered" / run.key), "--discovery.stages", "1"]
@@ -193,30 +187,16 @@ class Study:
         if run.method.offline and run.teacher:
             mask = ["--data.labels", run.labels, "--seed_everything", str(run.seed)]
             goal = ["--ckpt_path", str(self.last(run.teacher)), "--out", str(self.out / "discovered" / run.key)]
-            self._htt(run, ["discover", "--config", "synthetic.yaml", *self.data, *mask, *goal])
-        self._htt(run, self.command(run))
+            run_htt(["discover", "--config", "synthetic.yaml", *self.data, *mask, *goal], self.out, run.key)
+        run_htt(self.command(run), self.out, run.key)
         print("finished", run.key, flush=True)
-
-    def _htt(self, run: Run, words: Sequence[str]) -> None:
-        log = self.out / "logs" / f"{run.key}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # runs share the cores, not their threads
-        with log.open("a") as file:
-            done = subprocess.run(
-                [sys.executable, "-m", "htt_lightning", *words], stdout=file, stderr=file, env=environment, check=False
-            )
-        if done.returncode:
-            raise SystemExit(f"{run.key} failed; see {log}")
 
     def results(self, runs: Iterable[Run]) -> list[Row]:
         """Return a row per finished run and metric."""
         rows: list[Row] = []
         for run in runs:
-            path = self.folder(run) / "val_metrics.json"
-            for metric, values in json.loads(path.read_text()).items() if path.exists() else ():
-                task = metric.split("/")[1]
-                row = {"labels": run.labels, "method": run.method.name, "seed": run.seed, "task": task}
-                rows.append({**row, "metric": metric, "value": values["value"]})
+            own: Row = {"labels": run.labels, "method": run.method.name, "seed": run.seed}
+            rows += [own | row for row in metrics_of(self.out, run.key)]
         return rows
 
 

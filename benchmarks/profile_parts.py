@@ -82,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     images = make_batch((given.size[0], given.size[1]), given.batch)["image"]
-    module = HTTModule(TASKS, backbone=given.backbone)
+    module = HTTModule(TASKS, backbone=given.backbone, tokens="released")
     parts = parts_of(module.net)
 
     def infer() -> None:

@@ -75,7 +75,9 @@ class Fast:
     ) -> None:
         torch.manual_seed(0)
         self.batch = dict(batch)
-        self.module = HTTModule(TASKS, backbone=backbone, gradient_checkpointing=gradient_checkpointing)
+        self.module = HTTModule(
+            TASKS, backbone=backbone, tokens="released", gradient_checkpointing=gradient_checkpointing
+        )
         self.module.epochs_per_stage = 1
         if labels:
             known = (
@@ -85,7 +87,7 @@ class Fast:
                 torch.device("cpu"),
             )
             self.module.discovery = TeacherEnsemble(
-                [HTTModule(TASKS, backbone=backbone).net], *known, teacher_precision=precision
+                [HTTModule(TASKS, backbone=backbone, tokens="released").net], *known, teacher_precision=precision
             )
             if labels == "stored":
                 self.batch["pseudo_labels"] = self.module.discovery.pseudo_labels(batch)
@@ -134,7 +136,7 @@ class Plain(Fast):
 
 def plain_copy(net: torch.nn.Module, backbone: str) -> PlainHTTNet:
     """Return a network of ``plain.py`` with the weights of another."""
-    copy = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone)
+    copy = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone, tokens="released")
     copy.load_state_dict(net.state_dict())
     return copy
 
@@ -201,7 +203,7 @@ def throughput() -> float:
 
 def gigaflops(size: tuple[int, int], backbone: str) -> float:
     """Count GFLOP of the plain forward pass of one image, including products with class tokens."""
-    net = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone)
+    net = PlainHTTNet({task.name: task.num_tokens for task in TASKS}, backbone=backbone, tokens="released")
     net.eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         net(torch.rand(1, 3, *size))

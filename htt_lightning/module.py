@@ -18,6 +18,7 @@ from htt_lightning.errors import CheckpointError, ConfigError, did_you_mean
 from htt_lightning.losses import LossKind, LossTerm
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
+from htt_lightning.models.heads import TokenForm
 from htt_lightning.models.sliding_window import predict_at_original_size
 from htt_lightning.output import TaskOutput
 from htt_lightning.seeding import derived_seed, run_seed
@@ -26,6 +27,7 @@ from htt_lightning.tasks.metric_spec import delta_m
 from htt_lightning.tasks.serialization import check_same_tasks
 
 ImageWeighting = Literal["num_tasks", "per_label", "none"]
+ABLATIONS = ("use_global_tokens", "use_token_attention", "use_fine_tokens")
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
 
@@ -39,12 +41,17 @@ class HTTModule(L.LightningModule):
         tasks: Tasks, or the dicts that a checkpoint stores. The command line takes them from the data.
         network: ``htt``, or ``multitask`` for the baseline without tokens.
         backbone: Name of a timm model that supports ``features_only``.
-        pretrained: Weights of the backbone when training starts: true for timm's, false for random ones, or a file.
+        pretrained: Weights of the backbone when training starts: true for those of an installed package (extra
+            ``pretrained``), or else of timm's hub; false for random ones; or a file.
+        mean: Mean of the channels R, G, B in [0, 1]; None takes that of the weights, ImageNet's for random ones.
+        std: Standard deviation of the channels R, G, B, above 0; None takes that of the weights.
         token_dim: Token width D.
         dropout: Dropout rate in ASPP, in [0, 1).
         dilations: Dilations in ASPP, in pixels of the finest feature map.
         token_stride: Kernel and stride of the depthwise convolutions before gates and token scores of ``htt``.
+        tokens: Form of the tokens of ``htt``: ``exchange``, or ``released`` to reproduce the paper.
         use_global_tokens: False removes the global tokens of ``htt``, for ablation.
+        use_token_attention: False removes its attention between features and token.
         use_fine_tokens: False removes its fine-grained tokens. Distributed training then needs the strategy
             ``ddp_find_unused_parameters_true``.
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
@@ -67,11 +74,15 @@ class HTTModule(L.LightningModule):
         network: Literal["htt", "multitask"] = "htt",
         backbone: str = "resnet18",
         pretrained: bool | str = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         token_dim: int = 256,
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
         token_stride: int = 1,
+        tokens: TokenForm = "exchange",
         use_global_tokens: bool = True,
+        use_token_attention: bool = True,
         use_fine_tokens: bool = True,
         backbone_options: dict[str, Any] | None = None,
         gradient_checkpointing: bool = False,
@@ -105,6 +116,9 @@ class HTTModule(L.LightningModule):
         for option, choices in {"network": [*NETWORKS], "image_weighting": get_args(ImageWeighting)}.items():
             if (value := self.hparams[option]) not in choices:
                 raise ConfigError(f"model.{option} must be one of {', '.join(choices)}, got {value!r}.")
+        for option in ABLATIONS if self.hparams["network"] == "multitask" else ():
+            if not self.hparams[option]:
+                raise ConfigError(f"model.{option} must be true for model.network multitask, which has no tokens.")
         names = [task.name for task in self.tasks]
         for name in set(self.hparams["loss_weights"] or ()).difference(names):
             raise ConfigError(f"model.loss_weights must name tasks, got {name!r}.{did_you_mean(name, names)}")
@@ -118,8 +132,9 @@ class HTTModule(L.LightningModule):
 
         A subclass may return any module that maps images to a ``TaskOutput`` per task.
         """
-        keys = ["backbone", "backbone_options", "token_dim", "dropout", "dilations", "gradient_checkpointing"]
-        keys += ["token_stride", "use_global_tokens", "use_fine_tokens"] if self.hparams["network"] == "htt" else []
+        keys = ["backbone", "backbone_options", "mean", "std"]
+        keys += ["token_dim", "dropout", "dilations", "gradient_checkpointing"]
+        keys += ["token_stride", "tokens", *ABLATIONS] if self.hparams["network"] == "htt" else []
         num_tokens = {task.name: task.num_tokens for task in self.tasks}
         net = NETWORKS[self.hparams["network"]](num_tokens, **{key: self.hparams[key] for key in keys})
         return net.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
@@ -134,7 +149,9 @@ class HTTModule(L.LightningModule):
     def _load_pretrained_backbone(self) -> None:
         if self.hparams["pretrained"] is not False:
             source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
-            cast(DensePredictionNetwork, self.net).backbone.load_state_dict(source.state_dict())
+            net = cast(DensePredictionNetwork, self.net)
+            net.backbone.load_state_dict(source.state_dict())
+            net.set_normalization(self.hparams["mean"] or source.mean, self.hparams["std"] or source.std)
         self._pretrained_loaded = True
 
     def forward(self, image: Tensor) -> dict[str, TaskOutput]:
@@ -159,6 +176,8 @@ class HTTModule(L.LightningModule):
             advice = "Resume from last.ckpt, or set discovery.teacher to this one."
             raise CheckpointError(f"--ckpt_path must be a training checkpoint, got one without optimizer. {advice}")
         check_same_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
+        if (form := checkpoint["hyper_parameters"].get("tokens")) != self.hparams["tokens"]:
+            raise CheckpointError(f"model.tokens must be {form}, as in the checkpoint, got {self.hparams['tokens']}.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as PyTorch does, but raise a ``CheckpointError`` if they do not fit."""

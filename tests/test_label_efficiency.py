@@ -28,3 +28,16 @@ def test_gap_within_two_standard_deviations_is_not_averaged(tmp_path):
     table = gap.summary(rows, [gap.SUPERVISED, "method", gap.FULL])
     assert "0.8 ± 0.28" in table
     assert "two standard deviations: depth." in table
+
+
+def test_gain_is_paired_by_seed_and_signed_by_task():
+    def rows(**values):
+        return [
+            {"seed": seed, "task": task, "metric": "", "value": one * values.get(task, 1.0)}
+            for seed, one in ((0, 10.0), (1, 20.0))
+            for task in gap.TASKS
+        ]
+
+    base, ours = rows(), rows(semseg=1.3, depth=0.7)
+    assert gap.gain(ours, base) == pytest.approx([10.0, 10.0])
+    assert gap.gain(ours[: len(gap.TASKS)], base) == pytest.approx([10.0])  # the second seed is missing

@@ -209,6 +209,25 @@ def test_checkpoint_of_other_tasks_is_refused(trained, tmp_path, data):
     validated([replace(task, loss_weight=9) for task in data.tasks])
 
 
+def test_checkpoint_of_the_other_form_is_refused(trained, tmp_path, data):
+    trainer = tiny_trainer(tmp_path, limit_val_batches=1)
+    with pytest.raises(HTTError, match=r"model\.tokens must be exchange, as in the checkpoint, got released"):
+        trainer.validate(tiny_module(data, tokens="released"), data, ckpt_path=trained.checkpoint)
+
+
+def test_baseline_has_no_tokens_to_leave_out(data):
+    with pytest.raises(ConfigError, match=r"model\.use_fine_tokens must be true for model\.network multitask"):
+        tiny_module(data, network="multitask", use_fine_tokens=False)
+
+
+def test_training_takes_normalization_of_the_weights(tmp_path, data):
+    module = tiny_module(data, backbone="tf_efficientnet_lite0", pretrained=True, std=[0.1, 0.2, 0.3])
+    fitted(tmp_path, data, module=module, limit_train_batches=1)
+    loaded = HTTModule.load_from_checkpoint(tmp_path / "kept" / "epoch=0.ckpt")
+    assert loaded.net.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert loaded.net.std.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
 def test_checkpoint_with_pretrained_weights_needs_no_file(tmp_path, data):
     source, path = tiny_module(data).net.backbone.model, tmp_path / "weights.pth"
     torch.save(source.state_dict(), path)
@@ -345,6 +364,5 @@ def test_every_task_learns_two_images():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_task_learns_eight_images(seed):
-    assert_learns(num_images=8, lr=3e-3, steps=200, share=0.2, seed=seed)
+def test_every_task_learns_eight_images():
+    assert_learns(num_images=8, lr=3e-3, steps=200, share=0.2, seed=0)

@@ -19,7 +19,7 @@ PUBLISHED = DiscoveryLossWeights(feature_labeled=1, feature_unlabeled=1)
 def module_of(tasks, dtype, seed):
     """Without dropout, whose draws follow the order of memory, and without kinks, which make much of rounding."""
     torch.manual_seed(seed)
-    module = HTTModule(tasks, backbone=BACKBONE, token_dim=16, dropout=0.0).to(dtype)
+    module = HTTModule(tasks, backbone=BACKBONE, token_dim=16, dropout=0.0, tokens="released").to(dtype)
     return smooth(module)
 
 
@@ -35,7 +35,9 @@ def smooth(net):
 
 def plain_net(net):
     tokens = {task.name: task.num_tokens for task in plain.TASKS}
-    copy = plain.PlainHTTNet(tokens, backbone=BACKBONE, token_dim=16, dropout=0.0).to(next(net.parameters()).dtype)
+    copy = plain.PlainHTTNet(tokens, backbone=BACKBONE, token_dim=16, dropout=0.0, tokens="released").to(
+        next(net.parameters()).dtype
+    )
     copy.load_state_dict(net.state_dict())
     return smooth(copy)
 

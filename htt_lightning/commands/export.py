@@ -51,6 +51,7 @@ class ExportWrapper(nn.Module):
     def __init__(self, module: HTTModule) -> None:
         super().__init__()
         self.net, self.tasks = module.net, module.tasks
+        self.network = {key: module.hparams[key] for key in ("network", "backbone", "tokens")}
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Predict maps ``b h w`` or ``b c h w`` by task from RGB in [0, 1], ``b 3 h w``."""
@@ -115,12 +116,16 @@ def _run_exporter(format: str, model: ExportWrapper, path: Path) -> dict[str, st
 
 
 def model_metadata(model: ExportWrapper) -> dict[str, Any]:
-    """Describe an exported program in plain values: library, version, input, and the outputs by task."""
+    """Describe an exported program in plain values: library, version, network, input, and the outputs by task."""
+    normalization = {
+        key: buffer.flatten().tolist() for key, buffer in model.net.named_buffers() if key in ("mean", "std")
+    }
     with torch.no_grad():
         maps = model(torch.rand(1, 3, MIN_SIZE, MIN_SIZE))
     return {
         "library": "htt-lightning",
         "version": version("htt-lightning"),
+        "network": model.network,
         "input": {
             "name": "image",
             "axes": "b 3 h w",
@@ -128,7 +133,7 @@ def model_metadata(model: ExportWrapper) -> dict[str, Any]:
             "colors": "RGB",
             "range": [0.0, 1.0],
             "size": [MIN_SIZE, MAX_SIZE],
-            "normalization": "inside the model",
+            "normalization": {"where": "inside the model", **normalization},
         },
         "outputs": {task.name: _output_metadata(task, maps[task.name]) for task in model.tasks},
     }

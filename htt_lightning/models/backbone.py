@@ -7,14 +7,19 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from einops import rearrange
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from htt_lightning.errors import ConfigError, did_you_mean
 from htt_lightning.io.weights import check_finite, verify_zip_checksums
+from htt_lightning.models.pretrained import CLASSIFIER, PACKAGES, load_packaged_weights
 
 PYRAMID_STRIDES = (4, 8, 16, 32)
 """Strides of the maps of a multi-scale backbone."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the channels R, G, B in [0, 1]."""
 
 
 class Backbone(nn.Module):
@@ -27,8 +32,15 @@ class Backbone(nn.Module):
 
     Args:
         name: Name of a timm model with ``features_only`` and either strides 4 to 32 or patches of 4, 8 or 16 pixels.
-        pretrained: True for timm's weights from its hub, False for random ones, or a path to a weights file.
+        pretrained: True for the weights of an installed package (extra ``pretrained``) or else of timm's hub, False for
+            random ones, or a path to a weights file.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
+
+    Attributes:
+        channels: Number of channels of each map.
+        strides: Stride of each map.
+        mean: Mean of the channels R, G, B with which the weights were trained; ImageNet's for random weights.
+        std: Their standard deviation.
     """
 
     def __init__(
@@ -39,6 +51,12 @@ class Backbone(nn.Module):
         self.model = _create_timm_model(name, pretrained, **_feature_kwargs(name) | dict(options or {}))
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
+        trained = self.model.pretrained_cfg if pretrained else {}
+        self.mean: tuple[float, ...] = tuple(trained.get("mean", IMAGENET_MEAN))
+        self.std: tuple[float, ...] = tuple(trained.get("std", IMAGENET_STD))
+        for module in self.modules():
+            if isinstance(module, Conv2dSame):  # of tf_* models; in place, as its parameters stay the same
+                module.__class__ = ConstantSameConv2d
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Turn a normalized image ``b 3 h w``, in multiples of 32, into maps ``b c_s h/s w/s``."""
@@ -46,6 +64,21 @@ class Backbone(nn.Module):
         if getattr(self.model, "output_fmt", "NCHW") == "NCHW":
             return maps
         return [rearrange(x, "b h w c -> b c h w") for x in maps]  # of hierarchical transformers
+
+
+class ConstantSameConv2d(Conv2dSame):
+    """Convolution with TensorFlow's "same" padding, for maps whose size is a multiple of its stride.
+
+    The padding of timm's layer depends on the size of the map, which takes the ONNX exporter forever.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``b c h w`` to ``b d h/s w/s``."""
+        padding: list[int] = []
+        for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True):
+            total = max(dilation * (kernel - 1) + 1 - stride, 0)
+            padding = [total // 2, total - total // 2, *padding]
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 @lru_cache
@@ -80,7 +113,16 @@ def _create_timm_model(name: str, pretrained: bool | str = False, **kwargs: Any)
     try:
         if isinstance(pretrained, str):
             return _load_from_file(name, pretrained, **kwargs)
+        if pretrained and (weights := load_packaged_weights(name)):
+            overlay = {"state_dict": {key: x for key, x in weights.items() if not key.startswith(CLASSIFIER)}}
+            model: Any = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True, **kwargs
+            )
+            del model.pretrained_cfg["state_dict"]  # not kept twice
+            return model
         return timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
+    except ConfigError:
+        raise
     except Exception as error:  # timm, hub clients and file readers raise many types
         if not pretrained:
             raise ConfigError(
@@ -89,7 +131,8 @@ def _create_timm_model(name: str, pretrained: bool | str = False, **kwargs: Any)
         origin = pretrained if isinstance(pretrained, str) else "timm's hub"
         raise ConfigError(
             f"The weights of backbone {name!r} cannot be loaded from {origin}: {type(error).__name__}: {error}\n"
-            "Set model.pretrained to a weights file (.safetensors or .pth of this timm model), or to false."
+            "Set model.pretrained to a weights file (.safetensors or .pth of this timm model), or to false; or install "
+            f"htt-lightning[pretrained], which needs no internet and has weights of {', '.join(PACKAGES)}."
         ) from error
 
 

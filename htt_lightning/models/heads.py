@@ -3,8 +3,9 @@
 Source: HiTTs (https://arxiv.org/abs/2411.18823), Sec. 3.
 """
 
+import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,11 @@ from htt_lightning.models import cpu_kernels
 from htt_lightning.models.cpu_kernels import LazyFusedMap
 from htt_lightning.models.layers import DepthwiseDownsample, conv_bn_relu, init_xavier
 from htt_lightning.output import TaskOutput, resize_bilinear
+
+TokenForm = Literal["exchange", "released"]
+"""Forms of the task tokens: the default one, and that of the method's public release."""
+RESIDUAL_INIT = 0.1
+"""Initial weight of the norm that ends a residual branch: training starts near the network without the branch."""
 
 
 class ASPP(nn.Module):
@@ -97,7 +103,12 @@ class FineGrainedTokens(nn.Module):
 
 
 class HTTHead(nn.Module):
-    """Head of ``HTTNet``: from one task's fused features to its output."""
+    """Head of ``HTTNet``: from one task's fused features to its output.
+
+    The released form multiplies logits by scores that are random at the start, and lets a random convolution mix the
+    classes. In the default form, attention is a residual branch, the scores begin at one, and no convolution follows.
+    So training starts from ``BaselineHead`` (docs/differences.md, Network).
+    """
 
     def __init__(
         self,
@@ -108,24 +119,41 @@ class HTTHead(nn.Module):
         dilations: Sequence[int] = (12, 24, 36),
         token_stride: int = 1,
         use_fine_tokens: bool = True,
+        use_token_attention: bool = True,
+        tokens: TokenForm = "exchange",
     ) -> None:
         super().__init__()
+        self.released = tokens == "released"
         self.aspp = ASPP(in_channels, dim, dropout, dilations)
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
-        self.attention = TaskTokenAttention(dim)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False) if self.released else conv_bn_relu(dim, dim, 3)
+        self.attention = TaskTokenAttention(dim) if use_token_attention else None
         self.fine_tokens = FineGrainedTokens(dim, num_tokens) if use_fine_tokens else None
         self.reduce = DepthwiseDownsample(dim, token_stride) if use_fine_tokens else None
         self.classify = nn.Conv2d(dim, num_tokens, 1)
-        self.refine = nn.Conv2d(num_tokens, num_tokens, 3, padding=1)
+        self.refine = nn.Conv2d(num_tokens, num_tokens, 3, padding=1) if self.released else nn.Identity()
         self.apply(init_xavier)
+        if self.attention is not None and not self.released:
+            nn.init.constant_(cast(nn.BatchNorm2d, self.attention.refine[1]).weight, RESIDUAL_INIT)
+        if self.fine_tokens is not None and not self.released:  # scores of zero weight all logits by one
+            nn.init.zeros_(cast(nn.Linear, self.fine_tokens.mix[-1]).weight)
 
-    def forward(self, x: Tensor | LazyFusedMap, token: Tensor) -> TaskOutput:
-        """Predict one task from its features ``b c h w`` and its token ``d``."""
-        feature, image_token = self.attention(self.conv(self.aspp(x)), token)
+    def embed(self, x: Tensor | LazyFusedMap) -> Tensor:
+        """Compute the features of a task, ``b d h w``, from its fused map ``b c h w``."""
+        feature: Tensor = self.conv(self.aspp(x))
+        return feature
+
+    def forward(self, feature: Tensor, token: Tensor) -> TaskOutput:
+        """Predict one task from its features ``b d h w`` and its token ``d``."""
+        image_token = token.expand(feature.shape[0], -1)
+        if self.attention is not None:
+            attended, image_token = self.attention(feature, token)
+            feature = attended if self.released else feature + attended
         logits = self.classify(feature)
         if self.fine_tokens is not None and self.reduce is not None:
-            scores = F.softplus(self.reduce.token_scores(feature, self.fine_tokens(image_token).mT))
-            logits = logits * self.reduce.upsample(scores, feature.shape[-2:])
+            scores = self.reduce.token_scores(feature, self.fine_tokens(image_token).mT)
+            scale = 1 if self.released else feature.shape[1] ** -0.5
+            weights = F.softplus(scores * scale) / (1 if self.released else math.log(2))
+            logits = logits * self.reduce.upsample(weights, feature.shape[-2:])
         logits = self.refine(logits)
         confidence = torch.einsum("b d h w, b d -> b h w", feature, image_token).sigmoid()
         return TaskOutput(logits, feature, rearrange(confidence, "b h w -> b 1 h w"))

@@ -2,9 +2,9 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 from htt_lightning.errors import CheckpointError, ConfigError
 from htt_lightning.io.weights import check_finite
-from htt_lightning.models.backbone import Backbone
+from htt_lightning.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from htt_lightning.models.cpu_kernels import LazyFusedMap
-from htt_lightning.models.heads import BaselineHead, HTTHead
+from htt_lightning.models.heads import BaselineHead, HTTHead, TokenForm
 from htt_lightning.models.layers import checkpoint_with_frozen_bn_stats, init_xavier
 from htt_lightning.models.released import load_released
-from htt_lightning.models.tokens import Fusion, IndependentTaskTokens, MultiScaleTaskTokens, SingleScaleTaskTokens
+from htt_lightning.models.tokens import (
+    ExchangingTaskTokens,
+    Fusion,
+    IndependentTaskTokens,
+    MultiScaleTaskTokens,
+    SingleScaleTaskTokens,
+)
 from htt_lightning.output import BatchIndices, TaskOutput, any_selected, select
 
 logger = logging.getLogger(__name__)
@@ -46,11 +52,11 @@ class DensePredictionNetwork(nn.Module, ABC):
     Args:
         num_tokens: Number K of classes or bins by task name.
         backbone: Name of a timm model, or a module with ``channels`` and ``strides`` that returns a list of maps.
-        pretrained: Backbone weights: true (timm's hub), false (random) or a path to a weights file.
+        pretrained: Backbone weights: true (an installed package, else timm's hub), false (random) or a weights file.
         backbone_options: Further arguments of ``timm.create_model``.
         gradient_checkpointing: Whether the backward pass recomputes the heads: less memory, longer steps.
-        mean: Mean of the channels R, G, B in [0, 1]; ImageNet's by default.
-        std: Standard deviation of the channels R, G, B; ImageNet's by default.
+        mean: Mean of the channels R, G, B in [0, 1]; None takes that of the weights, ImageNet's for random ones.
+        std: Standard deviation of the channels R, G, B, above 0; None takes that of the weights.
 
     Raises:
         ConfigError: An argument is out of its range, or the backbone cannot be built.
@@ -66,8 +72,8 @@ class DensePredictionNetwork(nn.Module, ABC):
         pretrained: bool | str = False,
         backbone_options: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not num_tokens:
@@ -76,8 +82,27 @@ class DensePredictionNetwork(nn.Module, ABC):
             raise ConfigError(f"model.backbone must be the name of a timm model or a module, got {backbone!r}.")
         self.tasks, self.gradient_checkpointing = list(num_tokens), gradient_checkpointing
         self.backbone: Any = Backbone(backbone, pretrained, backbone_options) if isinstance(backbone, str) else backbone
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("std", torch.ones(1, 3, 1, 1))
+        own = self.backbone if isinstance(self.backbone, Backbone) else None
+        self.set_normalization(mean or (own.mean if own else IMAGENET_MEAN), std or (own.std if own else IMAGENET_STD))
+
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the normalization of images.
+
+        Args:
+            mean: Mean of the channels R, G, B in [0, 1].
+            std: Standard deviation of the channels, above 0.
+
+        Raises:
+            ConfigError: They are not three numbers each, or a deviation is not above 0.
+        """
+        for key, values in {"mean": mean, "std": std}.items():
+            numbers = torch.as_tensor(values, dtype=torch.float32)
+            if numbers.shape != (3,) or not numbers.isfinite().all() or (key == "std" and not (numbers > 0).all()):
+                rule = "three numbers above 0" if key == "std" else "three numbers"
+                raise ConfigError(f"model.{key} must be {rule}, for R, G, B in [0, 1], got {list(values)}.")
+            self.get_buffer(key).copy_(numbers.view(1, 3, 1, 1))
 
     @abstractmethod
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
@@ -91,11 +116,10 @@ class DensePredictionNetwork(nn.Module, ABC):
             Outputs by task name, on the grid of the finest map; without the tasks that have no image to predict.
         """
 
-    def _run_head(self, head: nn.Module, *inputs: Tensor | LazyFusedMap) -> TaskOutput:
-        """Run a head, recomputed in the backward pass under gradient checkpointing."""
+    def _run_head(self, run: Callable[..., Any], head: nn.Module, *inputs: Tensor | LazyFusedMap) -> Any:
+        """Run a head or its method, recomputed in the backward pass under gradient checkpointing."""
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        output: TaskOutput = checkpoint_with_frozen_bn_stats(head, head, *inputs) if recompute else head(*inputs)
-        return output
+        return checkpoint_with_frozen_bn_stats(run, head, *inputs) if recompute else run(*inputs)
 
     def forward(self, image: Tensor, indices: Mapping[str, Tensor] | None = None) -> dict[str, TaskOutput]:
         """Predict every task.
@@ -149,9 +173,15 @@ class HTTNet(
         dropout: Dropout rate in ASPP, in [0, 1].
         dilations: Dilations in ASPP in pixels of the finest map; the published ones suit images from 288x384 on.
         token_stride: Kernel size and stride r of the depthwise convolutions before gates and token scores.
-        use_global_tokens: Whether tokens gate and mix the tasks at every scale; false for ablation.
+        tokens: Form of the tokens. In ``exchange`` they mix the features of the tasks' heads. In ``released``, the form
+            of the paper and its public release, they gate those of the backbone (docs/differences.md, Network).
+        use_global_tokens: Whether the tasks share features or gates by their tokens; false for ablation.
+        use_token_attention: Whether a task's features and its token attend to each other; false for ablation.
         use_fine_tokens: Whether scores of a token per class or bin weight the logits; false for ablation.
         **kwargs: Arguments of ``DensePredictionNetwork``.
+
+    Raises:
+        ConfigError: An argument is out of its range.
     """
 
     def __init__(
@@ -161,21 +191,26 @@ class HTTNet(
         dropout: float = 0.5,
         dilations: Sequence[int] = (12, 24, 36),
         token_stride: int = 1,
+        tokens: TokenForm = "exchange",
         use_global_tokens: bool = True,
+        use_token_attention: bool = True,
         use_fine_tokens: bool = True,
         **kwargs: Any,
     ) -> None:
         check_sizes(token_dim, dropout, dilations, token_stride)
+        if tokens not in get_args(TokenForm):
+            raise ConfigError(f"model.tokens must be one of {', '.join(get_args(TokenForm))}, got {tokens!r}.")
         num_tokens = dict(num_tokens)
         super().__init__(num_tokens, **kwargs)
         channels: list[int] = self.backbone.channels
         self.global_tokens: nn.Module
-        if use_global_tokens:
+        if use_global_tokens and tokens == "released":
             build = SingleScaleTaskTokens if len(set(self.backbone.strides)) == 1 else MultiScaleTaskTokens
             self.global_tokens = build(channels, len(num_tokens), token_dim, token_stride)
         else:
-            self.global_tokens = IndependentTaskTokens(channels, len(num_tokens), token_dim)
-        settings = dropout, dilations, token_stride, use_fine_tokens
+            form = ExchangingTaskTokens if use_global_tokens else IndependentTaskTokens
+            self.global_tokens = form(channels, len(num_tokens), token_dim)
+        settings = dropout, dilations, token_stride, use_fine_tokens, use_token_attention, tokens
         self.heads = nn.ModuleDict(
             {task: HTTHead(channels[-1], token_dim, k, *settings) for task, k in num_tokens.items()}
         )
@@ -192,7 +227,9 @@ class HTTNet(
             CheckpointError: A file is missing or corrupt, or its weights do not fit.
         """
         try:
-            net: HTTNet = super().from_pretrained(pretrained_model_name_or_path, **{"strict": True, **kwargs})
+            net: HTTNet = super().from_pretrained(
+                pretrained_model_name_or_path, **{"strict": True, "pretrained": False, **kwargs}
+            )
             check_finite(net.state_dict())
         except Exception as error:  # file readers, the hub and its cache raise many types
             raise CheckpointError(
@@ -221,7 +258,7 @@ class HTTNet(
             CheckpointError: The file is no such checkpoint, or its weights or the tokens do not fit.
         """
         state, num_tokens, token_dim = load_released(checkpoint)
-        net = cls(num_tokens, token_dim=token_dim, backbone=backbone, **kwargs)
+        net = cls(num_tokens, token_dim=token_dim, backbone=backbone, **{"tokens": "released", **kwargs})
         own, key = net.state_dict(), "global_tokens.tokens"
         if tokens is None and key not in state:
             logger.warning(
@@ -241,18 +278,24 @@ class HTTNet(
         return net
 
     def task_affinity(self) -> Tensor | None:
-        """Return the cross-task affinity ``s t t`` of every scale, rows sum to one; None without global tokens."""
-        tokens = self.global_tokens
-        return tokens.task_affinity() if isinstance(tokens, MultiScaleTaskTokens | SingleScaleTaskTokens) else None
+        """Return the affinity of the tasks, rows sum to one; None without global tokens.
+
+        It is ``g t t`` for every group of channels, or ``s t t`` for every scale in the released form.
+        """
+        affinity: Tensor | None = getattr(self.global_tokens, "task_affinity", lambda: None)()
+        return affinity
 
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
         """Turn backbone maps into outputs: global tokens first, then one head per task."""
-        inputs = zip(self.tasks, *self.global_tokens(maps, indices), indices, strict=True)
-        return {
-            task: self._run_head(self.heads[task], feature, token)
-            for task, feature, token, chosen in inputs
-            if any_selected(chosen)
-        }
+        wanted = [task for task, chosen in zip(self.tasks, indices, strict=True) if any_selected(chosen)]
+        fused, tokens = (dict(zip(self.tasks, x, strict=True)) for x in self.global_tokens(maps, indices))
+        features: dict[str, Tensor] = {}
+        exchanging = self.global_tokens if isinstance(self.global_tokens, ExchangingTaskTokens) else None
+        for task in self.tasks if exchanging else wanted:
+            features[task] = self._run_head(cast(HTTHead, self.heads[task]).embed, self.heads[task], fused[task])
+        if exchanging:
+            features = dict(zip(features, exchanging.exchange([*features.values()], indices), strict=True))
+        return {task: self._run_head(head := self.heads[task], head, features[task], tokens[task]) for task in wanted}
 
 
 class MultiTaskNet(DensePredictionNetwork):
@@ -292,7 +335,7 @@ class MultiTaskNet(DensePredictionNetwork):
     def forward_features(self, maps: Sequence[Tensor], indices: BatchIndices) -> dict[str, TaskOutput]:
         """Turn backbone maps into outputs, task by task."""
         return {
-            task: self._run_head(self.heads[task], self.fuse[task]([select(x, chosen) for x in maps]))
+            task: self._run_head(head := self.heads[task], head, self.fuse[task]([select(x, chosen) for x in maps]))
             for task, chosen in zip(self.tasks, indices, strict=True)
             if any_selected(chosen)
         }

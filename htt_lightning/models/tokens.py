@@ -1,8 +1,12 @@
-"""Global task tokens: one vector per task that gates the features of every scale.
+"""Global task tokens: one vector per task, through which the tasks share what they learn.
 
-Source: HiTTs (https://arxiv.org/abs/2411.18823), Sec. 3.
+There are two forms. In the released one, tokens gate the backbone's features at every scale and mix the gates. In the
+default one, they mix the features of the tasks' heads.
+
+Source: HiTTs (https://arxiv.org/abs/2411.18823), Sec. 3; docs/differences.md compares the forms.
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,6 +17,9 @@ from torch import Tensor, nn
 from htt_lightning.models.cpu_kernels import LazyFusedMap
 from htt_lightning.models.layers import DepthwiseDownsample, conv_bn_relu, init_xavier
 from htt_lightning.output import BatchIndices, select
+
+NUM_HEADS = 4
+"""Number of affinities by which tasks exchange features, one per group of channels."""
 
 
 class Fusion(nn.Module):
@@ -113,7 +120,7 @@ class SingleScaleTaskTokens(nn.Module):
 
 
 class IndependentTaskTokens(nn.Module):
-    """Ablation without global tokens: a token and a fusion per task, no gates, no sharing between tasks."""
+    """Ablation without global tokens: a token and a fusion per task, no gates, no exchange between tasks."""
 
     def __init__(self, channels: Sequence[int], num_tasks: int, dim: int) -> None:
         super().__init__()
@@ -125,6 +132,42 @@ class IndependentTaskTokens(nn.Module):
         """Turn ``[b c_s h_s w_s]`` into one ``b c_last h_0 w_0`` per task, of its images, and tokens ``t d``."""
         pairs = zip(self.fuse, indices, strict=True)
         return [fuse([select(x, chosen) for x in maps]) for fuse, chosen in pairs], self.tokens
+
+
+class ExchangingTaskTokens(IndependentTaskTokens):
+    """Task tokens by whose affinity the heads of all tasks exchange features.
+
+    Each task adds to its features a mean of all tasks' values, weighted by the affinity of their tokens. So the labels
+    of one task train the features of all. The output projection begins at zero: training starts from the network
+    without exchange.
+    """
+
+    def __init__(self, channels: Sequence[int], num_tasks: int, dim: int) -> None:
+        super().__init__(channels, num_tasks, dim)
+        self.num_heads = math.gcd(dim, NUM_HEADS)
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.ModuleList(nn.Conv2d(dim, dim, 1, bias=False) for _ in range(num_tasks)).apply(init_xavier)
+        self.restore = nn.ModuleList(nn.Conv2d(dim, dim, 1, bias=False) for _ in range(num_tasks))
+        for layer in self.restore:
+            nn.init.zeros_(cast(nn.Conv2d, layer).weight)
+
+    def forward(self, maps: Sequence[Tensor], indices: BatchIndices) -> tuple[list[LazyFusedMap], Tensor]:
+        """Turn ``[b c_s h_s w_s]`` into one ``b c_last h_0 w_0`` per task, of all images, and tokens ``t d``."""
+        return super().forward(maps, [None] * len(self.fuse))
+
+    def task_affinity(self) -> Tensor:
+        """Compute the affinity of the tasks' tokens for every group of channels, ``g t t``; rows sum to one."""
+        query, key = (rearrange(f(self.tokens), "t (g c) -> g t c", g=self.num_heads) for f in (self.query, self.key))
+        return torch.softmax(query @ key.mT / key.shape[-1] ** 0.5, dim=-1)
+
+    def exchange(self, features: Sequence[Tensor], indices: BatchIndices) -> list[Tensor]:
+        """Exchange features: per task ``b d h w`` of all images to ``b d h w`` of its images."""
+        values = torch.stack([value(x) for value, x in zip(self.value, features, strict=True)])
+        values = rearrange(values, "t b (g c) h w -> t b g c h w", g=self.num_heads)
+        mixed = torch.einsum("g t u, u b g c h w -> t b g c h w", self.task_affinity().to(values.dtype), values)
+        tasks = zip(self.restore, features, rearrange(mixed, "t b g c h w -> t b (g c) h w"), indices, strict=True)
+        return [select(x, chosen) + restore(select(message, chosen)) for restore, x, message, chosen in tasks]
 
 
 def _per_task_linears(num_tasks: int, widths: Sequence[tuple[int, int]]) -> nn.ModuleList:

@@ -6,7 +6,7 @@ from torch import nn
 
 from htt_lightning.errors import ConfigError
 from htt_lightning.models import HTTNet, MultiTaskNet
-from htt_lightning.models.tokens import MultiScaleTaskTokens, TaskPromptBlock
+from htt_lightning.models.tokens import ExchangingTaskTokens, MultiScaleTaskTokens, TaskPromptBlock
 from htt_lightning.output import TaskOutput
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 from tests.run_if import RunIf
@@ -15,10 +15,14 @@ from tests.tiny import BACKBONE
 TASKS = [SemSeg(classes=("a", "b", "c")), Depth(num_bins=5), Edges(), Normals(num_bins=6)]
 TOKENS = {task.name: task.num_tokens for task in TASKS}
 TINY = {"token_dim": 8, "backbone": BACKBONE}
+RELEASED = TINY | {"tokens": "released"}
 KINDS = {
     "htt": lambda: HTTNet(TOKENS, **TINY),
-    "single_scale": lambda: HTTNet(TOKENS, token_dim=8, backbone="test_vit"),
+    "transformer": lambda: HTTNet(TOKENS, token_dim=8, backbone="test_vit"),
     "token_stride": lambda: HTTNet(TOKENS, **TINY, token_stride=2),
+    "released": lambda: HTTNet(TOKENS, **RELEASED),
+    "released_transformer": lambda: HTTNet(TOKENS, token_dim=8, backbone="test_vit", tokens="released"),
+    "released_token_stride": lambda: HTTNet(TOKENS, **RELEASED, token_stride=2),
     "independent": lambda: HTTNet(TOKENS, **TINY, use_global_tokens=False),
     "multitask": lambda: MultiTaskNet(TOKENS, **TINY),
     "single_task": lambda: MultiTaskNet({"depth": 5}, **TINY),
@@ -57,8 +61,8 @@ def test_network_computes_only_selected_images(net):
     images, indices = torch.rand(3, 3, 32, 64), {task: torch.tensor([2, 0]) for task in net.tasks}
     indices[net.tasks[0]] = torch.tensor([], dtype=torch.long)
     sizes = []
-    for head in net.heads.values():
-        head.register_forward_hook(lambda head, inputs, output: sizes.append(len(output.logits)))
+    for layer in [head.classify for head in net.heads.values()]:
+        layer.register_forward_hook(lambda layer, inputs, output: sizes.append(len(output)))
     with torch.no_grad():
         whole, some = net(images), net(images, indices)
     assert list(some) == net.tasks[1:]
@@ -110,7 +114,7 @@ def test_training_reaches_every_parameter(net, images):
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("kind", ["htt", "single_scale"])
+@pytest.mark.parametrize("kind", ["htt", "released", "released_transformer"])
 def test_global_tokens_train_and_are_saved(kind):
     net = KINDS[kind]()
     tokens = net.global_tokens.tokens
@@ -141,29 +145,81 @@ def test_affinity_rows_sum_to_one_at_every_scale():
     tokens = MultiScaleTaskTokens([4, 6], num_tasks=3, dim=5)
     assert tokens.task_affinity().shape == (2, 3, 3)
     torch.testing.assert_close(tokens.task_affinity().sum(2), torch.ones(2, 3))
-    assert KINDS["single_scale"]().global_tokens.task_affinity().shape == (1, 4, 4)
+    assert KINDS["released_transformer"]().task_affinity().shape == (1, 4, 4)
+    assert KINDS["htt"]().task_affinity().shape == (4, 4, 4)
 
 
-@pytest.mark.parametrize(("option", "gone"), [("use_global_tokens", "scales"), ("use_fine_tokens", "mix")])
-def test_tokens_can_be_left_out(option, gone):
-    whole, net = (HTTNet({"semseg": 5, "depth": 4}, **TINY, **options) for options in ({}, {option: False}))
+def exchanging(num_tasks=3, dim=8):
+    torch.manual_seed(0)
+    tokens = ExchangingTaskTokens([4, 6], num_tasks, dim).double()
+    for layer in tokens.restore:
+        nn.init.normal_(layer.weight)
+    return tokens, [torch.randn(2, dim, 3, 5).double() for _ in range(num_tasks)]
+
+
+def test_exchange_is_attention_over_tasks_at_every_pixel():
+    tokens, features = exchanging()
+    values = torch.stack([value(x) for value, x in zip(tokens.value, features, strict=True)])
+    for task, ours in enumerate(tokens.exchange(features, [None] * 3)):
+        groups = []
+        for affinity, columns in zip(tokens.task_affinity(), torch.arange(8).chunk(4), strict=True):
+            groups.append(sum(affinity[task, u] * values[u][:, columns] for u in range(3)))
+        expected = features[task] + tokens.restore[task](torch.cat(groups, 1))
+        torch.testing.assert_close(ours, expected)
+
+
+def test_exchange_lets_labels_of_one_task_train_the_others():
+    tokens, features = exchanging()
+    features = [x.requires_grad_() for x in features]
+    tokens.exchange(features, [None] * 3)[0].square().sum().backward()
+    assert all((x.grad.abs().sum((0, 2, 3)) > 0).all() for x in features)
+
+
+def test_training_starts_from_the_network_without_exchange():
+    net = KINDS["htt"]().eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = flat(net(image))
+        net.global_tokens.exchange = lambda features, indices: list(features)
+        torch.testing.assert_close(flat(net(image)), before, rtol=0, atol=0)
+
+
+OPTIONS = [
+    ("use_global_tokens", "global_tokens.value"),
+    ("use_token_attention", "attention"),
+    ("use_fine_tokens", "mix"),
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "option", "gone"),
+    [
+        *(("exchange", *pair) for pair in OPTIONS),
+        ("released", "use_global_tokens", "scales"),
+        ("released", *OPTIONS[2]),
+    ],
+)
+def test_tokens_can_be_left_out(form, option, gone):
+    given = TINY | {"tokens": form}
+    whole, net = (HTTNet({"semseg": 5, "depth": 4}, **given, **options) for options in ({}, {option: False}))
     assert any(gone in name for name, _ in whole.named_parameters())
     assert not any(gone in name for name, _ in net.named_parameters())
     assert (net.task_affinity() is None) == (option == "use_global_tokens")
     outputs = net(torch.rand(2, 3, 64, 64))
     sum(x.square().mean() for x in flat(outputs)).backward()
-    assert all(p.grad is not None for p in net.parameters())
+    unused = {name for name, p in net.named_parameters() if p.grad is None}
+    assert unused == set()
     shapes = {task: tuple(output.logits.shape) for task, output in outputs.items()}
     assert shapes == {"semseg": (2, 5, 16, 16), "depth": (2, 4, 16, 16)}
 
 
 def test_published_network_has_42_million_parameters():
-    net = HTTNet({"semseg": 13, "depth": 30, "normals": 40})
+    net = HTTNet({"semseg": 13, "depth": 30, "normals": 40}, tokens="released")
     assert sum(p.numel() for p in net.parameters()) == 42_055_694
 
 
 def test_layers_start_from_xavier_normal():
-    net = HTTNet({"semseg": 13}, token_dim=64, backbone=BACKBONE)
+    net = HTTNet({"semseg": 13}, token_dim=64, backbone=BACKBONE, tokens="released")
     weight = net.heads["semseg"].conv.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9 + 64 * 9)) ** 0.5, rel=0.05)
     assert net.heads["semseg"].classify.bias.abs().sum() == 0
@@ -222,7 +278,12 @@ def test_network_errors_name_the_option(cls, key, value):
         cls(**({"num_tokens": {"depth": 4}} | TINY | {key: value}))
 
 
-@pytest.mark.parametrize("kind", ["htt", "multitask"])
+def test_unknown_form_of_tokens_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.tokens must be one of exchange, released, got 'gated'"):
+        HTTNet(TOKENS, **TINY, tokens="gated")
+
+
+@pytest.mark.parametrize("kind", ["htt", "released", "multitask"])
 def test_gradient_checkpointing_keeps_less_with_equal_results(kind):
     image, states, gradients, kept = torch.rand(2, 3, 64, 64), [], [], []
     for recompute in (False, True):

@@ -88,7 +88,7 @@ def predictions(net, image):
 
 @pytest.mark.parametrize("how", ["in the file", "given"])
 def test_released_network_with_its_tokens_predicts_the_same(tmp_path, how, caplog):
-    net, image = HTTNet(NUM_TOKENS, **TINY), torch.rand(2, 3, 64, 96)
+    net, image = HTTNet(NUM_TOKENS, **TINY, tokens="released"), torch.rand(2, 3, 64, 96)
     path = released_file(tmp_path / "checkpoint.pth", net, with_tokens=how == "in the file")
     tokens = net.state_dict()["global_tokens.tokens"] if how == "given" else None
     again = HTTNet.from_official_checkpoint(path, backbone="test_resnet", tokens=tokens)
@@ -100,7 +100,7 @@ def test_released_network_with_its_tokens_predicts_the_same(tmp_path, how, caplo
 
 
 def test_released_network_without_tokens_warns(tmp_path, caplog):
-    net = HTTNet(NUM_TOKENS, **TINY)
+    net = HTTNet(NUM_TOKENS, **TINY, tokens="released")
     path = released_file(tmp_path / "checkpoint.pth", net)
     with caplog.at_level(logging.WARNING):
         again = HTTNet.from_official_checkpoint(path, backbone="test_resnet")
@@ -112,7 +112,7 @@ def test_released_network_without_tokens_warns(tmp_path, caplog):
 
 @pytest.mark.parametrize("arguments", [{}, {"backbone": "test_resnet", "tokens": torch.zeros(2, 3)}])
 def test_released_weights_must_fit(tmp_path, arguments):
-    path = released_file(tmp_path / "checkpoint.pth", HTTNet(NUM_TOKENS, **TINY))
+    path = released_file(tmp_path / "checkpoint.pth", HTTNet(NUM_TOKENS, **TINY, tokens="released"))
     with pytest.raises(CheckpointError, match=r"checkpoint\.pth must fit"):
         HTTNet.from_official_checkpoint(path, **arguments)
 

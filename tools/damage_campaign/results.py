@@ -208,7 +208,7 @@ def read_photos(root: Path) -> Values:
 def make_released(root: Path) -> None:
     """Write a checkpoint like those of the public release."""
     torch.manual_seed(0)
-    released_file(root / "released.pth", HTTNet(NUM_TOKENS, **TINY), with_tokens=True)
+    released_file(root / "released.pth", HTTNet(NUM_TOKENS, tokens="released", **TINY), with_tokens=True)
 
 
 def load_released(root: Path) -> Values:
