@@ -108,7 +108,7 @@ def _task_column(task: Task, batch: Batch, pseudo_label: PseudoLabel) -> np.ndar
 
 
 def draw_affinity(affinity: Tensor, names: Sequence[str]) -> np.ndarray:
-    """Draw a heat map per scale of the affinity ``s t t`` in percent, as uint8 ``h w 3``; rows attend to columns."""
+    """Draw a heat map per scale or group of channels, of the affinity ``s t t`` in percent, as uint8 ``h w 3``."""
     num_tasks, margin = len(names), 10 + 7 * max(map(len, names))
     width, height = margin + num_tasks * AFFINITY_CELL + 10, TITLE + num_tasks * AFFINITY_CELL + 10
     canvas = Image.new("RGB", (width * len(affinity), height), "white")
@@ -116,7 +116,7 @@ def draw_affinity(affinity: Tensor, names: Sequence[str]) -> np.ndarray:
     colors = heatmap(affinity).permute(0, 2, 3, 1).tolist()
     for scale, shares in enumerate(affinity.tolist()):
         left = scale * width + margin
-        draw.text((left, 3), f"scale {scale + 1}", fill="black", font_size=FONT_SIZE)
+        draw.text((left, 3), f"{scale + 1} of {len(affinity)}", fill="black", font_size=FONT_SIZE)
         for row, name in enumerate(names):
             top = TITLE + row * AFFINITY_CELL
             draw.text((left - 6, top + AFFINITY_CELL // 2), name, fill="black", anchor="rm", font_size=FONT_SIZE)
