@@ -1,6 +1,6 @@
 """Compare networks with task tokens with the same network without them: metrics, size, operations and time.
 
-    python benchmarks/architecture.py --out runs/architecture                             # everything: some 16 hours
+    python benchmarks/architecture.py --out runs/architecture                             # everything: some 8 hours
     python benchmarks/architecture.py --out runs/architecture --only "multi-task baseline" exchange --lengths short
 
 Finished runs are not repeated and an interrupted one resumes at its last epoch, so the same command continues. Choices
@@ -11,6 +11,7 @@ the relative gain over the multi-task baseline of the same seed, data and number
 
 import argparse
 import csv
+import itertools
 import os
 import statistics
 import time
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from cost import make_batch
 from gap import TASKS, Row, cell, gain, read, write
-from label_efficiency import BLOCKS, VALIDATION
+from label_efficiency import BLOCKS, PROTOCOLS, VALIDATION
 from runs import fit_words, metrics_of, run_folder, run_htt
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,8 +44,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     SINGLE: {"network": "multitask"},
 }
 """Options of the model by row."""
-MAIN = [BASELINE, "exchange"]
-"""Rows with five seeds instead of three."""
+NAMED = [BASELINE, "exchange", "released"]
+"""Rows of every table; the first two have five seeds instead of three where the others are."""
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "pretrained": {"backbone": "tf_efficientnet_lite0", "pretrained": True},
@@ -109,15 +110,15 @@ def _word(value: Any) -> str:
 
 
 def plan(given: argparse.Namespace) -> list[Run]:
-    """List the runs in order: short ones and main rows first."""
+    """List the runs in order: one backbone and protocol after the other; ablations in the first of them, and short."""
+    first = "pretrained", "one-label"
     runs = []
-    for length in given.lengths:
-        for backbone in given.backbones:
-            for labels in given.labels:
-                for name in given.only:
-                    seeds = given.seeds or (5 if name in MAIN else 3)
-                    tasks = TASKS if name == SINGLE else [""]
-                    runs += [Run(length, backbone, labels, seed, name, task) for seed in range(seeds) for task in tasks]
+    for backbone, labels in itertools.product(given.backbones, given.labels):
+        for length, name in itertools.product(given.lengths, given.only):
+            if name in NAMED or ((backbone, labels), length) == (first, "short"):
+                seeds = given.seeds or (5 if name in NAMED[:2] and (backbone, labels) == first else 3)
+                tasks = TASKS if name == SINGLE else [""]
+                runs += [Run(length, backbone, labels, seed, name, task) for seed in range(seeds) for task in tasks]
     return runs
 
 
@@ -206,9 +207,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--block", choices=BLOCKS, default="report", help="Collection of scenes.")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="Rows to run.")
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS), help="Lengths to run.")
-    parser.add_argument("--labels", nargs="+", default=["one-label", "random-label"], help="Protocols to run.")
+    parser.add_argument("--labels", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="Protocols to run.")
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES), help="Backbones to run.")
-    parser.add_argument("--seeds", type=int, help="Number of seeds; 5 for the main rows and 3 for the others.")
+    parser.add_argument("--seeds", type=int, help="Number of seeds; 3, or 5 for two rows.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--known", type=Path, help="Results (CSV) of earlier runs, which are not repeated.")
     given = parser.parse_args(words)

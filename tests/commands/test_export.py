@@ -89,6 +89,20 @@ def test_onnx_equals_network_at_any_size(module, checkpoint, capsys):
     assert sorted(path.name for path in Path().iterdir()) == ["net.onnx"]
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_onnx_of_exchanging_tokens_on_same_padding(tmp_path):
+    torch.manual_seed(0)
+    module = HTTModule(TASKS, **TINY | {"backbone": "tf_efficientnet_lite0"})  # convolutions with TensorFlow's padding
+    for layer in [*module.net.global_tokens.restore, *(head.fine_tokens.mix[-1] for head in module.net.heads.values())]:
+        nn.init.normal_(layer.weight)  # zero before training, which would hide exchange and scores
+    module = perturbed(module)
+    export(save(module, tmp_path / "a.ckpt"), "onnx", "net.onnx")
+    session, image = onnxruntime.InferenceSession("net.onnx"), torch.rand(3, 3, 33, 47)
+    expected = module.decode(image)["depth"]
+    np.testing.assert_allclose(session.run(["depth"], {"image": image.numpy()})[0], expected, rtol=0, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def program_with_tokens(tmp_path_factory):
     """A module with tokens, and the exported program with its metadata."""
