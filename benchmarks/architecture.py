@@ -193,7 +193,8 @@ def draw(rows: Sequence[Row], costs: dict[tuple[str, str], dict[str, float]], pa
         axis.set_xlabel("time of training, short baseline = 1")
         axis.set_ylabel("Delta_m over the short baseline, %")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
     figure.tight_layout()
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=110)

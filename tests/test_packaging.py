@@ -115,6 +115,7 @@ def test_installed_wheel_trains_by_packaged_configs(installed, tmp_path):
         "trainer.fast_dev_run": 1,
         "trainer.accelerator": "cpu",
         "model.backbone": "test_resnet",
+        "model.pretrained": "false",
         "model.token_dim": 8,
         "data.image_size": "[32,48]",
         "data.batch_size": 2,
