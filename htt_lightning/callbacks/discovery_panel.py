@@ -9,24 +9,16 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import (
-    FONT_SIZE,
-    TITLE,
-    EpochImageLogger,
-    head_of_batch,
-    placeholder,
-    save_and_log,
-    to_uint8_image,
-    vstack_images,
-    with_title,
-)
+from htt_lightning.callbacks.drawing import EpochImageLogger, head_of_batch, save_and_log
+from htt_lightning.callbacks.panel import PanelEntry, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import Batch
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE_INDEX, PseudoLabel, Task
 from htt_lightning.tasks.colormap import heatmap
 
-AFFINITY_CELL = 26  # pixels
+AFFINITY_CELL, TITLE, FONT_SIZE = 26, 18, 12
+"""Cell of an affinity, height of a title and of the font, in pixels."""
 
 
 class DiscoveryPanel(EpochImageLogger):
@@ -64,19 +56,20 @@ class DiscoveryPanel(EpochImageLogger):
         if isinstance(pl_module.net, HTTNet) and (affinity := pl_module.net.task_affinity()) is not None:
             picture = draw_affinity(affinity.detach().float().cpu(), [task.name for task in pl_module.tasks])
             save_and_log(trainer, self._folder / "affinity" / name, "affinity", picture)
-        drawn: list[np.ndarray] = []
+        drawn: list[PanelEntry] = []
         if discovery is not None:
             for batch in batches:
                 labels = discovery.pseudo_labels({**batch, "image": batch["image"].to(pl_module.device)})
                 drawn += draw_pseudo_labels(batch, labels, discovery.tasks)
-        if drawn:
-            save_and_log(trainer, self._folder / "discovery" / name, "discovery", vstack_images(drawn))
+        if discovery is not None and drawn:
+            picture = draw_panel(drawn, task_legend(discovery.tasks, drawn))
+            save_and_log(trainer, self._folder / "discovery" / name, "discovery", picture)
 
 
 def draw_pseudo_labels(
     batch: Batch, pseudo_labels: Mapping[str, PseudoLabel], tasks: Sequence[Task]
-) -> list[np.ndarray]:
-    """Draw labels, pseudo-labels and their confidence in three rows per image, as uint8 ``h w 3``.
+) -> list[PanelEntry]:
+    """Draw labels, pseudo-labels and their confidence in three rows per image.
 
     The batch is on the CPU. Tasks without pseudo-labels are left out; without any, nothing is drawn.
     """
@@ -86,25 +79,23 @@ def draw_pseudo_labels(
     if not columns:
         return []
     drawn = []
-    for k, (name, image) in enumerate(zip(batch["id"], to_uint8_image(batch["image"]), strict=True)):
-        blank = with_title(placeholder(image, ""), "")
-        pictures = [np.concatenate([with_title(image, f"image {name}"), blank, blank])]
-        for task, column in columns.items():
-            label, pseudo_label, confidence = column[:, k]
-            label = label if batch["labeled"][task][k] else placeholder(label, "no label")
-            cells = {"label": label, "pseudo-label": pseudo_label, "confidence": confidence}
-            pictures.append(np.concatenate([with_title(cell, f"{task}: {title}") for title, cell in cells.items()]))
-        drawn.append(np.concatenate(pictures, 1))
+    for k, (name, image) in enumerate(zip(batch["id"], batch["image"], strict=True)):
+        rows: dict[str, dict[str, np.ndarray | str]] = {"label": {}, "pseudo-label": {}, "confidence": {}}
+        for task, pictures in columns.items():
+            for cells, picture in zip(rows.values(), pictures, strict=True):
+                cells[task] = to_uint8(picture[k])
+            if not batch["labeled"][task][k]:
+                rows["label"][task] = "no label"
+        drawn.append(PanelEntry(f"image {name}", to_uint8(image), [*rows.items()]))
     return drawn
 
 
-def _task_column(task: Task, batch: Batch, pseudo_label: PseudoLabel) -> np.ndarray:
-    """Draw label, pseudo-label above the threshold, and confidence: uint8 ``3 b h w c``."""
+def _task_column(task: Task, batch: Batch, pseudo_label: PseudoLabel) -> list[Tensor]:
+    """Draw label, pseudo-label above the threshold, and confidence, each uint8 ``b 3 h w``."""
     label, confidence = (values.cpu() for values in pseudo_label)
     mask = task.confidence_mask(confidence) & batch["valid"]
     label = label.where(mask, IGNORE_INDEX) if label.ndim == 3 else label.where(mask[:, None], torch.nan)
-    pictures = [task.colorize(batch[task.name]), task.colorize(label), heatmap(confidence)]
-    return np.stack([to_uint8_image(picture) for picture in pictures])
+    return [task.colorize(batch[task.name]), task.colorize(label), heatmap(confidence)]
 
 
 def draw_affinity(affinity: Tensor, names: Sequence[str]) -> np.ndarray:

@@ -1,27 +1,19 @@
-"""Drawing helpers for callbacks: panel cells, titles, PNG files and image loggers."""
+"""Base class of callbacks that draw, PNG files and image loggers."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
-from einops import rearrange
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from htt_lightning.data.batch import Batch
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.tasks import PseudoLabel
-
-MARGIN, TITLE, FONT_SIZE = 6, 18, 12
-"""Margin around a panel cell, height of its title and of the font, in pixels."""
-MIN_CELL_WIDTH = 144
-"""Minimum width of a panel cell in pixels, which fits the longest title."""
 
 
 class EpochImageLogger(Callback):
@@ -60,13 +52,6 @@ def save_and_log(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) 
             logger.log_image(key=key, images=[picture], step=trainer.global_step)
 
 
-def vstack_images(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Stack pictures vertically, padded with white to equal width: uint8 ``h w 3``."""
-    width = max(picture.shape[1] for picture in pictures)
-    padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
-    return np.concatenate(padded)
-
-
 def head_of_batch(batch: Batch, count: int) -> Batch:
     """Copy the first ``count`` images of a batch, with all labels, to the CPU."""
     head: Batch = {key: value[:count].cpu() for key, value in batch.items() if isinstance(value, Tensor)}
@@ -76,31 +61,3 @@ def head_of_batch(batch: Batch, count: int) -> Batch:
         head["pseudo_labels"] = {task: PseudoLabel(*(values[:count].cpu() for values in pair)) for task, pair in labels}
     head["id"] = batch["id"][:count]
     return head
-
-
-def to_uint8_image(values: Tensor) -> np.ndarray:
-    """Convert images ``b 3 h w``, uint8 or in [0, 1], to uint8 ``b h w 3`` of at least ``MIN_CELL_WIDTH``."""
-    pixels = values if values.dtype == torch.uint8 else (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    factor = -(-MIN_CELL_WIDTH // pixels.shape[-1])
-    return rearrange(pixels.cpu(), "b c h w -> b h w c").numpy().repeat(factor, 1).repeat(factor, 2)
-
-
-def placeholder(picture: np.ndarray, text: str) -> np.ndarray:
-    """Draw an empty cell of the size of ``picture``, hatched if it has a text."""
-    height, width = picture.shape[:2]
-    cell = Image.new("RGB", (width, height), (235, 235, 235))
-    if text:
-        draw = ImageDraw.Draw(cell)
-        for x in range(-height, width, 12):
-            draw.line([(x, height), (x + height, 0)], fill=(205, 205, 205))
-        draw.text((width // 2, height // 2), text, fill=(90, 90, 90), anchor="mm", font_size=FONT_SIZE)
-    return np.asarray(cell)
-
-
-def with_title(picture: np.ndarray, title: str) -> np.ndarray:
-    """Add a title above a picture and a margin around it."""
-    height, width = picture.shape[:2]
-    cell = Image.new("RGB", (width + MARGIN, height + TITLE + MARGIN), "white")
-    cell.paste(Image.fromarray(picture), (MARGIN // 2, TITLE))
-    ImageDraw.Draw(cell).text((MARGIN // 2, 2), title, fill="black", font_size=FONT_SIZE)
-    return np.asarray(cell)

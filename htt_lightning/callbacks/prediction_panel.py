@@ -6,26 +6,22 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import (
-    EpochImageLogger,
-    head_of_batch,
-    placeholder,
-    save_and_log,
-    to_uint8_image,
-    vstack_images,
-    with_title,
-)
+from htt_lightning.callbacks.drawing import EpochImageLogger, head_of_batch, save_and_log
+from htt_lightning.callbacks.panel import PanelEntry, Row, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import Batch
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.colormap import error_heatmap
 
 
 class PredictionPanel(EpochImageLogger):
-    """Draw image, labels and predictions of every task after validation.
+    """Draw image, labels, predictions and errors of every task after validation.
 
-    The panel is written to ``panels/`` in the run directory and sent to the loggers. Hidden labels are hatched.
+    The panel is written to ``panels/`` in the run directory and sent to the loggers. A hidden label is
+    hatched.
 
     Args:
         num_val_images: Number of validation images to draw. 0 disables the panel.
@@ -36,7 +32,7 @@ class PredictionPanel(EpochImageLogger):
     def __init__(self, num_val_images: int = 3, num_train_images: int = 2, every_n_epochs: int = 1) -> None:
         super().__init__(num_val_images, num_train_images, every_n_epochs)
         self.path: Path | None = None
-        self._drawn: list[np.ndarray] = []
+        self._drawn: list[PanelEntry] = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *_: int
@@ -53,23 +49,31 @@ class PredictionPanel(EpochImageLogger):
         if self._train_batch is not None:
             maps = pl_module.decode(self._train_batch["image"].to(pl_module.device))
             self._drawn += draw_images(self._train_batch, maps, pl_module.tasks)
-        picture = vstack_images(self._drawn)
+        picture = draw_panel(self._drawn, task_legend(pl_module.tasks, self._drawn, errors=True))
         self._drawn, self._train_batch = [], None
         self.path = self._folder / "panels" / f"epoch_{trainer.current_epoch:03d}.png"
         save_and_log(trainer, self.path, "panel", picture)
 
 
-def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task]) -> list[np.ndarray]:
-    """Draw a picture per image, uint8 ``h w 3``: a row of labels above a row of decoded maps."""
-    pictures = []
-    for k, image in enumerate(to_uint8_image(batch["image"])):
-        labels = [with_title(image, f"image {batch['id'][k]}")]
-        predictions = [with_title(placeholder(image, ""), "")]
-        for task in tasks:
-            pair = [values[task.name][k : k + 1].cpu() for values in (batch, maps)]
-            label, prediction = (to_uint8_image(task.colorize(values))[0] for values in pair)
-            shown = label if batch["labeled"][task.name][k] else placeholder(label, "no label")
-            labels.append(with_title(shown, f"{task.name}: label"))
-            predictions.append(with_title(prediction, f"{task.name}: prediction"))
-        pictures.append(np.concatenate([np.concatenate(labels, 1), np.concatenate(predictions, 1)]))
-    return pictures
+def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task]) -> list[PanelEntry]:
+    """Draw labels, decoded maps and their errors, in three rows per image."""
+    return [
+        PanelEntry(f"image {name}", to_uint8(batch["image"][k]), _rows(batch, maps, tasks, k))
+        for k, name in enumerate(batch["id"])
+    ]
+
+
+def _rows(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task], k: int) -> list[tuple[str, Row]]:
+    """Draw the rows of image ``k``."""
+    labels: dict[str, np.ndarray | str] = {}
+    predictions, errors = labels.copy(), labels.copy()
+    for task in tasks:
+        target, values = (source[task.name][k : k + 1].cpu() for source in (batch, maps))
+        predictions[task.name] = to_uint8(task.colorize(values)[0])
+        if batch["labeled"][task.name][k]:
+            error = task.error_map(values, target).masked_fill(~task.valid_mask(target), torch.nan)
+            labels[task.name] = to_uint8(task.colorize(target)[0])
+            errors[task.name] = to_uint8(error_heatmap(error)[0])
+        else:
+            labels[task.name] = errors[task.name] = "no label"
+    return [("label", labels), ("prediction", predictions), ("error", errors)]

@@ -9,14 +9,12 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
-import torch
-from einops import rearrange
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from htt_lightning.callbacks.drawing import to_uint8_image, with_title
+from htt_lightning.callbacks.panel import PanelEntry, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datasets.image_folder import DESCRIPTION_FILE
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
@@ -28,8 +26,8 @@ from htt_lightning.tasks import Task
 
 Format = Literal["png", "npy"]
 """File format of maps, see ``PredictionWriter``."""
-MAX_CELL_SIZE = 320
-"""Maximum height and width of a panel cell in pixels."""
+MAX_COLUMNS = 3
+"""Maximum number of maps in a row of a panel that has one row."""
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -126,15 +124,11 @@ class PredictionWriter(BasePredictionWriter):
             values = maps[task.name]
             write_map(stem.with_name(f"{stem.name}_{task.name}"), task, values[0].numpy(), self.format)
             if self.save_visualizations or image is not None:
-                pictures[task.name] = rearrange(task.colorize(values), "1 c h w -> h w c").numpy()
+                pictures[task.name] = to_uint8(task.colorize(values)[0])
             if self.save_visualizations:
                 _save_png(stem.with_name(f"{stem.name}_{task.name}_view.png"), pictures[task.name])
         if image is not None:
-            pixels = (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
-            cells = {f"image {stem.name}": rearrange(pixels, "1 c h w -> h w c").numpy(), **pictures}
-            height, width = next(iter(pictures.values())).shape[:2]
-            panel = [with_title(_panel_cell(cell, height, width), title) for title, cell in cells.items()]
-            _save_png(stem.with_name(f"{stem.name}_panel.png"), np.concatenate(panel, 1))
+            _save_png(stem.with_name(f"{stem.name}_panel.png"), _panel(stem.name, image[0], pictures, tasks))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait for the threads, print the folder, and raise the collected errors."""
@@ -184,10 +178,10 @@ def _save_png(path: Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(partial, format="PNG", compress_level=1)  # higher is slow
 
 
-def _panel_cell(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize a picture uint8 ``h w 3`` to a panel cell with the aspect of ``height`` and ``width``."""
-    factor = min(MAX_CELL_SIZE / max(height, width), 1)
-    size = max(round(width * factor), 1), max(round(height * factor), 1)
-    small = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
-    cell: np.ndarray = to_uint8_image(torch.from_numpy(rearrange(small, "h w c -> 1 c h w")))[0]
-    return cell
+def _panel(title: str, image: Tensor, pictures: Mapping[str, np.ndarray], tasks: Sequence[Task]) -> np.ndarray:
+    """Draw an image and its maps, in two rows if there are more than ``MAX_COLUMNS``."""
+    names = [*pictures]
+    columns = len(names) if len(names) <= MAX_COLUMNS else -(-len(names) // 2)
+    rows = [{name: pictures[name] for name in names[k : k + columns]} for k in range(0, len(names), columns)]
+    entry = PanelEntry(title, to_uint8(image), [("", row) for row in rows])
+    return draw_panel([entry], task_legend(tasks, [entry]))

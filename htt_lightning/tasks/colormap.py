@@ -36,11 +36,20 @@ def apply_palette(palette: Tensor, index: Tensor) -> Tensor:
 
 def heatmap(values: Tensor) -> Tensor:
     """Draw a map ``b h w``, clipped to [0, 1], as a heat map uint8 ``b 3 h w``; NaN is missing."""
+    return _apply_ramp(values, cv2.COLORMAP_VIRIDIS)
+
+
+def error_heatmap(errors: Tensor) -> Tensor:
+    """Draw errors ``b h w``, clipped to [0, 1], from black to bright yellow, uint8 ``b 3 h w``; NaN is missing."""
+    return _apply_ramp(errors, cv2.COLORMAP_INFERNO)
+
+
+def _apply_ramp(values: Tensor, name: int) -> Tensor:
     level = (values.float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.int64)
-    return apply_palette(_heat_palette().to(values.device), level.masked_fill(values.isnan(), 256))
+    return apply_palette(_ramp(name).to(values.device), level.masked_fill(values.isnan(), 256))
 
 
 @cache
-def _heat_palette() -> Tensor:
-    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)
+def _ramp(name: int) -> Tensor:
+    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], name)
     return torch.from_numpy(ramp[:, 0, ::-1].copy())

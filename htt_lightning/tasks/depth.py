@@ -47,6 +47,7 @@ class Depth(BinnedRegression):
     higher_is_better: ClassVar[bool] = False
     metric_unit: ClassVar[str] = "m"
     output_unit: ClassVar[str] = "m"
+    large_error: ClassVar[str] = "25 % and more"
     metric_specs: ClassVar[Mapping[str, MetricSpec]] = {
         **dict.fromkeys(("abs_rel", "rmse_log"), MetricSpec("", higher_is_better=False)),
         **dict.fromkeys(("delta1", "delta2", "delta3"), MetricSpec()),
@@ -90,6 +91,10 @@ class Depth(BinnedRegression):
     def colorize(self, values: Tensor) -> Tensor:
         """Draw a heat map of the logarithm of depth."""
         return heatmap((values[:, 0].clamp(min=1e-6) / self.min_depth).log() / np.log(self.max_depth / self.min_depth))
+
+    def error_map(self, values: Tensor, target: Tensor) -> Tensor:
+        """Compute by how much the larger depth exceeds the smaller one, 25 % as 1."""
+        return 4 * (torch.maximum(values / target, target / values) - 1)[:, 0]
 
     def to_png(self, values: np.ndarray) -> np.ndarray | None:
         """Encode depth as millimeters, uint16 ``h w``; None if ``png_unit`` is None."""

@@ -45,6 +45,7 @@ class Normals(BinnedRegression):
     metric_unit: ClassVar[str] = "deg"
     output_unit: ClassVar[str] = "unit vector: x right, y up, z to the camera"
     output_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    large_error: ClassVar[str] = "30 degrees and more"
     png_unit: ClassVar[str] = "x y z = 2 * r g b / 255 - 1"
     metric_specs: ClassVar[Mapping[str, MetricSpec]] = dict.fromkeys(
         ("within_11.25", "within_22.5", "within_30"), MetricSpec()
@@ -97,6 +98,15 @@ class Normals(BinnedRegression):
         missing = ~values.isfinite().all(1, keepdim=True)
         picture = ((values.nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round()
         return picture.masked_fill(missing, MISSING_GRAY).to(torch.uint8)
+
+    def error_map(self, values: Tensor, target: Tensor) -> Tensor:
+        """Compute the angle, 30 degrees as 1."""
+        return torch.rad2deg((values * target).sum(1).clamp(-1, 1).acos()) / 30
+
+    def legend(self) -> list[tuple[str, Tensor]]:
+        """Return four directions."""
+        directions = {"right": (1, 0, 0), "left": (-1, 0, 0), "up": (0, 1, 0), "to the camera": (0, 0, 1)}
+        return [(name, torch.tensor(axis).float().view(1, 3, 1, 1)) for name, axis in directions.items()]
 
     def to_png(self, values: np.ndarray) -> np.ndarray:
         """Encode components as colors, uint8 ``h w 3``, exact to a quarter of a degree."""

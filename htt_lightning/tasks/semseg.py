@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -40,6 +41,7 @@ class PixelClassification(Task):
     higher_is_better: ClassVar[bool] = True
     metric_unit: ClassVar[str] = "%"
     output_unit: ClassVar[str] = "class index"
+    large_error: ClassVar[str] = "wrong class"
 
     @property
     def num_tokens(self) -> int:
@@ -98,6 +100,14 @@ class PixelClassification(Task):
     def colorize(self, values: Tensor) -> Tensor:
         """Draw each class in a fixed color."""
         return apply_palette(class_palette(self.num_tokens).to(values.device), values)
+
+    def error_map(self, values: Tensor, target: Tensor) -> Tensor:
+        """Compute 1 where the class is wrong."""
+        return (values != target).float()
+
+    def legend(self) -> list[tuple[str, Tensor]]:
+        """Return the classes."""
+        return [(name, torch.full((1, 1, 1), index)) for index, name in enumerate(self.class_names)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,6 +246,24 @@ def test_colorize_of_truth_equals_target(task):
     assert torch.equal(ours.movedim(1, -1)[seen], theirs.movedim(1, -1)[seen])
 
 
+@EVERY_TASK
+def test_error_map_is_zero_for_the_truth_and_grows(task):
+    target = random_target(task)
+    seen = ~is_missing(task, target)
+    truth = truth_as_prediction(task, target)
+    assert task.error_map(truth, target)[seen].abs().max() < 0.02
+    assert task.error_map(truth.roll(1, -1), target)[seen].max() > 0.5
+
+
+@EVERY_TASK
+def test_legend_maps_have_colors_of_the_task(task):
+    for text, values in task.legend():
+        assert text
+        picture = task.colorize(values)
+        assert picture.shape[:3] == (1, 3, 1)
+        assert not (picture == MISSING_GRAY).all(1).any()
+
+
 @pytest.mark.parametrize("classes", [2, 13, 21, 40])
 def test_class_palette_has_distinct_colors(classes):
     picture = SemSeg(classes=("",) * classes).colorize(torch.arange(classes).view(1, 1, -1))

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from htt_lightning.callbacks.drawing import placeholder, to_uint8_image, vstack_images, with_title
+from htt_lightning.callbacks.panel import PanelEntry, draw_panel, task_legend, to_uint8
 from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
 from htt_lightning.commands.check.statistics import label_warnings
 from htt_lightning.data.batch import to_target
@@ -140,31 +140,31 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
 
 def contact_sheet(scanners: Sequence[ImageScanner], num_images: int) -> np.ndarray | None:
     """Draw images of all splits beside the labels they keep, uint8 ``h w 3``, half of them from the first split."""
-    rows = []
+    entries = []
     for scanner, share in zip(scanners, (num_images - num_images // 2, num_images // 2), strict=False):
         positions = np.linspace(0, len(scanner) - 1, min(share, len(scanner))).round().astype(int)
-        rows += [draw_row(scanner, position) for position in positions]
-    return vstack_images(rows) if rows else None
+        entries += [draw_labels(scanner, position) for position in positions]
+    return draw_panel(entries, task_legend(scanners[0].images.tasks, entries)) if entries else None
 
 
-def draw_row(scanner: ImageScanner, position: int) -> np.ndarray:
-    """Draw an image and its maps side by side, uint8 ``h w 3``; missing labels and corrupt files are hatched."""
+def draw_labels(scanner: ImageScanner, position: int) -> PanelEntry:
+    """Draw an image and its labels; missing labels and corrupt files are hatched."""
     images, image = scanner.images, None
     index, labeled = images.items[position]
     with suppress(Exception):  # reported as a problem
         image = images.dataset.image(index)
     pixels = np.zeros((64, 96, 3), np.uint8) if image is None else image
     size = images.size or (pixels.shape[0], pixels.shape[1])
-    picture = to_uint8_image(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy())[None])[0]
-    title = f"{scanner.split} image {images.ids[position]}"
-    cells = {title: placeholder(picture, "corrupt") if image is None else picture}
+    cells: dict[str, np.ndarray | str] = {}
     for task in images.tasks:
-        cells[task.name] = placeholder(picture, "corrupt" if task.name in labeled else "no label")
+        cells[task.name] = "corrupt" if task.name in labeled else "no label"
         if task.name in labeled and image is not None:
             with suppress(Exception):  # reported as a problem
                 label = resize(scanner.read_label(position, task, image), size, "nearest")
-                cells[task.name] = to_uint8_image(task.colorize(to_target(label, task)[None]))[0]
-    return np.concatenate([with_title(cell, title) for title, cell in cells.items()], 1)
+                cells[task.name] = to_uint8(task.colorize(to_target(label, task)[None])[0])
+    title = f"{scanner.split} image {images.ids[position]}" + (" (corrupt)" if image is None else "")
+    picture = to_uint8(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy()))
+    return PanelEntry(title, picture, [("label", cells)])
 
 
 def _number(value: float | None) -> str:
