@@ -9,7 +9,7 @@ test test-slow test-minimum campaigns: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-slow test-minimum campaigns lint docs audit install
 
-demo: .venv/installed  ## train on rendered scenes with partial labels
+demo: .venv/demo  ## train on rendered scenes with partial labels
 	$(BIN)/htt fit --config synthetic.yaml
 
 test: .venv/installed  ## run the default tests
@@ -38,11 +38,13 @@ audit: .venv/installed  ## look for known vulnerabilities of the dependencies; a
 
 install: .venv/installed .venv-minimum/installed  ## create both environments
 
-.venv/installed: pyproject.toml
+.venv/demo: EXTRAS = pretrained
+.venv/installed: EXTRAS = all
+.venv/demo .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) --editable '.[all]'
-	touch $@
+	$(BIN)/python $(PIP) --editable '.[$(EXTRAS)]'
+	touch .venv/demo $@
 
 .venv-minimum/installed: pyproject.toml .ci/minimum.py
 	$(PYTHON) -m venv .venv-minimum

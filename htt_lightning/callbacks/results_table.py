@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +19,7 @@ from htt_lightning.callbacks.constant_baseline import constant_baseline_scores
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.io.files import atomic_path
-from htt_lightning.io.run_directory import RESULTS, run_directory
+from htt_lightning.io.run_directory import CONFIG, RESULTS, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import MetricSpec, Task
 
@@ -84,6 +86,8 @@ class ResultsTable(Callback):
         _write_json(path, rows)
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
         _print(trainer, _val_table(rows, trainer.current_epoch), path, *filter(None, panels))
+        if (checkpoint := self._folder / "checkpoints" / "last.ckpt").is_file():
+            _print_next_commands(checkpoint, self._folder / CONFIG)
 
     def _constants(self, trainer: L.Trainer, tasks: list[Task]) -> dict[str, float] | None:
         """Score the constant baselines, or return None if they are off."""
@@ -129,6 +133,22 @@ def _print(trainer: L.Trainer, table: Any, *paths: Path) -> None:
     console.print(table)
     for path in paths:
         console.out(path, highlight=False)
+
+
+def _print_next_commands(checkpoint: Path, config: Path) -> None:
+    """Print what to type next, with the program as the user typed it."""
+    program = sys.argv[0] if Path(sys.argv[0]).name in ("htt", "lightning") else "htt"
+    if shutil.which(Path(program).name):
+        program = Path(program).name
+    commands = (
+        f"predict --ckpt_path {checkpoint} --data ImageFolder --data.root FOLDER_OF_PHOTOS --out maps",
+        f"test --config {config} --ckpt_path {checkpoint}",
+        f"export --ckpt_path {checkpoint} --format onnx --out net.onnx",
+    )
+    console = Console()
+    console.out("Next:", highlight=False)
+    for command in commands:
+        console.out(f"  {program} {command}", highlight=False)
 
 
 def _row(value: float, spec: MetricSpec, primary: bool, epoch: int | None) -> dict[str, Any]:

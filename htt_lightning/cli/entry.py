@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from htt_lightning.cli.lightning_cli import COMMANDS, HTTCLI, built_objects, summary
 from htt_lightning.cli.parser import SuggestingParser
+from htt_lightning.cli.quiet import silence_foreign_messages
 from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
 from htt_lightning.errors import ConfigError, did_you_mean
 
@@ -28,6 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command line; ``sys.argv`` by default.
     """
+    silence_foreign_messages()
     try:
         words = normalize_args(sys.argv[1:] if args is None else [str(word) for word in args])
         if args is None:

@@ -88,6 +88,7 @@ class HTTCLI(LightningCLI):
             trainer_defaults={
                 "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
                 "callbacks": RunRecord(),
+                "enable_model_summary": False,  # its layers are those of every run, and its FLOPs are 0
             },
             parser_kwargs={"description": description, "prog": prog},
             args=self.words,

@@ -12,6 +12,7 @@ import pytest
 import torch
 import wandb
 import yaml
+from PIL import Image
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.cli.entry import main
@@ -95,6 +96,22 @@ def test_synthetic_config_runs_every_command(capsys):
     assert len(list(Path("runs").glob("*/test_metrics.*"))) == 2
     assert len(list((run_directory() / "predictions").glob("*_depth.png"))) == 3
     assert [task.name for task in HTTModule.load_from_checkpoint(checkpoint).tasks][-1] == "depth"
+
+
+def test_fit_ends_with_commands_that_run(capsys):
+    htt("fit", *DEPTH, over=SCENES | {"--data.labels": "full"})
+    printed = capsys.readouterr().out
+    assert "FLOPs" not in printed
+    predict, test, export = (line.split() for line in printed.partition("Next:")[2].splitlines() if line.strip())
+    assert {words[0] for words in (predict, test, export)} == {"htt"}
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save("photo.png")
+    main([word.replace("FOLDER_OF_PHOTOS", "photo.png") for word in predict[1:]])
+    assert Path("maps/photo_panel.png").is_file()
+    main(test[1:])
+    assert "test/depth/abs_err" in (run_directory() / "test_metrics.json").read_text()
+    export[export.index("onnx")] = "safetensors"  # the quickest to write
+    main(export[1:])
+    assert Path("net.onnx").is_file()
 
 
 def test_nyud_config_runs_every_command_on_a_tree(tree, capsys):
