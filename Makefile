@@ -7,7 +7,7 @@ PYTEST := -m pytest -n 2 --dist loadfile
 CORE := $(addprefix tests/,callbacks data discovery metrics models tasks)
 test test-slow test-minimum campaigns: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-slow test-minimum campaigns lint docs audit install
+.PHONY: demo test test-slow test-minimum campaigns lint docs notebooks audit install
 
 demo: .venv/demo  ## train on rendered scenes with partial labels
 	$(BIN)/htt fit --config synthetic.yaml
@@ -25,12 +25,15 @@ campaigns: .venv/installed  ## damage files and kill runs, for a few minutes
 	$(BIN)/python -m tools.damage_campaign --share 0.02
 	$(BIN)/python -m tools.kill_runs --kills 4
 
-lint: .venv/installed  ## check style, types, and for secrets in files (MD5 sums are none)
+lint: .venv/installed  ## check style, types, and for secrets in files (MD5 sums and pictures are none)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '"[0-9a-f]{32}"'
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines '"[0-9a-f]{32}"|"image/png":'
 
 docs: .venv/installed  ## build the documentation into site/; any warning is an error
 	$(BIN)/mkdocs build --strict
+
+notebooks: .venv/installed  ## run the notebooks and store their outputs, which the documentation shows
+	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 audit: .venv/installed  ## look for known vulnerabilities of the dependencies; asks a service on the internet
 	$(BIN)/python $(PIP) pip-audit
