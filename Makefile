@@ -10,7 +10,7 @@ test test-slow test-minimum campaigns: export OMP_NUM_THREADS = 1
 .PHONY: demo test test-slow test-minimum campaigns lint docs notebooks audit install
 
 demo: .venv/demo  ## train on rendered scenes with partial labels
-	$(BIN)/htt fit --config synthetic.yaml
+	$(BIN)/htt fit --config demo.yaml
 
 test: .venv/installed  ## run the default tests
 	$(BIN)/python $(PYTEST) $(OPTIONS)
