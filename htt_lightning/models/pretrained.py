@@ -77,7 +77,10 @@ def load_packaged_weights(backbone: str) -> dict[str, Tensor] | None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(path.stem[-8:]):
         raise ConfigError(f"{path} must have a SHA-256 that begins with {path.stem[-8:]}, got {digest[:8]}. {remedy}")
-    return rename_tensors(backbone, safe_torch_load(path))
+    try:
+        return rename_tensors(backbone, safe_torch_load(path))
+    except (ValueError, LookupError) as error:
+        raise ConfigError(f"{path} must hold the weights of {backbone}, got {error}. {remedy}") from error
 
 
 def rename_tensors(backbone: str, stored: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -74,6 +74,12 @@ def test_tensors_of_another_backbone_are_refused():
         rename_tensors(NAME, stored)
 
 
+def test_package_with_other_tensors_is_named(monkeypatch):
+    monkeypatch.setattr(pretrained, "safe_torch_load", lambda path: {"_conv_stem.bias": torch.zeros(32)})
+    with pytest.raises(ConfigError, match=rf"\.pth must hold the weights of {NAME}, got its 1 tensors[\s\S]*Run pip"):
+        Backbone(NAME, pretrained=True)
+
+
 def test_error_without_package_and_hub_names_both(monkeypatch):
     def missing(name):
         raise pretrained.PackageNotFoundError(name)
