@@ -70,13 +70,15 @@ def test_mean_confidences_are_those_of_the_archive(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_have_no_rejected_label(num_workers, store):
+def test_batches_have_no_rejected_label(num_workers, store, caplog):
     rejected = {(name, of_kind(store, name, "pseudo_label")) for name in ("0", "3", "5")}
     for name, task in rejected:
         store.set_rejected(name, task)
     data = tiny_data(**FEW, pseudo_labels=str(store.folder), num_workers=num_workers, batch_size=3, augment=None)
     data.prepare_data()
-    data.setup("fit")
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "3 rejected pseudo-labels" in caplog.text
     seen = set()
     for batch in data.train_dataloader():
         for task, (_, confidence) in batch["pseudo_labels"].items():
