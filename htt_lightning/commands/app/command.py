@@ -65,6 +65,8 @@ def serve(predictors: Mapping[str, HTTPredictor], review: Review | None, port: i
     """Serve the page until a signal ends the process; uploaded files are deleted then."""
     # Read when gradio is imported, and when it keeps uploaded files.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own page whether it is up
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     with tempfile.TemporaryDirectory(prefix="htt-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         from htt_lightning.commands.app.page import build_page, close, launch

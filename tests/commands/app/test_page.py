@@ -53,7 +53,8 @@ def server(files):
     """The running program and the address of its page."""
     pytest.importorskip("gradio")
     words = ["app", "--ckpt_path=kept/run.ckpt", "--pseudo_labels=pseudo", "--browser=false", *OPTIONS]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(files / "temporary")}
+    proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"), "http://192.0.2.1:9")
+    environment = os.environ | proxy | {"PYTHONPATH": str(ROOT), "TMPDIR": str(files / "temporary")}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", PROGRAM, *words]
     with subprocess.Popen(command, cwd=files, env=environment, **pipes) as process:
