@@ -1,5 +1,6 @@
 """Entry point of the program: dispatch of commands, packaged configs and shorthand arguments."""
 
+import json
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -15,6 +16,8 @@ from htt_lightning.cli.parser import SuggestingParser
 from htt_lightning.cli.quiet import silence_foreign_messages
 from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
 from htt_lightning.errors import ConfigError, did_you_mean
+from htt_lightning.io.run_directory import CONFIG
+from htt_lightning.training.results import load_mapping
 
 POSITIONAL_ARGS: dict[str, dict[str, Any]] = {
     "report": {"folders": {"nargs": "+", "metavar": "DIR", "help": "Runs, or folders that hold runs, such as runs."}},
@@ -82,7 +85,19 @@ def normalize_args(words: Sequence[str]) -> list[str]:
             word = "--overwrite=true"
         full.append(word)
     needs_data = built_objects(COMMANDS[command]) if command in COMMANDS else command in LightningCLI.subcommands()
-    return [command, "--data=SyntheticDataModule", *full[1:]] if needs_data and not specifies_dataset(full) else full
+    return [command, default_dataset(full), *full[1:]] if needs_data and not specifies_dataset(full) else full
+
+
+def default_dataset(words: Sequence[str]) -> str:
+    """Return the option for the dataset of a command line without one: that of ``app --run DIR``, else the scenes."""
+    for word, following in pairwise([*words, ""]):
+        key, _, value = word.partition("=")
+        path = Path(value or following) / CONFIG
+        if words[0] == "app" and key == "--run" and path.is_file():  # the command itself reports a missing one
+            config = load_mapping(path)
+            # The label mask depends on the seed.
+            return "--config=" + json.dumps({key: config[key] for key in ("seed_everything", "data") if key in config})
+    return "--data=SyntheticDataModule"
 
 
 def specifies_dataset(words: Sequence[str]) -> bool:

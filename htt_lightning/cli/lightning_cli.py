@@ -26,6 +26,7 @@ from htt_lightning.callbacks import (
 from htt_lightning.callbacks.save_config import SaveConfig
 from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups
 from htt_lightning.cli.user_errors import blame_option
+from htt_lightning.commands.app.command import app
 from htt_lightning.commands.check.command import check
 from htt_lightning.commands.discover import discover
 from htt_lightning.commands.export import export
@@ -38,6 +39,7 @@ from htt_lightning.training.resume import AUTO, LAST
 from htt_lightning.training.trainer import HTTTrainer
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "app": app,
     "discover": discover,
     "check": check,
     "export": export,

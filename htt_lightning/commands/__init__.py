@@ -1,3 +1,3 @@
-"""Commands besides those of Lightning: `check`, `discover`, `export`, `info` and `report`."""
+"""Commands besides those of Lightning: `app`, `check`, `discover`, `export`, `info` and `report`."""
 
 __all__: list[str] = []

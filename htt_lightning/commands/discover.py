@@ -35,7 +35,8 @@ def discover(
 ) -> None:
     """Write pseudo-labels, with their confidence, for the labels that training images lack.
 
-    Existing files are kept, so an interrupted command resumes. Train on the result with ``data.pseudo_labels``.
+    Existing files are kept, so an interrupted command resumes, and so are rejections. Train on the result with
+    ``data.pseudo_labels``.
 
     Args:
         trainer: Trainer whose devices run the network.
@@ -99,7 +100,9 @@ class _PseudoLabelWriter(L.LightningModule):
         if self.trainer.is_global_zero:
             prepare_folder(self.store, self.manifest(), self.overwrite)
         names = [name for name, tasks in self.missing.items() if tasks]
-        self.pending = {name for name in names if not self.store.path(name).is_file()}
+        rejected, lacking = self.store.rejected(), self.missing
+        wanted = [name for name in names if {task.name for task in lacking[name]} - {*rejected.get(name, ())}]
+        self.pending = {name for name in wanted if not self.store.path(name).is_file()}
         self.pending = self.trainer.strategy.broadcast(self.pending)
         if not self.pending:
             return []
@@ -143,7 +146,10 @@ def to_arrays(found: PseudoLabel) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare_folder(store: PseudoLabelStore, manifest: dict[str, Any], overwrite: bool) -> None:
-    """Prepare a folder for pseudo-labels, and write its manifest; ``overwrite`` deletes those of another manifest."""
+    """Prepare a folder for pseudo-labels, and write its manifest; ``overwrite`` deletes those of another manifest.
+
+    Labels that were rejected stay so.
+    """
     folder = store.folder
     if folder.is_file():
         raise ConfigError(f"--out must be a folder, got the file {folder}.")
@@ -162,4 +168,6 @@ def prepare_folder(store: PseudoLabelStore, manifest: dict[str, Any], overwrite:
             )
         if changed and (folder / "maps").exists():
             shutil.rmtree(folder / "maps")
+        if not changed and "rejected" in stored:
+            manifest = manifest | {"rejected": stored["rejected"]}
     store.write_manifest(manifest)

@@ -201,6 +201,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"share {len(self.train)} labeled training images, got {self.batch_size}."
                 )
             rank_zero_info(self.label_summary)
+            if self.pseudo_labels and (rejected := sum(map(len, self.pseudo_labels.rejected().values()))):
+                rank_zero_info(f"{rejected} rejected pseudo-labels of {self.pseudo_labels.folder} are left out.")
             if self.trainer and (folder := run_directory(self.trainer)) and self.trainer.is_global_zero:
                 self.label_mask(self.train.dataset).save(folder / LABEL_MASK)
         self.val = self.partial_label_dataset("val", fitting=stage == "fit")

@@ -144,7 +144,8 @@ class PartialLabelDataset(Dataset[Batch]):
         transform: Augmentation or padding of an image and its maps.
         size: Height and width in pixels to resize images and maps to on reading; None keeps their sizes.
         seed: Seed of the augmentation, which depends on it, the epoch and the image id alone.
-        pseudo_labels: Pseudo-labels on disk for the missing labels; None for none.
+        pseudo_labels: Pseudo-labels on disk for the missing labels; None for none. Labels that are rejected at this
+            time are left out.
 
     Attributes:
         ids: Image ids.
@@ -161,7 +162,7 @@ class PartialLabelDataset(Dataset[Batch]):
         seed: int = 0,
         pseudo_labels: PseudoLabelStore | None = None,
     ) -> None:
-        self.pseudo_labels = pseudo_labels
+        self.pseudo_labels, self._rejected = pseudo_labels, pseudo_labels.rejected() if pseudo_labels else {}
         self.dataset, self.tasks, self.transform, self.size, self.seed = dataset, tuple(tasks), transform, size, seed
         indices = {name: index for index, name in enumerate(dataset.ids)}
         self.ids = list(labels)
@@ -184,7 +185,9 @@ class PartialLabelDataset(Dataset[Batch]):
                 arrays[task.name] = self.dataset.label(index, task.name)
         if self.pseudo_labels:
             height, width = self.size or arrays["image"].shape[:2]
-            arrays |= self.pseudo_labels.read(name, self.missing_tasks(position), (height, width))
+            rejected = self._rejected.get(name, ())
+            tasks = [task for task in self.missing_tasks(position) if task.name not in rejected]
+            arrays |= self.pseudo_labels.read(name, tasks, (height, width))
         if self.size:
             for map_name, array in arrays.items():
                 arrays[map_name] = resize(array, self.size, "bilinear" if map_name == "image" else "nearest")

@@ -2,6 +2,7 @@
 
 A store is a folder with ``manifest.json`` and ``maps/<id>.npz``. The archive of an image holds, for every task without
 ground truth, the pseudo-label under the task's name and its confidence (uint8, 255 is 1) under ``<task>.confidence``.
+The manifest names the pseudo-labels that a person has rejected. Training does without them.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from htt_lightning.data.batch import Arrays, MapTransform, to_target
-from htt_lightning.errors import DataError
+from htt_lightning.errors import ConfigError, DataError
 from htt_lightning.io.files import atomic_path, is_outside
 from htt_lightning.tasks import PseudoLabel, Task
 
@@ -39,13 +40,16 @@ class PseudoLabelStore:
         return path
 
     def manifest(self) -> dict[str, Any]:
-        """Read the manifest: ``dataset``, ``checkpoint`` and ``images``."""
+        """Read the manifest: ``dataset``, ``checkpoint``, ``images`` and, if there are any, ``rejected`` labels."""
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_path.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT or not isinstance(manifest["checkpoint"]["sha256"], str):
                 raise ValueError(f"not a manifest of format {FORMAT}")
             if not all(isinstance(part, dict) for part in (manifest["dataset"]["tasks"], *manifest["images"].values())):
                 raise ValueError("its tasks and images must be objects")
+            rejected = manifest.get("rejected", {}).values()
+            if not all(isinstance(tasks, list) and all(isinstance(task, str) for task in tasks) for tasks in rejected):
+                raise ValueError("its rejected labels must be lists of tasks by image")
         except FileNotFoundError as error:
             message = f"data.pseudo_labels must be a folder with manifest.json, got {self.folder}. Run discover first."
             raise DataError(message, missing_path=self.manifest_path) from error
@@ -54,9 +58,37 @@ class PseudoLabelStore:
         return manifest
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Write ``dataset`` (a fingerprint), ``checkpoint`` and ``images`` (by id and task the origin of the label)."""
+        """Write the manifest.
+
+        Args:
+            manifest: ``dataset`` (a fingerprint), ``checkpoint``, ``images`` (by id and task the origin of the label)
+                and perhaps ``rejected`` (by id the tasks whose pseudo-label is left out).
+        """
         with atomic_path(self.manifest_path) as partial:
             partial.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n", encoding="utf-8")
+
+    def rejected(self) -> dict[str, list[str]]:
+        """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
+        return self.manifest().get("rejected", {}) if self.manifest_path.is_file() else {}
+
+    def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
+        """Reject a pseudo-label in the manifest, so that training does without it, or keep it again.
+
+        Args:
+            name: Image id.
+            task: Name of the task.
+            rejected: False to keep the label.
+
+        Raises:
+            ConfigError: The image has no pseudo-label of the task.
+        """
+        manifest = self.manifest()
+        if manifest["images"].get(name, {}).get(task) != "pseudo_label":
+            raise ConfigError(f"Only a pseudo-label of {self.folder} can be rejected, got {task} of image {name!r}.")
+        images: dict[str, list[str]] = manifest.pop("rejected", {})
+        tasks = {*images.pop(name, []), task} if rejected else {*images.pop(name, [])} - {task}
+        images |= {name: sorted(tasks)} if tasks else {}
+        self.write_manifest(manifest | ({"rejected": images} if images else {}))
 
     def write(self, name: str, maps: Mapping[str, tuple[Task, np.ndarray, np.ndarray]]) -> None:
         """Write an image's archive: by task the ``Task``, a label as datasets return it, and its confidence ``h w``."""
@@ -90,6 +122,15 @@ class PseudoLabelStore:
             raise DataError(f"{path} is missing or corrupt ({error}). Run discover again.") from error
         return arrays
 
+    def mean_confidences(self, name: str, tasks: Sequence[str]) -> dict[str, float]:
+        """Read the mean confidences in [0, 1] of an image's pseudo-labels, by the name of their task."""
+        path = self.path(name)
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return {task: archive[f"{task}.confidence"].mean() / MAX_CONFIDENCE for task in tasks}
+        except Exception as error:  # corrupt archives raise errors of many types
+            raise DataError(f"{path} is missing or corrupt ({error}). Run discover again.") from error
+
     def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task], dataset: Mapping[str, Any]) -> None:
         """Raise a ``DataError`` if the store is of another dataset or lacks a pseudo-label.
 
@@ -98,7 +139,7 @@ class PseudoLabelStore:
             tasks: Tasks of the run.
             dataset: ``fingerprint`` of the dataset.
         """
-        manifest = self.manifest()
+        manifest, rejected = self.manifest(), self.rejected()
         stored = manifest["dataset"]
         changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
         changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]
@@ -109,7 +150,7 @@ class PseudoLabelStore:
             for task in missing:
                 if manifest["images"].get(name, {}).get(task) != "pseudo_label":
                     raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. See data.labels.")
-            if missing and not self.path(name).is_file():
+            if {*missing} - {*rejected.get(name, ())} and not self.path(name).is_file():
                 raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
 
 

@@ -79,10 +79,10 @@ class Edges(Task):
         return PseudoLabel((probability > self.pseudo_label_cutoff).long(), 2 * (probability - 0.5).abs())
 
     def confidence_mask(self, confidence: Tensor) -> Tensor:
-        """Select the pixels above the threshold, or below it as in the release."""
+        """Select the pixels above the threshold, or below it as in the release; never those without confidence."""
         if self.confidence_rule == "above":
             return confidence > self.confidence_threshold
-        return confidence < self.confidence_threshold
+        return (confidence > 0) & (confidence < self.confidence_threshold)
 
     def pseudo_label_loss(self, output: TaskOutput, found: PseudoLabel, valid: Tensor) -> Tensor:
         """Compute the balanced binary cross entropy, mean over confident pixels."""

@@ -57,6 +57,10 @@ def copied(complete, tmp_path):
     return PseudoLabelStore(Path(shutil.copytree(complete.folder, tmp_path / "out")))
 
 
+def discovered(store, name):
+    return [task for task, kind in store.manifest()["images"][name].items() if kind == "pseudo_label"]
+
+
 def contents(store):
     return {path.name: path.read_bytes() for path in (store.folder / "maps").iterdir()}
 
@@ -124,6 +128,23 @@ def test_discover_resumes(tmp_path, complete, checkpoint, monkeypatch):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     monkeypatch.setattr(PseudoLabelStore, "write", None)
     discover_into(out, checkpoint)  # nothing is left to write
+
+
+def test_discover_keeps_rejections_and_redoes_none(copied, checkpoint, monkeypatch):
+    (first, *tasks), second = discovered(copied, "0"), discovered(copied, "1")[0]
+    for task in (first, *tasks):
+        copied.set_rejected("0", task)
+    copied.set_rejected("1", second)
+    for name in ("0", "1"):
+        copied.path(name).unlink()
+    written, write = [], PseudoLabelStore.write
+    monkeypatch.setattr(PseudoLabelStore, "write", lambda self, *args: [written.append(args[0]), write(self, *args)])
+    discover_into(copied.folder, checkpoint)
+    assert written == ["1"]
+    assert copied.rejected() == {"0": sorted([first, *tasks]), "1": [second]}
+    copied.check(tiny_data(**FEW).labels_per_image("train", tiny_data(**FEW).build_dataset("train")), [], {"tasks": {}})
+    discover_into(copied.folder, checkpoint, tiny_data(**FEW, seed=3), overwrite=True)
+    assert copied.rejected() == {}, "labels of another mask are new ones"
 
 
 def test_discover_keeps_folder_of_other_run(tmp_path, copied, checkpoint):
@@ -197,7 +218,7 @@ def test_pseudo_labels_are_augmented_with_their_image(tmp_path):
         missing = [task for task in data.tasks if task.name not in labels[name]]
         store.write(name, {task.name: (task, dataset.label(k, task.name), certain) for task in missing})
         images[name] = dict.fromkeys(labels[name], "ground_truth") | {task.name: "pseudo_label" for task in missing}
-    store.write_manifest({"dataset": data.fingerprint(), "checkpoint": {}, "images": images})
+    store.write_manifest({"dataset": data.fingerprint(), "checkpoint": {"sha256": ""}, "images": images})
     few = tiny_data(**FEW, pseudo_labels=str(store.folder))
     few.setup("fit")
     data.setup("fit")

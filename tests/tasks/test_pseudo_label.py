@@ -174,9 +174,9 @@ def test_is_correct_holds_for_the_truth(task):
 
 
 def test_released_edges_keep_the_unconfident():
-    confidence = torch.tensor([0.2, 0.995])
-    assert Edges().confidence_mask(confidence).tolist() == [False, True]
-    assert Edges(confidence_rule="below_as_released").confidence_mask(confidence).tolist() == [True, False]
+    confidence = torch.tensor([0.0, 0.2, 0.995])
+    assert Edges().confidence_mask(confidence).tolist() == [False, False, True]
+    assert Edges(confidence_rule="below_as_released").confidence_mask(confidence).tolist() == [False, True, False]
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 2, 4, 16]), st.data())

@@ -1,0 +1,107 @@
+"""Rejection of stored pseudo-labels, and training without them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from htt_lightning import LabelDiscovery
+from htt_lightning.data.pseudo_labels import PseudoLabelStore
+from htt_lightning.errors import ConfigError, DataError
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
+
+FEW = {"tasks": "semseg,normals,depth,edges", "labels": "random-label"}
+
+
+def store_truth(folder, data, confidence=1.0):
+    """Store the hidden labels of the tiny dataset as its pseudo-labels."""
+    store, dataset, images = PseudoLabelStore(folder), data.build_dataset("train"), {}
+    labels = data.labels_per_image("train", dataset)
+    for k, name in enumerate(dataset.ids):
+        missing = [task for task in data.tasks if task.name not in labels[name]]
+        maps = {task.name: (task, dataset.label(k, task.name), np.full((32, 48), confidence)) for task in missing}
+        store.write(name, maps)
+        images[name] = dict.fromkeys(labels[name], "ground_truth") | dict.fromkeys(maps, "pseudo_label")
+    store.write_manifest({"dataset": data.fingerprint(), "checkpoint": {"sha256": ""}, "images": images})
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return store_truth(tmp_path / "store", tiny_data(**FEW))
+
+
+def of_kind(store, name, kind):
+    return next(task for task, found in store.manifest()["images"][name].items() if found == kind)
+
+
+def test_rejection_is_written_and_taken_back(store):
+    task, before = of_kind(store, "3", "pseudo_label"), store.manifest_path.read_bytes()
+    for _ in range(2):
+        store.set_rejected("3", task)
+        assert store.rejected() == {"3": [task]}
+    assert store.manifest()["images"]["3"][task] == "pseudo_label"
+    store.set_rejected("3", task, rejected=False)
+    assert store.manifest_path.read_bytes() == before
+    assert [path.name for path in store.folder.iterdir() if path.is_file()] == ["manifest.json"]
+
+
+def test_only_pseudo_labels_can_be_rejected(store):
+    for name, task in (("3", of_kind(store, "3", "ground_truth")), ("3", "sound"), ("nobody", "depth")):
+        with pytest.raises(ConfigError, match=f"{task} of image '{name}'"):
+            store.set_rejected(name, task)
+    assert store.rejected() == {}
+
+
+@pytest.mark.parametrize("rejected", [3, None, ["3"], {"3": "depth"}, {"3": [1]}])
+def test_corrupt_rejections_are_named(rejected, store):
+    store.manifest_path.write_text(json.dumps(store.manifest() | {"rejected": rejected}))
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        store.rejected()
+
+
+def test_mean_confidences_are_those_of_the_archive(tmp_path):
+    store = store_truth(tmp_path / "store", tiny_data(**FEW), 0.4)
+    task = of_kind(store, "3", "pseudo_label")
+    assert store.mean_confidences("3", [task]) == {task: pytest.approx(0.4)}
+    with pytest.raises(DataError, match=r"3\.npz"):
+        store.mean_confidences("3", [of_kind(store, "3", "ground_truth")])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_have_no_rejected_label(num_workers, store, caplog):
+    rejected = {(name, of_kind(store, name, "pseudo_label")) for name in ("0", "3", "5")}
+    for name, task in rejected:
+        store.set_rejected(name, task)
+    data = tiny_data(**FEW, pseudo_labels=str(store.folder), num_workers=num_workers, batch_size=3, augment=None)
+    data.prepare_data()
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "3 rejected pseudo-labels" in caplog.text
+    seen = set()
+    for batch in data.train_dataloader():
+        for task, (_, confidence) in batch["pseudo_labels"].items():
+            absent = (confidence == 0).all(-1).all(-1)
+            unlabeled = ~batch["labeled"][task]
+            seen |= {(name, task) for name, gone in zip(batch["id"], absent & unlabeled, strict=True) if gone}
+    assert seen == rejected
+
+
+def test_rejected_labels_add_no_loss(tmp_path, store):
+    """With every label rejected, a run equals one without pseudo-labels."""
+    for name, kinds in store.manifest()["images"].items():
+        for task in (task for task, kind in kinds.items() if kind == "pseudo_label"):
+            store.set_rejected(name, task)
+
+    def fit(**options):
+        torch.manual_seed(0)
+        overrides = {"edges": {"confidence_rule": "below_as_released"}}
+        data = tiny_data(**FEW, task_overrides=overrides, augment=None, **options)
+        module = tiny_module(data)
+        trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)])
+        trainer.fit(module, data)
+        return module.state_dict()
+
+    taught, plain = fit(pseudo_labels=str(store.folder)), fit()
+    assert all(torch.equal(value, plain[key]) for key, value in taught.items())
