@@ -5,13 +5,15 @@ The library ``datasets`` writes the columns of the shards into its cache once, f
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataset
@@ -27,31 +29,38 @@ SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("va
 """Beginnings of the names of a split's shards; the first that a folder has counts."""
 
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)\b")
-_KINDS = {"f": "float", "fiu": "float or integer"}
+_KINDS = {"b": "boolean", "f": "float", "i": "integer", "u": "unsigned integer"}
 
 
-class HubRepo(NamedTuple):
-    """Dataset repository on the Hugging Face hub, and the commit or branch that is read."""
+@dataclass(frozen=True)
+class HubRepo:
+    """Dataset repository on the Hugging Face hub.
 
-    name: str
+    Args:
+        repo: Name of the repository, such as ``tanganke/nyuv2``.
+        revision: Commit, tag or branch to read.
+    """
+
+    repo: str
     revision: str
 
-    def download(self, split: Split) -> Path:
-        """Download the shards of a split, unless they are in the cache of the hub's client; return their folder."""
+    def download(self, patterns: Sequence[str]) -> Path:
+        """Download files, unless they are in the cache of the hub's client; return the folder of the repository."""
         from huggingface_hub import snapshot_download
 
         import_datasets()  # fails before the download
-        patterns = [f"*{name}-*.parquet" for name in SPLIT_NAMES[split]]
         try:
-            folder = snapshot_download(self.name, repo_type="dataset", revision=self.revision, allow_patterns=patterns)
+            folder = snapshot_download(
+                self.repo, repo_type="dataset", revision=self.revision, allow_patterns=list(patterns)
+            )
         except Exception as error:  # clients of the hub raise many types
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise DataError(
-                f"data.root {HUB} must reach the dataset {self.name} on the Hugging Face hub, got {reason}; or set "
+                f"data.root {HUB} must reach the dataset {self.repo} on the Hugging Face hub, got {reason}; or set "
                 f"data.root to a folder with its .parquet files of revision {self.revision}."
             ) from error
         if (commit := Path(folder).name) != self.revision:
-            rank_zero_info(f"Reading {self.name} at commit {commit}.")
+            rank_zero_info(f"Reading {self.repo} at commit {commit}.")
         return Path(folder)
 
 
@@ -78,19 +87,36 @@ def find_shards(root: str, split: Split, repo: HubRepo) -> list[Path]:
     Raises:
         DataError: The repository cannot be downloaded, or shards are missing.
     """
-    folder = repo.download(split) if root == HUB else Path(root).expanduser()
+    names = SPLIT_NAMES[split]
+    patterns = [f"*{name}-*.parquet" for name in names]
+    folder = repo.download(patterns) if root == HUB else Path(root).expanduser()
     found = list(folder.glob("[!.]*.parquet")) or list(folder.glob("data/[!.]*.parquet"))
     found.sort(key=lambda path: natural_key(path.name))
     if not found and root != HUB:
         return []
-    names = SPLIT_NAMES[split]
     for name in names:
         if shards := [path for path in found if re.match(rf"{name}[-.]", path.name)]:
             _check_numbers(shards)
             return shards
     expected = " or ".join(f"{name}-*.parquet" for name in names)
     got = ", ".join(path.name for path in found[:3]) or "none"
-    raise DataError(f"{folder} must have shards {expected}, got {got}. Download them from {repo.name}.")
+    raise DataError(f"{folder} must have shards {expected}, got {got}. Download them from {repo.repo}.")
+
+
+def match_shards(root: str, pattern: str, repo: HubRepo | None) -> list[Path]:
+    """Find the shards that match a pattern in order, in a folder or, if ``root`` is ``hub``, in the repository.
+
+    Raises:
+        HTTError: No repository is named, it cannot be downloaded, or shards are missing.
+    """
+    if root == HUB and repo is None:
+        raise ConfigError("data.hub must name the repository if data.root is hub, got null. Set repo and revision.")
+    folder = repo.download([pattern]) if root == HUB and repo else Path(root).expanduser()
+    shards = sorted(folder.glob(pattern), key=lambda path: natural_key(path.name))
+    if not shards:
+        raise DataError(f"{folder} must have files {pattern}, got none.", missing_path=folder / pattern)
+    _check_numbers(shards)
+    return shards
 
 
 def _check_numbers(shards: Sequence[Path]) -> None:
@@ -112,7 +138,7 @@ def _check_numbers(shards: Sequence[Path]) -> None:
 class ParquetDataset(FileDataset):
     """One split in Parquet shards. Ids are the numbers of the rows, from ``0``, through all shards.
 
-    Images and fields are nested lists ``c h w`` or ``h w``. A label is read from its own column alone.
+    Images and labels are nested lists ``c h w`` or ``h w``. A label is read from its own column alone.
 
     Args:
         shards: Paths in the order of the rows.
@@ -146,7 +172,7 @@ class ParquetDataset(FileDataset):
             raise combine_errors(errors)
         self._starts = [0, *accumulate(counts)]
         self.ids = [str(row) for row in range(self._starts[-1])]
-        names = [column.folder for column in self.formats.values()]
+        names = dict.fromkeys(column.folder for column in self.formats.values())
         tables = [_open_shard(path, names) for path in track(self.shards, f"Opening {len(shards)} shards")]
         self._columns = {
             key: [table.select_columns([column.folder]).with_format("arrow") for table in tables]
@@ -171,6 +197,10 @@ class ParquetDataset(FileDataset):
     def check_label(self, index: int, task: str) -> None:
         """Check the shape of a label, from the lengths of its lists."""
         self._label_values(index, task)
+
+    def available(self, task: str) -> NDArray[np.bool_]:
+        """Return which images have a label of the task: all if there is a column for it, else none."""
+        return np.full(len(self.ids), task in self.formats)
 
     def location(self, index: int, key: str = "image") -> str:
         """Return shard, row and column of an image or label."""
@@ -220,7 +250,7 @@ def _check_shard(path: Path, formats: Mapping[str, FileFormat]) -> int:
         kind, depth = _storage(schema.field(column.folder).type), 0
         while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
             kind, depth = _storage(kind.value_type), depth + 1
-        is_number = types.is_floating(kind) or types.is_integer(kind)
+        is_number = types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)
         is_valid = is_number and np.dtype(kind.to_pandas_dtype()).kind in column.dtype_kinds
         if not is_valid or depth not in {2 + len(shape) for shape in column.channel_shapes}:
             raise DataError(
@@ -232,10 +262,11 @@ def _check_shard(path: Path, formats: Mapping[str, FileFormat]) -> int:
 
 def _description(column: FileFormat) -> str:
     shapes = (" ".join([*map(str, channels), "h w"]) for channels in column.channel_shapes)
-    return f"{_KINDS[column.dtype_kinds]} {' or '.join(shapes)}"
+    kinds = column.dtype_kinds.replace("u", "") if "i" in column.dtype_kinds else column.dtype_kinds
+    return f"{' or '.join(_KINDS[kind] for kind in kinds)} {' or '.join(shapes)}"
 
 
-def _open_shard(path: Path, columns: Sequence[str]) -> Any:
+def _open_shard(path: Path, columns: Iterable[str]) -> Any:
     """Memory-map the columns of a shard, which are written to the cache of ``datasets`` at the first call."""
     datasets = import_datasets()
     shown = not datasets.are_progress_bars_disabled()

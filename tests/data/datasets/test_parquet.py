@@ -19,7 +19,6 @@ from htt_lightning.data.datasets import nyud
 from htt_lightning.data.datasets.cityscapes import Cityscapes, CityscapesDataModule
 from htt_lightning.data.datasets.nyud import NYUD
 from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, find_shards
-from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.errors import DataError, HTTError
 from tests.conftest import ROOT
 from tests.data.datasets import test_cityscapes
@@ -31,24 +30,7 @@ ALL = ("semseg", "depth", "normals")
 SIZE = (32, 48)
 SHARD = "train-00001-of-00002.parquet"
 
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    """Folder of the tree ``NYUDv2`` and of its shards, as features and as nested lists."""
-    folder = tmp_path_factory.mktemp("scenes")
-    write_nyud_tree(folder / "NYUDv2", train=5, val=2, size=SIZE)
-    for split, count in (("train", 2), ("val", 1)):
-        columns = rows_of(folder / "NYUDv2" / split)
-        write_shards(folder / "features" / "data", columns, split, count)
-        write_shards(folder / "lists", columns, split, count, as_lists=True)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Keep the caches of the hub and of ``datasets`` in the test's folder."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+pytestmark = pytest.mark.usefixtures("hub_caches")
 
 
 @pytest.fixture
@@ -345,7 +327,7 @@ from tests.data.datasets.local_hub import serve
 folder, repo, commit = sys.argv[1:]
 with serve(folder, repo, commit) as server:
     os.environ |= {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": f"{folder}/home"}
-    from htt_lightning import NYUDDataModule
+    from htt_lightning import FolderDataModule, NYUDDataModule
     from htt_lightning.errors import DataError
 
     server.ends_early = "train-00001-of-00002.parquet"
@@ -365,4 +347,4 @@ assert len(NYUDDataModule("hub").build_dataset("train").ids) == 5
 @pytest.mark.slow
 def test_interrupted_download_goes_on_and_is_kept(scenes, tmp_path):
     shutil.copytree(scenes / "features", tmp_path / "repo")
-    run("-c", DOWNLOAD, tmp_path / "repo", *nyud.REPO, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    run("-c", DOWNLOAD, tmp_path / "repo", nyud.REPO.repo, nyud.REPO.revision, cwd=tmp_path, PYTHONPATH=str(ROOT))
