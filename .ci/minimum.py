@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("export", "report", "notebooks", "test")
+EXTRAS = ("export", "hub", "report", "notebooks", "test")
 """Extras that the tests need."""
 
 

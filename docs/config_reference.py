@@ -14,7 +14,7 @@ import htt_lightning
 from htt_lightning import PartialLabelDataModule, Task, tasks
 from htt_lightning.cli import main
 from htt_lightning.cli.lightning_cli import COMMANDS
-from htt_lightning.data import AugmentConfig, LabelFiles
+from htt_lightning.data import AugmentConfig, HubRepo, LabelFiles
 
 GROUPS = ("model", "discovery", "guard", "panel", "discovery_panel", "results", "checkpoint", "trainer")
 """Groups of options that every command of Lightning has, besides ``data``."""
@@ -117,7 +117,7 @@ def reference() -> str:
         f"### {name}\n\n{first_sentence(parser.description)}\n\n{options(parser)}" for name, parser in commands.items()
     ]
     parts += ["### predictions\n\nOptions of `predict`.\n", options(commands["predict"], "predictions"), DATA]
-    parts += [settings(kind) for kind in (*classes(PartialLabelDataModule), AugmentConfig, LabelFiles)]
+    parts += [settings(kind) for kind in (*classes(PartialLabelDataModule), AugmentConfig, LabelFiles, HubRepo)]
     parts += [TASKS, *(settings(kind) for kind in classes(Task))]
     parts += [f"## {group}\n\n{options(commands['fit'], group)}" for group in GROUPS]
     return "\n".join(parts)

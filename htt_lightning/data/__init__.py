@@ -9,6 +9,7 @@ from htt_lightning.data.datasets.label_files import LabelFiles
 from htt_lightning.data.datasets.mixed import MixedDataModule, MixedDataset
 from htt_lightning.data.datasets.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.datasets.nyud40 import NYUD40, NYUD40DataModule
+from htt_lightning.data.datasets.parquet import HubRepo
 from htt_lightning.data.datasets.pascal_context import PASCALContext, PASCALContextDataModule
 from htt_lightning.data.datasets.synthetic import SyntheticDataModule, SyntheticScenes
 from htt_lightning.data.masks.files import read_mask
@@ -17,7 +18,7 @@ from htt_lightning.data.transforms import AugmentConfig
 
 __all__ = [
     "NYUD", "NYUD40", "AugmentConfig", "Cityscapes", "CityscapesDataModule", "DenseDataset", "Folder",
-    "FolderDataModule", "ImageFolder", "LabelFiles", "LabelMask", "MixedDataModule", "MixedDataset",
+    "FolderDataModule", "HubRepo", "ImageFolder", "LabelFiles", "LabelMask", "MixedDataModule", "MixedDataset",
     "NYUD40DataModule", "NYUDDataModule", "PASCALContext", "PASCALContextDataModule", "PartialLabelDataModule",
     "PartialLabelDataset", "SyntheticDataModule", "SyntheticScenes", "read_mask", "sample_mask",
 ]  # fmt: skip

@@ -31,11 +31,13 @@ class DenseDataset(ABC):
         ids: Image ids in natural order ("2" before "10").
         expected_layout: Folders and files of the dataset, for error messages; empty if they are not fixed.
         published: Number of images in the published split; None if it was not published.
+        restore_hint: How to get images that are missing from a published split.
     """
 
     ids: list[str]
     expected_layout: str = ""
     published: int | None = None
+    restore_hint: str = "Unpack the archive again"
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
@@ -73,7 +75,7 @@ class DenseDataset(ABC):
         """Return sentences about what may be wrong with the split as a whole."""
         if self.published is None or self.published == len(self.ids):
             return []
-        hint = " Unpack the archive again if none was left out on purpose." if len(self.ids) < self.published else ""
+        hint = f" {self.restore_hint} if none was left out on purpose." if len(self.ids) < self.published else ""
         return [f"{len(self.ids)} images found, but {self.published} were published.{hint}"]
 
     def check(self, labels: Mapping[str, Sequence[str]]) -> None:

@@ -1,4 +1,6 @@
-"""Cityscapes with 7 or 19 classes and inverse depth, in the ``.npy`` archive of MTAN (https://github.com/lorenmt/mtan).
+"""Cityscapes with 7 or 19 classes and inverse depth, in the ``.npy`` archive of MTAN or from the hub.
+
+The archive is that of https://github.com/lorenmt/mtan.
 
 Cite M. Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016. The dataset has its
 own license, which allows research and asks for registration; no part of it comes with this package. Class count, bins
@@ -11,8 +13,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from htt_lightning.data.datamodule import Split
-from htt_lightning.data.datasets.file_dataset import FileDataModule
+from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.npy_tree import DEPTH, IMAGE, FileFormat, NpyTree, class_format
+from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, find_shards
 from htt_lightning.errors import ConfigError
 from htt_lightning.tasks import InverseDepth, SemSeg, Task
 
@@ -26,6 +29,12 @@ CLASSES: Mapping[int, tuple[str, ...]] = MappingProxyType(
     }
 )  # fmt: skip
 """Class names in the order of their indices: categories, or train ids."""
+
+REPO = HubRepo("tanganke/cityscapes", "main")
+"""The same images and labels in Parquet shards; no commit of it is pinned."""
+
+SEGMENTATION: Mapping[int, str] = MappingProxyType({7: "segmentation", 19: "segmentation_19"})
+"""Column of the Parquet shards by number of classes."""
 
 
 class Cityscapes(NpyTree):
@@ -49,7 +58,8 @@ cityscapes/
         label_19/0.npy ...  float or integer h w, classes 0 to 18, -1 where missing
         depth/0.npy ...     float h w 1 or h w, inverse depth, 0 where missing
     val/                    500 samples, the same folders
-Of the two folders of classes, the one that data.classes names is enough."""
+Of the two folders of classes, the one that data.classes names is enough.
+Or a folder of the shards train-*.parquet and val-*.parquet, or `--data.root hub`, which downloads them."""
 
     def __init__(self, root: str | Path, split: str, classes: Literal[7, 19] = 7, uniform_size: bool = True) -> None:
         self.classes, self.title = classes, f"Cityscapes with {classes} classes"
@@ -67,7 +77,8 @@ class CityscapesDataModule(FileDataModule):
     """Cityscapes: 2975 training and 500 validation images of 128 x 256.
 
     Args:
-        root: Folder with ``train/`` and ``val/``, or the parent of ``cityscapes/``.
+        root: Folder with ``train/`` and ``val/``, or the parent of ``cityscapes/``; a folder of Parquet shards; or
+            ``hub``, which downloads them from ``tanganke/cityscapes``.
         classes: Number of classes, 7 or 19.
         **kwargs: Arguments of ``PartialLabelDataModule``.
 
@@ -86,6 +97,9 @@ class CityscapesDataModule(FileDataModule):
         semseg = SemSeg(classes=CLASSES[self.classes], confidence_threshold=0.95)
         return [semseg, InverseDepth(confidence_threshold=0.95)]
 
-    def open_split(self, split: Split, uniform_size: bool) -> Cityscapes:
-        """Open a split of the tree."""
+    def open_split(self, split: Split, uniform_size: bool) -> FileDataset:
+        """Open a split of the shards or of the tree."""
+        if shards := find_shards(self.root, split, REPO):
+            columns = {"image": IMAGE, "semseg": class_format(SEGMENTATION[self.classes], self.classes), "depth": DEPTH}
+            return ParquetDataset(shards, columns, Cityscapes.num_images[split], uniform_size)
         return Cityscapes(self.root, split, self.classes, uniform_size)

@@ -1,4 +1,4 @@
-"""Datasets that keep every image and label in files of their own, and their datamodules."""
+"""Datasets that keep images and labels in files, and their datamodules."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ class FileDataset(DenseDataset):
     def read_size(self, index: int) -> tuple[int, int]:
         """Read height and width of an image from the header of its file."""
 
-    def check_size(self, index: int, path: Path, size: tuple[int, ...]) -> None:
+    def check_size(self, index: int, location: str | Path, size: tuple[int, ...]) -> None:
         """Raise an error if a label has another size than its image."""
         if size != (expected := self.size(index)):
-            raise DataError(f"{path} must have the size {expected} of its image, got {size}. Prepare both again.")
+            raise DataError(f"{location} must have the size {expected} of its image, got {size}. Prepare both again.")
 
     def size(self, index: int) -> tuple[int, int]:
         """Return height and width of an image, kept for the labels that are read next."""
@@ -32,9 +32,9 @@ class FileDataset(DenseDataset):
             self._last_size = last = index, self.read_size(index)
         return last[1]
 
-    @abstractmethod
-    def image_path(self, index: int) -> Path:
-        """Return the path of an image."""
+    def location(self, index: int) -> str:
+        """Return where an image is stored, for messages."""
+        return str(self.image_path(index))
 
     @abstractmethod
     def check_label(self, index: int, task: str) -> None:
@@ -64,7 +64,7 @@ class FileDataset(DenseDataset):
             first = next(image_id for image_id in labels if image_id in sizes)
             errors += [
                 DataError(
-                    f"{self.image_path(positions[image_id])} must have the size {sizes[first]} of the image {first!r}, "
+                    f"{self.location(positions[image_id])} must have the size {sizes[first]} of the image {first!r}, "
                     f"got {sizes[image_id]}. Set data.image_size or data.augment.crop."
                 )
                 for image_id in labels
@@ -105,6 +105,10 @@ class PublishedDataset(FileDataset):
             raise DataError(message, missing_path=root, expected_layout=self.expected_layout)
         self.folder = root / self.folder_name if (root / self.folder_name).is_dir() else root
         self.split, self.uniform_size, self.published = split, uniform_size, self.num_images[split]
+
+    @abstractmethod
+    def image_path(self, index: int) -> Path:
+        """Return the path of an image."""
 
     def check_task(self, task: str) -> None:
         """Raise an error if the dataset has no labels of a task."""

@@ -17,6 +17,7 @@ from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.label_files import LabelFiles, is_npy
 from htt_lightning.data.datasets.npy_tree import IMAGE
+from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, match_shards
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.files import is_outside
@@ -242,21 +243,31 @@ class FolderDataModule(FileDataModule):
 
     Args:
         root: Folder that contains all files.
-        train: Training images: a pattern relative to the root, such as ``train/images/*.jpg``, or a ``.csv`` file
-            with a row per image, see ``Folder``.
+        train: Training images: a pattern relative to the root, such as ``train/images/*.jpg``; a ``.csv`` file with a
+            row per image, see ``Folder``; or a pattern of ``.parquet`` files with an array per image and label.
         val: Validation images, in the same form.
         label_files: Label files of each task, and the meaning of their values.
+        hub: Repository of ``.parquet`` files to download if ``root`` is ``hub``.
+        image_column: Column of the images in ``.parquet`` files.
         labels: Label protocol or mask file, as in ``PartialLabelDataModule``; by default every existing label.
         **kwargs: Arguments of ``PartialLabelDataModule``.
     """
 
     def __init__(
-        self, root: str, train: str, val: str, label_files: list[LabelFiles], labels: str = "full", **kwargs: Any
+        self,
+        root: str,
+        train: str,
+        val: str,
+        label_files: list[LabelFiles],
+        labels: str = "full",
+        hub: HubRepo | None = None,
+        image_column: str = "image",
+        **kwargs: Any,
     ) -> None:
         names = [files.task.name for files in label_files]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"data.label_files must name each task once, got {', '.join(names) or 'none'}.")
-        self.label_files = label_files
+        self.label_files, self.hub, self.image_column = label_files, hub, image_column
         self.images: dict[Split, str] = {"train": train, "val": val}
         super().__init__(root, labels=labels, **kwargs)
 
@@ -264,6 +275,13 @@ class FolderDataModule(FileDataModule):
         """Return the tasks of ``label_files``, in their order."""
         return [files.task for files in self.label_files]
 
-    def open_split(self, split: Split, uniform_size: bool) -> Folder:
-        """List the files of a split."""
+    def open_split(self, split: Split, uniform_size: bool) -> FileDataset:
+        """List the files of a split, or open its shards."""
+        if self.images[split].endswith(".parquet"):
+            shards = match_shards(self.root, _relative(self.images[split], f"data.{split}"), self.hub)
+            formats = {"image": NPY_IMAGE._replace(folder=self.image_column)}
+            for files in self.label_files:
+                if column := files.val if split == "val" else files.train:
+                    formats[files.task.name] = files.column_format(column)
+            return ParquetDataset(shards, formats, uniform_size=uniform_size)
         return Folder(self.root, split, self.images[split], self.label_files, uniform_size)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from htt_lightning.data.datasets.npy_tree import as_float32, unit_vectors
+from htt_lightning.data.datasets.npy_tree import FileFormat, as_float32, unit_vectors
 from htt_lightning.errors import ConfigError, DataError
 from htt_lightning.io.arrays import read_npy
 from htt_lightning.io.images import ImageFormat, read_gray, read_rgb, size_of
@@ -23,7 +23,7 @@ class LabelFiles:
     Args:
         task: The task, with its settings.
         train: Label files of training images: a pattern relative to the root with ``{id}`` in place of the image's id,
-            or the column of the table that lists the images.
+            or the column of the table that lists the images, or of the ``.parquet`` files that hold them.
         val: Label files of validation images, in the same form; by default they have no labels of the task.
         missing_values: Stored values that mark missing labels. The default is 0 in fields and none in index maps, where
             an unknown class is an error. In fields of several channels all of them must have the value; NaN, infinity,
@@ -81,21 +81,34 @@ class LabelFiles:
         """Read a label file as a map, with missing pixels marked as ``Task`` defines it."""
         is_rgb = self.task.field_channels == 3
         stored = read_npy(path) if is_npy(path) else read_rgb(path, ImageFormat.ANY) if is_rgb else read_gray(path)
-        decode = self._decode_index if self.task.field_channels is None else self._decode_field
-        return decode(path, self._validate(path, stored))
+        return self.decode(path, stored)
 
-    def _validate(self, path: Path, stored: np.ndarray) -> np.ndarray:
+    def decode(self, location: str | Path, stored: np.ndarray) -> np.ndarray:
+        """Decode stored values to a map, with missing pixels marked as ``Task`` defines it."""
+        decode = self._decode_index if self.task.field_channels is None else self._decode_field
+        return decode(location, self._validate(location, stored))
+
+    def column_format(self, column: str) -> FileFormat:
+        """Return the format of a column of maps ``c h w`` or ``h w`` in ``.parquet`` files."""
+        channels = self.task.field_channels or 1
+        shapes = ((1,), ()) if channels == 1 else ((channels,),)
+        return FileFormat(column, self._dtype_kinds, shapes, f"maps of {self.task.name}", self.decode)
+
+    @property
+    def _dtype_kinds(self) -> str:
+        return "biuf" if self.task.field_channels is None else "uf" if isinstance(self.task, Normals) else "iuf"
+
+    def _validate(self, path: str | Path, stored: np.ndarray) -> np.ndarray:
         """Check type and shape; return ``h w`` for index maps and ``h w c`` for fields."""
         channels = self.task.field_channels or 1
         shape = (*stored.shape[:2], channels)
-        dtype_kinds = "biuf" if self.task.field_channels is None else "uf" if isinstance(self.task, Normals) else "iuf"
         valid_shape = stored.shape == shape or (channels == 1 and stored.shape == shape[:2])
-        if not valid_shape or not stored.size or stored.dtype.kind not in dtype_kinds:
+        if not valid_shape or not stored.size or stored.dtype.kind not in self._dtype_kinds:
             expected = f"h w {channels}" if channels > 1 else "h w"
             raise DataError(f"{path} must be {expected} for {self.task.name}, got {stored.dtype} {stored.shape}.")
         return stored.reshape(shape[:2] if self.task.field_channels is None else shape)
 
-    def _decode_index(self, path: Path, stored: np.ndarray) -> np.ndarray:
+    def _decode_index(self, path: str | Path, stored: np.ndarray) -> np.ndarray:
         class_map = self.class_map or {index - self.class_offset: index for index in range(self.num_classes)}
         known = {float(value): index for value, index in class_map.items()}
         known |= dict.fromkeys(self.missing_values or (), IGNORE_INDEX)
@@ -109,7 +122,7 @@ class LabelFiles:
             )
         return np.asarray(labels[position])
 
-    def _decode_field(self, path: Path, stored: np.ndarray) -> np.ndarray:
+    def _decode_field(self, path: str | Path, stored: np.ndarray) -> np.ndarray:
         values = as_float32(stored)
         missing = ~_all_channels(np.isfinite(values))
         for value in (0,) if self.missing_values is None else self.missing_values:

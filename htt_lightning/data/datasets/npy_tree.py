@@ -23,13 +23,13 @@ TOLERANCE = 1e-3
 
 
 class FileFormat(NamedTuple):
-    """Array type of the files in a folder, in words as well, and function from path and array to an image or a map."""
+    """Array type of the files in a folder, in words as well, and function from location and array to image or map."""
 
     folder: str
     dtype_kinds: str
     channel_shapes: tuple[tuple[int, ...], ...]  # allowed behind h w
     description: str
-    decode: Callable[[Path, np.ndarray], np.ndarray]
+    decode: Callable[[str | Path, np.ndarray], np.ndarray]
 
     def open(self, path: Path) -> np.ndarray:
         """Memory-map a file and check type and shape."""
@@ -109,7 +109,7 @@ class NpyTree(PublishedDataset):
         return self.folder / self.formats[key].folder / f"{self.ids[index]}.npy"
 
 
-def decode_image(path: Path, stored: np.ndarray) -> np.ndarray:
+def decode_image(path: str | Path, stored: np.ndarray) -> np.ndarray:
     """Return uint8 colors as they are and others as float32; reject those out of [0, 1], except for rounding errors."""
     if stored.dtype == np.uint8:
         return np.array(stored)
@@ -120,7 +120,7 @@ def decode_image(path: Path, stored: np.ndarray) -> np.ndarray:
     return as_float32(stored) if low >= 0 and high <= 1 else as_float32(stored).clip(0, 1)
 
 
-def _decode_classes(path: Path, stored: np.ndarray, num_classes: int) -> np.ndarray:
+def _decode_classes(path: str | Path, stored: np.ndarray, num_classes: int) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         labels = stored.astype(np.int16)
     invalid = (labels != stored) | (labels < -1) | (labels >= num_classes)
@@ -130,13 +130,13 @@ def _decode_classes(path: Path, stored: np.ndarray, num_classes: int) -> np.ndar
     return labels.astype(np.uint8)  # turns -1 into IGNORE_INDEX, 255
 
 
-def _decode_depth(path: Path, stored: np.ndarray) -> np.ndarray:
+def _decode_depth(path: str | Path, stored: np.ndarray) -> np.ndarray:
     depth = as_float32(stored).reshape(stored.shape[:2])
     np.copyto(depth, np.nan, where=~((depth > 0) & (depth < np.inf)))
     return depth
 
 
-def unit_vectors(path: Path, stored: np.ndarray) -> np.ndarray:
+def unit_vectors(path: str | Path, stored: np.ndarray) -> np.ndarray:
     """Normalize vectors ``h w 3`` to float32, NaN where zero or not finite; reject colors, which are longer than 2."""
     normals = as_float32(stored)
     with np.errstate(over="ignore", invalid="ignore"):

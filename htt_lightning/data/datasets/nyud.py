@@ -1,4 +1,4 @@
-"""NYUD-v2 with 13 classes, in the ``.npy`` archive of MTAN (https://github.com/lorenmt/mtan).
+"""NYUD-v2 with 13 classes, in the ``.npy`` archive of MTAN (https://github.com/lorenmt/mtan) or from the hub.
 
 Cite N. Silberman, D. Hoiem, P. Kohli and R. Fergus, "Indoor Segmentation and Support Inference from RGBD Images", ECCV
 2012. The normals are those of D. Eigen and R. Fergus, ICCV 2015. The dataset was published for research without an
@@ -6,11 +6,13 @@ explicit license, and no part of it comes with this package.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from htt_lightning.data.datamodule import Split
-from htt_lightning.data.datasets.file_dataset import FileDataModule
+from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.npy_tree import DEPTH, IMAGE, NORMALS, FileFormat, NpyTree, class_format
+from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, find_shards
 from htt_lightning.data.masks.files import protocol_of
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 
@@ -19,6 +21,14 @@ CLASSES = (
     "picture", "sofa", "table", "tv", "wall", "window",
 )  # fmt: skip
 """The 13 classes in the order of their indices."""
+
+REPO = HubRepo("tanganke/nyuv2", "b367b8b53c4dcefbcb4d9310b74976a63cc7f306")
+"""The same images and labels in Parquet shards, 2.8 GB."""
+
+COLUMNS: Mapping[str, FileFormat] = MappingProxyType(
+    {"image": IMAGE, "semseg": class_format("segmentation", len(CLASSES)), "depth": DEPTH, "normals": NORMALS}
+)
+"""Columns of the shards, whose values have the conventions of the archive."""
 
 
 class NYUD(NpyTree):
@@ -35,7 +45,8 @@ NYUDv2/
         label/0.npy ...     float or integer h w, classes 0 to 12, -1 where missing
         depth/0.npy ...     float h w 1 or h w, meters, 0 where missing
         normal/0.npy ...    float h w 3, unit vectors, all zero where missing
-    val/                    654 samples, the same four folders"""
+    val/                    654 samples, the same four folders
+Or a folder of the shards train-*.parquet and val-*.parquet, or `--data.root hub`, which downloads them."""
 
     def file_formats(self) -> Mapping[str, FileFormat]:
         """Return the formats of images, 13 classes, depth and normals."""
@@ -46,7 +57,8 @@ class NYUDDataModule(FileDataModule):
     """NYUD-v2 with 13 classes: 795 training and 654 validation images of 288 x 384.
 
     Args:
-        root: Folder with ``train/`` and ``val/``, or the parent of ``NYUDv2/``.
+        root: Folder with ``train/`` and ``val/``, or the parent of ``NYUDv2/``; a folder of Parquet shards; or ``hub``,
+            which downloads them from ``tanganke/nyuv2``.
         **kwargs: Arguments of ``PartialLabelDataModule``.
     """
 
@@ -54,8 +66,10 @@ class NYUDDataModule(FileDataModule):
         """Return the tasks in the order of the published masks, with the published settings."""
         return [SemSeg(classes=CLASSES), depth_task(self.labels), Normals()]
 
-    def open_split(self, split: Split, uniform_size: bool) -> NYUD:
-        """Open a split of the tree."""
+    def open_split(self, split: Split, uniform_size: bool) -> FileDataset:
+        """Open a split of the shards or of the tree."""
+        if shards := find_shards(self.root, split, REPO):
+            return ParquetDataset(shards, COLUMNS, NYUD.num_images[split], uniform_size)
         return NYUD(self.root, split, uniform_size)
 
 
