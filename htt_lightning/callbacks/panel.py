@@ -124,7 +124,8 @@ def _draw_entry(entry: PanelEntry, cell_width: int, font: int) -> Image.Image:
             canvas.paste(_hatched(picture, cell, font) if isinstance(picture, str) else _fit(picture, cell), place)
         top += line * with_header
         label = Image.new("RGB", (cell[1], gutter), WHITE)
-        ImageDraw.Draw(label).text((cell[1] // 2, gutter // 2), name, BLACK, anchor="mm", font_size=font)
+        size = min(font, font * cell[1] // max(_item_width(name, font), 1))
+        ImageDraw.Draw(label).text((cell[1] // 2, gutter // 2), name, BLACK, anchor="mm", font_size=size)
         canvas.paste(label.rotate(90, expand=True), (large + GAP, top))
         top += cell[1] + GAP
     return canvas
