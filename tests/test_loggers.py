@@ -70,7 +70,7 @@ def printed_config(capsys, *words):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_wandb_config_changes_logger_only(path, capsys):
     dataset = ["--config=nyud.yaml"] if path.stem == "mtan" else []  # a config of augmentation
-    words = [*dataset, f"--config={path.name}", *([] if path.stem == "synthetic" else ["--data.root=."])]
+    words = [*dataset, f"--config={path.name}", *([] if path.stem in ("demo", "synthetic") else ["--data.root=."])]
     default, logged = printed_config(capsys, *words), printed_config(capsys, *words, "--config=loggers/wandb.yaml")
     logger = logged["trainer"].pop("logger")
     assert logger["class_path"].endswith(".WandbLogger")

@@ -154,7 +154,7 @@ def test_synthetic_config_trains_in_two_stages(capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_packaged_config_is_valid(path, capsys):
     below = [] if "class_path" in yaml.safe_load(path.read_text())["data"] else ["--config", "nyud.yaml"]
-    root = [] if path.stem == "synthetic" else ["--data.root", "."]
+    root = [] if path.stem in ("demo", "synthetic") else ["--data.root", "."]
     printed_config(capsys, *below, "--config", path.name, *root)
 
 
