@@ -56,14 +56,14 @@ class DiscoveryPanel(EpochImageLogger):
         if isinstance(pl_module.net, HTTNet) and (affinity := pl_module.net.task_affinity()) is not None:
             picture = draw_affinity(affinity.detach().float().cpu(), [task.name for task in pl_module.tasks])
             save_and_log(trainer, self._folder / "affinity" / name, "affinity", picture)
-        drawn: list[PanelEntry] = []
         if discovery is not None:
+            drawn: list[PanelEntry] = []
             for batch in batches:
                 labels = discovery.pseudo_labels({**batch, "image": batch["image"].to(pl_module.device)})
                 drawn += draw_pseudo_labels(batch, labels, discovery.tasks)
-        if discovery is not None and drawn:
-            picture = draw_panel(drawn, task_legend(discovery.tasks, drawn))
-            save_and_log(trainer, self._folder / "discovery" / name, "discovery", picture)
+            if drawn:
+                picture = draw_panel(drawn, task_legend(discovery.tasks, drawn))
+                save_and_log(trainer, self._folder / "discovery" / name, "discovery", picture)
 
 
 def draw_pseudo_labels(

@@ -101,6 +101,11 @@ def to_uint8(image: Tensor) -> np.ndarray:
     return rearrange(pixels.cpu(), "c h w -> h w c").numpy()
 
 
+def draw_map(task: Task, values: Tensor) -> np.ndarray:
+    """Draw one decoded map or target, ``h w`` or ``c h w``, in the colors of its task, uint8 ``h w 3``."""
+    return to_uint8(task.colorize(values[None])[0])
+
+
 def _draw_entry(entry: PanelEntry, cell_width: int, font: int) -> Image.Image:
     """Draw an image and its grid."""
     height, width = entry.image.shape[:2]

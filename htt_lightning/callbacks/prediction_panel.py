@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import EpochImageLogger, head_of_batch, save_and_log
-from htt_lightning.callbacks.panel import PanelEntry, Row, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.panel import PanelEntry, Row, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import Batch
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
@@ -20,8 +20,7 @@ from htt_lightning.tasks.colormap import error_heatmap
 class PredictionPanel(EpochImageLogger):
     """Draw image, labels, predictions and errors of every task after validation.
 
-    The panel is written to ``panels/`` in the run directory and sent to the loggers. A hidden label is
-    hatched.
+    The panel is written to ``panels/`` in the run directory and sent to the loggers. Hidden labels are hatched.
 
     Args:
         num_val_images: Number of validation images to draw. 0 disables the panel.
@@ -69,10 +68,10 @@ def _rows(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task], k: in
     predictions, errors = labels.copy(), labels.copy()
     for task in tasks:
         target, values = (source[task.name][k : k + 1].cpu() for source in (batch, maps))
-        predictions[task.name] = to_uint8(task.colorize(values)[0])
+        predictions[task.name] = draw_map(task, values[0])
         if batch["labeled"][task.name][k]:
             error = task.error_map(values, target).masked_fill(~task.valid_mask(target), torch.nan)
-            labels[task.name] = to_uint8(task.colorize(target)[0])
+            labels[task.name] = draw_map(task, target[0])
             errors[task.name] = to_uint8(error_heatmap(error)[0])
         else:
             labels[task.name] = errors[task.name] = "no label"

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from htt_lightning.callbacks.panel import PanelEntry, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datasets.image_folder import DESCRIPTION_FILE
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
@@ -124,7 +124,7 @@ class PredictionWriter(BasePredictionWriter):
             values = maps[task.name]
             write_map(stem.with_name(f"{stem.name}_{task.name}"), task, values[0].numpy(), self.format)
             if self.save_visualizations or image is not None:
-                pictures[task.name] = to_uint8(task.colorize(values)[0])
+                pictures[task.name] = draw_map(task, values[0])
             if self.save_visualizations:
                 _save_png(stem.with_name(f"{stem.name}_{task.name}_view.png"), pictures[task.name])
         if image is not None:

@@ -139,7 +139,8 @@ class PseudoLabelStore:
             tasks: Tasks of the run.
             dataset: ``fingerprint`` of the dataset.
         """
-        manifest, rejected = self.manifest(), self.rejected()
+        manifest = self.manifest()
+        rejected = manifest.get("rejected", {})
         stored = manifest["dataset"]
         changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
         changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]

@@ -15,7 +15,7 @@ class PresentationMixin(ABC):
     output_unit: ClassVar[str] = ""
     """Unit of the values of ``decode``; empty if they have none."""
     large_error: ClassVar[str] = "1"
-    """What ``error_map`` gives as 1, in words."""
+    """Error that ``error_map`` maps to 1, in words."""
 
     @abstractmethod
     def colorize(self, values: Tensor) -> Tensor:

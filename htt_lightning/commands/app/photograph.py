@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from htt_lightning.callbacks.panel import Item, PanelEntry, task_legend, to_uint8
+from htt_lightning.callbacks.panel import Item, PanelEntry, draw_map, task_legend
 from htt_lightning.predictor import HTTPredictor
 
 MAX_SIDE = 1280
@@ -61,7 +61,7 @@ def reduce_photograph(image: Image.Image, max_side: int = MAX_SIDE) -> Image.Ima
 def draw_maps(predictor: HTTPredictor, image: Image.Image) -> DrawnMaps:
     """Predict the maps of a photograph and draw them with their legends."""
     tasks = predictor.tasks
-    maps = {name: to_uint8(tasks[name].colorize(values[None])[0]) for name, values in predictor(image).items()}
+    maps = {name: draw_map(tasks[name], values) for name, values in predictor(image).items()}
     entry = PanelEntry("", np.asarray(image), [("prediction", maps)])
     legends = task_legend([tasks[name] for name in maps], [entry])
     return DrawnMaps(maps, {name: items[1:] for name, items in zip(maps, legends, strict=True)})

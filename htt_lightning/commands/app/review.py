@@ -5,9 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 import numpy as np
-from torch import Tensor
 
-from htt_lightning.callbacks.panel import PanelEntry, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import to_chw_tensor, to_target
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.pseudo_labels import ConfidenceMap, PseudoLabelMap, PseudoLabelStore
@@ -124,19 +123,14 @@ class Review:
         labels: Cells = {task.name: "given" for task in self.tasks}
         confidences = labels.copy()
         for task in missing:
-            labels[task.name] = draw_target(to_target(arrays[PseudoLabelMap(task).name], task), task)
+            labels[task.name] = draw_map(task, to_target(arrays[PseudoLabelMap(task).name], task))
             confidence = to_chw_tensor(arrays[ConfidenceMap(task).name])
             confidences[task.name] = to_uint8(heatmap(confidence)[0])
         return {"discovered": labels, "confidence": confidences}
 
     def _draw_label(self, name: str, task: Task, size: tuple[int, int]) -> np.ndarray:
         label = resize(self.dataset.label(self._indices[name], task.name), size, "nearest")
-        return draw_target(to_target(label, task), task)
-
-
-def draw_target(target: Tensor, task: Task) -> np.ndarray:
-    """Draw a target ``h w`` or ``c h w`` as uint8 ``h w 3``."""
-    return to_uint8(task.colorize(target[None])[0])
+        return draw_map(task, to_target(label, task))
 
 
 def describe(review: Review, name: str, place: int, count: int) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from htt_lightning.callbacks.panel import PanelEntry, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
 from htt_lightning.commands.check.statistics import label_warnings
 from htt_lightning.data.batch import to_target
@@ -161,7 +161,7 @@ def draw_labels(scanner: ImageScanner, position: int) -> PanelEntry:
         if task.name in labeled and image is not None:
             with suppress(Exception):  # reported as a problem
                 label = resize(scanner.read_label(position, task, image), size, "nearest")
-                cells[task.name] = to_uint8(task.colorize(to_target(label, task)[None])[0])
+                cells[task.name] = draw_map(task, to_target(label, task))
     title = f"{scanner.split} image {images.ids[position]}" + (" (corrupt)" if image is None else "")
     picture = to_uint8(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy()))
     return PanelEntry(title, picture, [("label", cells)])
