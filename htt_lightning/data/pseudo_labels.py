@@ -7,7 +7,8 @@ The manifest names the pseudo-labels that a person has rejected. Training does w
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,27 +108,30 @@ class PseudoLabelStore:
             tasks: Tasks to read; those without pseudo-labels are left out.
             size: Expected height and width; None for any.
         """
-        path, arrays = self.path(name), Arrays()
+        arrays = Arrays()
         tasks = [task for task in tasks if task.supports_pseudo_labels]
         if not tasks:
             return arrays
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                for task in tasks:
-                    stored, confidence = archive[task.name], archive[ConfidenceMap(task).name]
-                    _check_archive(task, stored, confidence, size)
-                    arrays[PseudoLabelMap(task).name] = task.decompress(stored)
-                    arrays[ConfidenceMap(task).name] = confidence.astype(np.float32) / MAX_CONFIDENCE
-        except Exception as error:  # corrupt archives raise errors of many types
-            raise DataError(f"{path} is missing or corrupt ({error}). Run discover again.") from error
+        with self._open_archive(name) as archive:
+            for task in tasks:
+                stored, confidence = archive[task.name], archive[ConfidenceMap(task).name]
+                _check_archive(task, stored, confidence, size)
+                arrays[PseudoLabelMap(task).name] = task.decompress(stored)
+                arrays[ConfidenceMap(task).name] = confidence.astype(np.float32) / MAX_CONFIDENCE
         return arrays
 
     def mean_confidences(self, name: str, tasks: Sequence[str]) -> dict[str, float]:
         """Read the mean confidences in [0, 1] of an image's pseudo-labels, by the name of their task."""
+        with self._open_archive(name) as archive:
+            return {task: archive[f"{task}.confidence"].mean() / MAX_CONFIDENCE for task in tasks}
+
+    @contextmanager
+    def _open_archive(self, name: str) -> Iterator[Mapping[str, np.ndarray]]:
+        """Open an image's archive; any error in reading it becomes a ``DataError`` that names the file."""
         path = self.path(name)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {task: archive[f"{task}.confidence"].mean() / MAX_CONFIDENCE for task in tasks}
+                yield archive
         except Exception as error:  # corrupt archives raise errors of many types
             raise DataError(f"{path} is missing or corrupt ({error}). Run discover again.") from error
 
