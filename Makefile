@@ -13,7 +13,7 @@ demo: .venv/demo  ## train on rendered scenes with partial labels
 	$(BIN)/htt fit --config demo.yaml
 
 test: .venv/installed  ## run the default tests
-	$(BIN)/python $(PYTEST) $(OPTIONS)
+	$(BIN)/python $(COVERAGE) $(PYTEST) $(OPTIONS)
 
 test-slow: .venv/installed  ## run the long tests: notebooks, wheels, sweeps, killed runs, every dataset's config
 	$(BIN)/python $(PYTEST) -n 3 --dist worksteal -m slow $(OPTIONS)
