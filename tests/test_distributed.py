@@ -127,6 +127,8 @@ def test_sigterm_ends_all_processes_and_run_resumes(everyone, tmp_path):
     (last,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
     done = torch.load(last, weights_only=True)["epoch"] + 1
     assert done < 1000
+    if not everyone:
+        return  # the file is the same
     again = subprocess.run([*command, f"--trainer.max_epochs={done + 1}"], capture_output=True, timeout=300, **settings)
     assert again.returncode == 0, again.stderr
     newest = max(tmp_path.glob("runs/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)

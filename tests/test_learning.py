@@ -8,21 +8,21 @@ from htt_lightning.losses import labeled_sum
 from tests.tiny import tiny_data
 
 
-def assert_learns(num_images, lr, steps, share, seed):
-    """Check that every task's loss falls below a share of its start."""
-    torch.manual_seed(seed)
+def test_every_task_learns_two_images():
+    """Every task's loss falls below two fifths of its start."""
+    torch.manual_seed(2)
     # Crops of large images, and borders of three pixels: logits at a quarter of the size cannot draw a line of one.
     augment = AugmentConfig(scale_range=(1, 1), crop=(64, 96), hflip_prob=0, photometric_prob=0)
-    images = {"train_images": num_images, "batch_size": num_images, "image_size": (192, 288), "scene_seed": seed}
+    images = {"train_images": 2, "batch_size": 2, "image_size": (192, 288), "scene_seed": 2}
     data = tiny_data(**images, labels="full", augment=augment)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     batch["edges"] = torch.nn.functional.max_pool2d(batch["edges"].float(), 3, 1, 1).long()
     channels = {"channels": [32, 48, 64, 96]}
     module = HTTModule(data.tasks, backbone_options=channels, token_dim=32, dilations=[2], dropout=0.0)
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(module.parameters(), lr=6e-3)
     first: dict[str, float] = {}
-    for _ in range(steps):
+    for _ in range(60):
         outputs = module(batch["image"])
         losses = {
             t.name: labeled_sum(t.loss(outputs[t.name], batch[t.name]), batch["labeled"][t.name]) for t in data.tasks
@@ -31,19 +31,10 @@ def assert_learns(num_images, lr, steps, share, seed):
         assert all(np.isfinite(list(last.values())))
         first = first or last
         shares = {name: last[name] / first[name] for name in first}
-        if max(shares.values()) < share:
+        if max(shares.values()) < 0.4:
             return
         total = sum(module.loss_weights[name] * loss for name, loss in losses.items())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-    pytest.fail(f"after {steps} steps there is left {shares}")
-
-
-def test_every_task_learns_two_images():
-    assert_learns(num_images=2, lr=6e-3, steps=60, share=0.4, seed=2)
-
-
-@pytest.mark.slow
-def test_every_task_learns_eight_images():
-    assert_learns(num_images=8, lr=3e-3, steps=200, share=0.2, seed=0)
+    pytest.fail(f"after 60 steps there is left {shares}")
