@@ -44,9 +44,11 @@ install: .venv/installed .venv-minimum/installed  ## create both environments
 .venv/demo: EXTRAS = pretrained
 .venv/installed: EXTRAS = all
 .venv/demo .venv/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import os, sys; sys.exit( \
+		"Python must be 3.11 or newer. Name another: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else \
+		"This folder must be writable, for the environment and the runs. Copy it elsewhere." if not os.access(".", os.W_OK) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) --editable '.[$(EXTRAS)]'
+	$(BIN)/python $(PIP) --editable '.[$(EXTRAS)]' || { echo 'pip must reach PyPI or a mirror (PIP_INDEX_URL). Then type the command again.' >&2; exit 1; }
 	touch .venv/demo $@
 
 .venv-minimum/installed: pyproject.toml .ci/minimum.py
