@@ -44,8 +44,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     SINGLE: {"network": "multitask"},
 }
 """Options of the model by row."""
-NAMED = [BASELINE, "exchange", "released"]
-"""Rows of every table; the first two have five seeds instead of three where the others are."""
+MAIN = [BASELINE, "exchange"]
+"""Rows of every table, with five seeds instead of three in the first."""
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "pretrained": {"backbone": "tf_efficientnet_lite0", "pretrained": True},
@@ -110,16 +110,25 @@ def _word(value: Any) -> str:
 
 
 def plan(given: argparse.Namespace) -> list[Run]:
-    """List the runs in order: one backbone and protocol after the other; ablations in the first of them, and short."""
-    first = "pretrained", "one-label"
+    """List the runs in order; what differs from the first backbone and protocol has fewer of them."""
     runs = []
     for backbone, labels in itertools.product(given.backbones, given.labels):
+        changes = (backbone != "pretrained") + (labels != "one-label")
         for length, name in itertools.product(given.lengths, given.only):
-            if name in NAMED or ((backbone, labels), length) == (first, "short"):
-                seeds = given.seeds or (5 if name in NAMED[:2] and (backbone, labels) == first else 3)
+            if changes <= _changes_of(name, length):
+                seeds = given.seeds or (5 if name in MAIN and not changes else 3)
                 tasks = TASKS if name == SINGLE else [""]
                 runs += [Run(length, backbone, labels, seed, name, task) for seed in range(seeds) for task in tasks]
     return runs
+
+
+def _changes_of(name: str, length: str) -> int:
+    """Return in how many of backbone and protocol a row may differ from the first ones; -1 if it is not run."""
+    if name in MAIN:
+        return 1
+    if name == "released":
+        return 1 if length == "short" else 0
+    return 0 if length == "short" else -1
 
 
 def cost(name: str, backbone: str, rounds: int = 5) -> dict[str, float]:
@@ -230,7 +239,7 @@ def main(words: Sequence[str] | None = None) -> None:
     pairs = dict.fromkeys((str(row["network"]), str(row["backbone"])) for row in rows)
     costs = {pair: cost(*pair) for pair in pairs if pair[0] != SINGLE}
     write(rows, given.out / "results.csv")
-    with (given.out / "cost.csv").open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(given.out / "cost.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["network", "backbone", "parameters", "gflop", "step"])
         writer.writerows([*pair, *values.values()] for pair, values in costs.items())
