@@ -12,7 +12,7 @@ from typing import Any, Literal
 import cv2
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
@@ -28,6 +28,7 @@ from htt_lightning.errors import CheckpointError, ConfigError, DataError
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.seeding import run_seed
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.semseg import unpaired_sides
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +202,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"share {len(self.train)} labeled training images, got {self.batch_size}."
                 )
             rank_zero_info(self.label_summary)
+            for warning in unpaired_sides(self.tasks) if self.augment and self.augment.hflip_prob else ():
+                rank_zero_warn(warning)
             if self.pseudo_labels and (rejected := sum(map(len, self.pseudo_labels.rejected().values()))):
                 rank_zero_info(f"{rejected} rejected pseudo-labels of {self.pseudo_labels.folder} are left out.")
             if self.trainer and (folder := run_directory(self.trainer)) and self.trainer.is_global_zero:

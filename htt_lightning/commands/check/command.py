@@ -22,6 +22,7 @@ from htt_lightning.data.masks.label_mask import impossible_label_message
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.tasks.semseg import unpaired_sides
 
 
 def check(
@@ -80,6 +81,7 @@ def inspect(data: PartialLabelDataModule) -> tuple[list[ImageScanner], dict[str,
         warnings += [f"{split}: {warning}" for warning in dataset.warnings()]
         for task in data.tasks:
             warnings += [f"{split} {task.name}: {text}" for text in label_warnings(task, scan.tasks[task.name])]
+    warnings += unpaired_sides(data.tasks)
     if data.mask and "train" in splits:
         impossible = data.impossible_labels(data.mask, datasets[0])
         texts = (impossible_label_message(data.labels, task, names) for task, names in impossible.items())
