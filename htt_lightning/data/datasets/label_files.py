@@ -25,6 +25,7 @@ class LabelFiles:
         train: Label files of training images: a pattern relative to the root with ``{id}`` in place of the image's id,
             or the column of the table that lists the images, or of the ``.parquet`` files that hold them.
         val: Label files of validation images, in the same form; by default they have no labels of the task.
+        test: Label files of test images, in the same form; by default they have no labels of the task.
         missing_values: Stored values that mark missing labels. The default is 0 in fields and none in index maps, where
             an unknown class is an error. In fields of several channels all of them must have the value; NaN, infinity,
             zero vectors and depths that are not positive are missing in fields as well.
@@ -44,6 +45,7 @@ class LabelFiles:
     class_map: dict[int, int] | None = None
     class_offset: int = 0
     scale: float | tuple[float, ...] = 1.0
+    test: str | None = None
 
     def __post_init__(self) -> None:
         count, channels, scales = self.num_classes, self.task.field_channels, np.atleast_1d(self.scale)
