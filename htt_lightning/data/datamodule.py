@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
+from htt_lightning.data.extra_transforms import check_values_stay_right
 from htt_lightning.data.masks.files import check_label_source, read_mask
 from htt_lightning.data.masks.label_mask import LabelMask, impossible_label_message, is_protocol, sample_mask
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, with_pseudo_label_maps
@@ -86,6 +87,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.image_size = (image_size[0], image_size[1]) if image_size else None
         self.canonical_tasks = tuple(task.name for task in self.dataset_tasks())
         self.tasks = select_tasks(self.dataset_tasks(), tasks, task_overrides)
+        check_values_stay_right(augment.extra if augment else (), self.tasks)
         self.seed = seed
         self.pseudo_labels = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else None
         self.mask: LabelMask | None = None

@@ -109,6 +109,16 @@ class PixelClassification(Task):
         return balanced / balanced.sum(1, keepdim=True)
 
     @property
+    def view_changes_values(self) -> bool:
+        """Whether a zoom changes classes, which a subclass alone may say."""
+        return type(self).rescale_values is not Task.rescale_values
+
+    @property
+    def mirror_changes_values(self) -> bool:
+        """Whether classes have a side."""
+        return bool(self.flip_pairs) or type(self).flip is not PixelClassification.flip
+
+    @property
     def mirrored_classes(self) -> list[int]:
         """Return the class in a mirror image, by class."""
         partners = {one: other for pair in self.flip_pairs for one, other in (pair, pair[::-1])}
