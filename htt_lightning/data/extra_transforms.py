@@ -30,8 +30,10 @@ REFUSED = {
     "ConstrainedCoarseDropout": "needs boxes or a mask beside each image",
 }
 """Reasons by the name of a class, which hold for its subclasses, too."""
-INSIDE = 137
-"""Mark of pixels that come from the image; a number that is no usual value for filling."""
+INSIDE = "inside the image"
+"""Key of the map of pixels that come from the image, bool ``h w``; no name of a task."""
+MARK = 137
+"""Mark of such pixels while they are moved; a number that is no usual value for filling."""
 
 
 def single_transforms(steps: Iterable[ExtraTransform]) -> Iterator[A.BasicTransform]:
@@ -75,12 +77,14 @@ def check_values_stay_right(steps: Sequence[ExtraTransform], tasks: Iterable[Tas
                 )
 
 
-class ExtraTransforms:
+class ExtraTransforms(A.BasicTransform):  # type: ignore[misc]  # albumentations is not typed
     """Run transforms on the image, and on the maps where they are not of the image alone.
+
+    The result then also has the map ``INSIDE``; other pixels are missing in the maps, which move by nearest neighbor.
 
     Args:
         steps: The transforms.
-        tasks: Maps to transform, by nearest neighbor. Pixels from outside of the image become missing.
+        tasks: Tasks or other maps.
     """
 
     def __init__(self, steps: Sequence[ExtraTransform], tasks: Sequence[MapTransform]) -> None:
@@ -89,43 +93,38 @@ class ExtraTransforms:
         dual = any(isinstance(step, A.DualTransform) for step in single_transforms(steps))
         self.tasks = {f"map {task.name}": task for task in tasks} if dual else {}
         self.names = ", ".join(type(step).__name__ for step in single_transforms(steps))
-        targets = dict.fromkeys(["inside", *self.tasks], "mask") if dual else {}
+        targets = dict.fromkeys([INSIDE, *self.tasks], "mask") if dual else {}
         # A transform keeps the random state of its ``Compose``.
         self.compose = A.Compose([deepcopy(step) for step in steps], additional_targets=targets)
+        super().__init__(p=1.0)
 
-    def __call__(
-        self, arrays: Arrays, size: tuple[int, int], rng: np.random.Generator, python_rng: random.Random
-    ) -> tuple[Arrays, np.ndarray | None]:
-        """Return the transformed arrays, and which pixels come from the image, bool ``h w``; None for all.
+    @property
+    def targets(self) -> dict[str, Any]:
+        """Return nothing, as the transforms have their own."""
+        return {}
 
-        Args:
-            arrays: Image, uint8 ``h w 3``, and maps.
-            size: Largest height and width of the result.
-            rng: Generator of the draws.
-            python_rng: Second generator, which albumentations needs.
-        """
+    def set_random_state(self, random_generator: np.random.Generator, py_random: random.Random) -> None:
+        """Let the transforms draw from two generators."""
+        super().set_random_state(random_generator, py_random)
+        self.compose.set_random_state(random_generator, py_random)
+
+    def __call__(self, *args: Any, force_apply: bool = False, **arrays: np.ndarray) -> Arrays:
+        """Transform an image, uint8 ``h w 3``, and its maps."""
         maps = {key: arrays[task.name] for key, task in self.tasks.items() if task.name in arrays}
-        inside = {"inside": np.full(arrays["image"].shape[:2], INSIDE, np.uint8)} if self.tasks else {}
-        self.compose.set_random_state(rng, python_rng)
+        marks = {INSIDE: np.full(arrays["image"].shape[:2], MARK, np.uint8)} if self.tasks else {}
         try:
-            found: dict[str, Any] = self.compose(image=arrays["image"], **maps, **inside)
+            found: dict[str, Any] = self.compose(image=arrays["image"], **maps, **marks)
         except Exception as error:  # a transform raises errors of any type
             raise ConfigError(f"data.augment.extra ({self.names}) failed: {error}") from error
         image = found["image"]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             rule = f"must return images uint8 h w 3, got {image.dtype} {image.shape}"
             raise ConfigError(f"data.augment.extra ({self.names}) {rule}. Leave out such a transform.")
-        if image.shape[0] > size[0] or image.shape[1] > size[1]:
-            got = f"{image.shape[0]}x{image.shape[1]}"
-            raise ConfigError(
-                f"data.augment.extra ({self.names}) must return at most {size[0]}x{size[1]} pixels, got {got}. Crop "
-                "them, or set data.augment.crop."
-            )
         if not self.tasks:
-            return arrays | {"image": image}, None
-        from_image = found["inside"] == INSIDE
-        moved = {self.tasks[key].name: _mask_outside(found[key], from_image, self.tasks[key]) for key in maps}
-        return arrays | {"image": image} | moved, from_image
+            return arrays | {"image": image}
+        inside = found[INSIDE] == MARK
+        moved = {self.tasks[key].name: _mask_outside(found[key], inside, self.tasks[key]) for key in maps}
+        return arrays | {"image": image, INSIDE: inside} | moved
 
 
 def _mask_outside(array: np.ndarray, inside: np.ndarray, task: MapTransform) -> np.ndarray:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from htt_lightning.data.batch import Arrays, MapTransform
-from htt_lightning.data.extra_transforms import ExtraTransform, ExtraTransforms, check_transforms
+from htt_lightning.data.extra_transforms import INSIDE, ExtraTransform, ExtraTransforms, check_transforms
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.arrays import resize
 from htt_lightning.tasks.base import IGNORE_INDEX
@@ -91,12 +91,15 @@ class TrainTransform:
         self.tasks = tuple(tasks)
         self.size = (augment.crop if augment else None) or size
         self.augments = augment is not None
-        self.geometry, self.photometry, self.extra_step = albumentations.Compose([]), albumentations.Compose([]), None
+        steps: list[Any] = []
         if augment:
-            crop = RandomScaleCrop(self.tasks, augment, self.size)
-            self.geometry = albumentations.Compose([crop, HorizontalFlip(self.tasks, augment.hflip_prob)])
-            self.extra_step = ExtraTransforms(augment.extra, self.tasks) if augment.extra else None
-            self.photometry = albumentations.Compose([PhotoMetricDistortion(augment.photometric_prob)])
+            steps = [
+                RandomScaleCrop(self.tasks, augment, self.size),
+                HorizontalFlip(self.tasks, augment.hflip_prob),
+                *([ExtraTransforms(augment.extra, self.tasks)] if augment.extra else []),
+                PhotoMetricDistortion(augment.photometric_prob),
+            ]
+        self.compose = albumentations.Compose(steps)
 
     def __call__(self, arrays: Arrays, rng: np.random.Generator) -> tuple[Arrays, np.ndarray]:
         """Return the augmented uint8 image and maps, and ``valid``: bool ``h w``, False on padding."""
@@ -106,14 +109,13 @@ class TrainTransform:
             image = np.asarray(cv2.convertScaleAbs(image, alpha=255))  # rounds
         # albumentations draws from both generators. Seeded with one number, its transforms would repeat each other's
         # draws, so they share the two.
-        generators = rng, random.Random(int(rng.integers(2**63)))
-        inside = None
-        for step in (self.geometry, self.photometry):
-            step.set_random_state(*generators)
-        arrays = self.geometry(**{**arrays, "image": image})
-        if self.extra_step:
-            arrays, inside = self.extra_step(arrays, size or image.shape[:2], *generators)
-        return pad_and_finalize(self.photometry(**arrays), self.tasks, size, inside)
+        self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        arrays = self.compose(**{**arrays, "image": image})
+        if self.augments and size and np.greater(arrays["image"].shape[:2], size).any():
+            got, limit = ("x".join(map(str, shape[:2])) for shape in (arrays["image"].shape, size))
+            rule = f"must return at most {limit} pixels, got {got}"
+            raise ConfigError(f"data.augment.extra {rule}. Crop them, or set data.augment.crop.")
+        return pad_and_finalize(arrays, self.tasks, size, arrays.get(INSIDE))
 
 
 class EvalTransform:

@@ -190,13 +190,17 @@ def test_unsuitable_transform_is_refused_by_name(step, name):
     ("step", "rule"),
     [
         (A.ToFloat(p=1), "uint8"),
-        (A.Resize(64, 64, p=1), "36x48 pixels, got 64x64"),
         (A.ToRGB(p=1), "failed: "),
     ],
 )
 def test_unsuitable_result_is_refused_by_name(step, rule):
     with pytest.raises(ConfigError, match=rf"data\.augment\.extra \({type(step).__name__}\).*{rule}"):
         train({"image": scene(*SIZE)["image"]}, with_extra(step), tasks=INDEX_TASKS)
+
+
+def test_larger_result_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.augment\.extra must return at most 36x48 pixels, got 64x64"):
+        train({"image": scene(*SIZE)["image"]}, with_extra(A.Resize(64, 64, p=1)), tasks=INDEX_TASKS)
 
 
 def test_transforms_are_copied():
