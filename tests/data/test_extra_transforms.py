@@ -8,6 +8,7 @@ from dataclasses import replace
 import albumentations as A
 import numpy as np
 import pytest
+from albumentations.pytorch import ToTensorV2
 
 from htt_lightning.callbacks.save_config import SaveConfig
 from htt_lightning.cli.entry import main
@@ -40,7 +41,8 @@ ARGUMENTS = {
     "BBoxSafeRandomCrop": None, "AtLeastOneBBoxRandomCrop": None, "RandomSizedBBoxSafeCrop": None,  # need boxes
     "ConstrainedCoarseDropout": None, "ToRGB": None,  # needs boxes, a gray image
     "CropNonEmptyMaskIfExists": None, "RandomCropNearBBox": None, "MaskDropout": None, "Mosaic": None,  # refused
-    "OverlayElements": None, "FDA": None, "HistogramMatching": None, "PixelDistributionAdaptation": None,
+    "TemplateTransform": None, "OverlayElements": None, "FDA": None, "HistogramMatching": None,
+    "PixelDistributionAdaptation": None,
     "Normalize": None, "ToFloat": None, "FromFloat": None,  # of floats
     "PixelDropout": {"dropout_prob": 0.3}, "RandomGridShuffle": {"grid": (2, 2)}, "D4": None, "SquareSymmetry": None,
     "RandomRotate90": None,
@@ -173,11 +175,11 @@ def test_draws_depend_on_the_generator_alone():
     [
         (A.Morphological(), "Morphological"),
         (A.CubicSymmetry(), "CubicSymmetry"),
-        (A.ToTensorV2(), "ToTensorV2"),
+        (ToTensorV2(), "ToTensorV2"),
         (A.MaskDropout(), "MaskDropout needs mask"),
         (A.RandomSizedBBoxSafeCrop(9, 9), "RandomSizedBBoxSafeCrop needs boxes"),
         (A.ConstrainedCoarseDropout(), "ConstrainedCoarseDropout needs boxes or a mask"),
-        (A.OneOf([A.Mosaic()]), "Mosaic needs mosaic_metadata"),
+        (A.OneOf([A.OverlayElements()]), "OverlayElements needs overlay_metadata"),
         (A.Rotate(mask_interpolation=1), "Rotate .*mask_interpolation"),
     ],
 )
