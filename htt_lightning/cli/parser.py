@@ -56,8 +56,8 @@ class SuggestingParser(LightningArgumentParser):
 
 
 @contextmanager
-def lists_replace() -> Iterator[None]:
-    """Let a list replace the one of an earlier config, as it does for numbers.
+def replace_lists() -> Iterator[None]:
+    """Replace lists of an earlier config by later ones, whatever they hold.
 
     jsonargparse takes two lists of classes or dicts of one length for the same entries: those of the second list keep
     the settings of the first ones that they do not name.

@@ -42,6 +42,17 @@ def test_picture_colors_shares_of_the_true_class():
     assert (corners[2] == MISSING_GRAY).all()
 
 
+def test_picture_of_many_classes_stays_small():
+    picture = draw_confusion("semseg", [str(k) for k in range(150)], torch.eye(150, dtype=torch.int64))
+    assert 150 * 13 < picture.shape[0] < 150 * 16 + 100
+
+
+def test_picture_without_labels_is_gray():
+    picture = draw_confusion("semseg", TASK.classes, torch.zeros(4, 4, dtype=torch.int64))
+    matrix = picture[-GAP - 4 * CELL : -GAP]
+    assert (matrix == MISSING_GRAY).all(-1).sum(1).min() == 4 * CELL
+
+
 def test_picture_grows_with_the_names():
     few = draw_confusion("semseg", ("a", "b"), torch.eye(2, dtype=torch.int64))
     long = draw_confusion("semseg", ("a", "b" * 30), torch.eye(2, dtype=torch.int64))

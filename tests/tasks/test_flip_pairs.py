@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from htt_lightning import HTTModule, LabelDiscovery
+from htt_lightning import HTTModule, LabelDiscovery, PASCALContextDataModule
 from htt_lightning.data.pseudo_labels import PseudoLabelMap
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.discovery.loss import soft_targets
@@ -70,6 +70,13 @@ def test_flip_pairs_survive_a_config():
         ["right leg", "left leg"],
     ]
     check_same_tasks([PARTS], [replace(PARTS, flip_pairs=()).to_config()], "A checkpoint")  # a setting of training
+
+
+def test_flip_pairs_of_a_dataset_are_overridden():
+    settings = {"classes": list(CLASSES), "flip_pairs": [list(pair) for pair in PAIRS]}
+    (parts,) = PASCALContextDataModule("unread", tasks="human_parts", task_overrides={"human_parts": settings}).tasks
+    assert (parts.classes, parts.flip_pairs) == (CLASSES, PAIRS)
+    assert hash(parts) == hash(replace(parts))
 
 
 @pytest.mark.parametrize(
