@@ -16,6 +16,7 @@ from htt_lightning.data.batch import Batch, labeled_indices
 from htt_lightning.discovery.teacher import TeacherEnsemble, make_mean_metric
 from htt_lightning.errors import CheckpointError, ConfigError, did_you_mean
 from htt_lightning.losses import LossKind, LossTerm
+from htt_lightning.metrics import SegmentationScores
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.heads import TokenForm
@@ -111,6 +112,7 @@ class HTTModule(L.LightningModule):
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
         self.last_loss_terms: list[LossTerm] = []  # of the last training batch
+        self.test_confusion: dict[str, Tensor] = {}  # of the last test, by task
 
     def _check_arguments(self) -> None:
         for option, choices in {"network": [*NETWORKS], "image_weighting": get_args(ImageWeighting)}.items():
@@ -268,7 +270,12 @@ class HTTModule(L.LightningModule):
         self._log_metrics("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        """Log all test metrics."""
+        """Log all test metrics, and keep the confusion matrices, for figures per class."""
+        self.test_confusion = {
+            task: metric.synced_confusion()
+            for task, metric in self.test_metrics.items()
+            if isinstance(metric, SegmentationScores)
+        }
         self._log_metrics("test", self.test_metrics)
 
     def _log_metrics(self, split: str, metrics: Mapping[str, Metric | MetricCollection]) -> None:

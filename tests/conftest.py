@@ -11,6 +11,7 @@ import wandb
 
 ROOT = Path(__file__).parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # downloads fail at once, instead of after retries
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look at its latest version, whichever test imports it first
 # A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")

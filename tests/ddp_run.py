@@ -1,4 +1,4 @@
-"""Train two stages and record them: ``python -m tests.ddp_run FOLDER DEVICES TARGET_TYPE``."""
+"""Train two stages, record them and test the last one: ``python -m tests.ddp_run FOLDER DEVICES TARGET_TYPE``."""
 
 import sys
 import warnings
@@ -59,6 +59,7 @@ def main(folder: Path, devices: int, target_type: TargetType) -> None:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         record = {"steps": module.steps, "weights": module.net.state_dict(), "metrics": metrics}
         torch.save(record, folder / f"devices{devices}.pt")
+    trainer.test(module, data, verbose=False)
 
 
 if __name__ == "__main__":

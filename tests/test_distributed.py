@@ -35,7 +35,8 @@ def records(request, tmp_path_factory):
         assert done.returncode == 0, done.stderr
     read = [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
     for devices, record in enumerate(read, start=1):
-        record["results"] = json.loads((folder / f"run{devices}" / "val_metrics.json").read_text())
+        for split in ("val", "test"):
+            record[split] = json.loads((folder / f"run{devices}" / f"{split}_metrics.json").read_text())
     return read
 
 
@@ -68,11 +69,22 @@ def test_two_processes_have_weights_and_metrics_of_one(records):
         assert two["metrics"][key] == pytest.approx(value, rel=1e-5, nan_ok=True), key
 
 
-def test_two_processes_write_val_metrics_of_one(records):
-    one, two = (record["results"] for record in records)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_two_processes_write_metrics_of_one(records, split):
+    one, two = (record[split] for record in records)
     assert one.keys() == two.keys()
     for key, row in one.items():
         assert two[key]["value"] == pytest.approx(row["value"], rel=1e-5)
+
+
+def test_two_processes_write_scores_per_class_of_one(records):
+    one, two = (record["test"]["test/semseg/miou"]["classes"] for record in records)
+    assert list(one) == list(two)
+    assert sum(scores["share"] for scores in two.values()) == pytest.approx(100)
+    for name, scores in one.items():
+        assert [key for key, value in two[name].items() if value is None] == [k for k in scores if scores[k] is None]
+        known = {key: value for key, value in scores.items() if value is not None}
+        assert {key: two[name][key] for key in known} == pytest.approx(known, rel=1e-5), name
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.seeding import derived_seed
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.semseg import unpaired_sides
 from htt_lightning.training.loading import clone_module, load_teacher, module_from_state
 
 EMA, PREVIOUS = "ema", "previous"
@@ -119,6 +120,8 @@ class LabelDiscovery(Callback):
         if trainer.current_epoch == 0:
             self._reset()
         self.tasks_with_overrides(pl_module)
+        for warning in unpaired_sides(pl_module.tasks) if self.target_type == "soft_tta" else ():
+            rank_zero_warn(warning)
         self._loop_limits = trainer.max_epochs, trainer.max_steps
         # 0 without a limit, for which configure_optimizers raises.
         self._epochs = pl_module.epochs_per_stage = max(trainer.max_epochs or 0, 0)

@@ -15,7 +15,9 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Column, Table
 
+from htt_lightning.callbacks.confusion_matrix import class_table, draw_confusion, scores_by_class
 from htt_lightning.callbacks.constant_baseline import constant_baseline_scores
+from htt_lightning.callbacks.drawing import save_and_log
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.io.files import atomic_path
@@ -30,7 +32,8 @@ class ResultsTable(Callback):
     """Print the metrics of a run and write them into the run directory.
 
     ``fit`` ends with the primary metric of each task (``val_metrics.json``). ``test`` ends with all metrics, as JSON
-    (``test_metrics.json``) and as a row of a paper's table (``test_metrics.md``).
+    (``test_metrics.json``) and as a row of a paper's table (``test_metrics.md``), both with the scores of each class. A
+    picture of the confusion matrix is in ``confusion_<task>.png``.
 
     Args:
         constant_baseline: Also score the best constant prediction of each task after ``fit``, fitted to the training
@@ -105,6 +108,7 @@ class ResultsTable(Callback):
             return
         tasks = {task.name: task for task in pl_module.tasks}
         epoch = trainer.current_epoch - 1 if trainer.current_epoch else self._checkpoint_epoch
+        scored = getattr(getattr(trainer, "datamodule", None), "test_split", None)
         rows: Rows = {}
         columns: dict[str, dict[str, str]] = {}
         for key, metric in trainer.callback_metrics.items():
@@ -112,17 +116,27 @@ class ResultsTable(Callback):
             if split == "test" and (task[0] in tasks if task else name == "delta_m"):
                 value, spec = float(metric), tasks[task[0]].metric_spec(name) if task else MetricSpec()
                 primary = not task or name == tasks[task[0]].primary_metric
-                rows[key] = _row(value, spec, primary, epoch)
+                rows[key] = _row(value, spec, primary, epoch) | {"split": scored}
                 columns.setdefault(" ".join(task), {})[spec.column_header(name)] = spec.format(value)
         if not rows:
             return
-        path = self._folder / RESULTS["test"]
+        path, pictures, class_tables = self._folder / RESULTS["test"], list[Path](), list[str]()
+        for name, confusion in pl_module.test_confusion.items():
+            if (key := f"test/{name}/miou") in rows:
+                classes = scores_by_class(tasks[name], confusion)
+                rows[key] |= {"classes": classes}
+                class_tables.append(class_table(tasks[name], classes))
+                pictures.append(self._folder / f"confusion_{name}.png")
+                picture = draw_confusion(name, tasks[name].class_names, confusion)
+                save_and_log(trainer, pictures[-1], f"test/{name}/confusion", picture)
         _write_json(path, rows)
         table = {f"{task} {head}".strip(): cell for task, cells in columns.items() for head, cell in cells.items()}
         lines = (table, ["---:"] * len(table), table.values())
+        texts = ["".join(f"| {' | '.join(line)} |\n" for line in lines), *class_tables]
         with atomic_path(markdown := path.with_suffix(".md")) as partial:
-            partial.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
-        _print(trainer, Columns([_task_table(task, cells) for task, cells in columns.items()]), path, markdown)
+            partial.write_text("\n".join(texts), encoding="utf-8")
+        tables = Columns([_task_table(task, cells) for task, cells in columns.items()])
+        _print(trainer, tables, *pictures, path, markdown)
 
 
 def _print(trainer: L.Trainer, table: Any, *paths: Path) -> None:
@@ -158,12 +172,14 @@ def _row(value: float, spec: MetricSpec, primary: bool, epoch: int | None) -> di
 
 def _write_json(path: Path, rows: Rows) -> None:
     """Write a metric file with null for NaN, which JSON lacks."""
-    plain = {
-        key: {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in row.items()}
-        for key, row in rows.items()
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
+        partial.write_text(json.dumps(plain(rows), indent=2, allow_nan=False) + "\n")
 
 
 def _val_table(rows: Rows, epochs: int) -> Table:

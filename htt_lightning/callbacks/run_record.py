@@ -39,7 +39,8 @@ class RunRecord(Callback):
         if self._folder is None or not trainer.is_global_zero:
             return
         data: Any = getattr(trainer, "datamodule", None)
-        splits = {name: getattr(data, name, None) for name in (("train", "val") if stage == "fit" else ("val",))}
+        names = {"train": "train", "val": "val"} if stage == "fit" else {getattr(data, "test_split", "test"): "test"}
+        splits = {split: getattr(data, name, None) for split, name in names.items()}
         self._record = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "versions": versions(),

@@ -1,6 +1,7 @@
 """Entry point of the program: dispatch of commands, packaged configs and shorthand arguments."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -24,6 +25,8 @@ POSITIONAL_ARGS: dict[str, dict[str, Any]] = {
     "info": {"run": {"nargs": "?", "metavar": "RUN", "help": "Folder of a run, such as runs/version_0."}},
 }
 """Parameters of commands that are given without the name of an option."""
+CONFIG_OPTION = re.compile(r"(--config=|-c=?)(.+)", re.DOTALL)
+"""A config in one word with its option: ``--config=FILE``, ``-c=FILE`` or ``-cFILE``."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -77,8 +80,8 @@ def normalize_args(words: Sequence[str]) -> list[str]:
         raise ConfigError(f"The command must be one of {', '.join(commands)}, got {command!r}.{hint}")
     full: list[str] = []
     for place, word in enumerate(words):
-        if word.startswith("--config="):
-            word = "--config=" + resolve_config(word.removeprefix("--config="))
+        if attached := CONFIG_OPTION.fullmatch(word):
+            word = attached[1] + resolve_config(attached[2])
         elif place and words[place - 1] in ("--config", "-c"):
             word = resolve_config(word)
         elif word == "--overwrite" and "".join(words[place + 1 : place + 2]).lower() not in ("true", "false"):
@@ -103,11 +106,11 @@ def default_dataset(words: Sequence[str]) -> str:
 def specifies_dataset(words: Sequence[str]) -> bool:
     """Return True if a command line, or a config that it names, specifies the dataset."""
     for word, following in pairwise([*words, ""]):
-        key, _, value = word.partition("=")
-        if key in ("--data", "--data.class_path"):
+        if word.partition("=")[0] in ("--data", "--data.class_path"):
             return True
-        if key in ("--config", "-c"):
-            name = value or following
+        attached = CONFIG_OPTION.fullmatch(word)
+        if attached or word in ("--config", "-c"):
+            name = attached[2] if attached else following
             try:
                 data = yaml.safe_load(Path(name).read_text())["data"]
             except UnicodeDecodeError as error:  # the parser would not catch it

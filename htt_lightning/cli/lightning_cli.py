@@ -24,7 +24,7 @@ from htt_lightning.callbacks import (
     RunRecord,
 )
 from htt_lightning.callbacks.save_config import SaveConfig
-from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups
+from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups, replace_lists
 from htt_lightning.cli.user_errors import blame_option
 from htt_lightning.commands.app.command import app
 from htt_lightning.commands.check.command import check
@@ -139,7 +139,7 @@ class HTTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the command line, and check values that jsonargparse accepts and later code would not."""
-        with blame_option("--config or an option"):
+        with blame_option("--config or an option"), replace_lists():
             self.config = parser.parse_args(self.words)
         command = self.config.get("subcommand")
         check_option_groups(self.options, set(self._parser(command).groups or ()) - {"data", command})

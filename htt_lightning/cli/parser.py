@@ -4,10 +4,10 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, _typehints
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -53,6 +53,27 @@ class SuggestingParser(LightningArgumentParser):
             yield cls.__name__
             for name in inspect.signature(cls.__init__).parameters:
                 yield from (name, f"data.{name}")
+
+
+@contextmanager
+def replace_lists() -> Iterator[None]:
+    """Replace lists of an earlier config by later ones, whatever they hold.
+
+    jsonargparse takes two lists of classes or dicts of one length for the same entries: those of the second list keep
+    the settings of the first ones that they do not name.
+    """
+    typehints: Any = _typehints  # private: the library has no option for it
+    adapt = typehints.adapt_typehints
+
+    def without_previous(value: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
+        is_new = type(value) in (list, tuple) and not kwargs.get("append")  # an option of a list is a named tuple
+        return adapt(value, typehint, *args, **(kwargs | ({"prev_val": None} if is_new else {})))
+
+    typehints.adapt_typehints = without_previous
+    try:
+        yield
+    finally:
+        typehints.adapt_typehints = adapt
 
 
 def check_option_groups(options: Namespace, groups: Iterable[str]) -> None:

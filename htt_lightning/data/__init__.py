@@ -1,5 +1,10 @@
 """Datasets with labels for only some tasks on each image, and their datamodules."""
 
+import os
+
+# Otherwise importing albumentations asks the network for its latest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset
 from htt_lightning.data.datasets.cityscapes import Cityscapes, CityscapesDataModule

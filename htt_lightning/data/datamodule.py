@@ -12,12 +12,13 @@ from typing import Any, Literal
 import cv2
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
+from htt_lightning.data.extra_transforms import check_values_stay_right
 from htt_lightning.data.masks.files import check_label_source, read_mask
 from htt_lightning.data.masks.label_mask import LabelMask, impossible_label_message, is_protocol, sample_mask
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, with_pseudo_label_maps
@@ -28,10 +29,11 @@ from htt_lightning.errors import CheckpointError, ConfigError, DataError
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.seeding import run_seed
 from htt_lightning.tasks import Task
+from htt_lightning.tasks.semseg import unpaired_sides
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 LABEL_MASK = "label_mask.json"
 """Name of the label mask in a run's folder."""
 
@@ -53,6 +55,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         num_workers: Number of loader processes; 0 loads in the main process.
         seed: Seed of label mask, order and augmentation; by default that of the run (``seed_everything``).
         pseudo_labels: Folder written by the command ``discover``, whose pseudo-labels training images carry.
+        test_split: Split that ``test`` scores: ``train`` (with the labels of the mask), ``val`` or, where the dataset
+            has one, ``test``. The default is ``test``, or else ``val``.
 
     Raises:
         HTTError: An argument is wrong, or (from ``prepare_data`` and ``setup``) files are missing or corrupt.
@@ -69,8 +73,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         num_workers: int = 2,
         seed: int | None = None,
         pseudo_labels: str | None = None,
+        test_split: Split | None = None,
     ) -> None:
         super().__init__()
+        if test_split not in (None, *self.splits):
+            raise ConfigError(f"data.test_split must be one of {', '.join(self.splits)}, got {test_split!r}.")
+        self.test_split: Split = test_split or self.splits[-1]
         for name, value, minimum in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < minimum:
                 raise ConfigError(f"data.{name} must be at least {minimum}, got {value}.")
@@ -79,6 +87,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.image_size = (image_size[0], image_size[1]) if image_size else None
         self.canonical_tasks = tuple(task.name for task in self.dataset_tasks())
         self.tasks = select_tasks(self.dataset_tasks(), tasks, task_overrides)
+        check_values_stay_right(augment.extra if augment else (), self.tasks)
         self.seed = seed
         self.pseudo_labels = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else None
         self.mask: LabelMask | None = None
@@ -90,6 +99,18 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def build_dataset(self, split: Split) -> DenseDataset:
         """Build a split with all its labels; raise an ``HTTError`` if it is missing."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits of the dataset, the one that ``test`` scores last."""
+        return "train", "val"
+
+    @property
+    def required_splits(self) -> tuple[Split, ...]:
+        """Splits that the running command reads; without a trainer those of ``fit``."""
+        command = self.trainer.state.fn if self.trainer else "fit"
+        splits: dict[Any, tuple[Split, ...]] = {"fit": ("train", "val"), "test": (self.test_split,)}
+        return splits.get(command, ("val",))
 
     @property
     def run_seed(self) -> int:
@@ -123,7 +144,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return self.mask.description if self.mask else ""
 
     def labels_per_image(self, split: Split, dataset: DenseDataset) -> dict[str, tuple[str, ...]]:
-        """List the tasks whose label each image of a split keeps, by image id; validation images keep all."""
+        """List the tasks whose label each image of a split keeps, by image id; other splits keep all."""
         names = [task.name for task in self.tasks]
         ids, labeled = dataset.ids, dataset.label_availability(names)
         if split == "train":
@@ -137,7 +158,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         if not dataset.ids:
             raise DataError(f"The {split} split of {type(self).__name__} must have images, got none.")
         labels = self.labels_per_image(split, dataset)
-        if split == "val":
+        if split != "train":
             return self._eval_dataset(dataset, limit_val_labels(labels, self.tasks) if fitting else labels)
         maps = with_pseudo_label_maps(self.tasks) if self.pseudo_labels else self.tasks
         transform = TrainTransform(maps, self.augment, self.image_size)
@@ -179,20 +200,22 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Check existence and headers of the files of the run, once per machine."""
-        fitting = self.trainer is None or self.trainer.state.fn == "fit"
-        splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
         datasets: dict[Split, DenseDataset] = {}
-        for split in splits:
+        for split in self.required_splits:
             dataset = datasets[split] = self.build_dataset(split)
             labels = self.labels_per_image(split, dataset)
             dataset.check(labels)
             if split == "train" and self.pseudo_labels:
                 self.pseudo_labels.check(labels, self.tasks, self.fingerprint())
-        if fitting and (overlap := find_train_val_overlap(datasets["train"], datasets["val"])):
+        if len(datasets) > 1 and (overlap := find_train_val_overlap(datasets["train"], datasets["val"])):
             logger.warning("%s", overlap)
 
     def setup(self, stage: str) -> None:
         """Build the splits of a stage; ``fit`` also draws or reads the label mask and saves it in the run's folder."""
+        if stage == "test":
+            is_train = self.test_split == "train"
+            self.test = self.train_images_for_eval() if is_train else self.partial_label_dataset(self.test_split)
+            return
         if stage == "fit":
             self.train = self.partial_label_dataset("train")
             if len(self.train) < self.batch_size * self._world:
@@ -201,6 +224,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                     f"share {len(self.train)} labeled training images, got {self.batch_size}."
                 )
             rank_zero_info(self.label_summary)
+            for warning in unpaired_sides(self.tasks) if self.augment and self.augment.hflip_prob else ():
+                rank_zero_warn(warning)
             if self.pseudo_labels and (rejected := sum(map(len, self.pseudo_labels.rejected().values()))):
                 rank_zero_info(f"{rejected} rejected pseudo-labels of {self.pseudo_labels.folder} are left out.")
             if self.trainer and (folder := run_directory(self.trainer)) and self.trainer.is_global_zero:
@@ -213,6 +238,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to resume with another label mask."""
+        if self.trainer and self.trainer.state.fn != "fit":
+            return
         if self.mask and state_dict["labels"] not in (None, self.mask.fingerprint):
             raise CheckpointError(
                 f"data.labels must be the label mask of the checkpoint, got {self.labels!r} with seed {self.run_seed}. "
@@ -229,12 +256,15 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return a loader over the validation images in order."""
-        sampler = PaddedEvalSampler(self.val, self._world, self._rank)
-        return self.loader(self.val, self.eval_batch_size(self.val), sampler=sampler)
+        return self._eval_loader(self.val)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Return a loader over the validation images, as the benchmarks have no test split."""
-        return self.val_dataloader()
+        """Return a loader over the images of ``test_split`` in order."""
+        return self._eval_loader(self.test)
+
+    def _eval_loader(self, images: PartialLabelDataset) -> DataLoader[Batch]:
+        sampler = PaddedEvalSampler(images, self._world, self._rank)
+        return self.loader(images, self.eval_batch_size(images), sampler=sampler)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return a loader over the validation images; Lightning distributes them among processes without padding."""

@@ -90,8 +90,10 @@ class DenseDataset(ABC):
         return
 
 
-def find_train_val_overlap(train: DenseDataset, val: DenseDataset) -> str:
+def find_train_val_overlap(train: DenseDataset, val: DenseDataset, split: str = "validation") -> str:
     """Return a warning about training images that are validation images too: one file, or copies under one name.
+
+    ``split`` is the name of the other split in the message.
 
     Equal names alone do not count, as archives number the images of each split. Without an overlap it is empty.
     """
@@ -106,8 +108,8 @@ def find_train_val_overlap(train: DenseDataset, val: DenseDataset) -> str:
     if not shared:
         return ""
     return (
-        f"{len(shared)} of {len(train.ids)} training images also appear in the validation split (e.g. {shared[0]!r}), "
-        "so validation metrics will be optimistic."
+        f"{len(shared)} of {len(train.ids)} training images also appear in the {split} split (e.g. {shared[0]!r}), "
+        f"so {split} metrics will be optimistic."
     )
 
 

@@ -4,24 +4,19 @@ The transforms are albumentations classes in one ``Compose``. A flip or a zoom a
 each task transforms its own map. All draws come from the generator passed with the call.
 """
 
-import os
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import albumentations
 import cv2
 import numpy as np
 
-# Otherwise importing albumentations asks the network for its latest version.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations
-
 from htt_lightning.data.batch import Arrays, MapTransform
+from htt_lightning.data.extra_transforms import INSIDE, ExtraTransform, ExtraTransforms, check_transforms
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.arrays import resize
 from htt_lightning.tasks.base import IGNORE_INDEX
@@ -45,8 +40,9 @@ class AugmentConfig:
         cat_max_ratio: Upper bound of the share of the largest class among the labeled pixels of a crop, in (0, 1].
         hflip_prob: Probability of a horizontal flip.
         photometric_prob: Probability of each photometric operation; 0 disables them.
-        extra: Further albumentations transforms of the image, by ``class_path`` and ``init_args``. They run before the
-            photometric operations and must be of the kind ``ImageOnlyTransform``, as maps stay unchanged.
+        extra: Further albumentations transforms, by ``class_path`` and ``init_args``, which run before the photometric
+            operations. Those of image and mask transform the maps, too. If they move pixels, they are refused for tasks
+            whose values depend on the view, such as normals and depth.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -59,14 +55,13 @@ class AugmentConfig:
     cat_max_ratio: float = 0.75
     hflip_prob: float = 0.5
     photometric_prob: float = 0.5
-    extra: tuple[albumentations.ImageOnlyTransform, ...] = ()
+    extra: tuple[ExtraTransform, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate the settings."""
         if unset := [key for key, value in vars(self).items() if value is None and key != "crop"]:
             raise ConfigError(f"data.augment.{unset[0]} must not be null. Leave it out for its default.")
         low, high = self.scale_range
-        images_only = all(isinstance(step, albumentations.ImageOnlyTransform) for step in self.extra)
         rules = {
             "scale_range": (0 < low <= high < float("inf"), "two positive factors, the smaller one first"),
             "scale_values": (all(0 < factor < float("inf") for factor in self.scale_values), "positive factors"),
@@ -75,11 +70,11 @@ class AugmentConfig:
             "cat_max_ratio": (0 < self.cat_max_ratio <= 1, "in (0, 1]"),
             "hflip_prob": (0 <= self.hflip_prob <= 1, "a probability in [0, 1]"),
             "photometric_prob": (0 <= self.photometric_prob <= 1, "a probability in [0, 1]"),
-            "extra": (images_only, "transforms of the image alone (albumentations.ImageOnlyTransform)"),
         }
         for key, (holds, rule) in rules.items():
             if not holds:
                 raise ConfigError(f"data.augment.{key} must be {rule}, got {getattr(self, key)}.")
+        check_transforms(self.extra)
 
 
 class TrainTransform:
@@ -101,7 +96,7 @@ class TrainTransform:
             steps = [
                 RandomScaleCrop(self.tasks, augment, self.size),
                 HorizontalFlip(self.tasks, augment.hflip_prob),
-                *deepcopy(augment.extra),  # a transform keeps the random state of its ``Compose``
+                *([ExtraTransforms(augment.extra, self.tasks)] if augment.extra else []),
                 PhotoMetricDistortion(augment.photometric_prob),
             ]
         self.compose = albumentations.Compose(steps)
@@ -115,7 +110,12 @@ class TrainTransform:
         # albumentations draws from both generators. Seeded with one number, its transforms would repeat each other's
         # draws, so they share the two.
         self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        return pad_and_finalize(self.compose(**{**arrays, "image": image}), self.tasks, size)
+        arrays = self.compose(**{**arrays, "image": image})
+        if self.augments and size and np.greater(arrays["image"].shape[:2], size).any():
+            got, limit = ("x".join(map(str, shape[:2])) for shape in (arrays["image"].shape, size))
+            rule = f"must return at most {limit} pixels, got {got}"
+            raise ConfigError(f"data.augment.extra {rule}. Crop them, or set data.augment.crop.")
+        return pad_and_finalize(arrays, self.tasks, size, arrays.get(INSIDE))
 
 
 class EvalTransform:
@@ -130,11 +130,15 @@ class EvalTransform:
 
 
 def pad_and_finalize(
-    arrays: Arrays, tasks: Sequence[MapTransform], size: tuple[int, int] | None
+    arrays: Arrays,
+    tasks: Sequence[MapTransform],
+    size: tuple[int, int] | None,
+    inside: np.ndarray | None = None,
 ) -> tuple[Arrays, np.ndarray]:
     """Pad to ``size`` around the center, then postprocess the maps of ``tasks``; other maps are dropped.
 
-    Padding is mean-colored in the image, missing in the maps, and False in ``valid``, bool ``h w``.
+    Padding is mean-colored in the image, missing in the maps, and False in ``valid``, bool ``h w``. So are the pixels
+    that are False in ``inside``, bool ``h w`` before padding.
     """
     image = arrays["image"]
     inner = image.shape[:2]
@@ -153,7 +157,7 @@ def pad_and_finalize(
                 target[window] = arrays[task.name]
             padded[task.name] = task.postprocess_target(target)
     valid = np.zeros((height, width), bool)
-    valid[window] = True
+    valid[window] = True if inside is None else inside
     return padded, valid
 
 

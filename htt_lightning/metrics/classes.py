@@ -44,9 +44,31 @@ class SegmentationScores(SumStateMetric):
     def compute(self) -> dict[str, Tensor]:
         """Compute ``miou`` and ``pixel_acc``."""
         hit = self.confusion.diagonal()
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hit
-        present = union > 0
-        iou = PERCENT * hit.double() / union.clamp(min=1)
-        mean = iou[present].mean() if self.absent_classes == "skip" else iou.mean()
-        miou = torch.where(present.any(), mean, torch.nan)
-        return {"miou": miou, "pixel_acc": percent(hit.sum(), self.confusion.sum())}
+        iou = class_scores(self.confusion, self.absent_classes)["iou"]
+        return {"miou": iou.nanmean(), "pixel_acc": percent(hit.sum(), self.confusion.sum())}
+
+    def synced_confusion(self) -> Tensor:
+        """Return the confusion matrix over all processes, which all must ask for: rows are labels, int64 ``k k``."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return self.confusion.clone()
+
+
+def class_scores(confusion: Tensor, absent_classes: Literal["skip", "zero"] = "skip") -> dict[str, Tensor]:
+    """Compute scores of each class in percent, float64 ``k``.
+
+    Args:
+        confusion: Confusion matrix ``k k``; rows are labels.
+        absent_classes: IoU of classes in neither labels nor predictions: NaN with ``skip``, 0 with ``zero``. It is NaN
+            for all classes of an empty matrix.
+
+    Returns:
+        ``iou``; ``pixel_acc``, the share of the class's pixels that are right; and ``share``, its share of all pixels.
+
+    >>> class_scores(torch.tensor([[3, 1], [0, 0]]))["iou"]
+    tensor([75., 0.], dtype=torch.float64)
+    """
+    hit, labeled = confusion.diagonal(), confusion.sum(1)
+    union = confusion.sum(0) + labeled - hit
+    counted = union > 0 if absent_classes == "skip" else (confusion.sum() > 0).expand_as(union)
+    iou = torch.where(counted, PERCENT * hit.double() / union.clamp(min=1), torch.nan)
+    return {"iou": iou, "pixel_acc": percent(hit, labeled), "share": percent(labeled, confusion.sum())}

@@ -80,6 +80,16 @@ class Task(TrainingMixin, EvaluationMixin, PresentationMixin, ConfigMixin):
         """Mirror a numpy map left to right."""
         return np.asarray(cv2.flip(array, 1)).reshape(array.shape)
 
+    @property
+    def view_changes_values(self) -> bool:
+        """Whether a zoom or turn of the image changes the values of a map; assumed where one of its methods says so."""
+        return any(getattr(type(self), name) is not getattr(Task, name) for name in ("flip", "rescale_values"))
+
+    @property
+    def mirror_changes_values(self) -> bool:
+        """Whether a mirror image has other values."""
+        return self.view_changes_values
+
     def rescale_values(self, array: np.ndarray, scale: float) -> np.ndarray:
         """Correct the values of a numpy map whose image was enlarged by ``scale``; by default do nothing."""
         return array

@@ -1,14 +1,17 @@
 """Pixel classification and semantic segmentation."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from htt_lightning.errors import ConfigError
+from htt_lightning.errors import ConfigError, did_you_mean
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import SegmentationScores
 from htt_lightning.output import TaskOutput, upsample_to_image
@@ -27,14 +30,16 @@ class PixelClassification(Task):
             with ``zero`` they count as 0, as in the release.
         class_balance_power: Exponent in [0, 1] that rebalances soft targets. Each class probability is divided by the
             class's share of the image to this power; 0 disables it.
+        flip_pairs: Pairs of class names that a mirror image swaps, such as ``[[left arm, right arm]]``.
         **kwargs: Fields of ``Task``.
     """
 
     classes: tuple[str, ...] = ()
     absent_classes: Literal["skip", "zero"] = "skip"
     class_balance_power: float = 0.5
+    flip_pairs: tuple[tuple[str, str], ...] = ()
 
-    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "class_balance_power")
+    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "class_balance_power", "flip_pairs")
     metric_fields: ClassVar[tuple[str, ...]] = (*Task.metric_fields, "absent_classes")
     logits_are_distribution: ClassVar[bool] = True
     primary_metric: ClassVar[str] = "miou"
@@ -42,6 +47,16 @@ class PixelClassification(Task):
     metric_unit: ClassVar[str] = "%"
     output_unit: ClassVar[str] = "class index"
     large_error: ClassVar[str] = "wrong class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paired = [name for pair in self.flip_pairs for name in pair]
+        known = self.class_names if paired else ()
+        wrong = [name for name in paired if name not in known or paired.count(name) > 1]
+        if wrong or any(len(pair) != 2 for pair in self.flip_pairs):
+            hint = did_you_mean(wrong[0], known) if wrong and wrong[0] not in known else ""
+            rule = f"be pairs of {', '.join(known)}, each class once"
+            raise ConfigError(f"flip_pairs of {self.name} must {rule}, got {wrong[0] if wrong else paired!r}.{hint}")
 
     @property
     def num_tokens(self) -> int:
@@ -93,6 +108,37 @@ class PixelClassification(Task):
         balanced = soft_target / share.clamp(min=1e-6) ** self.class_balance_power
         return balanced / balanced.sum(1, keepdim=True)
 
+    @property
+    def view_changes_values(self) -> bool:
+        """Whether a zoom changes classes, which a subclass alone may say."""
+        return type(self).rescale_values is not Task.rescale_values
+
+    @property
+    def mirror_changes_values(self) -> bool:
+        """Whether classes have a side."""
+        return bool(self.flip_pairs) or type(self).flip is not PixelClassification.flip
+
+    @property
+    def mirrored_classes(self) -> list[int]:
+        """Return the class in a mirror image, by class."""
+        partners = {one: other for pair in self.flip_pairs for one, other in (pair, pair[::-1])}
+        return [self.class_names.index(partners.get(name, name)) for name in self.class_names]
+
+    def flip(self, array: np.ndarray) -> np.ndarray:
+        """Mirror a map left to right and swap the classes of ``flip_pairs``."""
+        flipped = super().flip(array)
+        if not self.flip_pairs:
+            return flipped
+        table = np.arange(256, dtype=np.uint8)
+        table[: self.num_tokens] = self.mirrored_classes
+        return np.asarray(cv2.LUT(flipped, table)).reshape(array.shape)
+
+    def unflip(self, soft_target: Tensor) -> Tensor:
+        """Mirror the map and swap the channels of ``flip_pairs``."""
+        flipped = super().unflip(soft_target)
+        # Not by an index tensor, whose way to a GPU the host would wait for.
+        return torch.stack([flipped[:, k] for k in self.mirrored_classes], 1) if self.flip_pairs else flipped
+
     def metrics(self) -> Metric:
         """Make the metric: mean IoU and pixel accuracy in percent."""
         return SegmentationScores(self.num_tokens, absent_classes=self.absent_classes)
@@ -108,6 +154,28 @@ class PixelClassification(Task):
     def legend(self) -> list[tuple[str, Tensor]]:
         """Return the classes."""
         return [(name, torch.full((1, 1, 1), index)) for index, name in enumerate(self.class_names)]
+
+
+def unpaired_sides(tasks: Sequence[Task]) -> list[str]:
+    """Return a warning for each task with classes of a left and a right side that ``flip_pairs`` does not name.
+
+    >>> unpaired_sides([SemSeg(classes=("left arm", "right arm"), flip_pairs=(("left arm", "right arm"),))])
+    []
+    """
+    warnings = []
+    for task in tasks:
+        if not isinstance(task, PixelClassification):
+            continue
+        paired = {name for pair in task.flip_pairs for name in pair}
+        by_name = {name.lower(): name for name in task.classes}
+        sides = [(name, by_name.get(name.lower().replace("left", "right"), name)) for name in task.classes]
+        if pairs := [[left, right] for left, right in sides if left != right and not {left, right} <= paired]:
+            option = f"data.task_overrides.{task.name}.flip_pairs"
+            text = json.dumps(pairs, ensure_ascii=False)
+            warnings.append(
+                f"Mirror images keep the left and right classes of {task.name} as they are. Set {option} to {text}."
+            )
+    return warnings
 
 
 @dataclass(frozen=True, kw_only=True)

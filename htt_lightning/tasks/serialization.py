@@ -27,7 +27,7 @@ class ConfigMixin:
         arguments = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
         return {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "init_args": {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()},
+            "init_args": {key: _convert(value, tuple, list) for key, value in arguments.items()},
         }
 
     @classmethod
@@ -51,7 +51,7 @@ class ConfigMixin:
             raise ConfigError(f"The class of a task must be a subclass of {cls.__name__}, got {path!r}.")
         build: Callable[..., Self] = found
         try:
-            return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+            return build(**{key: _convert(value, list, tuple) for key, value in given.items()})
         except ConfigError:
             raise
         except (TypeError, ValueError, AttributeError) as error:
@@ -62,6 +62,11 @@ class ConfigMixin:
         """Return the fields on which outputs and labels depend."""
         settings: dict[str, Any] = self.to_config()["init_args"]
         return {key: value for key, value in settings.items() if key not in self.training_fields + self.metric_fields}
+
+
+def _convert(value: Any, kind: type[Any], other: type[Any]) -> Any:
+    """Convert tuples to lists or the other way, also inside each other."""
+    return other(_convert(item, kind, other) for item in value) if isinstance(value, kind) else value
 
 
 def check_same_tasks(tasks: Sequence[ConfigMixin], trained: Sequence[Mapping[str, Any]], source: str) -> None:

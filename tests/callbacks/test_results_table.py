@@ -11,9 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 
 from htt_lightning import HTTModule
 from htt_lightning.callbacks import PredictionPanel, ResultsTable
+from htt_lightning.callbacks.confusion_matrix import CELL
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
 
@@ -120,7 +122,9 @@ def test_test_metrics_hold_every_metric_with_its_spec(tested):
     specs = {f"test/{t.name}/{name}": t.metric_spec(name) for t in tasks for name in t.metrics().compute()}
     assert list(rows) == [*specs, "test/delta_m"]
     for key, row in rows.items():
-        assert list(row) == ["value", "unit", "higher_is_better", "primary", "epoch"]
+        per_class = ["classes"] if key in ("test/semseg/miou", "test/human_parts/miou") else []
+        assert list(row) == ["value", "unit", "higher_is_better", "primary", "epoch", "split", *per_class]
+        assert row["split"] == "val"
         assert row["value"] == float(tested.trainer.callback_metrics[key])
         assert row["epoch"] is None
     for key, spec in specs.items():
@@ -132,7 +136,7 @@ def test_test_metrics_hold_every_metric_with_its_spec(tested):
 
 def test_test_markdown_is_one_row_with_units_and_arrows(tested):
     rows = read(tested.folder / "test_metrics.json")
-    headers, rule, cells = (tested.folder / "test_metrics.md").read_text().splitlines()
+    headers, rule, cells = (tested.folder / "test_metrics.md").read_text().partition("\n\n")[0].splitlines()
     assert headers.startswith("| semseg miou % \u2191 | semseg pixel_acc % \u2191 | ")
     assert " | depth abs_err m \u2193 | " in headers
     assert headers.endswith(" | delta_m % \u2191 |")
@@ -141,12 +145,27 @@ def test_test_markdown_is_one_row_with_units_and_arrows(tested):
     assert [float(cell) for cell in cells.strip("| ").split(" | ")] == pytest.approx(values, abs=0.006)
 
 
+def test_test_metrics_and_markdown_hold_scores_of_each_class(tested):
+    rows, text = read(tested.folder / "test_metrics.json"), (tested.folder / "test_metrics.md").read_text()
+    for task in tested.data.tasks[:2]:
+        row = rows[f"test/{task.name}/miou"]
+        assert list(row["classes"]) == list(task.class_names)
+        ious = [scores["iou"] for scores in row["classes"].values() if scores["iou"] is not None]
+        assert sum(ious) / len(ious) == pytest.approx(row["value"])
+        assert sum(scores["share"] for scores in row["classes"].values()) == pytest.approx(100)
+        hits = [x["pixel_acc"] * x["share"] / 100 for x in row["classes"].values() if x["pixel_acc"] is not None]
+        assert sum(hits) == pytest.approx(rows[f"test/{task.name}/pixel_acc"]["value"])
+        assert len([line for line in text.splitlines() if line.startswith(f"| {task.class_names[1]} | ")]) == 1
+        with Image.open(tested.folder / f"confusion_{task.name}.png") as picture:
+            assert picture.height > CELL * len(task.class_names)
+
+
 @pytest.mark.parametrize("width", ["80", "400"])
 def test_test_tables_fit_any_terminal_width(tested, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", width)
     tested.callback.on_test_end(tested.trainer, tested.module)
     printed = capsys.readouterr().out
-    markdown = (tested.folder / "test_metrics.md").read_text().splitlines()
+    markdown = (tested.folder / "test_metrics.md").read_text().partition("\n\n")[0].splitlines()
     headers, _, cells = (line.strip("| ").split(" | ") for line in markdown)
     for header, cell in zip(headers[:-1], cells[:-1], strict=True):
         task, metric = header.split(" ", 1)
@@ -189,7 +208,7 @@ def test_a_metric_without_labels_is_null_and_a_dash(tmp_path):
     rows = read(tmp_path / "test_metrics.json")
     assert rows["test/depth/abs_err"]["value"] is rows["test/depth/delta1"]["value"] is None
     assert rows["test/semseg/miou"]["value"] > 0
-    assert (tmp_path / "test_metrics.md").read_text().splitlines()[-1].count("| - ") == 7
+    assert (tmp_path / "test_metrics.md").read_text().splitlines()[2].count("| - ") == 7
 
 
 def test_values_logged_by_others_are_left_out(tmp_path):

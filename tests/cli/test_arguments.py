@@ -35,6 +35,9 @@ def test_normalize_args_completes_command_line(words, expected):
         (["--config", "with.yaml"], True),
         (["--config=with.yaml"], True),
         (["-c", "short.yaml"], True),
+        (["-cshort.yaml"], True),
+        (["-c=short.yaml"], True),
+        (["-cwithout.yaml"], False),
         (["--config", "without.yaml"], False),
         (["--config", "empty.yaml"], False),
         (["--config", "missing.yaml"], False),
@@ -47,6 +50,12 @@ def test_specifies_dataset_reads_configs(words, specified):
     Path("without.yaml").write_text("data: {init_args: {batch_size: 2}}")
     Path("empty.yaml").write_text("")
     assert specifies_dataset(words) is specified
+
+
+@pytest.mark.parametrize("word", ["-cdemo.yaml", "-c=demo.yaml", "--config=demo.yaml"])
+def test_config_attached_to_its_option_is_found(word):
+    option = word.removesuffix("demo.yaml")
+    assert normalize_args(["fit", word]) == ["fit", f"{option}{ROOT / 'configs' / 'demo.yaml'}"]
 
 
 def test_config_in_working_directory_wins_over_packaged_one():

@@ -291,7 +291,7 @@ def test_transforms_can_be_pickled():
     [{"scale_range": (0, 1)}, {"scale_range": (2, 1)}, {"scale_range": (1, float("inf"))},
      {"scale_range": (float("nan"), 1)}, {"scale_range": None}, {"scale_values": (1, 0)}, {"crop": (0, 5)},
      {"max_crop_attempts": 0}, {"cat_max_ratio": 0}, {"hflip_prob": 1.1}, {"hflip_prob": None},
-     {"photometric_prob": -0.1}, {"extra": (albumentations.VerticalFlip(),)}],
+     {"photometric_prob": -0.1}, {"extra": (albumentations.Morphological(),)}],
 )  # fmt: skip
 def test_augment_config_validates_its_values(wrong):
     with pytest.raises(ConfigError, match=rf"data\.augment\.{next(iter(wrong))} "):

@@ -217,3 +217,13 @@ def test_bad_options_raise():
         BoundaryFMeasure(num_thresholds=0)
     with pytest.raises(ValueError, match="tolerance"):
         BoundaryFMeasure(-0.1)
+
+
+def test_confusion_is_summed_over_processes():
+    metric = SegmentationScores(2)
+    metric.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 255]]]))
+    assert metric.synced_confusion().tolist() == [[1, 1], [0, 0]]
+    metric.distributed_available_fn = lambda: True
+    metric.dist_sync_fn = lambda state, group: [state, 2 * state]  # another process has twice as many
+    assert metric.synced_confusion().tolist() == [[3, 3], [0, 0]]
+    assert metric.confusion.tolist() == [[1, 1], [0, 0]]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task
 from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
 from htt_lightning.commands.check.statistics import label_warnings
 from htt_lightning.data.batch import to_target
-from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule, Split
+from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule
 from htt_lightning.data.dataset import find_train_val_overlap
 from htt_lightning.data.masks.label_mask import impossible_label_message
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.tasks.semseg import unpaired_sides
 
 
 def check(
@@ -62,7 +63,7 @@ def check(
 def inspect(data: PartialLabelDataModule) -> tuple[list[ImageScanner], dict[str, Any]]:
     """Read everything that a run would read; return the splits that can be opened, and a report of plain values."""
     scanners, errors, problems, warnings = list[ImageScanner](), list[HTTError](), list[Problem](), list[str]()
-    for split in get_args(Split):
+    for split in data.splits:
         try:
             scanners.append(ImageScanner(split, data.partial_label_dataset(split)))
         except HTTError as error:
@@ -80,12 +81,15 @@ def inspect(data: PartialLabelDataModule) -> tuple[list[ImageScanner], dict[str,
         warnings += [f"{split}: {warning}" for warning in dataset.warnings()]
         for task in data.tasks:
             warnings += [f"{split} {task.name}: {text}" for text in label_warnings(task, scan.tasks[task.name])]
+    warnings += unpaired_sides(data.tasks)
     if data.mask and "train" in splits:
         impossible = data.impossible_labels(data.mask, datasets[0])
         texts = (impossible_label_message(data.labels, task, names) for task, names in impossible.items())
         warnings += [f"train: {text}" for text in texts]
-    if len(datasets) > 1 and (shared := find_train_val_overlap(*datasets)):
-        warnings.append(shared)
+    for scanner, dataset in zip(scanners[1:], datasets[1:], strict=True):
+        other = "validation" if scanner.split == "val" else scanner.split
+        if "train" in splits and (shared := find_train_val_overlap(datasets[0], dataset, other)):
+            warnings.append(shared)
     return scanners, {
         "format": 1,
         "dataset": type(data).__name__,

@@ -47,7 +47,7 @@ class Folder(FileDataset):
 
     Args:
         root: The folder.
-        split: ``train`` or ``val``.
+        split: ``train``, ``val`` or ``test``.
         images: Pattern of images relative to the root, with wildcards ``*``, ``?``, ``[...]`` and ``**``; or a CSV file
             with a row per image, whose path is in the column ``image``. An empty cell is a missing label.
         label_files: Label files of each task.
@@ -67,7 +67,7 @@ class Folder(FileDataset):
         is_table, errors = images.endswith(".csv"), list[HTTError]()
         patterns: dict[str, str] = {}
         for task, files in self.label_files.items():
-            if pattern := files.val if split == "val" else files.train:
+            if pattern := getattr(files, split):
                 try:
                     _check_pattern(pattern, task, split, is_table)
                     patterns[task] = pattern
@@ -90,7 +90,7 @@ class Folder(FileDataset):
                 errors.append(DataError(f"No {split} image has a label of {task}: looked for {place}."))
         if errors:
             raise combine_errors(errors)
-        self._records = [record for record in records if record.labels or split == "val"]
+        self._records = [record for record in records if record.labels or split != "train"]
         if unlabeled := [record.image_id for record in records if not record.labels and split == "train"]:
             counts = f"{len(unlabeled)} of {len(records)}"
             logger.warning("Leaving out %s training images without labels (e.g. %r).", counts, unlabeled[0])
@@ -246,6 +246,7 @@ class FolderDataModule(FileDataModule):
         train: Training images: a pattern relative to the root, such as ``train/images/*.jpg``; a ``.csv`` file with a
             row per image, see ``Folder``; or a pattern of ``.parquet`` files with an array per image and label.
         val: Validation images, in the same form.
+        test: Test images, in the same form, which the command ``test`` scores; by default there are none.
         label_files: Label files of each task, and the meaning of their values.
         hub: Repository of ``.parquet`` files to download if ``root`` is ``hub``.
         image_column: Column of the images in ``.parquet`` files.
@@ -262,6 +263,7 @@ class FolderDataModule(FileDataModule):
         labels: str = "full",
         hub: HubRepo | None = None,
         image_column: str = "image",
+        test: str | None = None,
         **kwargs: Any,
     ) -> None:
         names = [files.task.name for files in label_files]
@@ -269,7 +271,18 @@ class FolderDataModule(FileDataModule):
             raise ConfigError(f"data.label_files must name each task once, got {', '.join(names) or 'none'}.")
         self.label_files, self.hub, self.image_column = label_files, hub, image_column
         self.images: dict[Split, str] = {"train": train, "val": val}
+        if test:
+            self.images["test"] = test
+        if (labeled := [files.task.name for files in label_files if files.test]) and not test:
+            raise ConfigError(f"data.test must name the images of data.label_files {labeled[0]}, test, got null.")
+        if test and not labeled:
+            raise ConfigError(f"data.label_files must name the test labels of a task for data.test {test!r}, got none.")
         super().__init__(root, labels=labels, **kwargs)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits whose images are declared."""
+        return tuple(self.images)
 
     def dataset_tasks(self) -> list[Task]:
         """Return the tasks of ``label_files``, in their order."""
@@ -281,7 +294,7 @@ class FolderDataModule(FileDataModule):
             shards = match_shards(self.root, _relative(self.images[split], f"data.{split}"), self.hub)
             formats = {"image": NPY_IMAGE._replace(folder=self.image_column)}
             for files in self.label_files:
-                if column := files.val if split == "val" else files.train:
+                if column := getattr(files, split):
                     formats[files.task.name] = files.column_format(column)
             return ParquetDataset(shards, formats, uniform_size=uniform_size)
         return Folder(self.root, split, self.images[split], self.label_files, uniform_size)

@@ -25,6 +25,7 @@ class LabelFiles:
         train: Label files of training images: a pattern relative to the root with ``{id}`` in place of the image's id,
             or the column of the table that lists the images, or of the ``.parquet`` files that hold them.
         val: Label files of validation images, in the same form; by default they have no labels of the task.
+        test: Label files of test images, in the same form; by default they have no labels of the task.
         missing_values: Stored values that mark missing labels. The default is 0 in fields and none in index maps, where
             an unknown class is an error. In fields of several channels all of them must have the value; NaN, infinity,
             zero vectors and depths that are not positive are missing in fields as well.
@@ -32,6 +33,8 @@ class LabelFiles:
         class_offset: Offset from stored values to classes, for index maps: -1 if they count from 1.
         scale: Factor for stored values of fields, such as 0.001 for millimeters; or one factor per channel, such as
             ``[1, -1, 1]`` for normals whose y points down.
+        offset: Summand of the scaled values of fields, or one per channel: a value is ``scale * stored + offset``.
+            Disparities stored as ``256 d + 1`` have the scale 0.00390625 and the offset -0.00390625.
 
     Raises:
         ConfigError: The settings do not fit the task or each other.
@@ -44,22 +47,28 @@ class LabelFiles:
     class_map: dict[int, int] | None = None
     class_offset: int = 0
     scale: float | tuple[float, ...] = 1.0
+    offset: float | tuple[float, ...] = 0.0
+    test: str | None = None
 
     def __post_init__(self) -> None:
-        count, channels, scales = self.num_classes, self.task.field_channels, np.atleast_1d(self.scale)
+        count, channels = self.num_classes, self.task.field_channels
+        scales, offsets = np.atleast_1d(self.scale), np.atleast_1d(self.offset)
         unknown = [index for index in (self.class_map or {}).values() if not 0 <= index < count]
         if channels is None:
             rules = {
                 "scale can only be set for fields, not for index maps": self.scale == 1,
+                "offset can only be set for fields, not for index maps (class_offset)": self.offset == 0,
                 "class_map and class_offset exclude each other": not (self.class_map and self.class_offset),
                 f"class_map must have classes 0 to {count - 1}, got {unknown}": not unknown,
                 f"the task must have at most {IGNORE_INDEX} classes, got {count}": count <= IGNORE_INDEX,
             }
         else:
             valid_scale = len(scales) in (1, channels) and bool(np.isfinite(scales).all() and scales.all())
+            valid_offset = len(offsets) in (1, channels) and bool(np.isfinite(offsets).all())
             rules = {
                 "class_map and class_offset can only be set for index maps": not (self.class_map or self.class_offset),
                 f"scale must be one finite number other than zero, or one per channel, got {self.scale}": valid_scale,
+                f"offset must be one finite number, or one per channel, got {self.offset}": valid_offset,
             }
         for rule, holds in rules.items():
             if not holds:
@@ -133,6 +142,7 @@ class LabelFiles:
             missing |= _all_channels(np.abs(2 * values - top) <= 1)  # zero lies between two codes
             values = 2 * values / top - 1
         values *= np.array(self.scale, np.float32)
+        values += np.array(self.offset, np.float32)
         values[missing] = np.nan
         if isinstance(self.task, Depth):
             values[values <= 0] = np.nan

@@ -167,6 +167,11 @@ class MixedDataModule(PartialLabelDataModule):
         return [task for _, task in found.values()]
 
     @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits of the mixture. If a dataset has a test split, those without one add what they test on."""
+        return max((part.splits for part in self.datasets), key=len, default=("train", "val"))
+
+    @property
     def label_summary(self) -> str:
         """Summary of the mixture's label mask and those of the datasets."""
         parts = [f"data.datasets {number}: {part.label_summary}" for number, part in enumerate(self.datasets)]
@@ -177,9 +182,10 @@ class MixedDataModule(PartialLabelDataModule):
         parts: dict[int, DatasetPart] = {}
         errors = []
         for number, part in enumerate(self.datasets):
+            own = part.test_split if split == "test" else split
             try:
-                dataset = part.build_dataset(split)
-                parts[number] = DatasetPart(dataset, part.labels_per_image(split, dataset), self.task_name_map(number))
+                dataset = part.build_dataset(own)
+                parts[number] = DatasetPart(dataset, part.labels_per_image(own, dataset), self.task_name_map(number))
             except HTTError as error:
                 errors.append(error)
         if errors:

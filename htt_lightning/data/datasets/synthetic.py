@@ -160,7 +160,7 @@ class SyntheticDataModule(PartialLabelDataModule):
         """Render all scenes into the cache, then check the dataset."""
         trainer = self.trainer
         if self.cache and not (trainer and cast(Any, trainer).fast_dev_run):
-            for split in ("train", "val") if trainer is None or trainer.state.fn == "fit" else ("val",):
+            for split in self.required_splits:
                 self.build_dataset(split).prerender(self.num_workers)
         super().prepare_data()
 

@@ -12,7 +12,7 @@ from PIL import Image
 from htt_lightning.data.datasets.label_files import LabelFiles
 from htt_lightning.errors import ConfigError, DataError, HTTError
 from htt_lightning.io.images import ImageFormat, read_gray, read_rgb, size_of
-from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
+from htt_lightning.tasks import Depth, Edges, InverseDepth, Normals, Saliency, SemSeg
 from tests.flow import Height
 
 SEMSEG = SemSeg(classes=("a", "b", "c", "d"))
@@ -192,6 +192,27 @@ def test_normals_are_decoded_from_colors(file):
     np.testing.assert_allclose(normals, vectors, atol=1e-5)
 
 
+def test_offset_is_added_to_scaled_values(file):
+    stored = np.array([[0, 1, 257], [513, 5121, 65535]], np.uint16)  # Cityscapes' disparities: 256 d + 1, 0 missing
+    files = LabelFiles(InverseDepth(), "", scale=1 / 256, offset=-1 / 256)
+    depth = files.read(file(stored))
+    np.testing.assert_allclose(depth, [[np.nan, np.nan, 1], [2, 20, 65534 / 256]], rtol=1e-6)
+    column = files.column_format("disparity")
+    np.testing.assert_array_equal(column.decode("disparity", stored), depth)
+
+
+def test_offset_keeps_missing_values_missing(file):
+    stored = np.array([[0, 200], [300, 65535]], np.uint16)
+    files = LabelFiles(Height(), "", missing_values=(65535,), scale=0.1, offset=-30.0)
+    np.testing.assert_allclose(files.read(file(stored)), [[-30, -10], [0, np.nan]], atol=1e-5)
+
+
+def test_offset_may_differ_between_channels(file):
+    vectors = np.full((2, 3, 3), [0.5, 0.5, 1.3], np.float32)
+    normals = LabelFiles(Normals(), "", offset=(-0.5, 0.1, -0.5)).read(file(vectors, ".npy"))
+    np.testing.assert_allclose(normals, np.broadcast_to([0, 0.6, 0.8], (2, 3, 3)), atol=1e-6)
+
+
 def test_scale_flips_an_axis_of_float_normals(file):
     vectors = np.random.default_rng(0).normal(size=(*SIZE, 3))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -235,6 +256,9 @@ def test_other_shapes_and_types_are_rejected(file, task, array):
         (SEMSEG, {"class_map": {7: 1}, "class_offset": 1}, "exclude each other"),
         (Depth(), {"class_map": {7: 1}}, "label_files of depth: class_map"),
         (Depth(), {"class_offset": -1}, "class_offset"),
+        (SEMSEG, {"offset": 2.0}, "label_files of semseg: offset .*class_offset"),
+        (Depth(), {"offset": float("inf")}, "offset must be"),
+        (Normals(), {"offset": (1.0, -1.0)}, "offset must be .*one per channel"),
         (Depth(), {"scale": 0.0}, "scale must be"),
         (Depth(), {"scale": float("nan")}, "scale must be"),
         (Normals(), {"scale": (1.0, -1.0)}, "one per channel"),
