@@ -26,7 +26,7 @@ from htt_lightning.callbacks import (
 )
 from htt_lightning.callbacks.monitors import resolve_monitors
 from htt_lightning.callbacks.save_config import SaveConfig
-from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups
+from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups, check_trainer_options
 from htt_lightning.cli.user_errors import blame_option
 from htt_lightning.commands.app.command import app
 from htt_lightning.commands.check.command import check
@@ -60,9 +60,6 @@ CALLBACKS: dict[str, type[L.Callback]] = {
     "results": ResultsTable,
 }
 """Callbacks of every run, by the name of their group of options."""
-
-SPLITS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
-"""Name of the batches of each command of Lightning in the options of the trainer."""
 
 
 def built_objects(command: Callable[..., None]) -> list[str]:
@@ -148,8 +145,8 @@ class HTTCLI(LightningCLI):
             self.config = parser.parse_args(self.words)
         command = self.config.get("subcommand")
         check_option_groups(self.options, set(self._parser(command).groups or ()) - {"data", command})
-        if (split := SPLITS.get(command)) and self.options.trainer[f"limit_{split}_batches"] == 0:
-            raise ConfigError(f"trainer.limit_{split}_batches must be above 0 for {command}, got 0.")
+        if "trainer" in self.options:
+            check_trainer_options(self.options.trainer, command)
         for key, cls in ({"model": HTTModule} | CALLBACKS).items():
             check_no_null(cls, self.options.get(key), key)
         if isinstance(data := self.options.get("data"), Namespace):

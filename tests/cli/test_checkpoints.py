@@ -139,14 +139,6 @@ def test_lost_best_checkpoint_is_named(runs):
     assert "best.json must name a checkpoint, got None" in failing("test", ckpt_path="best")
 
 
-@pytest.mark.parametrize("command", ["fit", *COMMANDS])
-def test_limit_of_zero_batches_is_refused(command, in_empty_folder):
-    split = {"fit": "train", "validate": "val"}.get(command, command)
-    assert f"trainer.limit_{split}_batches must be above 0 for {command}, got 0" in failing(
-        command, ckpt_path="last", **{f"trainer__limit_{split}_batches": 0}
-    )
-
-
 def test_unknown_monitor_is_refused_before_a_run(in_empty_folder):
     message = failing("fit", checkpoint__monitor="val/depth/abs_er")
     assert "checkpoint.monitor must be a metric that the run logs, got 'val/depth/abs_er'." in message
