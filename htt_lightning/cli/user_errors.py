@@ -49,6 +49,7 @@ def find_user_error(error: BaseException | None) -> Exception | None:
     jsonargparse wraps exceptions raised in constructors. Errors of Weights & Biases, weights that do not fit and paths
     that cannot be used become an ``HTTError`` with the next step. The result is None for a fault of the program.
     """
+    built_from_options = str(error).startswith("Does not validate against any of the Union subtypes")
     while error:
         if isinstance(error, HTTError):
             return error
@@ -66,6 +67,8 @@ def find_user_error(error: BaseException | None) -> Exception | None:
                 f"Weights & Biases: {error}\nLog in with `wandb login`, or run without the server: "
                 "--trainer.logger.offline true (or WANDB_MODE=offline). `wandb sync` uploads the run later."
             )
+        if built_from_options and type(error).__module__ != "builtins" and not error.__cause__:
+            return ConfigError(" ".join(str(error).split()))  # of another library, such as MLflow
         error = error.__cause__ or error.__context__
     return None
 

@@ -76,6 +76,17 @@ def test_missing_package_of_a_logger_is_one_line():
     assert str(find_user_error(wrapped)) == "The options need the package mlflow>=1.0.0: pip install 'mlflow>=1.0.0'."
 
 
+def test_error_of_a_class_in_the_options_is_one_line():
+    class ForeignError(Exception):
+        pass
+
+    wrapped = ValueError("Does not validate against any of the Union subtypes\nSubtypes: ...")
+    wrapped.__cause__ = ForeignError("The file store is\n in maintenance mode.")
+    assert str(find_user_error(wrapped)) == "The file store is in maintenance mode."
+    wrapped.__cause__ = TypeError("a fault of the program")
+    assert find_user_error(wrapped) is None
+
+
 def test_exit_status_is_that_of_shells():
     assert exit_status(SIGTERMException()) == 143
     assert exit_status(KeyboardInterrupt()) == 130
