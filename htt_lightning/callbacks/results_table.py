@@ -126,7 +126,8 @@ class ResultsTable(Callback):
         lines = (table, ["---:"] * len(table), table.values())
         with atomic_path(markdown := path.with_suffix(".md")) as partial:
             partial.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
-        title = None if trained else "Random weights: no checkpoint was loaded, and nothing was trained"
+        epochs = None if pl_module.last_epoch is None else f"Test after {pl_module.last_epoch + 1} epochs"
+        title = epochs if trained else "Random weights: no checkpoint was loaded, and nothing was trained"
         tables = [_task_table(task, cells) for task, cells in columns.items()]
         _print(trainer, Columns(tables, title=title), path, markdown)
 

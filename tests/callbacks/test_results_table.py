@@ -186,13 +186,14 @@ def test_val_table_names_the_epoch_of_its_metrics(tmp_path, capsys):
     assert "Validation after 2 of 3 epochs" in capsys.readouterr().out
 
 
-def test_test_after_fit_names_the_epoch_of_its_weights(tmp_path):
+def test_test_after_fit_names_the_epoch_of_its_weights(tmp_path, capsys):
     runner, module, data = depth_run(tmp_path)
     kept = {int(path.stem.split("=")[1].split("-")[0]): path for path in (tmp_path / "checkpoints").glob("epoch=*")}
     for checkpoint, epoch in ((None, 2), (kept[1], 1), (kept[0], 0)):
         runner.test(module, data, ckpt_path=checkpoint, verbose=False)
         (found,) = {(row["epoch"], row["trained"]) for row in read(tmp_path / "test_metrics.json").values()}
         assert found == (epoch, True)
+        assert f"Test after {epoch + 1} epochs" in capsys.readouterr().out
 
 
 def test_test_of_a_stage_names_its_last_epoch(tmp_path):
