@@ -83,7 +83,7 @@ class RunCheckpoint(ModelCheckpoint):
             raise ConfigError(f"checkpoint.mode must be min or max for your own metric {self.monitor}, got none.")
         self._validated_epoch = None
         by_epoch = self._every_n_epochs >= 1
-        several_validations = trainer.val_check_interval != 1.0
+        several_validations = getattr(trainer, "val_check_interval", None) != 1.0  # a time leaves it unset
         after_validation = self.monitor is not None and self.monitor.startswith("val/") and several_validations
         self._save_on_train_epoch_end = True if by_epoch and not after_validation else None
 

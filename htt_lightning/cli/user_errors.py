@@ -27,7 +27,7 @@ LIGHTNING_MESSAGES = {
     r"Providing log_model=(?P<got>\w+) and offline=True": (
         "trainer.logger.log_model must be false with trainer.logger.offline true, as nothing is uploaded, got {got}."
     ),
-    r"Requirement '(?P<got>[^']+)' not met": "The options need the package {got}: pip install '{got}'.",
+    r"Requirement '(?P<got>[^']+)' not met": "trainer: needs {got}, which is not installed: pip install '{got}'.",
 }
 """Our messages for those of Lightning, by a pattern at their beginning."""
 

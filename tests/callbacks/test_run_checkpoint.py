@@ -91,8 +91,9 @@ def test_training_metric_is_that_of_its_epoch(tmp_path):
     assert epochs(tmp_path) == ([1, 3], 4)
 
 
-def test_several_validations_in_an_epoch_are_compared(tmp_path):
-    fit(tmp_path, RunCheckpoint("val/depth/abs_err", save_top_k=2), val_check_interval=0.5, max_epochs=2)
+@pytest.mark.parametrize("interval", [0.5, "00:00:00:00"], ids=["half an epoch", "time"])
+def test_several_validations_in_an_epoch_are_compared(tmp_path, interval):
+    fit(tmp_path, RunCheckpoint("val/depth/abs_err", save_top_k=2), val_check_interval=interval, max_epochs=2)
     assert set(best_file(tmp_path)["values"]) == {"epoch=1-step=3.ckpt", "epoch=1-step=4.ckpt"}
     assert epochs(tmp_path) == ([1, 1], 1)
 

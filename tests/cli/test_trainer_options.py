@@ -49,7 +49,7 @@ def test_wandb_offline_with_models_is_refused():
 @pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
 def test_mlflow_logger_names_its_package():
     message = failing("fit", "--trainer.logger=MLFlowLogger")
-    assert message == "error: The options need the package mlflow>=1.0.0: pip install 'mlflow>=1.0.0'."
+    assert message == "error: trainer: needs mlflow>=1.0.0, which is not installed: pip install 'mlflow>=1.0.0'."
 
 
 def test_timer_limits_training_and_is_in_the_config():

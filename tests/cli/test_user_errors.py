@@ -73,7 +73,10 @@ def test_error_of_lightning_about_options_is_one_line(options, message, tmp_path
 def test_missing_package_of_a_logger_is_one_line():
     wrapped = ValueError("words of a parser")
     wrapped.__cause__ = ModuleNotFoundError("Requirement 'mlflow>=1.0.0' not met. HINT: Try running ...")
-    assert str(find_user_error(wrapped)) == "The options need the package mlflow>=1.0.0: pip install 'mlflow>=1.0.0'."
+    assert (
+        str(find_user_error(wrapped))
+        == "trainer: needs mlflow>=1.0.0, which is not installed: pip install 'mlflow>=1.0.0'."
+    )
 
 
 def test_error_of_a_class_in_the_options_is_one_line():
