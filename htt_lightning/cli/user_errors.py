@@ -21,6 +21,9 @@ LIGHTNING_MESSAGES = {
         "trainer.val_check_interval must be at most {count}, the number of training batches, got {got}. "
         "To count them across epochs, set trainer.check_val_every_n_epoch to null."
     ),
+    r"Trainer was configured with `enable_checkpointing=(?P<got>False)`": (
+        "trainer.enable_checkpointing must be true, got {got}. For no checkpoint, set checkpoint.save_last to false."
+    ),
     r"Early stopping conditioned on metric `(?P<got>.*?)` which is not available": (
         "EarlyStopping.monitor must be a metric that every validation logs, got {got}."
     ),

@@ -135,6 +135,9 @@ def test_lost_best_checkpoint_is_named(runs):
     assert "--ckpt_path best must be a checkpoint of runs/version_1, got no runs/version_1/" in failing(
         "test", ckpt_path="best"
     )
+    (runs / "version_0" / "checkpoints" / "best.json").unlink()
+    folder = {"checkpoint__dirpath": "runs/version_0/checkpoints"}
+    assert "needs a run with checkpoint.monitor, got runs/version_0" in failing("test", ckpt_path="best", **folder)
     best.write_text(json.dumps({"best": None}))
     assert "best.json must name a checkpoint, got None" in failing("test", ckpt_path="best")
 

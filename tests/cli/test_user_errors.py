@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from htt_lightning.callbacks import RunCheckpoint
 from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
 from htt_lightning.errors import ConfigError, DataError, HTTError
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -54,6 +55,10 @@ def test_message_leaves_out_traceback_of_loader(cls):
         (
             {"val_check_interval": 3},
             "trainer.val_check_interval must be at most 2, the number of training batches, got",
+        ),
+        (
+            {"callbacks": RunCheckpoint()},
+            "trainer.enable_checkpointing must be true, got False. .*checkpoint.save_last",
         ),
         ({"callbacks": EarlyStopping("val/loss")}, "EarlyStopping.monitor must be .*, got val/loss."),
         ({"gradient_clip_algorithm": "nrom", "gradient_clip_val": 1.0}, "trainer: .*nrom"),
