@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from htt_lightning.data.batch import Batch, labeled_indices
 from htt_lightning.discovery.teacher import TeacherEnsemble, make_mean_metric
 from htt_lightning.errors import CheckpointError, ConfigError, did_you_mean
+from htt_lightning.io.checkpoints import last_epoch
 from htt_lightning.losses import LossKind, LossTerm
 from htt_lightning.metrics import SegmentationScores
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
@@ -111,8 +112,10 @@ class HTTModule(L.LightningModule):
         self.input_size: dict[str, Any] = {}
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
+        self.last_epoch: int | None = None  # that the weights were trained in; None if unknown
         self.last_loss_terms: list[LossTerm] = []  # of the last training batch
         self.test_confusion: dict[str, Tensor] = {}  # of the last test, by task
+        self._random_weights = self._sample_weights()
 
     def _check_arguments(self) -> None:
         for option, choices in {"network": [*NETWORKS], "image_weighting": get_args(ImageWeighting)}.items():
@@ -156,6 +159,20 @@ class HTTModule(L.LightningModule):
             net.set_normalization(self.hparams["mean"] or source.mean, self.hparams["std"] or source.std)
         self._pretrained_loaded = True
 
+    @property
+    def has_random_weights(self) -> bool:
+        """True until the weights behind the backbone change, in whatever way: training or loading."""
+        if self.last_epoch is not None:
+            return False
+        sample = self._sample_weights()
+        return torch.equal(sample, self._random_weights.to(sample.dtype))
+
+    def _sample_weights(self) -> Tensor:
+        """Copy the first value of each weight behind the backbone, which may be pretrained, to the CPU."""
+        weights = dict(self.net.named_parameters())
+        behind = [weight for name, weight in weights.items() if not name.startswith("backbone.")]
+        return torch.cat([weight.detach().flatten()[:1] for weight in behind or weights.values()]).cpu()
+
     def forward(self, image: Tensor) -> dict[str, TaskOutput]:
         """Map RGB images in [0, 1], ``b 3 h w``, to one output per task."""
         return cast(dict[str, TaskOutput], self.net(image))
@@ -174,6 +191,7 @@ class HTTModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint has the same tasks, and can be resumed if it is."""
         self._pretrained_loaded, self.input_size = True, checkpoint.get("input_size", {})
+        self.last_epoch = last_epoch(checkpoint)
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             advice = "Resume from last.ckpt, or set discovery.teacher to this one."
             raise CheckpointError(f"--ckpt_path must be a training checkpoint, got one without optimizer. {advice}")
@@ -196,10 +214,11 @@ class HTTModule(L.LightningModule):
                 group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Reseed dropout at the start of an epoch, so that it depends on seed and epoch alone."""
+        """Note the epoch, and reseed dropout at its start, so that it depends on seed and epoch alone."""
         # Not in `on_train_epoch_start`, which Lightning skips in the first epoch of a resumed run.
         if batch_idx == 0:
             torch.manual_seed(derived_seed(self.current_epoch))
+        self.last_epoch = self.current_epoch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch, and log its terms as means over the epoch."""

@@ -323,3 +323,28 @@ def test_gpu_training_step_equals_that_of_the_cpu(data, batch):
 def test_mixed_precision_trains_on_a_gpu(precision, tmp_path, data):
     module = fitted(tmp_path, data, accelerator="gpu", devices=1, precision=precision)
     assert all(p.isfinite().all() for p in module.net.parameters())
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda module, other: module.load_state_dict(other.state_dict()),
+        lambda module, other: module.net.load_state_dict(other.net.state_dict()),
+        lambda module, other: module.net.load_state_dict(other.net.state_dict(), assign=True),
+        lambda module, other: setattr(module, "net", other.net),
+        lambda module, other: module.net.heads.load_state_dict(other.net.heads.state_dict()),
+        lambda module, other: torch.optim.Adam(module.parameters(), 0.1, fused=True).step(
+            lambda: sum(weight.sum() for weight in module.parameters()).backward()
+        ),
+    ],
+    ids=["module", "network", "assigned", "replaced", "heads", "own loop"],
+)
+def test_weights_are_random_until_they_change(load):
+    data = tiny_data(tasks="depth", labels="full")
+    module, other = tiny_module(data), tiny_module(data)
+    assert module.to(torch.float64).float().eval().has_random_weights
+    assert tiny_module(data).to(torch.bfloat16).has_random_weights
+    module.net.backbone.load_state_dict(other.net.backbone.state_dict())  # pretrained weights are not enough
+    assert module.has_random_weights
+    load(module, other)
+    assert not module.has_random_weights

@@ -6,6 +6,7 @@ from htt_lightning.callbacks.nonfinite_guard import NonFiniteLossGuard
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.callbacks.prediction_writer import PredictionWriter
 from htt_lightning.callbacks.results_table import ResultsTable
+from htt_lightning.callbacks.run_checkpoint import RunCheckpoint
 from htt_lightning.callbacks.run_record import RunRecord
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "PredictionPanel",
     "PredictionWriter",
     "ResultsTable",
+    "RunCheckpoint",
     "RunRecord",
 ]

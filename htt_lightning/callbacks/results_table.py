@@ -44,7 +44,6 @@ class ResultsTable(Callback):
         self.constant_baseline = constant_baseline
         self._values: dict[str, float] = {}
         self._val_epoch: int | None = None
-        self._checkpoint_epoch: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the last validation metrics, for a run resumed at its end."""
@@ -54,14 +53,19 @@ class ResultsTable(Callback):
         """Restore the last validation metrics."""
         self._values, self._val_epoch = state_dict["values"], state_dict["epoch"]
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the epoch of the checkpoint, which ``test`` reports."""
-        self._checkpoint_epoch = checkpoint["epoch"]
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the run directory on all ranks."""
         self._folder, self._values = run_directory(trainer), {}
-        self._val_epoch = self._checkpoint_epoch = None
+        self._val_epoch = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn if validation is on and no epoch has one."""
+        interval, epochs = trainer.check_val_every_n_epoch or 0, trainer.max_epochs or 0
+        if interval > epochs > 0 and trainer.limit_val_batches and isinstance(pl_module, HTTModule):
+            rank_zero_warn(
+                f"Training without validation: trainer.check_val_every_n_epoch is {interval}, of {epochs} epochs. "
+                "Set a smaller one."
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the primary metrics."""
@@ -88,7 +92,7 @@ class ResultsTable(Callback):
         path = self._folder / RESULTS["val"]
         _write_json(path, rows)
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
-        _print(trainer, _val_table(rows, trainer.current_epoch), path, *filter(None, panels))
+        _print(trainer, _val_table(rows, self._val_epoch, trainer.current_epoch), path, *filter(None, panels))
         if (checkpoint := self._folder / "checkpoints" / "last.ckpt").is_file():
             _print_next_commands(checkpoint, self._folder / CONFIG)
 
@@ -107,16 +111,16 @@ class ResultsTable(Callback):
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
         tasks = {task.name: task for task in pl_module.tasks}
-        epoch = trainer.current_epoch - 1 if trainer.current_epoch else self._checkpoint_epoch
         scored = getattr(getattr(trainer, "datamodule", None), "test_split", None)
         rows: Rows = {}
+        trained = not pl_module.has_random_weights
         columns: dict[str, dict[str, str]] = {}
         for key, metric in trainer.callback_metrics.items():
             split, *task, name = key.split("/")
             if split == "test" and (task[0] in tasks if task else name == "delta_m"):
                 value, spec = float(metric), tasks[task[0]].metric_spec(name) if task else MetricSpec()
                 primary = not task or name == tasks[task[0]].primary_metric
-                rows[key] = _row(value, spec, primary, epoch) | {"split": scored}
+                rows[key] = _row(value, spec, primary, pl_module.last_epoch) | {"split": scored, "trained": trained}
                 columns.setdefault(" ".join(task), {})[spec.column_header(name)] = spec.format(value)
         if not rows:
             return
@@ -135,8 +139,10 @@ class ResultsTable(Callback):
         texts = ["".join(f"| {' | '.join(line)} |\n" for line in lines), *class_tables]
         with atomic_path(markdown := path.with_suffix(".md")) as partial:
             partial.write_text("\n".join(texts), encoding="utf-8")
-        tables = Columns([_task_table(task, cells) for task, cells in columns.items()])
-        _print(trainer, tables, *pictures, path, markdown)
+        epochs = None if pl_module.last_epoch is None else f"Test after {pl_module.last_epoch + 1} epochs"
+        title = epochs if trained else "Random weights: no checkpoint was loaded, and nothing was trained"
+        tables = [_task_table(task, cells) for task, cells in columns.items()]
+        _print(trainer, Columns(tables, title=title), *pictures, path, markdown)
 
 
 def _print(trainer: L.Trainer, table: Any, *paths: Path) -> None:
@@ -166,7 +172,7 @@ def _print_next_commands(checkpoint: Path, config: Path) -> None:
 
 
 def _row(value: float, spec: MetricSpec, primary: bool, epoch: int | None) -> dict[str, Any]:
-    """Describe a metric; ``epoch`` is None for an untrained network."""
+    """Describe a metric; ``epoch`` is None if unknown."""
     return {"value": value, **spec._asdict(), "primary": primary, "epoch": epoch}
 
 
@@ -182,9 +188,11 @@ def _write_json(path: Path, rows: Rows) -> None:
         partial.write_text(json.dumps(plain(rows), indent=2, allow_nan=False) + "\n")
 
 
-def _val_table(rows: Rows, epochs: int) -> Table:
+def _val_table(rows: Rows, epoch: int | None, epochs: int) -> Table:
     """Lay out one metric per line, beside its constant baseline if there is one."""
-    table = Table("metric", Column("value", justify="right"), title=f"Validation after {epochs} epochs")
+    validated = epochs if epoch is None else epoch + 1
+    when = f"{epochs} epochs" if validated == epochs else f"{validated} of {epochs} epochs"
+    table = Table("metric", Column("value", justify="right"), title=f"Validation after {when}")
     if any("constant" in row for row in rows.values()):
         table.add_column("constant", justify="right")
         table.add_column("better than the constant by", justify="right")

@@ -3,12 +3,12 @@
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
@@ -21,10 +21,18 @@ from htt_lightning.callbacks import (
     PredictionPanel,
     PredictionWriter,
     ResultsTable,
+    RunCheckpoint,
     RunRecord,
 )
+from htt_lightning.callbacks.monitors import resolve_monitors
 from htt_lightning.callbacks.save_config import SaveConfig
-from htt_lightning.cli.parser import SuggestingParser, check_no_null, check_option_groups, replace_lists
+from htt_lightning.cli.parser import (
+    SuggestingParser,
+    check_no_null,
+    check_option_groups,
+    check_trainer_options,
+    replace_lists,
+)
 from htt_lightning.cli.user_errors import blame_option
 from htt_lightning.commands.app.command import app
 from htt_lightning.commands.check.command import check
@@ -33,9 +41,11 @@ from htt_lightning.commands.export import export
 from htt_lightning.commands.info import info
 from htt_lightning.commands.report import report
 from htt_lightning.data import PartialLabelDataModule
+from htt_lightning.errors import ConfigError
 from htt_lightning.io.checkpoints import read_checkpoint
+from htt_lightning.io.run_directory import CHECKPOINTS, RUN_RECORD
 from htt_lightning.module import HTTModule
-from htt_lightning.training.resume import AUTO, LAST
+from htt_lightning.training.resume import AUTO, BEST, LAST, last_or_best_checkpoint, newest_checkpoint_dir
 from htt_lightning.training.trainer import HTTTrainer
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -50,7 +60,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 CALLBACKS: dict[str, type[L.Callback]] = {
     "discovery": LabelDiscovery,
     "guard": NonFiniteLossGuard,
-    "checkpoint": ModelCheckpoint,
+    "checkpoint": RunCheckpoint,
     "panel": PredictionPanel,
     "discovery_panel": DiscoveryPanel,
     "results": ResultsTable,
@@ -113,8 +123,6 @@ class HTTCLI(LightningCLI):
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
-        # Results are those of the last epoch: one file, replaced after every epoch.
-        parser.set_defaults({"checkpoint.filename": "last", "checkpoint.enable_version_counter": False})
         if self.command:
             objects: set[str | int] = {*built_objects(self.command)}
             self._command_arguments = parser.add_function_arguments(self.command, as_group=False, skip=objects)
@@ -143,6 +151,8 @@ class HTTCLI(LightningCLI):
             self.config = parser.parse_args(self.words)
         command = self.config.get("subcommand")
         check_option_groups(self.options, set(self._parser(command).groups or ()) - {"data", command})
+        if "trainer" in self.options:
+            check_trainer_options(self.options.trainer, command)
         for key, cls in ({"model": HTTModule} | CALLBACKS).items():
             check_no_null(cls, self.options.get(key), key)
         if isinstance(data := self.options.get("data"), Namespace):
@@ -154,8 +164,9 @@ class HTTCLI(LightningCLI):
         Lightning does so silently, and fails on options that are linked.
         """
         command, path = self.config.get("subcommand"), self.options.get("ckpt_path")
-        if not path or path in ("best", LAST, "hpc", "registry") or (path == AUTO and command == "fit"):
+        if (command in (None, "fit") and not path) or (command == "fit" and path in (AUTO, LAST)):
             return
+        path = self.options.ckpt_path = self._find_checkpoint(command, path)
         options, defaults = self.options.model, self._parser(command).get_defaults().model
         hyperparameters = read_checkpoint(path, "--ckpt_path")["hyper_parameters"]
         ignored = ("tasks", "single_task_baselines")
@@ -168,6 +179,33 @@ class HTTCLI(LightningCLI):
                 rank_zero_warn(f"Using {option}={value} from {path}; ignoring {options[key]} given {place}.")
         model = {"model": stored}
         self.config = self.parser.parse_object({command: model} if command else model, self.config)
+
+    def _find_checkpoint(self, command: str | None, path: str | None) -> str:
+        """Return the path of the checkpoint, also of the last or best one of a run."""
+        keywords = (AUTO, LAST) if command == "fit" else (LAST, BEST)
+        if not path or path in {AUTO, LAST, BEST, "hpc", "registry"}.difference(keywords):
+            step = "" if path else " Without one the network is untrained."
+            raise ConfigError(f"--ckpt_path must be a file, {' or '.join(keywords)}, got {path or 'none'}.{step}")
+        if path not in keywords:
+            return str(path)
+        return str(last_or_best_checkpoint(path, self._checkpoint_dir()))
+
+    def _checkpoint_dir(self) -> Path:
+        """Find the checkpoints of the run whose config is given, or else of the newest run of the loggers."""
+        if folder := self.options.checkpoint.dirpath:
+            return Path(folder)
+        for config in reversed(self.options.get("config") or []):
+            run = Path(str(config)).parent if str(config).endswith((".yaml", ".yml")) else Path()  # not text
+            if (run / RUN_RECORD).is_file() or (run / CHECKPOINTS).is_dir():
+                return run / CHECKPOINTS
+        loggers = self.options.trainer.logger
+        single = next(iter(loggers), None) if isinstance(loggers, list) else loggers
+        arguments = single.get("init_args", {}) if isinstance(single, Namespace) else {}
+        return newest_checkpoint_dir(Path(arguments.get("save_dir") or self.options.trainer.default_root_dir or "."))
+
+    def before_fit(self) -> None:
+        """Check what callbacks monitor, before anything is written."""
+        resolve_monitors(self.trainer, self.model, self.datamodule)
 
     def _set_seed(self) -> None:
         """Seed all random generators."""

@@ -5,8 +5,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from typing import Any, NoReturn, get_args, get_type_hints
 
+import yaml
 from jsonargparse import Namespace, _typehints
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -20,6 +22,10 @@ HINT = "Did you mean"
 """Start of a suggestion. A nested parser may have added one to the message."""
 MIN_SIMILARITY = 0.75
 """Similarity, from 0 to 1, that a suggestion must have with the unknown name."""
+
+
+# Defaults of Lightning may be enums, such as that of Timer.interval, which YAML cannot write.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class SuggestingParser(LightningArgumentParser):
@@ -92,3 +98,13 @@ def check_no_null(cls: type[Any], options: Namespace | None, group: str) -> None
     for key, value in vars(options).items() if options else ():
         if value is None and key in hints and type(None) not in get_args(hints[key]):
             raise ConfigError(f"{group}.{key} must not be null. Leave it out for its default.")
+
+
+def check_trainer_options(options: Namespace, command: str | None) -> None:
+    """Check that limits and intervals leave a batch, where Lightning does nothing or divides by zero."""
+    split = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}.get(command or "")
+    if split and options[limit := f"limit_{split}_batches"] == 0:
+        raise ConfigError(f"trainer.{limit} must be above 0 for {command}, got 0.")
+    for key in ("check_val_every_n_epoch", "val_check_interval"):
+        if isinstance(value := options[key], int | float) and value <= 0:
+            raise ConfigError(f"trainer.{key} must be above 0, got {value}. For none, set limit_val_batches to 0.")

@@ -1,6 +1,7 @@
 """User errors: one message instead of a traceback, and the exit status."""
 
 import errno
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,26 @@ from htt_lightning.errors import CheckpointError, ConfigError, HTTError
 
 USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 """System errors that the user can fix."""
+LIGHTNING_MESSAGES = {
+    r"You requested to check (?P<got>\S+) of .* \* (?P<count>\d+) < 1.*`(?P<option>limit_\w+)` argument": (
+        "trainer.{option} must leave at least one of {count} batches, got {got}."
+    ),
+    r"`val_check_interval` \((?P<got>\d+)\) must be less than .* training batches \((?P<count>\d+)\)": (
+        "trainer.val_check_interval must be at most {count}, the number of training batches, got {got}. "
+        "To count them across epochs, set trainer.check_val_every_n_epoch to null."
+    ),
+    r"Trainer was configured with `enable_checkpointing=(?P<got>False)`": (
+        "trainer.enable_checkpointing must be true, got {got}. For no checkpoint, set checkpoint.save_last to false."
+    ),
+    r"Early stopping conditioned on metric `(?P<got>.*?)` which is not available": (
+        "EarlyStopping.monitor must be a metric that every validation logs, got {got}."
+    ),
+    r"Providing log_model=(?P<got>\w+) and offline=True": (
+        "trainer.logger.log_model must be false with trainer.logger.offline true, as nothing is uploaded, got {got}."
+    ),
+    r"Requirement '(?P<got>[^']+)' not met": "trainer: needs {got}, which is not installed: pip install '{got}'.",
+}
+"""Our messages for those of Lightning, by a pattern at their beginning."""
 
 
 @contextmanager
@@ -31,6 +52,7 @@ def find_user_error(error: BaseException | None) -> Exception | None:
     jsonargparse wraps exceptions raised in constructors. Errors of Weights & Biases, weights that do not fit and paths
     that cannot be used become an ``HTTError`` with the next step. The result is None for a fault of the program.
     """
+    built_from_options = str(error).startswith("Does not validate against any of the Union subtypes")
     while error:
         if isinstance(error, HTTError):
             return error
@@ -41,13 +63,27 @@ def find_user_error(error: BaseException | None) -> Exception | None:
         if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
             first_words = " ".join(str(error).split()[:40])
             return CheckpointError(f"The weights of the checkpoint do not fit its hyperparameters: {first_words} ...")
+        if (message := lightning_message(error)) is not None:
+            return ConfigError(message)
         if type(error).__module__.startswith("wandb.errors"):  # not imported: only its logger imports wandb
             return HTTError(
                 f"Weights & Biases: {error}\nLog in with `wandb login`, or run without the server: "
                 "--trainer.logger.offline true (or WANDB_MODE=offline). `wandb sync` uploads the run later."
             )
+        if built_from_options and type(error).__module__ != "builtins" and not error.__cause__:
+            return ConfigError(" ".join(str(error).split()))  # of another library, such as MLflow
         error = error.__cause__ or error.__context__
     return None
+
+
+def lightning_message(error: BaseException) -> str | None:
+    """Return our message for an error of Lightning about options, or None for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | RuntimeError | ImportError | MisconfigurationException):
+        for pattern, message in LIGHTNING_MESSAGES.items():
+            if found := re.match(pattern, text):
+                return message.format(**found.groupdict())
+    return f"trainer: {text}" if isinstance(error, MisconfigurationException) else None
 
 
 def error_message(error: Exception) -> str:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from htt_lightning.errors import ConfigError, HTTError, combine_errors
-from htt_lightning.io.checkpoints import read_checkpoint
+from htt_lightning.io.checkpoints import last_epoch, read_checkpoint
 from htt_lightning.io.run_directory import CONFIG, RESULTS, RUN_RECORD
 from htt_lightning.training import results
 from htt_lightning.training.environment import package_version, versions
@@ -104,7 +104,7 @@ def _describe_checkpoint(path: Path) -> str:
     checkpoint, size = read_checkpoint(path, "RUN"), path.stat().st_size / 2**20
     stage = checkpoint.get("callbacks", {}).get("LabelDiscovery", {}).get("stage")
     where = "" if stage is None else f", in stage {stage + 1}"
-    return f"{checkpoint['global_step']} steps, epoch {checkpoint['epoch']}{where}, {size:.0f} MiB"
+    return f"{checkpoint['global_step']} steps, epoch {last_epoch(checkpoint)}{where}, {size:.0f} MiB"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Reading and writing of checkpoints."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def read_checkpoint(path: str | Path, option: str) -> dict[str, Any]:
         raise CheckpointError(f"{option}: {path}: {error}") from error
     except Exception as error:  # the type depends on which byte is corrupt
         raise CheckpointError(f"{option}: {path} is corrupt or no checkpoint of htt_lightning ({error}).") from error
+
+
+def last_epoch(checkpoint: Mapping[str, Any]) -> int | None:
+    """Return the epoch, from 0, that the weights of a checkpoint were last trained in; None if untrained or unknown.
+
+    The entry ``epoch`` of Lightning counts one more in a checkpoint that is saved between two epochs.
+    """
+    if (loops := checkpoint.get("loops")) is None:
+        return checkpoint.get("epoch")
+    started: int = loops["fit_loop"]["epoch_progress"]["current"]["started"]
+    return started - 1 if started else None
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,8 @@ CONFIG, TRAIN_CONFIG = "config.yaml", "train_config.yaml"
 """The config of the run, and the training config of the checkpoint that ``test`` scored."""
 RUN_RECORD = "run_record.yaml"
 """The provenance of the run: versions, commit, data fingerprint and stages."""
+CHECKPOINTS, BEST = "checkpoints", "best.json"
+"""The folder of checkpoints, and the file in it that names the best ones with their values."""
 RESULTS = {"val": "val_metrics.json", "test": "test_metrics.json"}
 """The metrics that ``fit`` and ``test`` write, by split."""
 

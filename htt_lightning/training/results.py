@@ -34,7 +34,7 @@ STEPS, ALONE = "steps", "each alone"
 
 
 class MetricValue(NamedTuple):
-    """A metric: its value, NaN if undefined, and the epoch of the network, None if untrained."""
+    """A metric: its value, NaN if undefined, and the epoch of the network, None if unknown."""
 
     value: float
     spec: MetricSpec
@@ -52,6 +52,8 @@ class Run:
     seed: str
     metrics: Mapping[str, MetricValue]
     """Metrics by ``<task>/<metric>``."""
+    trained: bool = True
+    """False if ``test`` scored random weights."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -85,7 +87,8 @@ def read_run(path: Path, split: Split) -> Run:
         tested |= {STEPS: str(info[STEPS])} if STEPS in info else {}
         options = train_options
     seeds = [str(seed) for key in ("seed_everything", "data.seed") if (seed := options.get(key)) is not None]
-    return Run(path, split, comparable_settings(options, tasks, labels) | tested, "/".join(seeds), metrics)
+    settings, trained = comparable_settings(options, tasks, labels) | tested, scored_trained_network(path)
+    return Run(path, split, settings, "/".join(seeds), metrics, trained)
 
 
 def comparable_settings(
@@ -121,6 +124,14 @@ def read_metrics(path: Path) -> dict[str, MetricValue]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} must hold metrics of fit or test, got {error!r}. Run htt test again.") from error
     return metrics
+
+
+def scored_trained_network(path: Path) -> bool:
+    """Return False if a metric file belongs to random weights; raise ``DataError`` if it is corrupt."""
+    checkpoint_known = path.with_name(TRAIN_CONFIG).is_file()  # early files do not say it
+    return all(
+        row.get("trained", row.get("epoch") is not None or checkpoint_known) for row in load_mapping(path).values()
+    )
 
 
 def read_mask_provenance(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Search for the checkpoint that a run resumes from."""
+"""Search for checkpoints: to resume a run from, or the last or best one of a run."""
 
 import json
 import os
@@ -10,12 +10,19 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from htt_lightning.errors import HTTError
+from htt_lightning.errors import CheckpointError, HTTError
 from htt_lightning.io.checkpoints import read_checkpoint
+from htt_lightning.io.run_directory import BEST as BEST_FILE
+from htt_lightning.io.run_directory import CHECKPOINTS
 from htt_lightning.seeding import run_seed
+from htt_lightning.training.results import load_mapping
 
-AUTO, LAST = "auto", "last"
-"""Values of ``--ckpt_path`` that search: for any checkpoint of the run, or for one whose name starts with "last"."""
+AUTO, LAST, BEST = "auto", "last", "best"
+"""Values of ``--ckpt_path`` that search.
+
+``fit`` searches for any checkpoint of the run (``auto``), or for one whose name starts with "last". Other commands
+take the last or the best checkpoint of a run.
+"""
 
 
 def is_requeued() -> bool:
@@ -75,3 +82,32 @@ def _changed_hparams(checkpoint: dict[str, Any], model: L.LightningModule) -> li
 def _to_json(values: Any) -> dict[str, str]:
     """Serialize values to JSON, so that lists and tuples compare equal."""
     return {key: json.dumps(value, sort_keys=True, default=str) for key, value in dict(values).items()}
+
+
+def newest_checkpoint_dir(root: Path) -> Path:
+    """Find the folder of checkpoints that was written to last, among the runs below a folder."""
+    found = [path for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}{CHECKPOINTS}/*.ckpt")]
+    if not found:
+        raise CheckpointError(f"--ckpt_path must name a checkpoint, as no run below {root} has one. Run htt fit first.")
+    return max(found, key=lambda path: path.stat().st_mtime_ns).parent
+
+
+def last_or_best_checkpoint(name: str, folder: Path) -> Path:
+    """Return the last or the best checkpoint in the ``checkpoints`` of a run.
+
+    Raises:
+        CheckpointError: The run has none.
+    """
+    if name == LAST:
+        path = folder / "last.ckpt"
+    elif not (folder / BEST_FILE).is_file():
+        step = "Train with --checkpoint.monitor, such as val/delta_m, or use --ckpt_path last."
+        raise CheckpointError(f"--ckpt_path best needs a run with checkpoint.monitor, got {folder.parent}. {step}")
+    else:
+        best = load_mapping(folder / BEST_FILE).get("best")
+        if not isinstance(best, str):
+            raise CheckpointError(f"{folder / BEST_FILE} must name a checkpoint, got {best}. Use --ckpt_path last.")
+        path = Path(os.path.normpath(folder / best))
+    if not path.is_file():
+        raise CheckpointError(f"--ckpt_path {name} must be a checkpoint of {folder.parent}, got no {path}.")
+    return path

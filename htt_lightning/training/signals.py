@@ -20,26 +20,35 @@ def sync_sigterm_across_ranks(trainer: Any) -> None:
     patched = ("register_signal_handlers", "_sigterm_notifier_fn", "received_sigterm")
     if not all(hasattr(connector, name) for name in patched) or not hasattr(loop, "_broadcast_sigterm_tensor"):
         return
-    register_handlers, received = connector.register_signal_handlers, False
+    sync = _SigtermSync(trainer)
+    connector.register_signal_handlers, connector._sigterm_notifier_fn = sync.register, sync.handle
+    loop._broadcast_sigterm_tensor = sync.stop_together  # Lightning calls it before every step of several processes
 
-    def handle(number: int, frame: Any) -> None:
-        nonlocal received
-        first, received = not received, True
-        if first and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(number)
+
+class _SigtermSync:
+    """Handlers of one trainer. The strategy ``ddp_spawn`` pickles them with it, which closures do not allow."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.received = trainer, False
+
+    def register(self) -> None:
+        """Register Lightning's handlers when a run starts."""
+        self.received = False  # Lightning resets its own flag, too
+        connector = self.trainer._signal_connector
+        type(connector).register_signal_handlers(connector)
+
+    def handle(self, number: int, frame: Any) -> None:
+        """Note SIGTERM, and pass it on to the processes that this one has started."""
+        first, self.received = not self.received, True
+        if first and self.trainer.strategy.launcher is not None:
+            self.trainer.strategy.launcher.kill(number)
         # Only ranks of a training run have to agree before they stop.
-        connector.received_sigterm = trainer.state.fn != "fit" or trainer.world_size == 1
+        alone = self.trainer.state.fn != "fit" or self.trainer.world_size == 1
+        self.trainer._signal_connector.received_sigterm = alone
 
-    def stop_together() -> None:
-        any_received = torch.tensor([float(received)], device=trainer.strategy.root_device)
+    def stop_together(self) -> None:
+        """Stop all ranks if one of them was signaled."""
+        any_received = torch.tensor([float(self.received)], device=self.trainer.strategy.root_device)
         dist.all_reduce(any_received, dist.ReduceOp.MAX)
         if any_received.item():
             raise SIGTERMException
-
-    def register() -> None:
-        nonlocal received
-        received = False  # Lightning resets its own flag when a run starts
-        register_handlers()
-
-    connector.register_signal_handlers, connector._sigterm_notifier_fn = register, handle
-    loop._broadcast_sigterm_tensor = stop_together  # Lightning calls it before every step of several processes

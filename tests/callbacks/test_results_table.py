@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from htt_lightning import HTTModule
-from htt_lightning.callbacks import PredictionPanel, ResultsTable
+from htt_lightning import HTTModule, LabelDiscovery
+from htt_lightning.callbacks import PredictionPanel, ResultsTable, RunCheckpoint
 from htt_lightning.callbacks.confusion_matrix import CELL
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
@@ -123,10 +123,10 @@ def test_test_metrics_hold_every_metric_with_its_spec(tested):
     assert list(rows) == [*specs, "test/delta_m"]
     for key, row in rows.items():
         per_class = ["classes"] if key in ("test/semseg/miou", "test/human_parts/miou") else []
-        assert list(row) == ["value", "unit", "higher_is_better", "primary", "epoch", "split", *per_class]
+        assert list(row) == ["value", "unit", "higher_is_better", "primary", "epoch", "split", "trained", *per_class]
         assert row["split"] == "val"
         assert row["value"] == float(tested.trainer.callback_metrics[key])
-        assert row["epoch"] is None
+        assert (row["epoch"], row["trained"]) == (None, False)
     for key, spec in specs.items():
         assert (rows[key]["unit"], rows[key]["higher_is_better"]) == spec
     assert (rows["test/delta_m"]["unit"], rows["test/delta_m"]["higher_is_better"]) == ("%", True)
@@ -165,6 +165,7 @@ def test_test_tables_fit_any_terminal_width(tested, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", width)
     tested.callback.on_test_end(tested.trainer, tested.module)
     printed = capsys.readouterr().out
+    assert "Random weights: no checkpoint was loaded" in printed
     markdown = (tested.folder / "test_metrics.md").read_text().partition("\n\n")[0].splitlines()
     headers, _, cells = (line.strip("| ").split(" | ") for line in markdown)
     for header, cell in zip(headers[:-1], cells[:-1], strict=True):
@@ -185,6 +186,46 @@ def test_test_metrics_name_the_epoch_of_the_checkpoint(fitted, tmp_path):
     module = tiny_module(fitted.data)
     evaluate(tmp_path, module, fitted.data, fitted.checkpoint, limit_test_batches=1)
     assert {row["epoch"] for row in read(tmp_path / "test_metrics.json").values()} == {1}
+    assert all(row["trained"] for row in read(tmp_path / "test_metrics.json").values())
+
+
+def depth_run(folder, *callbacks, **trainer):
+    """Train three epochs on depth alone, and return trainer, module and data."""
+    data = tiny_data(tasks=["depth"], labels="full", train_images=4, val_images=2)
+    callbacks = [ResultsTable(), RunCheckpoint("val/depth/abs_err", save_top_k=-1), *callbacks]
+    options = {"max_epochs": 3, "enable_checkpointing": True} | trainer
+    runner, module = tiny_trainer(folder, callbacks=callbacks, **options), tiny_module(data)
+    runner.fit(module, data)
+    return runner, module, data
+
+
+def test_val_table_names_the_epoch_of_its_metrics(tmp_path, capsys):
+    depth_run(tmp_path, check_val_every_n_epoch=2)
+    assert read(tmp_path / "val_metrics.json")["val/depth/abs_err"]["epoch"] == 1
+    assert "Validation after 2 of 3 epochs" in capsys.readouterr().out
+
+
+def test_test_after_fit_names_the_epoch_of_its_weights(tmp_path, capsys):
+    runner, module, data = depth_run(tmp_path)
+    kept = {int(path.stem.split("=")[1].split("-")[0]): path for path in (tmp_path / "checkpoints").glob("epoch=*")}
+    for checkpoint, epoch in ((None, 2), (kept[1], 1), (kept[0], 0)):
+        runner.test(module, data, ckpt_path=checkpoint, verbose=False)
+        (found,) = {(row["epoch"], row["trained"]) for row in read(tmp_path / "test_metrics.json").values()}
+        assert found == (epoch, True)
+        assert f"Test after {epoch + 1} epochs" in capsys.readouterr().out
+
+
+def test_test_of_a_stage_names_its_last_epoch(tmp_path):
+    _, _, data = depth_run(tmp_path, LabelDiscovery(stages=2), max_epochs=2)
+    stage = HTTModule.load_from_checkpoint(tmp_path / "checkpoints" / "stage_1.ckpt", weights_only=True)
+    evaluate(tmp_path / "test", stage, data)
+    assert {row["epoch"] for row in read(tmp_path / "test" / "test_metrics.json").values()} == {1}
+
+
+def test_interval_without_validation_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"check_val_every_n_epoch is 4.* of 3 epochs"):
+        depth_run(tmp_path, check_val_every_n_epoch=4)
+    assert not (tmp_path / "val_metrics.json").exists()
 
 
 def test_a_checkpoint_restores_the_last_validation(fitted):

@@ -1,14 +1,18 @@
 """Errors that the user can fix, and exit statuses."""
 
 import errno
+import re
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from htt_lightning.callbacks import RunCheckpoint
 from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
 from htt_lightning.errors import ConfigError, DataError, HTTError
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
 def test_unusable_path_is_user_error():
@@ -41,6 +45,54 @@ def test_message_leaves_out_traceback_of_loader(cls):
         f"Caught {cls.__name__} in worker 0.\nTraceback:\n  File x\nhtt_lightning.errors.{cls.__name__}: a is corrupt."
     )
     assert error_message(cls(text)) == "a is corrupt."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit_train_batches": 0.1}, "trainer.limit_train_batches must leave at least one of 2 batches, got 0.1."),
+        ({"limit_val_batches": 0.1}, "trainer.limit_val_batches must leave at least one of 1 batches, got 0.1."),
+        (
+            {"val_check_interval": 3},
+            "trainer.val_check_interval must be at most 2, the number of training batches, got",
+        ),
+        (
+            {"callbacks": RunCheckpoint()},
+            "trainer.enable_checkpointing must be true, got False. .*checkpoint.save_last",
+        ),
+        ({"callbacks": EarlyStopping("val/loss")}, "EarlyStopping.monitor must be .*, got val/loss."),
+        ({"gradient_clip_algorithm": "nrom", "gradient_clip_val": 1.0}, "trainer: .*nrom"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_error_of_lightning_about_options_is_one_line(options, message, tmp_path):
+    data = tiny_data(tasks="depth", labels="full", train_images=4, val_images=2, batch_size=2)
+    with pytest.raises(Exception, match=r"\w") as error:
+        tiny_trainer(tmp_path, **options).fit(tiny_module(data), data)
+    found = find_user_error(error.value)
+    assert isinstance(found, ConfigError)
+    assert re.match(message, str(found))
+    assert "\n" not in str(found)
+
+
+def test_missing_package_of_a_logger_is_one_line():
+    wrapped = ValueError("words of a parser")
+    wrapped.__cause__ = ModuleNotFoundError("Requirement 'mlflow>=1.0.0' not met. HINT: Try running ...")
+    assert (
+        str(find_user_error(wrapped))
+        == "trainer: needs mlflow>=1.0.0, which is not installed: pip install 'mlflow>=1.0.0'."
+    )
+
+
+def test_error_of_a_class_in_the_options_is_one_line():
+    class ForeignError(Exception):
+        pass
+
+    wrapped = ValueError("Does not validate against any of the Union subtypes\nSubtypes: ...")
+    wrapped.__cause__ = ForeignError("The file store is\n in maintenance mode.")
+    assert str(find_user_error(wrapped)) == "The file store is in maintenance mode."
+    wrapped.__cause__ = TypeError("a fault of the program")
+    assert find_user_error(wrapped) is None
 
 
 def test_exit_status_is_that_of_shells():

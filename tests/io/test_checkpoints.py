@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from htt_lightning.errors import CheckpointError, HTTError
-from htt_lightning.io.checkpoints import AtomicCheckpointIO, read_checkpoint
+from htt_lightning.io.checkpoints import AtomicCheckpointIO, last_epoch, read_checkpoint
 from htt_lightning.tasks import Depth
 
 
@@ -66,6 +66,17 @@ def test_invalid_content_is_rejected(change, saved):
     torch.save(torch.load(saved, weights_only=True) | change, saved)
     with pytest.raises(CheckpointError, match=r"^discovery\.teacher: .*last\.ckpt"):
         read_checkpoint(saved, "discovery.teacher")
+
+
+def progress(started):
+    return {"epoch": 5, "loops": {"fit_loop": {"epoch_progress": {"current": {"started": started}}}}}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "epoch"), [(progress(5), 4), (progress(0), None), ({"epoch": 5}, 5), ({}, None)]
+)
+def test_last_epoch_is_that_of_training(checkpoint, epoch):
+    assert last_epoch(checkpoint) == epoch
 
 
 def test_missing_checkpoint_names_option(tmp_path):

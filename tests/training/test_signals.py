@@ -1,5 +1,6 @@
 """SIGTERM in training runs."""
 
+import pickle
 import signal
 from types import SimpleNamespace
 
@@ -44,6 +45,16 @@ def test_sigterm_in_evaluation_does_not_end_later_fit(trainer):
     assert connector.received_sigterm
     connector.register_signal_handlers()
     assert not connector.received_sigterm
+    before_step(trainer)
+
+
+def test_pickled_trainer_has_its_own_handlers(trainer):
+    """The strategy ``ddp_spawn`` pickles the trainer."""
+    copy = pickle.loads(pickle.dumps(trainer))
+    copy._signal_connector.register_signal_handlers()
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        before_step(copy)
     before_step(trainer)
 
 

@@ -94,8 +94,12 @@ class Comparison:
 
 def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) -> Comparison:
     """Group at least one run into rows of equal settings; collect errors of other units."""
-    chosen: Split = split or ("test" if any(run.split == "test" for run in runs) else "val")
-    candidates = [run for run in runs if run.split == chosen]
+    trained = [run for run in runs if run.trained]
+    if not trained:
+        rule = "hold a run of a trained network, got random weights only"
+        raise ConfigError(f"DIR must {rule} ({runs[0].path}). Run htt test with --ckpt_path.")
+    chosen: Split = split or ("test" if any(run.split == "test" for run in trained) else "val")
+    candidates = [run for run in trained if run.split == chosen]
     if not candidates:
         raise ConfigError(f"--split {chosen} needs a {RESULTS[chosen]}, got none. Leave it out, or run its command.")
     usable = list(with_same_units(candidates, errors))
@@ -105,7 +109,9 @@ def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) ->
     }
     kept = sorted(latest.values(), key=lambda run: str(run.path))
     notes = []
-    if count := len(runs) - len(candidates):
+    if untrained := [str(run.path) for run in runs if not run.trained]:
+        notes.append(f"Metrics of random weights are left out: {', '.join(untrained)}.")
+    if count := len(trained) - len(candidates):
         notes.append(f"Metrics of another split are left out ({count} files); see --split.")
     if count := len(usable) - len(kept):
         notes.append(f"Of runs with equal settings and seed, the latest counts ({count} left out).")

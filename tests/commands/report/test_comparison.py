@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from htt_lightning.commands.report.command import read_runs
 from htt_lightning.commands.report.comparison import compare, short_name
 from htt_lightning.errors import HTTError
-from tests.commands.report.runs import config_of, evaluated_run, fitted_run
+from tests.commands.report.runs import config_of, evaluated_run, fitted_run, write_run
 
 
 def comparison(folder, split=None):
@@ -187,3 +188,29 @@ def test_short_name_strips_the_group_if_unambiguous():
     keys = ["model.lr", "discovery.loss_weights.pseudo_label", "discovery.stages", "data.tasks", "test.tasks", "data"]
     expected = ["lr", "loss_weights.pseudo_label", "stages", "data.tasks", "test.tasks", "data"]
     assert [short_name(key, keys) for key in keys] == expected
+
+
+def untrained_run(folder, metrics, mark, **settings):
+    path = write_run(folder, "test", metrics, **settings) / "test_metrics.json"
+    rows = {key: row | {"epoch": None} | mark for key, row in json.loads(path.read_text()).items()}
+    path.write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("mark", [{"trained": False}, {}], ids=["marked", "of an early version"])
+def test_runs_of_random_weights_are_never_listed(tmp_path, mark):
+    untrained_run(tmp_path / "a", {"semseg/miou": 3.0}, mark)
+    with pytest.raises(HTTError, match=r"random weights only \(.*a/test_metrics\.json\)\. Run htt test with --ckpt"):
+        comparison(tmp_path)
+    fitted_run(tmp_path / "b", {"semseg/miou": 1.0})
+    found = comparison(tmp_path)
+    assert (found.split, list(found.values["semseg/miou"])) == ("val", [1])
+    evaluated_run(tmp_path / "c", {"semseg/miou": 2.0}, config_of())
+    found = comparison(tmp_path)
+    assert (found.split, list(found.values["semseg/miou"])) == ("test", [2])
+    assert found.notes[0] == f"Metrics of random weights are left out: {tmp_path / 'a' / 'test_metrics.json'}."
+
+
+def test_tested_stage_without_known_epoch_is_listed(tmp_path):
+    path = evaluated_run(tmp_path / "a", {"semseg/miou": 2.0}, config_of()) / "test_metrics.json"
+    path.write_text(path.read_text().replace('"epoch": 3', '"epoch": null'))
+    assert list(comparison(tmp_path).values["semseg/miou"]) == [2]
