@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from htt_lightning.errors import DataError
-from htt_lightning.io.images import ImageFormat, read_index, read_normals, read_rgb, size_of
+from htt_lightning.io.image_files import ImageFormat, size_of
+from htt_lightning.io.images import read_index, read_normals, read_rgb
 
 RNG = np.random.default_rng(0)
 COLORS = RNG.integers(0, 256, (6, 9, 3), np.uint8)

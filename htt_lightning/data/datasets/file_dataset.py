@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset, check_in_parallel
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.io.image_files import is_turned
 
 
 class FileDataset(DenseDataset):
@@ -20,8 +21,19 @@ class FileDataset(DenseDataset):
     def read_size(self, index: int) -> tuple[int, int]:
         """Read height and width of an image from the header of its file."""
 
+    def check_turn(self, index: int, location: str | Path, size: tuple[int, ...]) -> None:
+        """Raise an error if a label fits its image only as stored, before EXIF turns it upright."""
+        height, width = self.size(index)
+        path = self.image_path(index)
+        if height != width and size == (width, height) and path and is_turned(path):
+            raise DataError(
+                f"{location} must lie as its image {path} does, which EXIF turns to {(height, width)}, got {size}. "
+                "Turn the label, or save the image upright without EXIF."
+            )
+
     def check_size(self, index: int, location: str | Path, size: tuple[int, ...]) -> None:
         """Raise an error if a label has another size than its image."""
+        self.check_turn(index, location, size)
         if size != (expected := self.size(index)):
             raise DataError(f"{location} must have the size {expected} of its image, got {size}. Prepare both again.")
 
