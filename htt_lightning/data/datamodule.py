@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
+from htt_lightning.data.first_look import first_look
 from htt_lightning.data.masks.files import check_label_source, read_mask
 from htt_lightning.data.masks.label_mask import LabelMask, impossible_label_message, is_protocol, sample_mask
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, with_pseudo_label_maps
@@ -178,7 +179,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return {"kind": type(dataset).__name__, "images": dataset.content_hash(), "image_size": size, "tasks": settings}
 
     def prepare_data(self) -> None:
-        """Check existence and headers of the files of the run, once per machine."""
+        """Check existence and headers of the files of the run, and look at its first images, once per machine."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
         splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
         datasets: dict[Split, DenseDataset] = {}
@@ -188,6 +189,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             dataset.check(labels)
             if split == "train" and self.pseudo_labels:
                 self.pseudo_labels.check(labels, self.tasks, self.fingerprint())
+            if fitting:
+                found = [*dataset.warnings(), *first_look(dataset, self.tasks, labels)]
+                for warning in found:
+                    logger.warning("%s: %s", split, warning)
         if fitting and (overlap := find_train_val_overlap(datasets["train"], datasets["val"])):
             logger.warning("%s", overlap)
 
