@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.cli import main
 from htt_lightning.data import LabelFiles
-from htt_lightning.data.datasets.folder import image_id
+from htt_lightning.data.datasets.passed_over import image_id
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError
 from tests.data.datasets.folder_tree import (
@@ -162,7 +162,9 @@ def test_arrays_of_other_types_are_rejected_as_images(root, array):
 def test_check_decodes_no_pixels(root, monkeypatch):
     monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("decoded a file"))
     data = folder(root)
-    data.prepare_data()
+    for split in ("train", "val"):
+        source = data.build_dataset(split)
+        source.check(data.labels_per_image(split, source))
     data.setup("fit")
 
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 from htt_lightning.data.datasets.label_files import LabelFiles
 from htt_lightning.errors import ConfigError, DataError, HTTError
-from htt_lightning.io.images import ImageFormat, read_gray, read_rgb, size_of
+from htt_lightning.io.image_files import ImageFormat, size_of
+from htt_lightning.io.images import read_gray, read_rgb
+from htt_lightning.io.notices import forget_notices
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
 from tests.flow import Height
 
@@ -71,9 +73,7 @@ def test_gray_images_keep_their_values(file, high, dtype, suffix):
     assert size_of(path, ImageFormat.ANY) == LabelFiles(Edges(), "").size(path) == SIZE
 
 
-@pytest.mark.parametrize(
-    "array", [integers(256, shape=(*SIZE, 3)), integers(256), integers(256, shape=(*SIZE, 4)), integers(2) > 0]
-)
+@pytest.mark.parametrize("array", [integers(256, shape=(*SIZE, 3)), integers(256), integers(2) > 0])
 def test_images_of_many_modes_have_colors(file, array):
     colors = read_rgb(file(array), ImageFormat.ANY)
     assert colors.dtype == np.uint8
@@ -82,12 +82,22 @@ def test_images_of_many_modes_have_colors(file, array):
     colors[:] = 0  # it may be written to
 
 
+def test_transparent_images_are_put_on_white_with_a_word(file, caplog):
+    forget_notices()
+    path = file(np.full((*SIZE, 4), (10, 20, 30, 51), np.uint8))  # a fifth of the color, four fifths white
+    for _ in range(2):
+        np.testing.assert_array_equal(read_rgb(path, ImageFormat.ANY)[0, 0], [206, 208, 210])
+    (message,) = caplog.messages
+    assert path.name in message
+    with pytest.raises(DataError, match=r"map\.png must be opaque"):
+        LabelFiles(Normals(), "").read(path)
+
+
 def test_images_of_other_modes_are_rejected(file, tmp_path):
     read_any = partial(read_rgb, form=ImageFormat.ANY)
     for read, path in (
         (read_any, file(integers(2**16, np.uint16))),
         (read_gray, file(integers(256, shape=(*SIZE, 3)), ".bmp")),
-        (read_gray, file(integers(9, np.float32), ".tiff")),
         (read_gray, file(integers(9, np.int32, -5), ".tif")),
     ):
         with pytest.raises(HTTError, match=path.name):
