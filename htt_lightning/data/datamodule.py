@@ -83,6 +83,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self.pseudo_labels = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else None
         self.mask: LabelMask | None = None
+        self._has_looked = False
 
     @abstractmethod
     def dataset_tasks(self) -> list[Task]:
@@ -179,7 +180,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         return {"kind": type(dataset).__name__, "images": dataset.content_hash(), "image_size": size, "tasks": settings}
 
     def prepare_data(self) -> None:
-        """Check existence and headers of the files of the run, and look at its first images, once per machine."""
+        """Check existence and headers of the files of the run, once per machine."""
         fitting = self.trainer is None or self.trainer.state.fn == "fit"
         splits: tuple[Split, ...] = ("train", "val") if fitting else ("val",)
         datasets: dict[Split, DenseDataset] = {}
@@ -190,8 +191,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             if split == "train" and self.pseudo_labels:
                 self.pseudo_labels.check(labels, self.tasks, self.fingerprint())
             if fitting:
-                found = [*dataset.warnings(), *first_look(dataset, self.tasks, labels)]
-                for warning in found:
+                for warning in dataset.warnings():
                     logger.warning("%s: %s", split, warning)
         if fitting and (overlap := find_train_val_overlap(datasets["train"], datasets["val"])):
             logger.warning("%s", overlap)
@@ -225,7 +225,15 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return a loader over labeled images, reshuffled every epoch; an incomplete last batch is dropped."""
+        """Return a loader over labeled images, reshuffled every epoch; an incomplete last batch is dropped.
+
+        The first call warns of what may be wrong with the first images and labels.
+        """
+        if self._rank == 0 and not self._has_looked:
+            self._has_looked = True
+            for split, images in (("train", self.train), ("val", self.val)):
+                for warning in first_look(images):
+                    logger.warning("%s: %s", split, warning)
         sampler = SeededDistributedSampler(self.train, self._world, self._rank, seed=self.run_seed, drop_last=True)
         if self.trainer:  # in a resumed run Lightning sets the epoch only after loader processes have begun to prefetch
             progress: Any = self.trainer.fit_loop.epoch_progress.current

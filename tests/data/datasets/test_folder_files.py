@@ -37,7 +37,14 @@ def turn(path, orientation=6):
         image.rotate(90, expand=True).save(path, exif=tags)
 
 
-def both(data):
+def fit(data):
+    """Do what ``fit`` does before the first batch."""
+    data.prepare_data()
+    data.setup("fit")
+    data.train_dataloader()
+
+
+def check(data):
     """Errors and warnings of ``check``, by which ``fit`` must abide as well."""
     _, report = inspect(data)
     return [problem["message"] for problem in report["problems"]], report["warnings"]
@@ -61,7 +68,7 @@ def test_labels_that_lie_as_the_stored_pixels_are_refused(root):
         image.save(path, exif=tags)
     with pytest.raises(HTTError, match=r"semseg.1\.png must lie as its image .*1\.png does, which EXIF turns"):
         folder(root, image_size=SIZE).prepare_data()
-    problems, _ = both(folder(root, image_size=SIZE))
+    problems, _ = check(folder(root, image_size=SIZE))
     assert sum("which EXIF turns to (48, 32), got (32, 48)" in problem for problem in problems) == 3
 
 
@@ -116,7 +123,7 @@ def test_files_beside_the_patterns_are_counted_and_named(root, caplog):
     data = folder(root)
     data.prepare_data()
     assert [message for message in caplog.messages if message.startswith("train: ")] == expected
-    _, warnings = both(folder(root))
+    _, warnings = check(folder(root))
     assert [warning for warning in warnings if "not read" in warning] == expected
 
 
@@ -137,20 +144,20 @@ def test_classes_stored_as_jpeg_are_refused_by_fit_and_check(root):
     files = [LabelFiles(SemSeg(classes=("a", "b")), "train/mask/{id}.jpg")]
     with pytest.raises(HTTError, match=r"mask.1\.jpg must be lossless, got JPEG"):
         folder(root, label_files=files).prepare_data()
-    problems, _ = both(folder(root, label_files=files))
+    problems, _ = check(folder(root, label_files=files))
     assert len([text for text in problems if "lossless" in text]) == 3
 
 
 def test_depth_in_millimeters_is_warned_of_by_fit_and_check(root, caplog):
     files = [LabelFiles(Depth(), "train/depth/{id}.png", "val/depth/{id}.png")]  # without scale
     expected = "outside of the bins, 0 to 10. Set min_depth and max_depth, or scale: 0.001 if files hold millimeters."
-    folder(root, label_files=files).prepare_data()
+    fit(folder(root, label_files=files))
     assert [message for message in caplog.messages if message.startswith("train: depth, first 3 labels: ")]
-    _, warnings = both(folder(root, label_files=files))
+    _, warnings = check(folder(root, label_files=files))
     for texts in (caplog.messages, warnings):
         assert [text for text in texts if text.startswith("train") and text.endswith(expected.split(". ", 1)[1])]
     caplog.clear()
-    folder(root, label_files=[DEPTH_FILES]).prepare_data()
+    fit(folder(root, label_files=[DEPTH_FILES]))
     assert not [message for message in caplog.messages if "bins" in message]
 
 
@@ -171,5 +178,7 @@ def test_fit_decodes_only_the_first_images(tmp_path, monkeypatch):
     root = write_tree(tmp_path, {str(k): ("semseg",) for k in range(30)})
     read = []
     monkeypatch.setattr("htt_lightning.data.datasets.folder.read_photograph", lambda path: read.append(path.name))
-    folder(root, label_files=MAPS[:1]).prepare_data()
+    data = folder(root, label_files=MAPS[:1])
+    fit(data)
+    data.train_dataloader()
     assert read == ["0.png", "1.png", "2.png"] * 2  # of each split
