@@ -10,7 +10,7 @@ from PIL import Image
 from htt_lightning import HTTModule, HTTPredictor, ImageFolder
 from htt_lightning.callbacks.prediction_writer import crop_padding
 from htt_lightning.cli import main
-from htt_lightning.data.datasets.image_folder import find_images
+from htt_lightning.data.datasets.image_search import find_images
 from htt_lightning.errors import ConfigError, DataError
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
