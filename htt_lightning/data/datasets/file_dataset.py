@@ -11,6 +11,16 @@ from htt_lightning.errors import ConfigError, DataError, HTTError, combine_error
 from htt_lightning.io.image_files import is_turned
 
 
+def check_turn(location: str | Path, size: tuple[int, ...], image_size: tuple[int, int], image: Path | None) -> None:
+    """Raise an error if a label has the size of its image as stored, which EXIF turns to ``image_size``."""
+    height, width = image_size
+    if height != width and size == (width, height) and image and is_turned(image):
+        raise DataError(
+            f"{location} must lie as its image {image} does, which EXIF turns to {image_size}, got {size}. "
+            "Turn the label, or save the image upright without EXIF."
+        )
+
+
 class FileDataset(DenseDataset):
     """One split of a dataset of files; ``check`` rejects images that differ in size if ``uniform_size`` is set."""
 
@@ -23,13 +33,7 @@ class FileDataset(DenseDataset):
 
     def check_turn(self, index: int, location: str | Path, size: tuple[int, ...]) -> None:
         """Raise an error if a label fits its image only as stored, before EXIF turns it upright."""
-        height, width = self.size(index)
-        path = self.image_path(index)
-        if height != width and size == (width, height) and path and is_turned(path):
-            raise DataError(
-                f"{location} must lie as its image {path} does, which EXIF turns to {(height, width)}, got {size}. "
-                "Turn the label, or save the image upright without EXIF."
-            )
+        check_turn(location, size, self.size(index), self.image_path(index))
 
     def check_size(self, index: int, location: str | Path, size: tuple[int, ...]) -> None:
         """Raise an error if a label has another size than its image."""

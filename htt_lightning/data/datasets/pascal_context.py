@@ -20,7 +20,7 @@ from skimage.morphology import thin
 
 from htt_lightning.data.datamodule import Split
 from htt_lightning.data.dataset import check_in_parallel
-from htt_lightning.data.datasets.file_dataset import FileDataModule
+from htt_lightning.data.datasets.file_dataset import FileDataModule, check_turn
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError, combine_errors
@@ -191,7 +191,10 @@ PASCALContext/
         """Read segments at the size of their image; kept, as normals and edges need them in turn."""
         last = self._last_segments
         if last is None or last[0] != name:
-            self._last_segments = last = name, read_segments(self._label_file(name, "edges"))
+            path = self._label_file(name, "edges")
+            segments = read_segments(path)
+            check_turn(path, segments.shape, size, self.folder / "JPEGImages" / f"{name}.jpg")
+            self._last_segments = last = name, segments
         return resize(last[1], size, "nearest")
 
 

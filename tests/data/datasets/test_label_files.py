@@ -237,6 +237,47 @@ def test_other_shapes_and_types_are_rejected(file, task, array):
             read(path)
 
 
+@pytest.mark.parametrize("suffix", [".tiff", ".npz", ".NPZ", ".npy"])
+def test_depth_is_read_from_floats_of_several_files(tmp_path, suffix):
+    stored = np.random.default_rng(0).uniform(0.1, 9, SIZE).astype(np.float32)
+    stored[0, :2] = 0, np.nan
+    path = tmp_path / f"map{suffix}"
+    if suffix == ".tiff":
+        Image.fromarray(stored).save(path)
+    else:
+        with path.open("wb") as file:
+            np.save(file, stored) if suffix == ".npy" else np.savez_compressed(file, stored)
+    files = LabelFiles(Depth(), "", scale=10.0)
+    expected = stored * 10
+    expected[0, 0] = np.nan
+    np.testing.assert_allclose(files.read(path), expected, rtol=1e-6)
+    assert files.size(path) == SIZE
+
+
+def test_archives_need_one_array_or_that_of_the_task(tmp_path):
+    path, depth = tmp_path / "map.npz", np.full(SIZE, 2, np.float32)
+    np.savez(path, depth=depth, other=depth * 2)
+    np.testing.assert_array_equal(LabelFiles(Depth(), "").read(path), depth)
+    for task in (Height(), SEMSEG):
+        for read in (LabelFiles(task, "").read, LabelFiles(task, "").size):
+            with pytest.raises(DataError, match=rf"map\.npz must hold one array, or one called '{task.name}'.*other"):
+                read(path)
+    np.savez(path, np.array([[Trap()]], object))
+    with pytest.raises(DataError, match=r"map\.npz"):
+        LabelFiles(Depth(), "").read(path)
+    with pytest.raises(DataError, match=r"gone\.npz is missing"):
+        LabelFiles(Depth(), "").size(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".exr", ".h5", ".pt", ".EXR"])
+def test_other_files_are_refused_with_the_formats_that_are_read(tmp_path, suffix):
+    path = tmp_path / f"map{suffix}"
+    path.write_bytes(b"\0" * 64)
+    for read in (LabelFiles(Depth(), "").read, LabelFiles(Depth(), "").size):
+        with pytest.raises(DataError, match=rf"map\{suffix} must be \.npy, \.npz or an image .*got \{suffix.lower()}"):
+            read(path)
+
+
 @pytest.mark.parametrize(
     ("task", "rules", "message"),
     [
