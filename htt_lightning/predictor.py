@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, cast, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from htt_lightning.training.loading import load_module
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """An image as users have it; see ``HTTPredictor``."""
+
+
+ImageList = list[Any] | tuple[Any, ...]
+"""Several images, each an ``ImageLike``."""
 
 
 class HTTPredictor:
@@ -76,11 +80,11 @@ class HTTPredictor:
     def __call__(self, image: ImageLike, batch_size: int = 4) -> dict[str, Tensor]: ...
 
     @overload
-    def __call__(self, image: Sequence[ImageLike], batch_size: int = 4) -> list[dict[str, Tensor]]: ...
+    def __call__(self, image: ImageList, batch_size: int = 4) -> list[dict[str, Tensor]]: ...
 
     @torch.inference_mode()
     def __call__(
-        self, image: ImageLike | Sequence[ImageLike], batch_size: int = 4
+        self, image: ImageLike | ImageList, batch_size: int = 4
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Predict the maps of an image, or of each image of a list or batch.
 
@@ -102,7 +106,7 @@ class HTTPredictor:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
         if isinstance(image, list | tuple) or (isinstance(image, Tensor) and image.ndim == 4):
             return self._predict_all([*image], batch_size)
-        return self._predict_all([cast(ImageLike, image)], 1)[0]
+        return self._predict_all([image], 1)[0]
 
     def _predict_all(self, images: Sequence[ImageLike], batch_size: int) -> list[dict[str, Tensor]]:
         """Predict images in their order; consecutive ones of one size and type make a batch."""

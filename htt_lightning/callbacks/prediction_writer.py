@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -110,7 +110,7 @@ class PredictionWriter(BasePredictionWriter):
         for k, name in enumerate(prediction["id"]):
             single = {task: values[k : k + 1] for task, values in maps.items()}
             image = crop_padding(batch)[k : k + 1].cpu() if self.save_panels or video else None
-            write = _draw_frame if video else self._write
+            write: Callable[..., np.ndarray | None] = _draw_frame if video else self._write
             self._pending.append(self._pool.submit(write, self._folder / name, pl_module.tasks, single, image))
         self._wait(max_pending=2 * max(self.num_workers, len(prediction["id"])))  # bounds the memory
 
