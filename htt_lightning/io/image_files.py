@@ -147,6 +147,8 @@ def _late_exif(file: BinaryIO) -> bytes | None:
         if len(header) < 8:
             return None
         length, name = struct.unpack(">I4s", header)
+        if name == b"IEND" or not name.isalpha():  # the end, or damage
+            return None
         if name == b"eXIf" and seen_pixels:
             return b"Exif\0\0" + file.read(length)
         seen_pixels |= name == b"IDAT"

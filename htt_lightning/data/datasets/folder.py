@@ -62,12 +62,12 @@ class Folder(FileDataset):
     def __init__(
         self, root: str | Path, split: Split, images: str, label_files: Sequence[LabelFiles], uniform_size: bool = True
     ) -> None:
-        self.root, self.uniform_size = Path(root).expanduser(), uniform_size
+        self._finder, self._split, self.uniform_size = FileFinder(), split, uniform_size
+        self.root = self._finder.find(Path(root).expanduser()) or Path(root)
         if not self.root.is_dir():
             raise DataError(f"data.root must be the folder of data.train and data.val, got {self.root}.", self.root)
         self.label_files = {files.task.name: files for files in label_files}
         is_table, errors = images.lower().endswith(".csv"), list[HTTError]()
-        self._finder, self._split = FileFinder(), split
         self._pattern = "" if is_table else images
         patterns: dict[str, str] = {}
         for task, files in self.label_files.items():

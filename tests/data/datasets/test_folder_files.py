@@ -102,6 +102,9 @@ def test_names_are_found_in_either_unicode_form(root, stored, asked):
     assert table.ids == [normalize("NFC", "train/Räume/images/Café")]
     np.testing.assert_array_equal(table.image(0), pattern.image(0))
     np.testing.assert_array_equal(table.label(0, "depth"), pattern.label(0, "depth"))
+    moved = root.rename(root.with_name(normalize(stored, "Fotos für uns")))
+    moved = moved.with_name(normalize(asked, moved.name))
+    assert folder(moved, train="train.csv", label_files=[column]).build_dataset("train").ids == table.ids
 
 
 def test_files_beside_the_patterns_are_counted_and_named(root, caplog):
