@@ -77,7 +77,7 @@ def has_heif() -> bool:
 def size_of(path: Path, form: ImageFormat = ImageFormat.RGB) -> tuple[int, int]:
     """Read the size ``(h, w)`` of an image from its header, as it is after it was turned upright by EXIF."""
     with open_image(path, form, verify=False) as image:
-        (width, height), turned = _stored_size(image), _orientation(image) in _QUARTER_TURNS
+        (width, height), turned = _stored_size(image), orientation_of(image) in _QUARTER_TURNS
         return (width, height) if turned else (height, width)
 
 
@@ -85,7 +85,7 @@ def is_turned(path: Path) -> bool:
     """Return whether EXIF turns an image by a quarter; False for a file that is no image."""
     try:
         with open_image(path, ImageFormat.ANY, verify=False) as image:
-            return _orientation(image) in _QUARTER_TURNS
+            return orientation_of(image) in _QUARTER_TURNS
     except HTTError:
         return False
 
@@ -108,6 +108,7 @@ def open_image(path: Path, form: ImageFormat, verify: bool = True) -> Iterator[I
             late_exif = _late_exif(file) if head.startswith(b"\x89PNG") else None
             file.seek(0)
             with Image.open(file, formats=formats) as image:
+                image.filename = str(path)  # for notices
                 if late_exif:  # Pillow finds it only when it decodes the pixels
                     image.info.setdefault("exif", late_exif)
                 _check_format(path, image, head, form)
@@ -122,6 +123,17 @@ def open_image(path: Path, form: ImageFormat, verify: bool = True) -> Iterator[I
         raise DataError(f"{path} is corrupt or no {kind}{reason}. Copy or unpack it again.") from error
 
 
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, without decoding pixels; 1 where EXIF is missing or damaged."""
+    try:
+        value = Image.Image.getexif(image).get(Base.Orientation)  # PNG's own method would decode the pixels first
+    except Exception:  # damaged EXIF raises errors of many types, and viewers pass over it
+        name = getattr(image, "filename", "") or "An image"
+        notify_once("exif", f"{name} has damaged EXIF, so it is shown as stored.")
+        return 1
+    return int(value or 1) if value in range(1, 9) else 1
+
+
 def bits_are_16(image: Image.Image) -> bool:
     """Return whether the colors of a file have 16 bits, of which Pillow keeps the upper half; before it is decoded."""
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
@@ -131,11 +143,6 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height as stored; new versions of Pillow exchange those of a turned TIFF file."""
     tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
     return (tags[Base.ImageWidth], tags[Base.ImageLength]) if tags else image.size
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; PNG's own method would decode the pixels first."""
-    return int(Image.Image.getexif(image).get(Base.Orientation, 1) or 1)
 
 
 def _late_exif(file: BinaryIO) -> bytes | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from htt_lightning.errors import DataError
 from htt_lightning.io.arrays import normalize_, resize, vector_norm
-from htt_lightning.io.image_files import ImageFormat, bits_are_16, open_image
+from htt_lightning.io.image_files import ImageFormat, bits_are_16, open_image, orientation_of
 from htt_lightning.io.notices import notify_once
 
 HIGH_BIT_DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -64,8 +64,7 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
 def to_upright(image: Image.Image) -> Image.Image:
     """Decode an image and turn it as EXIF says."""
     image.load()  # turns TIFF files itself
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return ImageOps.exif_transpose(image) if orientation != 1 else image
+    return ImageOps.exif_transpose(image) if orientation_of(image) != 1 else image
 
 
 def read_gray(path: Path, form: ImageFormat = ImageFormat.ANY) -> np.ndarray:

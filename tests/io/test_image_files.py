@@ -81,6 +81,17 @@ def test_exif_behind_the_pixels_of_a_png_is_found(tmp_path):
     np.testing.assert_array_equal(read_rgb(path), np.rot90(COLORS, -1))
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("damage", [b"garbage!!", b"MM\0*\0\0\0\x08\0\1\x01\x12\0\x03\0\0\0\1\0\x63\0\0\0\0\0\0"])
+def test_images_with_damaged_exif_are_shown_as_stored(tmp_path, suffix, damage, caplog):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(COLORS).save(path, exif=b"Exif\0\0" + damage)
+    assert read_photograph(path).shape == COLORS.shape
+    assert size_of(path, ImageFormat.ANY) == COLORS.shape[:2]
+    assert all(path.name in message for message in caplog.messages)
+    assert len(caplog.messages) == (suffix == "png" and damage == b"garbage!!")  # Pillow drops that of a JPEG itself
+
+
 def save_heic(path, array, **options):
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.from_pillow(Image.fromarray(array)).save(path, quality=-1, chroma=444, **options)
