@@ -1,7 +1,8 @@
-"""Prediction of the maps of one image by a trained network."""
+"""Prediction of the maps of images by a trained network."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import torch
@@ -14,11 +15,19 @@ from htt_lightning.errors import ConfigError
 from htt_lightning.io.images import read_photograph, to_rgb
 from htt_lightning.models.sliding_window import predict_at_original_size
 from htt_lightning.module import HTTModule
+from htt_lightning.output import ImageView
 from htt_lightning.training.loading import load_module
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+"""An image as users have it; see ``HTTPredictor``."""
+
+
+ImageList = list[Any] | tuple[Any, ...]
+"""Several images, each an ``ImageLike``."""
 
 
 class HTTPredictor:
-    """Predict every task's map of an image at its original size, from a checkpoint alone.
+    """Predict every task's map of images at their original size, from a checkpoint alone.
 
     Examples:
         >>> from htt_lightning.tasks import Depth
@@ -67,30 +76,62 @@ class HTTPredictor:
         """
         return cls(load_module(path, "from_checkpoint", device=device), input_size, tile_size)
 
+    @overload
+    def __call__(self, image: ImageLike, batch_size: int = 4) -> dict[str, Tensor]: ...
+
+    @overload
+    def __call__(self, image: ImageList, batch_size: int = 4) -> list[dict[str, Tensor]]: ...
+
     @torch.inference_mode()
-    def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> dict[str, Tensor]:
-        """Predict the maps of an image.
+    def __call__(
+        self, image: ImageLike | ImageList, batch_size: int = 4
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Predict the maps of an image, or of each image of a list or batch.
 
         Args:
             image: Path to a file, PIL image, array ``h w 3`` (RGB) or ``h w`` (gray), or tensor ``3 h w`` (RGB).
-                Arrays and tensors are uint8, or floats in [0, 1].
+                Arrays and tensors are uint8, or floats in [0, 1]. Or a list of these, whose sizes may differ, or a
+                tensor ``b 3 h w``.
+            batch_size: Maximum number of images of one size that the network sees at once.
 
         Returns:
-            By task, on the CPU: classes int64 ``h w``, probabilities float32 ``h w``, or a field float32 ``c h w``.
+            By task, on the CPU: classes int64 ``h w``, probabilities float32 ``h w``, or a field float32 ``c h w``. For
+            a list or batch a list of these, in its order; an image's maps do not depend on the others.
 
         Raises:
-            ConfigError: The image has another type, shape or range, or needs ``tile_size``.
-            DataError: The file is missing or corrupt.
+            ConfigError: An image has another type, shape or range, or needs ``tile_size``.
+            DataError: A file is missing or corrupt.
         """
-        pixels, name = to_array(image)
-        resized, view = self.resizer(pixels, name)
-        batch = to_chw_tensor(resized)[None].to(self.module.device)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
+        if isinstance(image, list | tuple) or (isinstance(image, Tensor) and image.ndim == 4):
+            return self._predict_all([*image], batch_size)
+        return self._predict_all([image], 1)[0]
+
+    def _predict_all(self, images: Sequence[ImageLike], batch_size: int) -> list[dict[str, Tensor]]:
+        """Predict images in their order; consecutive ones of one size and type make a batch."""
+        found, pending = list[dict[str, Tensor]](), list[Tensor]()
+        last: ImageView | None = None
+        for image in images:
+            resized, view = self.resizer(*to_array(image))
+            pixels = to_chw_tensor(resized)
+            # An image that needs tiling is large enough to go alone.
+            limit = 1 if self.resizer.needs_tiling(pixels.shape[1:]) else batch_size
+            if pending and (view != last or len(pending) >= limit or pixels.dtype != pending[0].dtype):
+                found += self._predict_batch(torch.stack(pending), cast(ImageView, last))
+                pending = []
+            pending, last = [*pending, pixels], view
+        return found + self._predict_batch(torch.stack(pending), cast(ImageView, last)) if pending else found
+
+    def _predict_batch(self, pixels: Tensor, view: ImageView) -> list[dict[str, Tensor]]:
+        batch = pixels.to(self.module.device)
         batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
         maps = predict_at_original_size(self.module, self.module.tasks, batch, view, self.resizer.tile_size)
-        return {task: values[0].cpu() for task, values in maps.items()}
+        on_cpu = {task: values.cpu() for task, values in maps.items()}
+        return [{task: values[k] for task, values in on_cpu.items()} for k in range(len(batch))]
 
 
-def to_array(image: str | Path | Image.Image | np.ndarray | Tensor) -> tuple[np.ndarray, str]:
+def to_array(image: ImageLike) -> tuple[np.ndarray, str]:
     """Convert an image to an array ``h w 3``, uint8 or float32 in [0, 1], and its name for messages."""
     if isinstance(image, str | Path):
         return read_photograph(Path(image).expanduser()), str(image)

@@ -5,6 +5,7 @@ from PIL import Image
 
 from htt_lightning import HTTPredictor
 from htt_lightning.errors import CheckpointError, ConfigError, HTTError
+from htt_lightning.io.notices import forget_notices
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -104,15 +105,53 @@ def test_gray_palette_and_cmyk_images_are_read(predictor, pixels, tmp_path):
     assert predictor(pixels[..., 0])["semseg"].shape == (50, 70)
 
 
-def test_bad_image_files_are_named(predictor, pixels, tmp_path):
+def test_first_frames_and_white_backgrounds_are_predicted(predictor, pixels, tmp_path, caplog):
+    forget_notices()
     color = Image.fromarray(pixels)
-    color.save(tmp_path / "moving.gif", save_all=True, append_images=[color.rotate(90)])
+    color.save(tmp_path / "pages.tiff", save_all=True, append_images=[color.rotate(90)])
+    transparent = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+    transparent[:20, :, 3] = 0
+    Image.fromarray(transparent).save(tmp_path / "glass.png")
+    white = pixels.copy()
+    white[:20] = 255
+    for name, expected in (("pages.tiff", pixels), ("glass.png", white)):
+        maps = predictor(tmp_path / name)
+        assert all(torch.equal(maps[task], values) for task, values in predictor(expected).items())
+    assert [name in text for name, text in zip(("pages", "glass"), caplog.messages, strict=True)] == [True, True]
+
+
+def test_batches_equal_images_one_at_a_time(predictor, pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "it.png")
+    images = [pixels[:, ::-1], tmp_path / "it.png", pixels[:40], pixels / 255.0, pixels[::-1], pixels]
+    for given in (images, tuple(images), torch.from_numpy(np.stack([pixels, pixels[::-1]])).movedim(-1, 1)):
+        found = predictor(given, batch_size=2)
+        assert len(found) == len(given)
+        for image, maps in zip(given, found, strict=True):
+            alone = predictor(image)
+            assert maps.keys() == alone.keys()
+            torch.testing.assert_close(maps["depth"], alone["depth"])
+            torch.testing.assert_close(maps["edges"], alone["edges"])
+            assert (maps["semseg"] == alone["semseg"]).float().mean() > 0.999
+    assert predictor([]) == []
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+        predictor(images, batch_size=0)
+
+
+def test_batches_pass_the_network_together(predictor, pixels, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(predictor.module.net, "forward", track(predictor.module.net.forward, sizes))
+    predictor([pixels] * 5, batch_size=4)
+    assert sizes == [4, 1]
+
+
+def track(forward, sizes):
+    return lambda image: (sizes.append(len(image)), forward(image))[1]
+
+
+def test_bad_image_files_are_named(predictor, pixels, tmp_path):
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(tmp_path / "deep.png")
-    transparent = color.convert("RGBA")
-    transparent.putpixel((3, 3), (0, 0, 0, 9))
-    transparent.save(tmp_path / "glass.png")
     (tmp_path / "text.jpg").write_text("no picture")
-    for name in ("moving.gif", "deep.png", "glass.png", "text.jpg", "absent.jpg"):
+    for name in ("deep.png", "text.jpg", "absent.jpg"):
         with pytest.raises(HTTError, match=name):
             predictor(tmp_path / name)
 
@@ -120,7 +159,9 @@ def test_bad_image_files_are_named(predictor, pixels, tmp_path):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(1, 3, 8, 8), r"3 h w, got \(1, 3, 8, 8\)"),
+        (torch.zeros(4, 8, 8), r"3 h w, got \(4, 8, 8\)"),
+        (torch.zeros(1, 4, 8, 8), r"3 h w, got \(4, 8, 8\)"),
+        ([np.zeros((8, 8, 3), np.uint8), 3], "int"),
         (np.zeros((3, 8, 8), np.uint8), r"h w 3 .*\(3, 8, 8\)"),
         (np.zeros((0, 8, 3), np.uint8), r"h w 3 .*\(0, 8, 3\)"),
         (np.zeros((8, 8, 3), np.uint16), "uint16"),

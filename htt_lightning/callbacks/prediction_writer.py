@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.video_file import VideoFile
 from htt_lightning.data.batch import Batch
-from htt_lightning.data.datasets.image_folder import DESCRIPTION_FILE
+from htt_lightning.data.datasets.image_search import DESCRIPTION_FILE
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import run_directory
@@ -35,7 +36,8 @@ class PredictionWriter(BasePredictionWriter):
 
     The map of a task is ``<id>_<task>.png`` if a PNG file holds its values: class indices (8 bits), depth in
     millimeters (16 bits), normals as colors (8 bits per component). Other maps, such as probabilities, are
-    ``<id>_<task>.npy``: float32 ``h w`` or ``c h w``, as decoded. ``maps.json`` lists units and class names.
+    ``<id>_<task>.npy``: float32 ``h w`` or ``c h w``, as decoded. ``maps.json`` lists units and class names. Of a video
+    one video is written, ``<name>_panel.mp4``, with every frame beside its maps.
 
     Args:
         folder: Output folder. ``predictions/`` in the run directory by default.
@@ -66,7 +68,8 @@ class PredictionWriter(BasePredictionWriter):
         self.save_visualizations, self.save_panels = save_visualizations, save_panels
         self.num_workers = max(num_workers, 1)
         self._num_written, self._errors = 0, list[HTTError]()
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[Future[np.ndarray | None]] = deque()
+        self._video: VideoFile | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -102,17 +105,22 @@ class PredictionWriter(BasePredictionWriter):
         if self._folder is None or self._pool is None or not isinstance(pl_module, HTTModule):
             return
         maps = {task.name: prediction[task.name].cpu() for task in pl_module.tasks}
+        if video := batch.get("video"):
+            self._video = self._video or VideoFile(self._folder / f"{video.name}_panel.mp4", video.fps)
         for k, name in enumerate(prediction["id"]):
             single = {task: values[k : k + 1] for task, values in maps.items()}
-            image = crop_padding(batch)[k : k + 1].cpu() if self.save_panels else None
-            self._pending.append(self._pool.submit(self._write, self._folder / name, pl_module.tasks, single, image))
+            image = crop_padding(batch)[k : k + 1].cpu() if self.save_panels or video else None
+            write: Callable[..., np.ndarray | None] = _draw_frame if video else self._write
+            self._pending.append(self._pool.submit(write, self._folder / name, pl_module.tasks, single, image))
         self._wait(max_pending=2 * max(self.num_workers, len(prediction["id"])))  # bounds the memory
 
     def _wait(self, max_pending: int = 0) -> None:
         """Wait for the files of images, and collect errors."""
         while len(self._pending) > max_pending:
             try:
-                self._pending.popleft().result()
+                frame = self._pending.popleft().result()
+                if frame is not None and self._video:
+                    self._video.write(frame)
                 self._num_written += 1
             except HTTError as error:
                 self._errors.append(error)
@@ -132,7 +140,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait for the threads, print the folder, and raise the collected errors."""
-        self._close()
+        self._close(is_complete=True)
         if self._folder and trainer.is_global_zero:
             Console().out(self._folder, highlight=False)
         errors = [*getattr(getattr(trainer, "datamodule", None), "errors", ()), *self._errors]
@@ -144,8 +152,11 @@ class PredictionWriter(BasePredictionWriter):
         """Finish the files that are being written."""
         self._close()
 
-    def _close(self) -> None:
+    def _close(self, is_complete: bool = False) -> None:
         self._wait()
+        if self._video:
+            self._video.close(keep=is_complete)
+            self._video = None
         if self._pool:
             self._pool.shutdown()
             self._pool = None
@@ -178,10 +189,16 @@ def _save_png(path: Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(partial, format="PNG", compress_level=1)  # higher is slow
 
 
+def _draw_frame(stem: Path, tasks: Sequence[Task], maps: Mapping[str, Tensor], image: Tensor) -> np.ndarray:
+    """Draw a frame of a video beside its maps, without a legend, so that all frames have one size."""
+    pictures = {task.name: draw_map(task, maps[task.name][0]) for task in tasks}
+    return _panel(f"{stem.parent.name}, frame {stem.name}", image[0], pictures, ())
+
+
 def _panel(title: str, image: Tensor, pictures: Mapping[str, np.ndarray], tasks: Sequence[Task]) -> np.ndarray:
-    """Draw an image and its maps, in two rows if there are more than ``MAX_COLUMNS``."""
+    """Draw an image and its maps, in two rows if there are more than ``MAX_COLUMNS``; ``tasks`` have a legend."""
     names = [*pictures]
     columns = len(names) if len(names) <= MAX_COLUMNS else -(-len(names) // 2)
     rows = [{name: pictures[name] for name in names[k : k + columns]} for k in range(0, len(names), columns)]
     entry = PanelEntry(title, to_uint8(image), [("", row) for row in rows])
-    return draw_panel([entry], task_legend(tasks, [entry]))
+    return draw_panel([entry], task_legend(tasks, [entry]) if tasks else [])

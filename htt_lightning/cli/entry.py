@@ -1,5 +1,6 @@
 """Entry point of the program: dispatch of commands, packaged configs and shorthand arguments."""
 
+import inspect
 import json
 import re
 import sys
@@ -19,6 +20,9 @@ from htt_lightning.cli.user_errors import error_message, exit_status, find_user_
 from htt_lightning.errors import ConfigError, did_you_mean
 from htt_lightning.io.run_directory import CONFIG
 from htt_lightning.training.results import load_mapping
+
+FIT_OPTIONS = {"ckpt_path", "weights_only"}
+"""Options of ``fit`` beside those of trainer, model, data and callbacks, which are in the config of a run."""
 
 POSITIONAL_ARGS: dict[str, dict[str, Any]] = {
     "report": {"folders": {"nargs": "+", "metavar": "DIR", "help": "Runs, or folders that hold runs, such as runs."}},
@@ -81,9 +85,9 @@ def normalize_args(words: Sequence[str]) -> list[str]:
     full: list[str] = []
     for place, word in enumerate(words):
         if attached := CONFIG_OPTION.fullmatch(word):
-            word = attached[1] + resolve_config(attached[2])
+            word = attached[1] + command_config(resolve_config(attached[2]), command)
         elif place and words[place - 1] in ("--config", "-c"):
-            word = resolve_config(word)
+            word = command_config(resolve_config(word), command)
         elif word == "--overwrite" and "".join(words[place + 1 : place + 2]).lower() not in ("true", "false"):
             word = "--overwrite=true"
         full.append(word)
@@ -101,6 +105,24 @@ def default_dataset(words: Sequence[str]) -> str:
             # The label mask depends on the seed.
             return "--config=" + json.dumps({key: config[key] for key in ("seed_everything", "data") if key in config})
     return "--data=SyntheticDataModule"
+
+
+def command_config(name: str, command: str) -> str:
+    """Return the config of a run without the options of ``fit`` alone, as text, for a command of this library.
+
+    So the ``config.yaml`` of a run serves ``check`` and ``discover``. Other configs stay as they are named.
+    """
+    if command not in COMMANDS or not Path(name).is_file():
+        return name
+    try:
+        config = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return name  # the parser reports what is wrong
+    if not isinstance(config, dict) or not FIT_OPTIONS & config.keys():
+        return name
+    known = inspect.signature(COMMANDS[command]).parameters
+    kept = {key: value for key, value in config.items() if key not in FIT_OPTIONS or (key in known and value)}
+    return json.dumps(kept)
 
 
 def specifies_dataset(words: Sequence[str]) -> bool:

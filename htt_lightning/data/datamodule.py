@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, default_collate
 from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
 from htt_lightning.data.extra_transforms import check_values_stay_right
+from htt_lightning.data.first_look import first_look
 from htt_lightning.data.masks.files import check_label_source, read_mask
 from htt_lightning.data.masks.label_mask import LabelMask, impossible_label_message, is_protocol, sample_mask
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, with_pseudo_label_maps
@@ -91,6 +92,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self.pseudo_labels = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else None
         self.mask: LabelMask | None = None
+        self._has_looked = False
 
     @abstractmethod
     def dataset_tasks(self) -> list[Task]:
@@ -207,6 +209,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             dataset.check(labels)
             if split == "train" and self.pseudo_labels:
                 self.pseudo_labels.check(labels, self.tasks, self.fingerprint())
+            for warning in dataset.warnings() if len(self.required_splits) > 1 else ():
+                logger.warning("%s: %s", split, warning)
         if len(datasets) > 1 and (overlap := find_train_val_overlap(datasets["train"], datasets["val"])):
             logger.warning("%s", overlap)
 
@@ -247,7 +251,15 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return a loader over labeled images, reshuffled every epoch; an incomplete last batch is dropped."""
+        """Return a loader over labeled images, reshuffled every epoch; an incomplete last batch is dropped.
+
+        The first call warns of what may be wrong with the first images and labels.
+        """
+        if self._rank == 0 and not self._has_looked:
+            self._has_looked = True
+            for split, images in (("train", self.train), ("val", self.val)):
+                for warning in first_look(images):
+                    logger.warning("%s: %s", split, warning)
         sampler = SeededDistributedSampler(self.train, self._world, self._rank, seed=self.run_seed, drop_last=True)
         if self.trainer:  # in a resumed run Lightning sets the epoch only after loader processes have begun to prefetch
             progress: Any = self.trainer.fit_loop.epoch_progress.current

@@ -339,3 +339,17 @@ def test_error_in_loader_process_is_one_message(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*3\.npy") as stop:
         htt("fit", *words, over={"--data.num_workers": "1"})
     assert "Traceback" not in str(stop.value)
+
+
+@pytest.mark.parametrize("command", ["check", "discover", "validate"])
+def test_the_config_of_a_run_serves_other_commands(trained, command):
+    run = Path(trained).parents[1]
+    words = ["--config", str(run / "config.yaml")]
+    words += ["--out", "out"] if command != "validate" else []
+    main([command, *words, *([] if command == "check" else ["--ckpt_path", trained])])
+    if command == "check":
+        report = json.loads(Path("out/check.json").read_text())
+        assert report["splits"]["train"]["images"] == 9
+        assert list(report["splits"]["train"]["tasks"]) == ["depth"]
+    elif command == "discover":
+        assert json.loads(Path("out/manifest.json").read_text())

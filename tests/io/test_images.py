@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from htt_lightning.errors import DataError
-from htt_lightning.io.images import ImageFormat, read_index, read_normals, read_rgb, size_of
+from htt_lightning.io.image_files import ImageFormat, size_of
+from htt_lightning.io.images import read_gray, read_index, read_normals, read_photograph, read_rgb
+from htt_lightning.io.notices import forget_notices
 
 RNG = np.random.default_rng(0)
 COLORS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
@@ -191,3 +193,42 @@ def test_readers_refuse_other_formats(tmp_path, reader, name, image, got):
 def test_readers_refuse_several_frames(tmp_path):
     frames = [Image.fromarray(np.roll(COLORS, k)) for k in range(3)]
     assert_refused(saved(tmp_path / "a.png", frames[0], save_all=True, append_images=frames[1:]), "rgb", "single frame")
+
+
+def test_photographs_with_16_bits_keep_the_upper_half(tmp_path, caplog):
+    forget_notices()
+    cv2.imwrite(str(tmp_path / "a.png"), COLORS[..., ::-1].astype(np.uint16) * 256 + 7)
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), COLORS)
+    assert caplog.messages == []
+    cv2.imwrite(str(tmp_path / "b.tiff"), COLORS[..., ::-1].astype(np.uint16) * 16)
+    for _ in range(2):
+        np.testing.assert_array_equal(read_photograph(tmp_path / "b.tiff"), COLORS // 16)
+    (message,) = caplog.messages
+    assert "b.tiff has 16 bits per channel, but no value above 4095" in message
+
+
+def test_first_frame_and_first_bands_are_read_with_a_word(tmp_path, caplog):
+    forget_notices()
+    frames = [Image.fromarray(np.roll(COLORS, k)) for k in range(3)]
+    path = saved(tmp_path / "a.tiff", frames[0], save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_photograph(path), COLORS)
+    tifffile = pytest.importorskip("tifffile")
+    bands = np.dstack([COLORS, INDICES])
+    tifffile.imwrite(tmp_path / "b.tif", bands, photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(read_photograph(tmp_path / "b.tif"), COLORS)
+    gray = saved(tmp_path / "c.tiff", INDICES, save_all=True, append_images=[Image.fromarray(INDICES)])
+    np.testing.assert_array_equal(read_gray(gray), INDICES)
+    assert [part in text for part, text in zip(("3 frames", "4 bands"), caplog.messages, strict=True)] == [True, True]
+
+
+def test_previews_of_a_camera_are_no_frames(tmp_path, caplog):
+    forget_notices()
+    path = saved(tmp_path / "a.jpg", Image.fromarray(COLORS), format="MPO", save_all=True,
+                 append_images=[Image.fromarray(COLORS[:3])])  # fmt: skip
+    assert read_photograph(path).shape == COLORS.shape
+    assert caplog.messages == []
+
+
+def test_read_gray_keeps_floats_of_a_tiff(tmp_path):
+    depth = RNG.uniform(0, 9, (6, 9)).astype(np.float32)
+    np.testing.assert_array_equal(read_gray(saved(tmp_path / "a.tiff", depth)), depth)

@@ -12,6 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from htt_lightning.commands.app.photograph import OPACITY, STYLE, draw_maps, maps_html, reduce_photograph
 from htt_lightning.commands.app.review import Review, describe
 from htt_lightning.errors import ConfigError, HTTError
+from htt_lightning.io.image_files import has_heif
 from htt_lightning.predictor import HTTPredictor
 
 HOST = "127.0.0.1"
@@ -23,6 +24,7 @@ SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--map-op
 
 def build_page(predictors: Mapping[str, HTTPredictor], review: Review | None) -> gr.Blocks:
     """Build the page: a tab for photographs, if there is a network, and one for discovered labels, if there are any."""
+    has_heif()  # Gradio opens uploaded files by Pillow
     page = gr.Blocks(title="htt app", analytics_enabled=False, fill_width=True)
     with page:
         if predictors:
@@ -67,7 +69,7 @@ def _add_photograph(predictors: Mapping[str, HTTPredictor]) -> None:
     with gr.Row():
         with gr.Column(scale=1, elem_classes="controls"):
             photograph = gr.Image(
-                label="Photograph", type="pil", image_mode="RGB", sources=["upload", "webcam"], buttons=[]
+                label="Photograph", type="pil", image_mode=None, sources=["upload", "webcam"], buttons=[]
             )
             opacity = gr.Slider(0, 1, OPACITY, step=0.01, label="Opacity of the maps", elem_id="opacity")
         with gr.Column(scale=3):
@@ -76,8 +78,8 @@ def _add_photograph(predictors: Mapping[str, HTTPredictor]) -> None:
     def show(image: Image.Image | None) -> str:
         if image is None:
             return "Drop a photograph, or use the camera."
-        small = reduce_photograph(image)
         try:
+            small = reduce_photograph(image)
             return maps_html(small, {name: draw_maps(predictor, small) for name, predictor in predictors.items()})
         except HTTError as error:
             raise gr.Error(str(error), print_exception=False) from error

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from htt_lightning.callbacks.panel import Item, PanelEntry, draw_map, task_legend
+from htt_lightning.io.images import to_rgb
 from htt_lightning.predictor import HTTPredictor
 
 MAX_SIDE = 1280
@@ -48,12 +49,12 @@ class DrawnMaps:
 
 
 def reduce_photograph(image: Image.Image, max_side: int = MAX_SIDE) -> Image.Image:
-    """Reduce a photograph to RGB with a longer side of at most ``max_side`` pixels.
+    """Reduce a photograph to RGB, transparent pixels on white, with a longer side of at most ``max_side`` pixels.
 
     >>> reduce_photograph(Image.new("RGB", (4000, 3000))).size
     (1280, 960)
     """
-    small = image.convert("RGB")
+    small = Image.fromarray(to_rgb(image, "The photograph"))
     small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return small
 

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
-from htt_lightning.commands.check.statistics import label_warnings
 from htt_lightning.data.batch import to_target
 from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule
 from htt_lightning.data.dataset import find_train_val_overlap
+from htt_lightning.data.label_statistics import label_warnings
 from htt_lightning.data.masks.label_mask import impossible_label_message
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize

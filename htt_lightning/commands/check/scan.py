@@ -10,9 +10,9 @@ import numpy as np
 import simplejpeg
 from torch.utils.data import DataLoader, Dataset
 
-from htt_lightning.commands.check.statistics import LabelStatistics, label_statistics
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split, worker_init
 from htt_lightning.data.dataset import PartialLabelDataset
+from htt_lightning.data.label_statistics import LabelStatistics, label_statistics
 from htt_lightning.errors import DataError, HTTError
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task

@@ -8,6 +8,17 @@ from typing import Any, ClassVar
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset, check_in_parallel
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.io.image_files import is_turned
+
+
+def check_turn(location: str | Path, size: tuple[int, ...], image_size: tuple[int, int], image: Path | None) -> None:
+    """Raise an error if a label has the size of its image as stored, which EXIF turns to ``image_size``."""
+    height, width = image_size
+    if height != width and size == (width, height) and image and is_turned(image):
+        raise DataError(
+            f"{location} must lie as its image {image} does, which EXIF turns to {image_size}, got {size}. "
+            "Turn the label, or save the image upright without EXIF."
+        )
 
 
 class FileDataset(DenseDataset):
@@ -20,8 +31,13 @@ class FileDataset(DenseDataset):
     def read_size(self, index: int) -> tuple[int, int]:
         """Read height and width of an image from the header of its file."""
 
+    def check_turn(self, index: int, location: str | Path, size: tuple[int, ...]) -> None:
+        """Raise an error if a label fits its image only as stored, before EXIF turns it upright."""
+        check_turn(location, size, self.size(index), self.image_path(index))
+
     def check_size(self, index: int, location: str | Path, size: tuple[int, ...]) -> None:
         """Raise an error if a label has another size than its image."""
+        self.check_turn(index, location, size)
         if size != (expected := self.size(index)):
             raise DataError(f"{location} must have the size {expected} of its image, got {size}. Prepare both again.")
 

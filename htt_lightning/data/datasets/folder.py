@@ -4,9 +4,8 @@ import csv
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from glob import glob
-from os.path import lexists
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -18,10 +17,13 @@ from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.label_files import LabelFiles, is_npy
 from htt_lightning.data.datasets.npy_tree import IMAGE
 from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, match_shards
+from htt_lightning.data.datasets.passed_over import image_id, other_images, other_labels, stem
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.io.file_names import FileFinder, glob_files, nfc
 from htt_lightning.io.files import is_outside
-from htt_lightning.io.images import ImageFormat, read_rgb, size_of
+from htt_lightning.io.image_files import ImageFormat, size_of
+from htt_lightning.io.images import read_photograph
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -60,11 +62,13 @@ class Folder(FileDataset):
     def __init__(
         self, root: str | Path, split: Split, images: str, label_files: Sequence[LabelFiles], uniform_size: bool = True
     ) -> None:
-        self.root, self.uniform_size = Path(root).expanduser(), uniform_size
+        self._finder, self._split, self.uniform_size = FileFinder(), split, uniform_size
+        self.root = self._finder.find(Path(root).expanduser()) or Path(root)
         if not self.root.is_dir():
             raise DataError(f"data.root must be the folder of data.train and data.val, got {self.root}.", self.root)
         self.label_files = {files.task.name: files for files in label_files}
-        is_table, errors = images.endswith(".csv"), list[HTTError]()
+        is_table, errors = images.lower().endswith(".csv"), list[HTTError]()
+        self._pattern = "" if is_table else images
         patterns: dict[str, str] = {}
         for task, files in self.label_files.items():
             if pattern := getattr(files, split):
@@ -73,6 +77,7 @@ class Folder(FileDataset):
                     patterns[task] = pattern
                 except HTTError as error:
                     errors.append(error)
+        self._label_patterns = {task: pattern for task, pattern in patterns.items() if "{id}" in pattern}
         find = self._read_table if is_table else self._find_images
         records = sorted(find(images, split, patterns, errors), key=lambda record: natural_key(record.image_id))
         locations = defaultdict[str, list[str]](list)
@@ -90,6 +95,7 @@ class Folder(FileDataset):
                 errors.append(DataError(f"No {split} image has a label of {task}: looked for {place}."))
         if errors:
             raise combine_errors(errors)
+        self._all_records = records
         self._records = [record for record in records if record.labels or split != "train"]
         if unlabeled := [record.image_id for record in records if not record.labels and split == "train"]:
             counts = f"{len(unlabeled)} of {len(records)}"
@@ -103,19 +109,17 @@ class Folder(FileDataset):
         pattern = _relative(pattern, f"data.{split}")
         if not re.search(r"[*?[]", pattern):
             raise ConfigError(f"data.{split} must have a wildcard, got {pattern!r}. For a folder write {pattern}/*")
-        found = glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207  # Path.glob finds hidden files too
-        paths = [path for path in found if not (self.root / path).is_dir()]  # keeps broken links, to report them
-        if not paths:
+        if not (paths := glob_files(pattern, self.root)):
             raise DataError(f"No image matches data.{split}: looked for {self.root / pattern}.")
         records = []
         for path in paths:
-            name = image_id(Path(path).as_posix(), pattern)
+            name = image_id(nfc(Path(path).as_posix()), nfc(pattern))
             if not name or ".." in PurePosixPath(name).parts:
                 message = f"data.{split} {pattern!r} gives {self.root / path} no id. Move its wildcards."
                 errors.append(ConfigError(message))
                 continue
             labels = {task: self.root / place.replace("{id}", name) for task, place in label_patterns.items()}
-            existing = {task: label for task, label in labels.items() if lexists(label)}
+            existing = {task: found for task, label in labels.items() if (found := self._finder.find(label))}
             records.append(ImageRecord(name, self.root / path, existing, str(self.root / path)))
         return records
 
@@ -153,20 +157,35 @@ class Folder(FileDataset):
         cells = {key: cell.strip() for key, cell in row.items()}
         if not cells["image"]:
             raise DataError(f"{location} has no image. Name one, or delete the row.")
-        image, name = self._resolve_inside_root(cells["image"], location), _stem(cells["image"])
+        image, name = self._resolve_inside_root(cells["image"], location), nfc(stem(cells["image"]))
         labels = {}
         for task, pattern in label_patterns.items():
             cell = pattern.replace("{id}", name) if "{id}" in pattern else cells[pattern]
             label = self._resolve_inside_root(cell, location)
-            if cell and ("{id}" not in pattern or lexists(label)):
+            if cell and ("{id}" not in pattern or self._finder.find(label)):
                 labels[task] = label
         return ImageRecord(name, image, labels, location)
 
     def _resolve_inside_root(self, cell: str, location: str) -> Path:
         path = self.root / _relative(cell, location)
+        path = self._finder.find(path) or path
         if is_outside(path, self.root):
             raise DataError(f"{location}: {cell!r} must stay in {self.root}.")
         return path
+
+    def warnings(self) -> list[str]:
+        """Return sentences about files that the patterns pass over, which may have been meant."""
+        records = self._all_records
+        ids, used = {one.image_id for one in records}, {p for one in records for p in (one.image, *one.labels.values())}
+        found: list[Iterator[str]] = []
+        if self._pattern:
+            option = f"data.{self._split}"
+            found.append(other_images(self.root, option, _relative(self._pattern, option), ids, used))
+        for task, pattern in self._label_patterns.items():
+            labels = {one.image_id: one.labels.get(task) for one in records}
+            shared = self.label_files[task].train == self.label_files[task].val
+            found.append(other_labels(self.root, task, _relative(pattern, task), labels, used, shared))
+        return [*chain.from_iterable(found), *super().warnings()]
 
     def available(self, task: str) -> NDArray[np.bool_]:
         """Return which images have a label of the task, bool ``n``."""
@@ -175,7 +194,7 @@ class Folder(FileDataset):
     def image(self, index: int) -> np.ndarray:
         """Read an RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats."""
         path = self._records[index].image
-        return NPY_IMAGE.read(path) if is_npy(path) else read_rgb(path, ImageFormat.ANY)
+        return NPY_IMAGE.read(path) if is_npy(path) else read_photograph(path)
 
     def image_path(self, index: int) -> Path:
         """Return the path of an image."""
@@ -204,20 +223,6 @@ class Folder(FileDataset):
         if task not in record.labels:
             raise DataError(f"{record.location} has no label of {task}. See data.label_files and data.labels.")
         return record.labels[task]
-
-
-def image_id(path: str, pattern: str) -> str:
-    """Return the part of a path that a pattern's wildcards match, without suffix."""
-    pattern, name = _stem(pattern), _stem(path)
-    wild = [match.start() for match in re.finditer(r"[*?\[\]]", pattern)]
-    start, end = (wild[0], wild[-1] + 1) if wild else (len(pattern), len(pattern))
-    return name.removeprefix(pattern[:start]).removesuffix(pattern[end:]).strip("/")
-
-
-def _stem(path: str) -> str:
-    """Return a path in the form of ids: normalized, without suffix."""
-    plain = PurePosixPath(path)
-    return str(plain).removesuffix(plain.suffix)
 
 
 def _check_pattern(pattern: str, task: str, split: Split, is_table: bool) -> None:

@@ -12,7 +12,8 @@ from htt_lightning.data.datasets.file_dataset import PublishedDataset
 from htt_lightning.data.masks.label_mask import natural_sort
 from htt_lightning.errors import DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize
-from htt_lightning.io.images import read_rgb, size_of
+from htt_lightning.io.image_files import size_of
+from htt_lightning.io.images import read_rgb
 
 IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """Allowed image ids, which become parts of paths."""
@@ -65,4 +66,6 @@ class IdListDataset(PublishedDataset):
         except HTTError:
             self.check_label(index, task)  # reports the label's own problem rather than that of the image
             raise
-        return resize(self.read(self.ids[index], task, size), size, "nearest")
+        stored = self.read(self.ids[index], task, size)
+        self.check_turn(index, f"The label of {task}", stored.shape[:2])
+        return resize(stored, size, "nearest")

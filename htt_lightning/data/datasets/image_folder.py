@@ -1,24 +1,22 @@
-"""Images without labels, to predict on: a file, a folder or a pattern."""
+"""Images without labels, to predict on: a file, a folder, a pattern or a video."""
 
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from glob import glob, has_magic
-from os.path import commonpath
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Batch, to_chw_tensor
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split, worker_init
 from htt_lightning.data.dataset import DenseDataset
+from htt_lightning.data.datasets.image_search import find_images
+from htt_lightning.data.datasets.video import VideoInfo, is_video, video_frames, video_info
 from htt_lightning.data.input_size import InputResizer, InputSize
-from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.images import read_photograph
@@ -26,12 +24,6 @@ from htt_lightning.output import ImageView
 from htt_lightning.tasks import Task
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTION_FILE = "maps.json"
-"""Description of the maps in a folder of predictions, by which such a folder is known."""
-
-NO_PHOTOGRAPHS = ("PDF", "MPEG", "HDF5", "GRIB", "BUFR", "WMF")
-"""Formats with a reader in Pillow that reads no photographs."""
 
 Item = tuple[str, tuple[Tensor, ImageView] | HTTError]
 """Name of an image, and its network input with its view, or the error."""
@@ -43,8 +35,8 @@ class ImageFolder(PartialLabelDataModule):
     Consecutive images of one size make a batch. Corrupt images are skipped and listed in ``errors``.
 
     Args:
-        root: An image; a folder, including its subfolders; or a pattern such as ``photos/*.jpg``. Hidden files and
-            folders are skipped, and so are folders with predictions of the library.
+        root: An image; a folder, including its subfolders; a pattern such as ``photos/*.jpg``; or a video. Hidden
+            files and folders are skipped, and so are folders with predictions of the library.
         checkpoint: Checkpoint to predict with; on the command line that of ``--ckpt_path``.
         batch_size: Maximum number of images per batch.
         input_size: Size at which the network sees images: ``training`` (as in the evaluation of the training run),
@@ -77,6 +69,7 @@ class ImageFolder(PartialLabelDataModule):
         self.root, self.resizer = root, InputResizer.of(stored.get("input_size"), input_size, tile_size)
         self.errors: list[HTTError] = []
         self.images: dict[str, Path] = {}
+        self.video: VideoInfo | None = None
 
     def dataset_tasks(self) -> list[Task]:
         """Return the tasks of the checkpoint."""
@@ -95,11 +88,17 @@ class ImageFolder(PartialLabelDataModule):
             self.build_dataset("val")
         # Lightning counts samples for users who want predictions by index; these have names.
         warnings.filterwarnings("ignore", f"Couldn't infer the batch indices .*{_BatchIterable.__name__}")
-        self.errors, self.images = [], find_images(self.root)
+        self.errors, place = [], Path(self.root).expanduser()
+        self.video = video_info(place) if is_video(place) and place.is_file() else None
+        self.images = {} if self.video else find_images(self.root)
+        if self.video and self._world > 1:
+            raise ConfigError(f"trainer.devices must be 1 for the video {self.root}, got {self._world} processes.")
 
     @property
     def count(self) -> int:
-        """Number of images that this process reads."""
+        """Number of images or frames that this process reads; 0 for a video that does not state it."""
+        if self.video:
+            return self.video.frames
         return len(range(self._rank, len(self.images), self._world))
 
     def predict_dataloader(self) -> Any:
@@ -112,6 +111,9 @@ class ImageFolder(PartialLabelDataModule):
 
     def batches(self) -> Iterator[Batch]:
         """Iterate over batches of ``id``, ``image``, ``view`` and ``tile_size`` in the order of the images."""
+        if self.video:
+            yield from self._video_batches(self.video)
+            return
         share = list(self.images.items())[self._rank :: self._world]
         loader = DataLoader(
             _Images(share, self.resizer),
@@ -139,6 +141,17 @@ class ImageFolder(PartialLabelDataModule):
         if images:
             yield self._batch(names, images, last)
 
+    def _video_batches(self, video: VideoInfo) -> Iterator[Batch]:
+        """Iterate over batches of consecutive frames; ``video`` tells the writer that they belong together."""
+        frames = enumerate(video_frames(Path(self.root).expanduser()))
+        limit = self.batch_size
+        while items := list(islice(frames, limit)):
+            resized = [self.resizer(pixels, f"{self.root}, frame {number}") for number, pixels in items]
+            images = [to_chw_tensor(pixels).float().div_(255) for pixels, _ in resized]
+            limit = 1 if self.resizer.needs_tiling(images[0].shape[1:]) else self.batch_size
+            names = [f"{video.name}/{number}" for number, _ in items]
+            yield {**self._batch(names, images, resized[0][1]), "video": video}
+
     def _batch(self, names: list[str], images: list[Tensor], view: ImageView | None) -> Batch:
         return {"id": names, "image": torch.stack(images), "view": view, "tile_size": self.resizer.tile_size}
 
@@ -165,34 +178,3 @@ class _BatchIterable:
 
     def __iter__(self) -> Iterator[Batch]:
         return self.images.batches()
-
-
-def find_images(root: str) -> dict[str, Path]:
-    """Find the images of a path or pattern in natural order, by their path below it.
-
-    Names have no suffix unless two differ in it alone. Hidden files and folders and folders of predictions are skipped.
-    """
-    place = Path(root).expanduser()
-    if place.is_file():
-        return {place.stem: place}
-    if place.is_dir():
-        formats, base = Image.registered_extensions(), place
-        readable = {suffix for suffix, kind in formats.items() if kind in Image.OPEN and kind not in NO_PHOTOGRAPHS}
-        paths = [path for path in place.rglob("*") if path.suffix.lower() in readable and not path.is_dir()]
-    elif has_magic(str(place)):
-        paths = [path for path in map(Path, glob(str(place), recursive=True)) if not path.is_dir()]  # noqa: PTH207  # takes absolute ones
-        base = Path(commonpath([path.parent for path in paths])) if paths else place
-    else:
-        raise ConfigError(f"data.root must be an image, a folder or a pattern, got {root}.")
-    relative = [path.relative_to(base) for path in paths]
-    relative = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
-    outputs = sorted({base / p for path in relative for p in path.parents if (base / p / DESCRIPTION_FILE).is_file()})
-    if outputs:
-        logger.warning("Skipping folders of predictions: %s.", ", ".join(map(str, outputs)))
-        relative = [path for path in relative if not any(base / parent in outputs for parent in path.parents)]
-    if not relative:
-        raise ConfigError(f"data.root {root} must contain images, got none.")
-    relative.sort(key=lambda path: natural_key(str(path)))
-    times = Counter(path.with_suffix("") for path in relative)
-    names = [path if times[path.with_suffix("")] > 1 else path.with_suffix("") for path in relative]
-    return {name.as_posix(): base / path for name, path in zip(names, relative, strict=True)}

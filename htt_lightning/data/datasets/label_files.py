@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from functools import reduce
+from os.path import lexists
 from pathlib import Path
 
 import numpy as np
 
-from htt_lightning.data.datasets.npy_tree import FileFormat, as_float32, unit_vectors
+from htt_lightning.data.datasets.npy_tree import FileFormat, as_float32, check_no_colors, unit_vectors
 from htt_lightning.errors import ConfigError, DataError
-from htt_lightning.io.arrays import read_npy
-from htt_lightning.io.images import ImageFormat, read_gray, read_rgb, size_of
+from htt_lightning.io.arrays import read_npy, read_npz
+from htt_lightning.io.image_files import HEIF_SUFFIXES, ImageFormat, readable_suffixes, size_of
+from htt_lightning.io.images import read_colors, read_gray
 from htt_lightning.tasks import IGNORE_INDEX, Depth, Normals, Task
 
 
@@ -17,8 +19,9 @@ from htt_lightning.tasks import IGNORE_INDEX, Depth, Normals, Task
 class LabelFiles:
     """Paths of a task's label files, and the meaning of their values.
 
-    Files are images of one channel (three for normals), or ``.npy`` arrays ``h w`` or ``h w c``. Normals are unit
-    vectors where they are floats, and ``2 x / 255 - 1`` where they are bytes.
+    Files are images of one channel (three for normals), or arrays ``h w`` or ``h w c``: ``.npy``, or ``.npz`` with one
+    array or one that is called like the task. Normals are unit vectors where they are floats, and ``2 x / 255 - 1``
+    where they are bytes. Index maps must be stored without loss, so not as JPEG.
 
     Args:
         task: The task, with its settings.
@@ -81,16 +84,19 @@ class LabelFiles:
 
     def size(self, path: Path) -> tuple[int, int]:
         """Return height and width of a label, from the header of its file."""
-        if not is_npy(path):
-            return size_of(path, ImageFormat.ANY)
-        height, width = self._validate(path, read_npy(path)).shape[:2]
+        if not is_array(path):
+            _check_suffix(path)
+            return size_of(path, self._image_format)
+        height, width = self._validate(path, self._read_array(path, header_only=True)).shape[:2]
         return height, width
 
     def read(self, path: Path) -> np.ndarray:
         """Read a label file as a map, with missing pixels marked as ``Task`` defines it."""
-        is_rgb = self.task.field_channels == 3
-        stored = read_npy(path) if is_npy(path) else read_rgb(path, ImageFormat.ANY) if is_rgb else read_gray(path)
-        return self.decode(path, stored)
+        if is_array(path):
+            return self.decode(path, self._read_array(path))
+        _check_suffix(path)
+        read = read_colors if self.task.field_channels == 3 else read_gray
+        return self.decode(path, read(path, self._image_format))
 
     def decode(self, location: str | Path, stored: np.ndarray) -> np.ndarray:
         """Decode stored values to a map, with missing pixels marked as ``Task`` defines it."""
@@ -102,6 +108,13 @@ class LabelFiles:
         channels = self.task.field_channels or 1
         shapes = ((1,), ()) if channels == 1 else ((channels,),)
         return FileFormat(column, self._dtype_kinds, shapes, f"maps of {self.task.name}", self.decode)
+
+    def _read_array(self, path: Path, header_only: bool = False) -> np.ndarray:
+        return read_npy(path) if is_npy(path) else read_npz(path, self.task.name, header_only)
+
+    @property
+    def _image_format(self) -> ImageFormat:
+        return ImageFormat.CLASSES if self.task.field_channels is None else ImageFormat.FIELD
 
     @property
     def _dtype_kinds(self) -> str:
@@ -147,6 +160,8 @@ class LabelFiles:
         if isinstance(self.task, Depth):
             values[values <= 0] = np.nan
         if is_normals:
+            if stored.dtype.kind == "f":
+                check_no_colors(path, values)
             values = unit_vectors(path, values)
         return values[..., 0] if self.task.field_channels == 1 else values
 
@@ -159,3 +174,17 @@ def _all_channels(values: np.ndarray) -> np.ndarray:
 def is_npy(path: Path) -> bool:
     """Return whether a file is an array, by its suffix."""
     return path.suffix.lower() == ".npy"
+
+
+def is_array(path: Path) -> bool:
+    """Return whether a file is an array or an archive of one, by its suffix."""
+    return path.suffix.lower() in (".npy", ".npz")
+
+
+def _check_suffix(path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix and suffix not in readable_suffixes() and suffix not in HEIF_SUFFIXES and lexists(path):
+        raise DataError(
+            f"{path} must be .npy, .npz or an image (PNG or TIFF of 8 or 16 bits, TIFF of 32-bit floats), "
+            f"got {suffix}. Convert it."
+        )

@@ -22,6 +22,10 @@ TOLERANCE = 1e-3
 """Largest distance of stored colors from [0, 1]."""
 
 
+MAX_LENGTH_ERROR = 0.02
+"""Largest deviation of a unit vector's length from 1."""
+
+
 class FileFormat(NamedTuple):
     """Array type of the files in a folder, in words as well, and function from location and array to image or map."""
 
@@ -149,6 +153,24 @@ def unit_vectors(path: str | Path, stored: np.ndarray) -> np.ndarray:
     return normalize_(normals, norm)
 
 
+def _decode_normals(path: str | Path, stored: np.ndarray) -> np.ndarray:
+    check_no_colors(path, stored)
+    return unit_vectors(path, stored)
+
+
+def check_no_colors(path: str | Path, stored: np.ndarray) -> None:
+    """Reject vectors ``h w 3`` that are colors in [0, 1]: no component is negative, and most are not of unit length."""
+    if (stored < 0).any():
+        return
+    norm = vector_norm(as_float32(stored))
+    norm = norm[np.isfinite(norm) & (norm > 0)]
+    if norm.size and (np.abs(norm - 1) > MAX_LENGTH_ERROR).mean() > 0.5:
+        raise DataError(
+            f"{path} must contain unit vectors in [-1, 1], got other lengths and values of 0 to {np.nanmax(stored):g}. "
+            "If they are colors in [0, 1], store 2 * color - 1, or set scale: 2 and offset: -1."
+        )
+
+
 def as_float32(stored: np.ndarray) -> np.ndarray:
     """Return stored values as writable float32; values out of range become infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -157,7 +179,7 @@ def as_float32(stored: np.ndarray) -> np.ndarray:
 
 IMAGE = FileFormat("image", "f", ((3,),), "float h w 3 with colors in [0, 1]", decode_image)
 DEPTH = FileFormat("depth", "f", ((1,), ()), "float h w 1 or h w", _decode_depth)
-NORMALS = FileFormat("normal", "f", ((3,),), "float h w 3", unit_vectors)
+NORMALS = FileFormat("normal", "f", ((3,),), "float h w 3", _decode_normals)
 
 
 def class_format(folder: str, num_classes: int) -> FileFormat:

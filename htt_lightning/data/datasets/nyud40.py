@@ -18,7 +18,8 @@ from htt_lightning.data.datasets.npy_tree import DEPTH
 from htt_lightning.data.datasets.nyud import depth_task
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError
-from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
+from htt_lightning.io.image_files import ImageFormat, size_of
+from htt_lightning.io.images import read_index, read_normals
 from htt_lightning.tasks import Edges, Normals, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE_INDEX
 
@@ -73,9 +74,10 @@ NYUDv2/
         """Check the header of a label's file."""
         path = self._label_file(self.ids[index], task)
         if task == "depth":
-            DEPTH.open(path)
+            height, width = DEPTH.open(path).shape[:2]
         else:
-            size_of(path, ImageFormat.NORMALS if task == "normals" else ImageFormat.INDEX)
+            height, width = size_of(path, ImageFormat.NORMALS if task == "normals" else ImageFormat.INDEX)
+        self.check_turn(index, path, (height, width))
 
     def _label_file(self, name: str, task: str) -> Path:
         folder = {"semseg": "segmentation", "edges": "edge"}.get(task, task)

@@ -20,13 +20,14 @@ from skimage.morphology import thin
 
 from htt_lightning.data.datamodule import Split
 from htt_lightning.data.dataset import check_in_parallel
-from htt_lightning.data.datasets.file_dataset import FileDataModule
+from htt_lightning.data.datasets.file_dataset import FileDataModule, check_turn
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.files import atomic_path
-from htt_lightning.io.images import ImageFormat, read_index, read_normals, size_of
+from htt_lightning.io.image_files import ImageFormat, size_of
+from htt_lightning.io.images import read_index, read_normals
 from htt_lightning.io.matlab import as_struct_list, read_mat
 from htt_lightning.tasks import Edges, HumanParts, Normals, Saliency, SemSeg, Task
 from htt_lightning.tasks.base import IGNORE_INDEX
@@ -133,7 +134,9 @@ PASCALContext/
         """Check the headers of image files, and that MATLAB files exist."""
         name = self.ids[index]
         if task in ("semseg", "saliency", "normals"):
-            size_of(self._label_file(name, task), ImageFormat.NORMALS if task == "normals" else ImageFormat.INDEX)
+            path = self._label_file(name, task)
+            size = size_of(path, ImageFormat.NORMALS if task == "normals" else ImageFormat.INDEX)
+            self.check_turn(index, path, size)
         if task in ("normals", "edges"):
             _check_exists(self._label_file(name, "edges"))
         elif task == "human_parts" and name in self.images_with_people:
@@ -188,7 +191,10 @@ PASCALContext/
         """Read segments at the size of their image; kept, as normals and edges need them in turn."""
         last = self._last_segments
         if last is None or last[0] != name:
-            self._last_segments = last = name, read_segments(self._label_file(name, "edges"))
+            path = self._label_file(name, "edges")
+            segments = read_segments(path)
+            check_turn(path, segments.shape, size, self.folder / "JPEGImages" / f"{name}.jpg")
+            self._last_segments = last = name, segments
         return resize(last[1], size, "nearest")
 
 

@@ -23,6 +23,7 @@ from htt_lightning.data.masks.label_mask import (
 )
 from htt_lightning.data.masks.published import find_by_md5
 from htt_lightning.errors import ConfigError, DataError, HTTError
+from htt_lightning.io.file_names import nfc
 from htt_lightning.io.weights import safe_torch_load
 from htt_lightning.tasks.base import RELEASE_ALIASES
 
@@ -109,6 +110,8 @@ def read_mask(path: str | Path, ids: Sequence[str], tasks: Sequence[str]) -> Lab
         raise DataError(f"The label mask {path} cannot be read: {error.strerror}.") from error
     read_published = {".pth": _from_torch, ".pt": _from_torch, ".npy": _from_lists}.get(path.suffix)
     labels = read_published(path, content, ids, tasks) if read_published else _from_json(path, content, tasks)
+    known = {nfc(name): name for name in ids} | {name: name for name in ids}
+    labels = {known.get(name) or known.get(nfc(name), name): kept for name, kept in labels.items()}
     missing, unexpected = [i for i in ids if i not in labels], sorted(labels.keys() - set(ids), key=natural_key)
     if missing or unexpected:
         counts = (("missing", missing), ("unexpected", unexpected))

@@ -48,6 +48,18 @@ def test_photograph_is_reduced_and_opaque():
     assert (small.size, small.mode) == ((30, 20), "RGB")
 
 
+def test_photograph_is_upright_and_transparent_pixels_are_white():
+    tags, stored = Image.Exif(), np.zeros((4, 6, 4), np.uint8)
+    tags[0x0112] = 6
+    stored[0, :, 3] = 255  # a black upper row, which is the right column when it is upright
+    file = BytesIO()
+    Image.fromarray(stored).save(file, "PNG", exif=tags)
+    small = np.asarray(reduce_photograph(Image.open(file)))
+    assert small.shape == (6, 4, 3)
+    assert (small[:, -1] == 0).all()
+    assert (small[:, :-1] == 255).all()
+
+
 def test_maps_are_colored_predictions(predictor):
     drawn, maps = draw_maps(predictor, IMAGE), predictor(IMAGE)
     assert drawn.maps.keys() == drawn.legends.keys() == predictor.tasks.keys()

@@ -10,8 +10,9 @@ from PIL import Image
 from htt_lightning import HTTModule, HTTPredictor, ImageFolder
 from htt_lightning.callbacks.prediction_writer import crop_padding
 from htt_lightning.cli import main
-from htt_lightning.data.datasets.image_folder import find_images
+from htt_lightning.data.datasets.image_search import find_images
 from htt_lightning.errors import ConfigError, DataError
+from htt_lightning.io.notices import forget_notices
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -208,3 +209,27 @@ def test_the_panel_of_a_padded_image_shows_the_image_alone(photos, checkpoint, t
     module = HTTModule.load_from_checkpoint(tmp_path / "padded.ckpt", weights_only=True).eval()
     with torch.inference_mode():
         assert module.predict_step(batch, 0)["depth"].shape == (1, 1, 40, 60)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_predict_reads_a_folder_of_phone_photographs(tmp_path, checkpoint, caplog):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    forget_notices()
+    upright = np.kron(np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    stored, turned = Image.fromarray(np.rot90(upright)), Image.Exif()
+    turned[0x0112] = 6
+    folder = tmp_path / "DCIM"
+    folder.mkdir()
+    stored.save(folder / "IMG_1.JPG", exif=turned, quality=100, subsampling=0)
+    pillow_heif.from_pillow(stored).save(folder / "IMG_2.HEIC", exif=turned.tobytes(), quality=-1, chroma=444)
+    stored.save(folder / "IMG_3.PNG", exif=turned)
+    for name in ("IMG_4.DNG", "IMG_1.MOV", "IMG_1.AAE", "._IMG_1.JPG"):
+        (folder / name).write_bytes(b"")
+    predict("--data.root", str(folder), "--ckpt_path", checkpoint, "--out", "maps", "--predictions.format", "npy")
+    expected = HTTPredictor.from_checkpoint(checkpoint)(upright)["depth"].numpy()
+    for k in (1, 2, 3):
+        depth = np.load(f"maps/IMG_{k}_depth.npy")
+        assert depth.shape == expected.shape == (1, 72, 48)
+        assert np.abs(depth / expected - 1).mean() < 0.02
+    (message,) = [text for text in caplog.messages if text.startswith("Skipping")]
+    assert message.startswith("Skipping 3 files that are not read as images: IMG_")

@@ -11,7 +11,9 @@ from PIL import Image
 
 from htt_lightning.data.datasets.label_files import LabelFiles
 from htt_lightning.errors import ConfigError, DataError, HTTError
-from htt_lightning.io.images import ImageFormat, read_gray, read_rgb, size_of
+from htt_lightning.io.image_files import ImageFormat, size_of
+from htt_lightning.io.images import read_gray, read_rgb
+from htt_lightning.io.notices import forget_notices
 from htt_lightning.tasks import Depth, Edges, InverseDepth, Normals, Saliency, SemSeg
 from tests.flow import Height
 
@@ -71,9 +73,7 @@ def test_gray_images_keep_their_values(file, high, dtype, suffix):
     assert size_of(path, ImageFormat.ANY) == LabelFiles(Edges(), "").size(path) == SIZE
 
 
-@pytest.mark.parametrize(
-    "array", [integers(256, shape=(*SIZE, 3)), integers(256), integers(256, shape=(*SIZE, 4)), integers(2) > 0]
-)
+@pytest.mark.parametrize("array", [integers(256, shape=(*SIZE, 3)), integers(256), integers(2) > 0])
 def test_images_of_many_modes_have_colors(file, array):
     colors = read_rgb(file(array), ImageFormat.ANY)
     assert colors.dtype == np.uint8
@@ -82,12 +82,22 @@ def test_images_of_many_modes_have_colors(file, array):
     colors[:] = 0  # it may be written to
 
 
+def test_transparent_images_are_put_on_white_with_a_word(file, caplog):
+    forget_notices()
+    path = file(np.full((*SIZE, 4), (10, 20, 30, 51), np.uint8))  # a fifth of the color, four fifths white
+    for _ in range(2):
+        np.testing.assert_array_equal(read_rgb(path, ImageFormat.ANY)[0, 0], [206, 208, 210])
+    (message,) = caplog.messages
+    assert path.name in message
+    with pytest.raises(DataError, match=r"map\.png must be opaque"):
+        LabelFiles(Normals(), "").read(path)
+
+
 def test_images_of_other_modes_are_rejected(file, tmp_path):
     read_any = partial(read_rgb, form=ImageFormat.ANY)
     for read, path in (
         (read_any, file(integers(2**16, np.uint16))),
         (read_gray, file(integers(256, shape=(*SIZE, 3)), ".bmp")),
-        (read_gray, file(integers(9, np.float32), ".tiff")),
         (read_gray, file(integers(9, np.int32, -5), ".tif")),
     ):
         with pytest.raises(HTTError, match=path.name):
@@ -245,6 +255,47 @@ def test_other_shapes_and_types_are_rejected(file, task, array):
     path = file(array, ".npy")
     for read in (LabelFiles(task, "").read, LabelFiles(task, "").size):
         with pytest.raises(DataError, match=r"map\.npy must be h w"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".npz", ".NPZ", ".npy"])
+def test_depth_is_read_from_floats_of_several_files(tmp_path, suffix):
+    stored = np.random.default_rng(0).uniform(0.1, 9, SIZE).astype(np.float32)
+    stored[0, :2] = 0, np.nan
+    path = tmp_path / f"map{suffix}"
+    if suffix == ".tiff":
+        Image.fromarray(stored).save(path)
+    else:
+        with path.open("wb") as file:
+            np.save(file, stored) if suffix == ".npy" else np.savez_compressed(file, stored)
+    files = LabelFiles(Depth(), "", scale=10.0)
+    expected = stored * 10
+    expected[0, 0] = np.nan
+    np.testing.assert_allclose(files.read(path), expected, rtol=1e-6)
+    assert files.size(path) == SIZE
+
+
+def test_archives_need_one_array_or_that_of_the_task(tmp_path):
+    path, depth = tmp_path / "map.npz", np.full(SIZE, 2, np.float32)
+    np.savez(path, depth=depth, other=depth * 2)
+    np.testing.assert_array_equal(LabelFiles(Depth(), "").read(path), depth)
+    for task in (Height(), SEMSEG):
+        for read in (LabelFiles(task, "").read, LabelFiles(task, "").size):
+            with pytest.raises(DataError, match=rf"map\.npz must hold one array, or one called '{task.name}'.*other"):
+                read(path)
+    np.savez(path, np.array([[Trap()]], object))
+    with pytest.raises(DataError, match=r"map\.npz"):
+        LabelFiles(Depth(), "").read(path)
+    with pytest.raises(DataError, match=r"gone\.npz is missing"):
+        LabelFiles(Depth(), "").size(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".exr", ".h5", ".pt", ".EXR"])
+def test_other_files_are_refused_with_the_formats_that_are_read(tmp_path, suffix):
+    path = tmp_path / f"map{suffix}"
+    path.write_bytes(b"\0" * 64)
+    for read in (LabelFiles(Depth(), "").read, LabelFiles(Depth(), "").size):
+        with pytest.raises(DataError, match=rf"map\{suffix} must be \.npy, \.npz or an image .*got \{suffix.lower()}"):
             read(path)
 
 

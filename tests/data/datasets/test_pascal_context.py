@@ -181,6 +181,22 @@ def test_check_decodes_no_pixels_and_no_annotations(root, monkeypatch):
     data.setup("fit")
 
 
+def test_labels_that_exif_turns_away_are_refused(root):
+    path, tags = root / "JPEGImages" / f"{FIRST}.jpg", Image.Exif()
+    tags[0x0112] = 6
+    with Image.open(path) as image:
+        image.save(path, exif=tags)
+    source = PASCALContext(root, "train", **ANY_SIZE)
+    assert source.image(0).shape == (40, 30, 3)
+    with pytest.raises(HTTError) as error:
+        source.check({FIRST: ALL})
+    texts = [one.message for one in error.value.errors if "which EXIF turns to (40, 30), got (30, 40)" in one.message]
+    assert [folder in text for folder, text in zip(("VOC12", "sal_", "normals_"), texts, strict=True)] == [True] * 3
+    for task in ("semseg", "human_parts", "saliency", "edges"):
+        with pytest.raises(HTTError, match="EXIF turns"):
+            source.label(0, task)
+
+
 def test_missing_roots_and_folders_are_reported_with_the_layout(root):
     with pytest.raises(HTTError, match=r"nowhere[\s\S]*semseg/VOC12/<id>\.png"):
         PASCALContext(root / "nowhere", "train")

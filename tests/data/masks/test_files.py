@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import re
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -271,3 +272,14 @@ def test_published_masks_state_their_protocol(tmp_path, monkeypatch):
         publish(monkeypatch, path, mask.name)
         assert protocol_of(str(path)) == mask.protocol
         assert mask.protocol in mask.name
+
+
+@pytest.mark.parametrize(("stored", "known"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_masks_find_names_of_another_unicode_form(tmp_path, stored, known):
+    names = ["Café", "plain"]
+    labels = {normalize(stored, name): ["depth"] for name in names}
+    (tmp_path / "mask.json").write_text(json.dumps({**GOOD, "labels": labels}))
+    ids = [normalize(known, name) for name in names]
+    mask = read_mask(tmp_path / "mask.json", ids, NYUD)
+    assert sorted(mask.ids) == sorted(ids)
+    np.testing.assert_array_equal(mask.labeled, [[False, True, False]] * 2)

@@ -89,17 +89,18 @@ def extra_quantities(task: Task, values: np.ndarray) -> dict[str, np.ndarray]:
     return {}
 
 
-def label_warnings(task: Task, found: LabelStatistics) -> list[str]:
-    """Return warnings about labels that can be read, but may be wrong."""
+def label_warnings(task: Task, found: LabelStatistics, is_sample: bool = False) -> list[str]:
+    """Return warnings about labels that can be read, but may be wrong; of a sample, those that hold for any part."""
     if not found.valid:
-        return ["Every pixel is missing."] if found.labels else []
+        return ["Every pixel is missing."] if found.labels and not is_sample else []
     extra = Counter({name: total / found.valid for name, total in found.extra.items()})
     warnings = []
-    if absent := [name for name, count in found.classes.items() if not count]:
+    if absent := [name for name, count in found.classes.items() if not count and not is_sample]:
         warnings.append(f"No pixel has the class {', '.join(absent)}.")
     if isinstance(task, Depth) and (outside := extra["outside_bins_percent"]) > 50:
         bins = f"the bins, {task.min_depth:g} to {task.max_depth:g}"
-        warnings.append(f"{outside:.1f} % of the pixels are outside of {bins}. Set min_depth and max_depth.")
+        scale = ", or scale: 0.001 if files hold millimeters" if found.high > 50 * task.max_depth else ""
+        warnings.append(f"{outside:.1f} % of the pixels are outside of {bins}. Set min_depth and max_depth{scale}.")
     if extra["not_unit_percent"]:
         warnings.append(f"{extra['not_unit_percent']:.3g} % of the vectors are not of unit length.")
     if (angle := extra["degrees_to_bins"]) > MAX_MEAN_BIN_ANGLE:

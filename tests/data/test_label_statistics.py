@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from htt_lightning.commands.check.statistics import LabelStatistics, label_statistics, label_warnings
+from htt_lightning.data.label_statistics import LabelStatistics, label_statistics, label_warnings
 from htt_lightning.errors import DataError
 from htt_lightning.tasks import Depth, HumanParts, Normals, SemSeg
 

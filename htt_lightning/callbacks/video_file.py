@@ -1,0 +1,53 @@
+"""A video that gets its name when it is complete."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from htt_lightning.errors import HTTError
+
+CODEC = "mp4v"
+"""MPEG-4, which OpenCV's own build encodes."""
+
+
+class VideoFile:
+    """Write frames to an ``.mp4`` file, which is renamed when it is closed; its size is that of the first frame.
+
+    Args:
+        path: The file.
+        fps: Frames per second.
+
+    Raises:
+        HTTError: (from ``write`` and ``close``) the file cannot be written.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.fps = path, fps
+        self._partial = path.with_name(f".{path.stem}.partial.mp4")
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame, uint8 RGB ``h w 3``; the codec needs even sides, so an odd row or column is cut."""
+        height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter.fourcc(*CODEC)
+            self._writer = cv2.VideoWriter(str(self._partial), code, self.fps, (width, height))
+            if not self._writer.isOpened():
+                raise HTTError(f"Cannot write {self.path}: OpenCV has no encoder for {CODEC} here, or no access.")
+        self._writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
+
+    def close(self, keep: bool = True) -> None:
+        """Finish the file, or delete it."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        try:
+            if keep:
+                self._partial.replace(self.path)
+        except OSError as error:
+            raise HTTError(f"Cannot write {self.path}: {error.strerror or error}.") from error
+        finally:
+            self._partial.unlink(missing_ok=True)

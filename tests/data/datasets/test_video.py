@@ -1,0 +1,95 @@
+"""Videos, whose frames are predicted and written beside their maps."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from htt_lightning import ImageFolder
+from htt_lightning.callbacks.video_file import VideoFile
+from htt_lightning.cli import main
+from htt_lightning.data.datasets.video import video_frames, video_info
+from htt_lightning.errors import DataError, HTTError
+from tests.tiny import tiny_data, tiny_module, tiny_trainer
+
+LEVELS = [20, 60, 100, 140, 180, 220, 250]
+SIZE = (48, 64)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    data = tiny_data(labels="full", tasks="semseg,depth")
+    trainer = tiny_trainer(folder, fast_dev_run=True)
+    trainer.fit(tiny_module(data), data)
+    trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
+    return str(folder / "last.ckpt")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A reddish video that grows brighter."""
+    path = tmp_path / "clip.MP4"
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, SIZE[::-1])
+    for level in LEVELS:
+        writer.write(np.full((*SIZE, 3), (level // 2, level // 2, level), np.uint8))
+    writer.release()
+    return (tmp_path / "clip.mp4").rename(path)
+
+
+def test_frames_are_rgb_and_in_order(clip):
+    assert video_info(clip) == ("clip", 10, len(LEVELS))
+    frames = list(video_frames(clip))
+    assert [frame.shape for frame in frames] == [(*SIZE, 3)] * len(LEVELS)
+    assert np.abs([frame[..., 0].mean() - level for frame, level in zip(frames, LEVELS, strict=True)]).max() < 6
+    assert all(frame[..., 0].mean() > frame[..., 2].mean() for frame in frames)
+
+
+def test_files_that_are_no_video_are_named(tmp_path, capfd):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(DataError, match=r"text\.mp4 is corrupt or no video"):
+        video_info(tmp_path / "text.mp4")
+    with pytest.raises(DataError, match=r"gone\.mp4 is missing"):
+        list(video_frames(tmp_path / "gone.mp4"))
+
+
+def test_consecutive_frames_make_batches(clip, checkpoint):
+    data = ImageFolder(str(clip), checkpoint, batch_size=3)
+    data.setup("predict")
+    batches = list(data.predict_dataloader())
+    assert [batch["id"] for batch in batches] == [
+        [f"clip/{k}" for k in numbers] for numbers in ([0, 1, 2], [3, 4, 5], [6])
+    ]
+    assert {batch["view"].size for batch in batches} == {SIZE}
+    assert data.count == len(LEVELS)
+
+
+def test_predict_writes_a_video_of_frames_beside_maps(clip, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["htt"])
+    words = ["--data", "ImageFolder", "--data.root", str(clip), "--ckpt_path", checkpoint, "--out", "maps"]
+    main(["predict", *words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["clip_panel.mp4", "maps.json"]
+    assert video_info(tmp_path / "maps" / "clip_panel.mp4")[1:] == (10, len(LEVELS))
+    frames = list(video_frames(tmp_path / "maps" / "clip_panel.mp4"))
+    height, width = frames[0].shape[:2]
+    assert width > 2 * height  # the image and two maps side by side
+    image = [frame[height // 2 : height // 2 + 20, 100:200, 0].mean() for frame in frames]
+    assert np.abs(np.subtract(image, LEVELS)).max() < 10
+
+
+def test_an_interrupted_video_leaves_no_file(tmp_path):
+    video = VideoFile(tmp_path / "a.mp4", 10)
+    video.write(np.zeros((33, 47, 3), np.uint8))
+    video.close(keep=False)
+    assert list(tmp_path.iterdir()) == []
+    video.write(np.zeros((33, 47, 3), np.uint8))
+    video.close()
+    assert next(video_frames(tmp_path / "a.mp4")).shape == (32, 46, 3)
+
+
+def test_a_video_that_cannot_be_written_is_named(tmp_path, capfd):
+    (tmp_path / ".a.partial.mp4").mkdir()
+    with pytest.raises(HTTError, match=r"Cannot write .*a\.mp4"):
+        VideoFile(tmp_path / "a.mp4", 10).write(np.zeros((32, 32, 3), np.uint8))
