@@ -5,7 +5,8 @@ from safetensors.torch import save_file
 
 from htt_lightning.errors import ConfigError
 from htt_lightning.models import HTTNet
-from htt_lightning.models.backbone import Backbone, _feature_kwargs
+from htt_lightning.models import backbone as backbones
+from htt_lightning.models.backbone import Backbone
 from tests.tiny import BACKBONE
 
 
@@ -48,7 +49,9 @@ def test_backbone_options_reach_timm():
     ("arguments", "message"),
     [
         ({"name": "resnet81"}, r"model\.backbone .*'resnet81'.*resnet18"),
-        ({"name": "vit_small_patch14_dinov2"}, r"model\.backbone .*14"),
+        ({"name": "vit_base_patch32_224"}, r"model\.backbone .*32.*patch_size"),
+        ({"name": "crossvit_tiny_240"}, r"model\.backbone .*strides .*\[12, 17\]"),
+        ({"name": "inception_v3"}, r"model\.backbone .*'inception_v3'"),
         ({"name": BACKBONE, "options": {"no_such_option": 1}}, r"model\.backbone_options"),
         ({"name": BACKBONE, "pretrained": "missing.pth"}, r"model\.pretrained .*missing\.pth"),
         ({"name": BACKBONE, "pretrained": "broken.pth"}, r"broken\.pth[\s\S]*model\.pretrained"),
@@ -62,8 +65,8 @@ def test_backbone_errors_name_the_option(arguments, message, tmp_path, monkeypat
 
 
 def test_backbone_without_pyramid_strides_is_refused(monkeypatch):
-    monkeypatch.setattr("htt_lightning.models.backbone.PYRAMID_STRIDES", (4, 64))
-    _feature_kwargs.cache_clear()
+    monkeypatch.setattr("htt_lightning.models.backbone_sizes.PYRAMID_STRIDES", (4, 64))
+    monkeypatch.setattr(backbones, "_plans", {})
     with pytest.raises(ConfigError, match=r"strides \(4, 64\).*\[2, 4, 8, 16, 32\]"):
         Backbone("resnet18")
 
