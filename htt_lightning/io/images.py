@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from htt_lightning.errors import DataError, HTTError
+from htt_lightning.errors import DataError, HTTError, missing_file
 from htt_lightning.io.arrays import normalize_, resize, vector_norm
 
 HIGH_BIT_DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -130,7 +130,7 @@ def open_image(path: Path, form: ImageFormat, verify: bool = True) -> Iterator[I
     except HTTError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path) from None
+        raise missing_file(path) from None
     except Exception as error:  # corrupt images raise errors of many types
         kind = "image" if form is ImageFormat.ANY else "JPEG or PNG image"
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
