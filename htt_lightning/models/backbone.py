@@ -108,10 +108,14 @@ class ConstantSameConv2d(Conv2dSame):
 
 def _plan(name: str, options: Mapping[str, Any]) -> SizePlan:
     """Return how a timm model takes images of any size; found once for a name and options."""
-    key = f"{name} {sorted(options.items())}"
+    key, create = f"{name} {sorted(options.items())}", partial(_create_timm_model, name)
     if key not in _plans:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            _plans[key] = plan_sizes(name, partial(_create_timm_model, name), options)
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    _plans[key] = plan_sizes(name, create, options)
+            except ConfigError:  # maybe of an operator that meta lacks, as of RegNet under timm 1.0.26
+                _plans[key] = plan_sizes(name, create, options)
     return _plans[key]
 
 

@@ -63,7 +63,7 @@ def plan_sizes(name: str, create: Callable[..., Any], options: Mapping[str, Any]
     if height % STRIDE or width % STRIDE or not _takes(model, *size):
         raise ConfigError(
             f"model.backbone must have maps of h/s x w/s pixels at stride s, which {name!r} has not. "
-            "Choose another backbone."
+            f"Choose another backbone, or img_size in model.backbone_options in multiples of {STRIDE}."
         )
     double = 2 * height, 2 * width
     fixed = not (_takes(model, height, 2 * width) and _takes(model, *double))

@@ -9,6 +9,8 @@ from htt_lightning.models import backbone as backbones
 from htt_lightning.models.backbone import Backbone
 from tests.tiny import BACKBONE
 
+TINY_VIT = {"depth": 4, "embed_dim": 32, "num_heads": 2}
+
 
 @pytest.mark.parametrize("name", [BACKBONE, "resnet18", "test_vit", "swin_s3_tiny_224"])
 def test_backbone_maps_have_its_channels_and_strides(name):
@@ -49,9 +51,15 @@ def test_backbone_options_reach_timm():
     ("arguments", "message"),
     [
         ({"name": "resnet81"}, r"model\.backbone .*'resnet81'.*resnet18"),
-        ({"name": "vit_base_patch32_224"}, r"model\.backbone .*32.*patch_size"),
-        ({"name": "crossvit_tiny_240"}, r"model\.backbone .*strides .*\[12, 17\]"),
-        ({"name": "inception_v3"}, r"model\.backbone .*'inception_v3'"),
+        (
+            {"name": "vit_base_patch32_224", "options": TINY_VIT},
+            r"model\.backbone .*32.*patch_size",
+        ),
+        ({"name": "levit_128s"}, r"model\.backbone .*strides .*\[16, 32, 64\]"),
+        (
+            {"name": "beit_base_patch16_224", "options": TINY_VIT | {"img_size": 100}},
+            r"'beit_base_.*img_size .* of 32",
+        ),
         ({"name": BACKBONE, "options": {"no_such_option": 1}}, r"model\.backbone_options"),
         ({"name": BACKBONE, "pretrained": "missing.pth"}, r"model\.pretrained .*missing\.pth"),
         ({"name": BACKBONE, "pretrained": "broken.pth"}, r"broken\.pth[\s\S]*model\.pretrained"),
@@ -62,6 +70,19 @@ def test_backbone_errors_name_the_option(arguments, message, tmp_path, monkeypat
     (tmp_path / "broken.pth").write_bytes(b"not weights")
     with pytest.raises(ConfigError, match=message):
         Backbone(**arguments)
+
+
+def test_backbone_is_tried_on_cpu_where_meta_fails(monkeypatch):
+    create = backbones._create_timm_model
+
+    def fail_on_meta(*args, **kwargs):
+        if torch.get_default_device().type == "meta":
+            raise ConfigError("no such operator on meta")
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(backbones, "_create_timm_model", fail_on_meta)
+    monkeypatch.setattr(backbones, "_plans", {})
+    assert Backbone(BACKBONE).plan.multiple == (32, 32)
 
 
 def test_backbone_without_pyramid_strides_is_refused(monkeypatch):

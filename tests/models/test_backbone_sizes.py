@@ -27,16 +27,16 @@ ANY = {
     "eva02_tiny_patch14_224": VIT,
 }
 """Models of any size, and options that make them small."""
-MAXVIT = {"depths": [1, 1, 1, 1], "embed_dim": [32, 32, 32, 32]}
-MULTIPLES = {"mobilevitv2_050": ({}, 64), "test_maxvit": (MAXVIT, 160)}
+MAXVIT = {"depths": [1, 1, 1, 1], "embed_dim": [32, 32, 32, 32], "stem_width": 32}
+MULTIPLES = {"mobilevitv2_050": ({}, 64), "maxvit_tiny_tf_224": (MAXVIT, 224)}
 """Models that take multiples of a size."""
 FIXED = {
     "efficientformer_l1": (FORMER, 224),
     "efficientformerv2_s0": (FORMER, 224),
     "hiera_tiny_224": (HIERA, 224),
     "beit_base_patch16_224": (VIT, 224),
-    "test_coatnet": (MAXVIT, 160),
-    "test_vit_relpos": ({}, 160),
+    "coatnet_pico_rw_224": (MAXVIT, 224),
+    "vit_relpos_small_patch16_224": (VIT, 224),
 }
 """Models of one size."""
 
@@ -87,7 +87,7 @@ def test_backbone_of_one_size_pads_or_names_sizes(name):
         Backbone(name, options=options | {"img_size": [288, 384]}).eval()(torch.rand(1, 3, 288, 384))
 
 
-@pytest.mark.parametrize("name", ["efficientformer_l1", "hiera_tiny_224", "test_maxvit"])
+@pytest.mark.parametrize("name", ["efficientformer_l1", "hiera_tiny_224", "maxvit_tiny_tf_224"])
 def test_network_learns_through_a_padded_backbone(name):
     options, _ = (MULTIPLES | FIXED)[name]
     net = MultiTaskNet({"depth": 4}, token_dim=8, backbone=name, backbone_options=options)
