@@ -84,6 +84,11 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def missing_file(path: Path) -> DataError:
+    """Return the error for a file of a dataset that does not exist."""
+    return DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path)
+
+
 def missing_extra(needed_by: str, extra: str) -> HTTError:
     """Return the error for a package that is not installed; the message begins with who needs it."""
     return HTTError(f'{needed_by}, which cannot be imported: pip install "htt-lightning[{extra}]".')

@@ -14,6 +14,7 @@ from htt_lightning.errors import (
     combine_errors,
     did_you_mean,
     missing_extra,
+    missing_file,
 )
 
 LAYOUT = "root/\n    a"
@@ -66,3 +67,9 @@ def test_did_you_mean_names_the_closest():
 
 def test_missing_extra_says_how_to_install():
     assert 'pip install "htt-lightning[report]"' in str(missing_extra("The figure needs matplotlib", "report"))
+
+
+def test_missing_file_names_path_and_next_step():
+    error = missing_file(Path("a/1.npy"))
+    assert (str(error), error.missing_path) == ("a/1.npy is missing. Copy or unpack it again.", Path("a/1.npy"))
+    assert isinstance(error, DataError)

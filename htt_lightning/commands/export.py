@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from htt_lightning.errors import ConfigError, HTTError, did_you_mean, missing_extra
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.progress import status
+from htt_lightning.models.backbone_sizes import STRIDE
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 from htt_lightning.training.loading import load_module
@@ -33,6 +36,8 @@ REQUIRED_PACKAGES: Mapping[str, tuple[str, ...]] = {
 """Packages of the extra ``export`` by format."""
 MIN_SIZE, MAX_SIZE = 32, 8192
 """Smallest and largest height and width in pixels of an exported program's input."""
+MIN_OPSET = 18
+"""Oldest version of ONNX's operators that PyTorch's exporter writes."""
 TRACE_SHAPE = (2, 3, 72, 104)
 """Shape of the traced image. All lengths differ, so that none stands for another."""
 PARITY_SHAPES = ((1, 3, 64, 96), (3, 3, 101, 75))
@@ -46,11 +51,19 @@ Program = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 class ExportWrapper(nn.Module):
-    """Network with decoding, from an image to its maps."""
+    """Network with decoding, from an image to its maps.
 
-    def __init__(self, module: HTTModule) -> None:
+    Args:
+        module: Module with the network and tasks.
+        image_size: Only height and width of images; None exports for any size that the backbone takes.
+    """
+
+    def __init__(self, module: HTTModule, image_size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.net, self.tasks = module.net, module.tasks
+        plan = getattr(self.net.backbone, "plan", None)
+        largest = plan.multiple if plan and plan.fixed else (MAX_SIZE, MAX_SIZE)
+        self.min_size, self.max_size = (image_size, image_size) if image_size else ((MIN_SIZE, MIN_SIZE), largest)
         self.network = {key: module.hparams[key] for key in ("network", "backbone", "tokens")}
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -58,8 +71,20 @@ class ExportWrapper(nn.Module):
         outputs, size = self.net(image), (image.shape[-2], image.shape[-1])
         return {task.name: task.decode(outputs[task.name], size) for task in self.tasks}
 
+    def random_image(self, shape: tuple[int, int, int, int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw an image of a shape ``b 3 h w``, with a height and width clipped to those of the program."""
+        clipped = [max(low, min(n, top)) for n, low, top in zip(shape[2:], self.min_size, self.max_size, strict=True)]
+        return torch.rand((*shape[:2], *clipped), generator=generator)
 
-def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> None:
+
+def export(
+    ckpt_path: str,
+    format: str,
+    out: str,
+    overwrite: bool = False,
+    opset: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> None:
     """Export a checkpoint's network to one file, and compare it with PyTorch.
 
     Args:
@@ -67,20 +92,16 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
         format: ``onnx``, ``torch-export`` (for ``torch.export.load``) or ``safetensors`` (weights of the network).
         out: Path of the new file.
         overwrite: Whether to replace an existing file.
+        opset: Version of ONNX's operators, from 18 on; by default that of PyTorch's exporter.
+        image_size: Height and width of all images; by default an exported program takes any. Backbones with windows,
+            such as Swin, need it.
 
     Raises:
-        ConfigError: The format is unknown, the file exists, or the network cannot be exported. Nothing is written.
+        ConfigError: An option is wrong, the file exists, or the network cannot be exported. Nothing is written.
         CheckpointError: The checkpoint is missing, corrupt or of another library.
         HTTError: A package of the format is missing, or the exported program differs from the network.
     """
-    if format not in REQUIRED_PACKAGES:
-        hint = did_you_mean(format, REQUIRED_PACKAGES)
-        raise ConfigError(f"--format must be one of {', '.join(REQUIRED_PACKAGES)}, got {format!r}.{hint}")
-    for package in REQUIRED_PACKAGES[format]:
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise missing_extra(f"--format {format} needs {package}", "export") from error
+    _check_options(format, opset, image_size)
     path = Path(out)
     if path.is_dir():
         raise ConfigError(f"--out must be a file, got the folder {out}.")
@@ -89,21 +110,73 @@ def export(ckpt_path: str, format: str, out: str, overwrite: bool = False) -> No
     module = load_module(ckpt_path, "--ckpt_path")
     # With channels last, torch.export would distinguish sizes by the memory layouts they allow.
     module.net.to(memory_format=torch.contiguous_format)
+    model = ExportWrapper(module, image_size).eval()
+    if format != "safetensors":
+        _check_image_size(model.net.backbone, image_size)
     console = Console(soft_wrap=True)
-    with atomic_path(path) as partial, torch.no_grad():
-        partial.touch()  # fails for a read-only folder before minutes of work
+    with atomic_path(path) as partial_path, torch.no_grad():
+        partial_path.touch()  # fails for a read-only folder before minutes of work
         with status(f"Exporting as {format}, which can take PyTorch minutes"):
-            differences = _run_exporter(format, ExportWrapper(module).eval(), partial)
+            differences = _run_exporter(format, model, partial_path, opset)
         for task, text in differences.items():
             console.out(f"{task}: {text}", highlight=False)
     console.out(path, highlight=False)
 
 
-def _run_exporter(format: str, model: ExportWrapper, path: Path) -> dict[str, str]:
+def _check_options(format: str, opset: int | None, image_size: tuple[int, int] | None) -> None:
+    """Check the options that need no checkpoint, and import the packages of the format."""
+    if format not in REQUIRED_PACKAGES:
+        hint = did_you_mean(format, REQUIRED_PACKAGES)
+        raise ConfigError(f"--format must be one of {', '.join(REQUIRED_PACKAGES)}, got {format!r}.{hint}")
+    for package in REQUIRED_PACKAGES[format]:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise missing_extra(f"--format {format} needs {package}", "export") from error
+    if opset is not None:
+        from onnx.defs import onnx_opset_version
+
+        newest = onnx_opset_version()
+        if format != "onnx" or not MIN_OPSET <= opset <= newest:
+            raise ConfigError(f"--opset must be from {MIN_OPSET} to {newest}, for --format onnx, got {opset}.")
+    if image_size is not None and (format == "safetensors" or not all(MIN_SIZE <= n <= MAX_SIZE for n in image_size)):
+        raise ConfigError(
+            f"--image_size must be a height and a width from {MIN_SIZE} to {MAX_SIZE}, for a program, got {image_size}."
+        )
+
+
+def _check_image_size(backbone: Any, image_size: tuple[int, int] | None) -> None:
+    """Check that a backbone can be exported for images of one size, or of any.
+
+    PyTorch takes minutes for windows on a grid of unknown size, and then fails.
+    """
+    plan = getattr(backbone, "plan", None)
+    if plan is None:
+        return
+    if image_size and plan.fixed and any(n > limit for n, limit in zip(image_size, plan.multiple, strict=True)):
+        limits = "x".join(map(str, plan.multiple))
+        raise ConfigError(f"--image_size must be at most {limits} for backbone {backbone.name!r}, got {image_size}.")
+    windows = any(getattr(part, "window_size", None) for part in backbone.modules())
+    if image_size is None and not plan.fixed and (windows or plan.multiple != (STRIDE, STRIDE)):
+        raise ConfigError(
+            f"--image_size must be a height and a width for backbone {backbone.name!r}, whose windows export for one "
+            "size only, got none. Set --image_size '[288, 384]', or that of your images, or --format safetensors."
+        )
+
+
+def _run_exporter(format: str, model: ExportWrapper, path: Path, opset: int | None) -> dict[str, str]:
     """Write the file, compare what it computes with the network, and describe the largest difference by task."""
-    write = {"onnx": _write_onnx, "torch-export": _write_program, "safetensors": _write_weights}[format]
+    onnx = partial(_write_onnx, opset=opset)
+    writers: dict[str, Callable[..., Program | None]]
+    writers = {"onnx": onnx, "torch-export": _write_program, "safetensors": _write_weights}
     try:
-        program = write(model, model_metadata(model), path)
+        try:
+            program = writers[format](model, model_metadata(model), path)
+        except UserError:  # a size has two sides: layers with channels last distinguish maps of a single pixel
+            if model.min_size != (MIN_SIZE, MIN_SIZE):
+                raise
+            model.min_size = MIN_SIZE + 1, MIN_SIZE + 1
+            program = writers[format](model, model_metadata(model), path)
         return check_parity(model, program) if program else {}
     except (HTTError, OSError):  # they name their file elsewhere
         raise
@@ -111,7 +184,8 @@ def _run_exporter(format: str, model: ExportWrapper, path: Path) -> dict[str, st
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
         raise ConfigError(
             f"--format {format} cannot express this network: {type(error).__name__}: {cause}\n"
-            f"Try another --format ({', '.join(REQUIRED_PACKAGES)}), or other versions of its packages (`htt info`)."
+            f"Try another --format ({', '.join(REQUIRED_PACKAGES)}) or --image_size, or other versions of its packages "
+            "(`htt info`)."
         ) from error
 
 
@@ -121,7 +195,7 @@ def model_metadata(model: ExportWrapper) -> dict[str, Any]:
         key: buffer.flatten().tolist() for key, buffer in model.net.named_buffers() if key in ("mean", "std")
     }
     with torch.no_grad():
-        maps = model(torch.rand(1, 3, MIN_SIZE, MIN_SIZE))
+        maps = model(model.random_image((1, 3, MIN_SIZE, MIN_SIZE)))
     return {
         "library": "htt-lightning",
         "version": version("htt-lightning"),
@@ -132,7 +206,8 @@ def model_metadata(model: ExportWrapper) -> dict[str, Any]:
             "type": "float32",
             "colors": "RGB",
             "range": [0.0, 1.0],
-            "size": [MIN_SIZE, MAX_SIZE],
+            "min_size": list(model.min_size),
+            "max_size": list(model.max_size),
             "normalization": {"where": "inside the model", **normalization},
         },
         "outputs": {task.name: _output_metadata(task, maps[task.name]) for task in model.tasks},
@@ -155,17 +230,18 @@ def _output_metadata(task: Task, decoded: Tensor) -> dict[str, Any]:
 
 
 def to_exported_program(model: ExportWrapper) -> ExportedProgram:
-    """Export the computation for any batch size and any image size from ``MIN_SIZE`` on.
+    """Export the computation for any batch size, and for any image size between those of the model.
 
     PyTorch requires each size to be on the same side of every comparison as the traced one. Comparisons of the network
     itself hold for all sizes. The others choose memory layouts, which values do not depend on. So they become
     assertions, which are removed here; ``check_parity`` runs sizes at which they would have failed.
     """
-    height, width = (Dim(name, min=MIN_SIZE, max=MAX_SIZE) for name in ("height", "width"))
+    axes = zip((2, 3), ("height", "width"), model.min_size, model.max_size, strict=True)
+    free = {axis: Dim(name, min=low, max=high) for axis, name, low, high in axes if low < high}
     program = torch.export.export(
         model,
-        (torch.rand(TRACE_SHAPE),),
-        dynamic_shapes={"image": {0: Dim("batch", min=1), 2: height, 3: width}},
+        (model.random_image(TRACE_SHAPE),),
+        dynamic_shapes={"image": {0: Dim("batch", min=1), **free}},
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
@@ -187,7 +263,7 @@ def check_parity(model: ExportWrapper, program: Program) -> dict[str, str]:
     worst: dict[str, float] = {}
     generator = torch.Generator().manual_seed(0)
     for shape in PARITY_SHAPES:
-        image = torch.rand(shape, generator=generator)
+        image = model.random_image(shape, generator)
         outputs = program(image)
         for name, expected in model(image).items():
             found = outputs[name]
@@ -208,26 +284,40 @@ def check_parity(model: ExportWrapper, program: Program) -> dict[str, str]:
     }
 
 
-def _write_onnx(model: ExportWrapper, metadata: dict[str, Any], path: Path) -> Program:
+def _write_onnx(model: ExportWrapper, metadata: dict[str, Any], path: Path, opset: int | None = None) -> Program:
     """Write an ONNX file, and return what onnxruntime computes from it."""
     import onnx
     import onnxruntime
 
     names = [task.name for task in model.tasks]
+    part: Any
+    for part in model.modules():
+        if hasattr(part, "fused_attn"):  # of timm; ONNX has no fused attention over five axes, as in Hiera
+            part.fused_attn = False
     logging.disable(logging.WARNING)  # exporters report on themselves
     try:
         with warnings.catch_warnings(action="ignore"):
             exported: Any = torch.onnx.export(
-                to_exported_program(model), dynamo=True, input_names=["image"], output_names=names, verbose=False
+                to_exported_program(model),
+                dynamo=True,
+                input_names=["image"],
+                output_names=names,
+                opset_version=opset,
+                verbose=False,
             )
     finally:
         logging.disable(logging.NOTSET)
     proto = exported.model_proto
+    written = next(entry.version for entry in proto.opset_import if not entry.domain)
+    if opset not in (None, written):
+        raise ConfigError(
+            f"--opset must be one that the exporter can write for this network, got {opset}: try {written}."
+        )
     axes = {"image": metadata["input"]["axes"]} | {name: out["axes"] for name, out in metadata["outputs"].items()}
     axis_names = {"b": "batch", "h": "height", "w": "width"}
     for value in (*proto.graph.input, *proto.graph.output):  # otherwise formulas name the free axes
         for axis, dimension in zip(axes[value.name].split(), value.type.tensor_type.shape.dim, strict=True):
-            if axis in axis_names:
+            if axis in axis_names and dimension.dim_param:
                 dimension.dim_param = axis_names[axis]
     onnx.helper.set_model_props(proto, {"htt_lightning": json.dumps(metadata)})
     path.write_bytes(proto.SerializeToString())

@@ -10,7 +10,7 @@ import numpy as np
 from htt_lightning.data.transforms import pad_and_finalize
 from htt_lightning.errors import CheckpointError, ConfigError, DataError
 from htt_lightning.io.arrays import resize
-from htt_lightning.models.network import STRIDE
+from htt_lightning.models.backbone_sizes import STRIDE
 from htt_lightning.output import ImageView
 
 InputSize = Literal["training", "original"] | tuple[int, int]

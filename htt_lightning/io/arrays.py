@@ -7,7 +7,7 @@ from zipfile import ZipFile
 import cv2
 import numpy as np
 
-from htt_lightning.errors import DataError
+from htt_lightning.errors import DataError, missing_file
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -17,7 +17,7 @@ def read_npy(path: Path) -> np.ndarray:
         if (size := path.stat().st_size) != array.offset + array.nbytes:
             raise ValueError(f"it has {size} bytes, but its header describes {array.offset + array.nbytes}")
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path) from None
+        raise missing_file(path) from None
     except Exception as error:  # corrupt headers raise errors of many types
         raise DataError(f"{path} is corrupt or no .npy array ({error}). Copy or unpack it again.") from error
     return np.asarray(array)
@@ -44,7 +44,7 @@ def read_npz(path: Path, name: str, header_only: bool = False) -> np.ndarray:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path) from None
+        raise missing_file(path) from None
     except Exception as error:  # corrupt archives raise errors of many types
         raise DataError(f"{path} is corrupt or no .npz archive ({error}). Copy or unpack it again.") from error
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-from htt_lightning.errors import DataError, HTTError, missing_extra
+from htt_lightning.errors import DataError, HTTError, missing_extra, missing_file
 from htt_lightning.io.notices import notify_once
 
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
@@ -116,7 +116,7 @@ def open_image(path: Path, form: ImageFormat, verify: bool = True) -> Iterator[I
     except HTTError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path) from None
+        raise missing_file(path) from None
     except Exception as error:  # corrupt images raise errors of many types
         kind = "image" if form.is_open else "JPEG or PNG image"
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"

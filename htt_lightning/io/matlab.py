@@ -5,7 +5,7 @@ from typing import Any
 
 from scipy.io import loadmat
 
-from htt_lightning.errors import DataError
+from htt_lightning.errors import DataError, missing_file
 
 
 def read_mat(path: Path, key: str) -> Any:
@@ -14,7 +14,7 @@ def read_mat(path: Path, key: str) -> Any:
         with path.open("rb") as file:
             return loadmat(file, simplify_cells=True, variable_names=[key])[key]
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path) from None
+        raise missing_file(path) from None
     except Exception as error:  # corrupt files raise errors of many types
         raise DataError(f"{path} is corrupt or has no variable {key} ({error!r}). Copy or unpack it again.") from error
 

@@ -1,25 +1,24 @@
 """Backbones: any timm model that returns feature maps."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from htt_lightning.errors import ConfigError, did_you_mean
 from htt_lightning.io.weights import check_finite, verify_zip_checksums
+from htt_lightning.models.backbone_sizes import STRIDE, SizePlan, feature_maps, plan_sizes
 from htt_lightning.models.pretrained import CLASSIFIER, PACKAGES, load_packaged_weights
 
-PYRAMID_STRIDES = (4, 8, 16, 32)
-"""Strides of the maps of a multi-scale backbone."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of the channels R, G, B in [0, 1]."""
+_plans: dict[str, SizePlan] = {}
 
 
 class Backbone(nn.Module):
@@ -31,7 +30,8 @@ class Backbone(nn.Module):
         [(1, 32, 16, 24), (1, 48, 8, 12), (1, 192, 4, 6), (1, 96, 2, 3)]
 
     Args:
-        name: Name of a timm model with ``features_only`` and either strides 4 to 32 or patches of 4, 8 or 16 pixels.
+        name: Name of a timm model with ``features_only`` and either strides 4 to 32 or patches of 4, 8, 14 or 16
+            pixels. Patches of 14 become 16: timm resamples their weights.
         pretrained: True for the weights of an installed package (extra ``pretrained``) or else of timm's hub, False for
             random ones, or a path to a weights file.
         options: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
@@ -47,8 +47,8 @@ class Backbone(nn.Module):
         self, name: str = "resnet18", pretrained: bool | str = False, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.name = name
-        self.model = _create_timm_model(name, pretrained, **_feature_kwargs(name) | dict(options or {}))
+        self.name, self.plan = name, _plan(name, options or {})
+        self.model = _create_timm_model(name, pretrained, **self.plan.arguments)
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
         trained = self.model.pretrained_cfg if pretrained else {}
@@ -59,11 +59,36 @@ class Backbone(nn.Module):
                 module.__class__ = ConstantSameConv2d
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Turn a normalized image ``b 3 h w``, in multiples of 32, into maps ``b c_s h/s w/s``."""
-        maps: list[Tensor] = self.model(image)
-        if getattr(self.model, "output_fmt", "NCHW") == "NCHW":
-            return maps
-        return [rearrange(x, "b h w c -> b c h w") for x in maps]  # of hierarchical transformers
+        """Turn a normalized image ``b 3 h w``, in multiples of 32, into maps ``b c_s h/s w/s``.
+
+        Images are padded right and bottom with zeros to a size that the model takes, and maps are cropped.
+
+        Raises:
+            ConfigError: The model has a fixed size, and the image is larger.
+        """
+        size = height, width = image.shape[-2], image.shape[-1]
+        if self.plan.multiple == (STRIDE, STRIDE):
+            return feature_maps(self.model, image)
+        if self.plan.fixed:
+            self._check_size(size)
+        down, right = (
+            (unit if self.plan.fixed else unit * ((length + unit - 1) // unit)) - length
+            for unit, length in zip(self.plan.multiple, size, strict=True)
+        )
+        maps = feature_maps(self.model, F.pad(image, (0, right, 0, down)))
+        return [x[..., : height // s, : width // s] for x, s in zip(maps, self.strides, strict=True)]
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        """Check that an image, padded to multiples of 32, fits a model of fixed size."""
+        largest = self.plan.multiple
+        if any(length > limit for length, limit in zip(size, largest, strict=True)):
+            remedy = (
+                f"model.backbone_options to {{img_size: [{size[0]}, {size[1]}]}}, or " if self.plan.resizable else ""
+            )
+            raise ConfigError(
+                f"image must be at most {largest[0]}x{largest[1]} pixels for model.backbone {self.name!r}, got "
+                f"{size[0]}x{size[1]}. Set {remedy}data.image_size or data.tile_size to at most that size."
+            )
 
 
 class ConstantSameConv2d(Conv2dSame):
@@ -81,26 +106,17 @@ class ConstantSameConv2d(Conv2dSame):
         return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-@lru_cache
-def _feature_kwargs(name: str) -> dict[str, Any]:
-    """Return the arguments that select a model's four maps; only a built model knows its strides."""
-    with torch.random.fork_rng(devices=[]):
-        model = _create_timm_model(name)
-    strides: list[int] = model.feature_info.reduction()
-    if len(set(strides)) == 1:
-        if strides[0] not in (4, 8, 16):
-            raise ConfigError(f"model.backbone must have patches of 4, 8 or 16 pixels, got {strides[0]} of {name!r}.")
-        # A plain transformer: four evenly spaced depths, (2, 5, 8, 11) of twelve.
-        depth = len(model.model.blocks) if hasattr(model.model, "blocks") else len(strides)
-        return {"out_indices": tuple(depth * k // 4 - 1 for k in (1, 2, 3, 4)), "dynamic_img_size": True}
-    if not set(PYRAMID_STRIDES) <= set(strides):
-        raise ConfigError(
-            f"model.backbone must have maps of strides {PYRAMID_STRIDES}, or of one stride, got {strides} of {name!r}."
-        )
-    kwargs: dict[str, Any] = {"out_indices": tuple(strides.index(stride) for stride in PYRAMID_STRIDES)}
-    if any(hasattr(part, "strict_img_size") for part in model.modules()):  # Swin accepts other sizes on request
-        kwargs["strict_img_size"] = False
-    return kwargs
+def _plan(name: str, options: Mapping[str, Any]) -> SizePlan:
+    """Return how a timm model takes images of any size; found once for a name and options."""
+    key, create = f"{name} {sorted(options.items())}", partial(_create_timm_model, name)
+    if key not in _plans:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    _plans[key] = plan_sizes(name, create, options)
+            except ConfigError:  # maybe of an operator that meta lacks, as of RegNet under timm 1.0.26
+                _plans[key] = plan_sizes(name, create, options)
+    return _plans[key]
 
 
 def _create_timm_model(name: str, pretrained: bool | str = False, **kwargs: Any) -> Any:
@@ -126,7 +142,8 @@ def _create_timm_model(name: str, pretrained: bool | str = False, **kwargs: Any)
     except Exception as error:  # timm, hub clients and file readers raise many types
         if not pretrained:
             raise ConfigError(
-                f"timm cannot build backbone {name!r} with {kwargs}: {error}\nCheck model.backbone_options."
+                f"timm cannot build backbone {name!r} with {kwargs}: {error}\n"
+                "Check model.backbone_options, or choose another backbone."
             ) from error
         origin = pretrained if isinstance(pretrained, str) else "timm's hub"
         raise ConfigError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from htt_lightning.errors import CheckpointError, ConfigError
 from htt_lightning.io.weights import check_finite
 from htt_lightning.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from htt_lightning.models.backbone_sizes import STRIDE
 from htt_lightning.models.cpu_kernels import LazyFusedMap
 from htt_lightning.models.heads import BaselineHead, HTTHead, TokenForm
 from htt_lightning.models.layers import checkpoint_with_frozen_bn_stats, init_xavier
@@ -29,8 +30,6 @@ from htt_lightning.output import BatchIndices, TaskOutput, any_selected, select
 
 logger = logging.getLogger(__name__)
 
-STRIDE = 32
-"""Multiple to which images are padded: the coarsest stride, and twice a stride of 16, which attention halves."""
 MAX_CHANNELS = 2**16 - 1
 """Largest number of channels, and largest dilation; a larger value is a mistake or a corrupt file."""
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from htt_lightning.losses import upcast
-from htt_lightning.models.network import STRIDE
+from htt_lightning.models.backbone_sizes import STRIDE
 from htt_lightning.output import ImageView, TaskOutput, feature_stride
 from htt_lightning.tasks import Task
 

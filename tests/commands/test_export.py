@@ -19,6 +19,7 @@ from htt_lightning.commands.export import ExportWrapper, check_parity, model_met
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.models.layers import DepthwiseDownsample
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg
+from tests.models.test_backbone_sizes import ANY, FIXED, MULTIPLES
 from tests.run_if import RunIf
 from tests.tiny import BACKBONE, tiny_trainer
 
@@ -101,6 +102,37 @@ def test_onnx_of_exchanging_tokens_on_same_padding(tmp_path):
     session, image = onnxruntime.InferenceSession("net.onnx"), torch.rand(3, 3, 33, 47)
     expected = module.decode(image)["depth"]
     np.testing.assert_allclose(session.run(["depth"], {"image": image.numpy()})[0], expected, rtol=0, atol=1e-3)
+
+
+FAMILIES = {
+    "regnetx_002": None,
+    "convnext_atto": None,
+    "pvt_v2_b0": None,
+    "vit_tiny_patch16_224": None,
+    "hiera_tiny_224": None,
+    "efficientformer_l1": None,
+    "vit_small_patch16_dinov3": (64, 96),
+    "swin_tiny_patch4_window7_224": (64, 96),
+    "maxvit_tiny_tf_224": (64, 96),
+}
+"""Size at which a backbone of each family is exported; None for any."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_onnx_of_every_family_equals_network(name):
+    options, size = {**MULTIPLES, **FIXED}.get(name, (ANY.get(name), 0))[0], FAMILIES[name]
+    torch.manual_seed(0)
+    sizes = {"backbone": name, "backbone_options": options}
+    module = perturbed(HTTModule([Depth(num_bins=5)], network="multitask", **TINY | sizes))
+    more = ["--image_size", str(list(size))] if size else []
+    export(save(module, Path("a.ckpt")), "onnx", "net.onnx", *more)
+    session = onnxruntime.InferenceSession("net.onnx")
+    for batch, *image_size in [(1, 33, 47), (2, 96, 64), (3, 130, 150)]:
+        image = torch.rand(batch, 3, *(size or image_size))
+        expected = module.decode(image)["depth"]
+        np.testing.assert_allclose(session.run(None, {"image": image.numpy()})[0], expected, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +233,49 @@ def test_parity_check_refuses_another_program(module, task, change):
         ("onnx", ".", r"--out must be a file, got the folder \."),
         ("safetensors", "there", "--out .*there.*--overwrite true"),
         ("safetensors", "there/a", "Cannot write there/a"),
+        ("torch-export --opset 18", "a", r"--opset must be .* for --format onnx, got 18"),
+        ("onnx --opset 9", "a", r"--opset must be from 18 to \d+, .* got 9"),
+        ("onnx --opset 9000", "a", r"--opset must be from 18 to \d+, .* got 9000"),
+        ("onnx --image_size [16,64]", "a", r"--image_size must be .* from 32 .* got \(16, 64\)"),
+        ("safetensors --image_size [64,64]", "a", r"--image_size must be .* for a program"),
     ],
 )
 def test_export_errors_name_the_option(checkpoint, kind, out, message):
     Path("there").write_text("mine")
+    kind, *more = kind.split()
     with pytest.raises(SystemExit, match=f"^error: {message}"):
-        export(checkpoint, kind, out)
+        export(checkpoint, kind, out, *more)
     assert [(path.name, path.read_text()) for path in Path().iterdir()] == [("there", "mine")]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("swin_tiny_patch4_window7_224", [], r"--image_size must be .* 'swin_tiny_patch4_window7_224'.*\[288, 384\]"),
+        ("maxvit_tiny_tf_224", [], r"--image_size must be .* 'maxvit_tiny_tf_224'.*\[288, 384\]"),
+        ("hiera_tiny_224", ["--image_size", "[64, 256]"], r"--image_size must be at most 224x224 .* got \(64, 256\)"),
+    ],
+)
+def test_export_names_the_sizes_of_a_backbone_at_once(name, more, message):
+    options = {**ANY, **{key: value[0] for key, value in (MULTIPLES | FIXED).items()}}[name]
+    module = HTTModule(TASKS, network="multitask", **TINY | {"backbone": name, "backbone_options": options})
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        export(save(module, Path("a.ckpt")), "onnx", "net.onnx", *more)
+    assert not Path("net.onnx").exists()
+
+
+@torch.no_grad()
+def test_onnx_of_one_size_has_the_opset_and_size_asked_for(module, checkpoint):
+    export(checkpoint, "onnx", "net.onnx", "--opset", "20", "--image_size", "[40, 56]")
+    proto = onnx.load("net.onnx")
+    assert [entry.version for entry in proto.opset_import if not entry.domain] == [20]
+    session, image = onnxruntime.InferenceSession("net.onnx"), torch.rand(3, 3, 40, 56)
+    assert session.get_inputs()[0].shape == ["batch", 3, 40, 56]
+    found, expected = session.run(None, {"image": image.numpy()}), module.decode(image)
+    np.testing.assert_array_equal(found[0], expected["semseg"])
+    np.testing.assert_allclose(found[1], expected["depth"], rtol=1e-4)
+    (stored,) = (json.loads(entry.value) for entry in proto.metadata_props if entry.key == "htt_lightning")
+    assert (stored["input"]["min_size"], stored["input"]["max_size"]) == ([40, 56], [40, 56])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

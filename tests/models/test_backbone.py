@@ -5,8 +5,11 @@ from safetensors.torch import save_file
 
 from htt_lightning.errors import ConfigError
 from htt_lightning.models import HTTNet
-from htt_lightning.models.backbone import Backbone, _feature_kwargs
+from htt_lightning.models import backbone as backbones
+from htt_lightning.models.backbone import Backbone
 from tests.tiny import BACKBONE
+
+TINY_VIT = {"depth": 4, "embed_dim": 32, "num_heads": 2}
 
 
 @pytest.mark.parametrize("name", [BACKBONE, "resnet18", "test_vit", "swin_s3_tiny_224"])
@@ -48,7 +51,15 @@ def test_backbone_options_reach_timm():
     ("arguments", "message"),
     [
         ({"name": "resnet81"}, r"model\.backbone .*'resnet81'.*resnet18"),
-        ({"name": "vit_small_patch14_dinov2"}, r"model\.backbone .*14"),
+        (
+            {"name": "vit_base_patch32_224", "options": TINY_VIT},
+            r"model\.backbone .*32.*patch_size",
+        ),
+        ({"name": "levit_128s"}, r"model\.backbone .*strides .*\[16, 32, 64\]"),
+        (
+            {"name": "beit_base_patch16_224", "options": TINY_VIT | {"img_size": 100}},
+            r"'beit_base_.*img_size .* of 32",
+        ),
         ({"name": BACKBONE, "options": {"no_such_option": 1}}, r"model\.backbone_options"),
         ({"name": BACKBONE, "pretrained": "missing.pth"}, r"model\.pretrained .*missing\.pth"),
         ({"name": BACKBONE, "pretrained": "broken.pth"}, r"broken\.pth[\s\S]*model\.pretrained"),
@@ -61,9 +72,22 @@ def test_backbone_errors_name_the_option(arguments, message, tmp_path, monkeypat
         Backbone(**arguments)
 
 
+def test_backbone_is_tried_on_cpu_where_meta_fails(monkeypatch):
+    create = backbones._create_timm_model
+
+    def fail_on_meta(*args, **kwargs):
+        if torch.get_default_device().type == "meta":
+            raise ConfigError("no such operator on meta")
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(backbones, "_create_timm_model", fail_on_meta)
+    monkeypatch.setattr(backbones, "_plans", {})
+    assert Backbone(BACKBONE).plan.multiple == (32, 32)
+
+
 def test_backbone_without_pyramid_strides_is_refused(monkeypatch):
-    monkeypatch.setattr("htt_lightning.models.backbone.PYRAMID_STRIDES", (4, 64))
-    _feature_kwargs.cache_clear()
+    monkeypatch.setattr("htt_lightning.models.backbone_sizes.PYRAMID_STRIDES", (4, 64))
+    monkeypatch.setattr(backbones, "_plans", {})
     with pytest.raises(ConfigError, match=r"strides \(4, 64\).*\[2, 4, 8, 16, 32\]"):
         Backbone("resnet18")
 

@@ -23,7 +23,7 @@ from htt_lightning.data.dataset import check_in_parallel
 from htt_lightning.data.datasets.file_dataset import FileDataModule, check_turn
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.transforms import AugmentConfig
-from htt_lightning.errors import DataError, HTTError, combine_errors
+from htt_lightning.errors import DataError, HTTError, combine_errors, missing_file
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.image_files import ImageFormat, size_of
@@ -200,7 +200,7 @@ PASCALContext/
 
 def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"{path} is missing. Copy or unpack it again.", missing_path=path)
+        raise missing_file(path)
 
 
 def read_segments(path: Path) -> NDArray[np.int16]:

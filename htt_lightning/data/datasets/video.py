@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from htt_lightning.errors import DataError
+from htt_lightning.errors import DataError, missing_file
 
 VIDEO_SUFFIXES = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 """Suffixes of files that are read as videos."""
@@ -55,7 +55,7 @@ def video_frames(path: Path) -> Iterator[np.ndarray]:
 
 def _open(path: Path) -> cv2.VideoCapture:
     if not path.is_file():
-        raise DataError(f"{path} is missing. Copy it again.", missing_path=path)
+        raise missing_file(path)
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise _unreadable(path)
