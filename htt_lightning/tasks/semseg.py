@@ -1,20 +1,25 @@
 """Pixel classification and semantic segmentation."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from htt_lightning.errors import ConfigError
+from htt_lightning.errors import ConfigError, did_you_mean
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import SegmentationScores
 from htt_lightning.output import TaskOutput, upsample_to_image
-from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.base import IGNORE_INDEX, Task
 from htt_lightning.tasks.colormap import apply_palette, class_palette
 from htt_lightning.tasks.pseudo_label import PseudoLabel, argmax_with_confidence
+
+MEDIAN_FREQUENCY = "median_frequency"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +32,19 @@ class PixelClassification(Task):
             with ``zero`` they count as 0, as in the release.
         class_balance_power: Exponent in [0, 1] that rebalances soft targets. Each class probability is divided by the
             class's share of the image to this power; 0 disables it.
+        class_weights: Weight of each class in the cross entropy: a list, or a mapping of names (others weigh 1).
+            ``median_frequency`` takes the median class frequency over the class's own
+            ([Eigen and Fergus](https://arxiv.org/abs/1411.4734), Sec. 6.3.2), counted in the labels of the training
+            images. An image is divided by the weight of its pixels. Soft targets are not weighted.
         **kwargs: Fields of ``Task``.
     """
 
     classes: tuple[str, ...] = ()
     absent_classes: Literal["skip", "zero"] = "skip"
     class_balance_power: float = 0.5
+    class_weights: tuple[float, ...] | dict[str, float] | Literal["median_frequency"] | None = None
 
-    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "class_balance_power")
+    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "class_balance_power", "class_weights")
     metric_fields: ClassVar[tuple[str, ...]] = (*Task.metric_fields, "absent_classes")
     logits_are_distribution: ClassVar[bool] = True
     primary_metric: ClassVar[str] = "miou"
@@ -42,6 +52,22 @@ class PixelClassification(Task):
     metric_unit: ClassVar[str] = "%"
     output_unit: ClassVar[str] = "class index"
     large_error: ClassVar[str] = "wrong class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights: Any = self.class_weights
+        if not self.classes or weights in (None, MEDIAN_FREQUENCY):
+            return
+        if isinstance(weights, dict):
+            for name in set(weights).difference(self.classes):
+                hint = did_you_mean(name, self.classes)
+                raise ConfigError(f"class_weights of {self.name} must name classes, got {name!r}.{hint}")
+            weights = tuple(weights.get(name, 1.0) for name in self.classes)
+            object.__setattr__(self, "class_weights", weights)
+        valid = isinstance(weights, tuple) and len(weights) == len(self.classes)
+        if not valid or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+            rule = f"{len(self.classes)} numbers of at least 0, one above 0, names of classes, or {MEDIAN_FREQUENCY}"
+            raise ConfigError(f"class_weights of {self.name} must be {rule}, got {self.class_weights}.")
 
     @property
     def num_tokens(self) -> int:
@@ -72,7 +98,14 @@ class PixelClassification(Task):
     def _loss(self, output: TaskOutput, label: Tensor, counted: Tensor, valid: Tensor) -> Tensor:
         """Compute the cross entropy of the counted pixels, mean over the valid ones."""
         logits = upsample_to_image(upcast(output.logits), (label.shape[-2], label.shape[-1]))
-        return masked_mean(cross_entropy(logits, label, counted), valid)
+        losses = cross_entropy(logits, label, counted)
+        if self.class_weights is None:
+            return masked_mean(losses, valid)
+        if not isinstance(self.class_weights, tuple):
+            message = f"class_weights of {self.name} must be numbers outside of fit, got {self.class_weights!r}."
+            raise ConfigError(f"{message} Train with a trainer, or give numbers.")
+        weight = _weight_table(self.class_weights, logits.device)[label.masked_fill(~valid, 0)]
+        return masked_mean(weight * losses, valid) / masked_mean(weight, valid).clamp(min=1e-12)
 
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Take the most likely class, int64 ``b h w``."""
@@ -108,6 +141,49 @@ class PixelClassification(Task):
     def legend(self) -> list[tuple[str, Tensor]]:
         """Return the classes."""
         return [(name, torch.full((1, 1, 1), index)) for index, name in enumerate(self.class_names)]
+
+
+def resolve_class_weights(tasks: Sequence[Task], trainer: Any) -> list[Task]:
+    """Replace the name of a rule in ``class_weights`` by weights from the labels that training images keep.
+
+    The first rank counts, so that all have the same weights.
+    """
+    resolved = list(tasks)
+    for index, task in enumerate(tasks):
+        if isinstance(task, PixelClassification) and task.class_weights == MEDIAN_FREQUENCY:
+            data = trainer.datamodule
+            if not hasattr(data, "training_targets"):
+                rule = f"numbers, as {MEDIAN_FREQUENCY} needs a datamodule of this library"
+                raise ConfigError(f"class_weights of {task.name} must be {rule}, got {type(data).__name__}.")
+            counted = median_frequency(data.training_targets(task), task.num_tokens) if trainer.is_global_zero else None
+            resolved[index] = replace(task, class_weights=trainer.strategy.broadcast(counted))
+    return resolved
+
+
+def median_frequency(targets: Iterable[Tensor], num_classes: int) -> tuple[float, ...]:
+    """Compute class weights from labels ``h w``: the median frequency over that of the class.
+
+    The frequency of a class is its share of the pixels of the images that have it. A class without pixels weighs 1.
+
+    Examples:
+        >>> median_frequency([torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 255]])], 3)
+        (0.7..., 2.1..., 1.0)
+    """
+    pixels, images = torch.zeros(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
+    for target in targets:
+        counts = torch.bincount(target[target != IGNORE_INDEX].flatten(), minlength=num_classes).double()
+        pixels += counts
+        images += counts.sum() * (counts > 0)
+    frequency = pixels / images
+    median = frequency[images > 0].quantile(0.5) if images.any() else 1.0
+    return tuple(torch.where(images > 0, median / frequency, 1.0).tolist())
+
+
+@lru_cache(maxsize=32)
+def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return class weights as a tensor that is made once, as a copy to a device waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(weights, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
