@@ -125,11 +125,14 @@ class HTTModule(OptimizationMixin):
         self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | (loss_weights or {})
         self.uncertainty = UncertaintyWeights(self.tasks) if task_weighting == "uncertainty" else None
         self.single_task_baselines = single_task_baselines or {}
+        self._pretrained_loaded = pretrained is False
+        self._init_state()
+
+    def _init_state(self) -> None:
         logged = [*(f"{task.name}/loss" for task in self.tasks), "pseudo_label_loss", "loss"]
         self.loss_metrics: Any = nn.ModuleDict({f"train/{name}": make_mean_metric() for name in logged})
         self.val_metrics: Any = nn.ModuleDict({task.name: task.metrics() for task in self.tasks})
         self.test_metrics: Any = nn.ModuleDict({task.name: task.test_metrics() for task in self.tasks})
-        self._pretrained_loaded = pretrained is False
         self.input_size: dict[str, Any] = {}
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None

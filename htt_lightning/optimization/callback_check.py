@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.callbacks.finetuning import BaseFinetuning
@@ -37,6 +38,8 @@ def _reasons(callback: Any, stages: int, counts_steps: bool) -> Iterator[str]:
             "adds parameters to an optimizer whose schedule does not know them. "
             "Set model.freeze_backbone or model.backbone_lr_factor."
         )
+    if isinstance(callback, ModelPruning):
+        yield "renames weights while it trains, so that no checkpoint or teacher can be made of them. Prune afterwards."
     if isinstance(callback, StochasticWeightAveraging) and stages > 1:
         yield (
             f"averages at the end of the run, not of each of {stages} stages. "

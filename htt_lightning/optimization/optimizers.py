@@ -1,6 +1,7 @@
 """Parameter groups, optimizers and learning rate schedules."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -46,7 +47,7 @@ def parameter_groups(
         if parameter.requires_grad:
             in_backbone = backbone_lr_factor != 1 and name.startswith(BACKBONE)
             excluded = name.startswith(UNCERTAINTY) or (weight_decay_on == "weights" and not is_weight(name, parameter))
-            label = ("backbone" if in_backbone else "rest") + (", no weight decay" if excluded else "")
+            label = ("backbone" if in_backbone else "rest") + ("_no_decay" if excluded else "")
             group = groups.setdefault(label, {"name": label, "params": []})
             group["params"].append(parameter)
             group |= {"lr": lr * backbone_lr_factor} if in_backbone else {}
@@ -95,13 +96,7 @@ def make_schedule(
     if spec is None:
         if warmup >= length:
             raise ConfigError(f"model.warmup must be less than the {length} of a stage, got {warmup}.")
-
-        def factor(k: int) -> float:
-            if k < warmup:
-                return (k + 1) / (warmup + 1)
-            return float(max(1 - (k - warmup) / (length - warmup), 0) ** poly_power)
-
-        return LambdaLR(optimizer, factor)
+        return LambdaLR(optimizer, partial(poly_factor, length=length, warmup=warmup, power=poly_power))
     schedule: LRScheduler = _instantiate("lr_scheduler", optimizer, spec)
     if isinstance(schedule, ReduceLROnPlateau):
         if warmup or not hasattr(schedule, "monitor"):
@@ -113,6 +108,18 @@ def make_schedule(
     if not warmup:
         return schedule
     return SequentialLR(optimizer, [LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), schedule], [warmup])
+
+
+def poly_factor(step: int, length: int, warmup: int, power: float) -> float:
+    """Compute the factor on the learning rate: a linear warm-up, then a polynomial decay to zero.
+
+    Examples:
+        >>> [poly_factor(step, length=5, warmup=1, power=1.0) for step in range(5)]
+        [0.5, 1.0, 0.75, 0.5, 0.25]
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return float(max(1 - (step - warmup) / (length - warmup), 0) ** power)
 
 
 def _instantiate(option: str, first: Any, spec: Mapping[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -56,13 +57,19 @@ class Validated(Callback):
 
 
 def early_stopping(folder):
-    """Two epochs of five without an improvement end each stage."""
-    _, trainer = two_stages(folder, EarlyStopping(**MONITOR, patience=1), steps := Steps(), max_epochs=5)
+    """Two epochs of five without an improvement end each stage; a run resumed there knows it."""
+    module, trainer = two_stages(folder, EarlyStopping(**MONITOR, patience=1), steps := Steps(), max_epochs=5)
     assert trainer.current_epoch == 4
     assert steps.rates == 2 * [pytest.approx(1e-3), pytest.approx(1e-3 * 0.8**0.9)]
     assert [state_of(stored(folder, epoch))["stage"] for epoch in range(4)] == [0, 0, 1, 1]
     assert_same(teacher_of(folder, 3), student_of(stored(folder, 1)))
     assert (trainer.max_epochs, trainer.min_epochs) == (5, 0)
+    for epoch in (1, 3):
+        again = fitted(
+            folder / f"again_{epoch}", LabelDiscovery(), 9, callbacks=[EarlyStopping(**MONITOR, patience=1)],
+            max_epochs=5, ckpt_path=folder / "kept" / f"epoch={epoch}.ckpt",
+        )  # fmt: skip
+        assert_same(weights(again[0]), weights(module))
 
 
 def minimum_of_epochs(folder):
@@ -205,6 +212,7 @@ def test_callback_keeps_its_promise_in_each_stage(check, tmp_path):
 REFUSED = {
     "StochasticWeightAveraging": (lambda: StochasticWeightAveraging(swa_lrs=1e-3), {}, "2 stages"),
     "BackboneFinetuning": (BackboneFinetuning, {}, "model.freeze_backbone"),
+    "ModelPruning": (lambda: ModelPruning("l1_unstructured"), {}, "renames weights"),
     "EMAWeightAveraging": (lambda: EMAWeightAveraging(update_starting_at_step=5), {}, "update_starting_at_step 5"),
     "GradientAccumulationScheduler": (
         lambda: GradientAccumulationScheduler({1: 3}),

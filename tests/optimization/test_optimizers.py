@@ -115,19 +115,19 @@ def test_backbone_has_its_own_learning_rate():
     groups = {group["name"]: group for group in groups_of(backbone_lr_factor=0.1)}
     assert groups["backbone"]["lr"] == pytest.approx(1e-4)
     assert all(name.startswith("net.backbone.") for name in groups["backbone"]["params"])
-    assert groups["rest, no weight decay"]["params"] == ["uncertainty.log_variance"]
+    assert groups["rest_no_decay"]["params"] == ["uncertainty.log_variance"]
     assert "lr" not in groups["rest"]
 
 
 def test_norms_biases_and_tokens_do_not_decay():
     groups = {group["name"]: group for group in groups_of(weight_decay_on="weights", backbone_lr_factor=0.5)}
     kept = [*groups["rest"]["params"], *groups["backbone"]["params"]]
-    exempt = [*groups["rest, no weight decay"]["params"], *groups["backbone, no weight decay"]["params"]]
+    exempt = [*groups["rest_no_decay"]["params"], *groups["backbone_no_decay"]["params"]]
     assert not [name for name in kept if name.endswith(".bias") or "bn" in name]
     assert "net.global_tokens.tokens" in exempt
     assert "net.heads.depth.classify.weight" in kept
     assert "net.heads.depth.classify.bias" in exempt
-    assert groups["backbone, no weight decay"]["weight_decay"] == 0
+    assert groups["backbone_no_decay"]["weight_decay"] == 0
 
 
 @pytest.mark.parametrize(
