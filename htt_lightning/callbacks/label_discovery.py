@@ -293,7 +293,8 @@ class LabelDiscovery(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if a limit has ended training before the last stage."""
         if self._epochs and self.stage + 1 < self.stages and not trainer.interrupted:
-            rank_zero_warn(f"Training ended in stage {self.stage + 1} of {self.stages}. Increase trainer.max_steps.")
+            stage = f"stage {self.stage + 1} of {self.stages}"
+            rank_zero_warn(f"Training ended in {stage}. Increase trainer.max_steps, or what else ended it.")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the limits of the trainer, and remove the teacher from the module."""

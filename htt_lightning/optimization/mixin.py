@@ -121,6 +121,6 @@ class OptimizationMixin(L.LightningModule):
         if not self._decays_per_step:
             return epochs
         trainer: Any = self.trainer
-        assert trainer.estimated_stepping_batches  # also loads the data, if that has not been done
+        _ = trainer.estimated_stepping_batches  # loads the data, if that has not been done
         batches, accumulated = int(trainer.num_training_batches), int(trainer.accumulate_grad_batches)
         return epochs * math.ceil(batches / accumulated)

@@ -48,6 +48,8 @@ def test_optimizer_of_options_trains_resumes_and_is_tested():
     main(["test", "--config", str(path.parents[1] / "config.yaml"), "--ckpt_path", str(path)])
     metrics = json.loads((max(Path("runs").glob("version_*")) / "test_metrics.json").read_text())
     assert "test/depth/abs_err" in metrics
+    main(["export", "--ckpt_path", str(path), "--format", "safetensors", "--out", "net.safetensors"])
+    assert Path("net.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
