@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.errors import ConfigError
 from tests.callbacks.test_label_discovery import few, fitted, state_of, stored, student_of, teacher_of
+from tests.conftest import ROOT
 from tests.test_module import assert_same, weights
 from tests.tiny import tiny_module
 
@@ -228,6 +229,12 @@ def test_callback_is_refused_before_training_with_the_reason(name, tmp_path):
     with pytest.raises(ConfigError, match=f"trainer.callbacks must be without {name}, .*{reason}"):
         two_stages(tmp_path, callback(), module=tiny_module(few(), **options))
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_page_lists_every_callback_that_was_tried():
+    page = (ROOT / "docs" / "lightning.md").read_text()
+    tried = [name.partition(",")[0] for name in (*KEPT, *REFUSED) if not name.startswith("stop of")]
+    assert [name for name in tried if f"| `{name}`" not in page and f", `{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("finder", [LearningRateFinder, BatchSizeFinder])
