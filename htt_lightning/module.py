@@ -119,7 +119,7 @@ class HTTModule(OptimizationMixin):
         self.save_hyperparameters(ignore=["tasks", "_instantiator"])
         optimizer, lr = split_lr(optimizer, lr)
         plain = {"tasks": [task.to_config() for task in self.tasks], "optimizer": optimizer, "lr": lr}
-        self.save_hyperparameters(plain)
+        self.save_hyperparameters(plain | {"lr_scheduler": lr_scheduler})  # linked options, too
         self._check_arguments()
         self.net = self.build_network()
         self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | (loss_weights or {})

@@ -119,7 +119,7 @@ class HTTCLI(LightningCLI):
         parser.add_optimizer_args((Optimizer,))
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
         for key in CLASSES:
-            parser.link_arguments(key, f"model.{key}", compute_fn=to_plain)
+            parser.link_arguments(key, f"model.{key}", compute_fn=to_plain, apply_on="instantiate")
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
         # Results are those of the last epoch: one file, replaced after every epoch.
@@ -178,18 +178,20 @@ class HTTCLI(LightningCLI):
             return
         options, defaults = self.options.model, self._parser(command).get_defaults().model
         hyperparameters = read_checkpoint(path, "--ckpt_path")["hyper_parameters"]
-        ignored = ("tasks", "single_task_baselines")
-        stored = {key: value for key, value in hyperparameters.items() if key in options and key not in ignored}
+        known = {*vars(options), *CLASSES} - {"tasks", "single_task_baselines"}
+        stored = {key: value for key, value in hyperparameters.items() if key in known}
         if stored.get("optimizer"):  # a module keeps the learning rate apart
             stored["optimizer"] = with_lr(stored["optimizer"], stored["lr"])
         for key, value in stored.items():
-            option = key if key in CLASSES else f"model.{key}"
+            option, given, default = f"model.{key}", options.get(key), defaults.get(key)
+            if key in CLASSES:
+                option, given, default = key, to_plain(self.options.get(key)), None
             in_words = any(re.match(rf"--{option}(?!\w)", word) for word in self.words)
             if key == "lr" and stored.get("optimizer"):  # compared as a part of the optimizer
                 continue
-            if options[key] != value and (in_words or options[key] != defaults.get(key)):
+            if given != value and (in_words or given != default):
                 place = "on the command line" if in_words else "in a config"
-                rank_zero_warn(f"Using {option}={value} from {path}; ignoring {options[key]} given {place}.")
+                rank_zero_warn(f"Using {option}={value} from {path}; ignoring {given} given {place}.")
         linked = {key: stored.pop(key) for key in CLASSES if key in stored}
         found = {"model": stored} | linked
         self.config = self.parser.parse_object({command: found} if command else found, self.config)
