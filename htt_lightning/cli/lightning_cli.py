@@ -210,7 +210,8 @@ class HTTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build trainer, model and datamodule, or the datamodule alone for a command that needs no more."""
         if self.command and built_objects(self.command) == ["datamodule"]:
-            built = self.parser.instantiate_classes({"data": self.options.data}, instantiate_groups=False)
+            options = {key: self.options.get(key) for key in ("data", *CLASSES)}  # others are linked to them
+            built = self.parser.instantiate_classes(options, instantiate_groups=False)
             self.datamodule = built.data
         else:
             super().instantiate_classes()
