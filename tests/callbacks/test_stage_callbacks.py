@@ -29,9 +29,15 @@ from tests.tiny import tiny_module
 MONITOR = {"monitor": "val/depth/abs_err", "min_delta": 1e6}  # never improves enough
 
 
+def two_tasks(**changes):
+    """Return three batches of four images, for tasks whose metrics are quick."""
+    return few(**({"tasks": "semseg,depth", "labels": "full"} | changes))
+
+
 def two_stages(folder, *callbacks, **options):
     """Train two stages, by default of two epochs; a checkpoint of every epoch is kept."""
-    return fitted(folder, LabelDiscovery(), callbacks=[*callbacks], **({"max_epochs": 2} | options))
+    options = {"max_epochs": 2, "data": two_tasks()} | options
+    return fitted(folder, LabelDiscovery(), callbacks=[*callbacks], **options)
 
 
 class Steps(Callback):
@@ -67,9 +73,14 @@ def early_stopping(folder):
     assert (trainer.max_epochs, trainer.min_epochs) == (5, 0)
     for epoch in (1, 3):
         again = fitted(
-            folder / f"again_{epoch}", LabelDiscovery(), 9, callbacks=[EarlyStopping(**MONITOR, patience=1)],
-            max_epochs=5, ckpt_path=folder / "kept" / f"epoch={epoch}.ckpt",
-        )  # fmt: skip
+            folder / f"again_{epoch}",
+            LabelDiscovery(),
+            9,
+            two_tasks(),
+            callbacks=[EarlyStopping(**MONITOR, patience=1)],
+            max_epochs=5,
+            ckpt_path=folder / "kept" / f"epoch={epoch}.ckpt",
+        )
         assert_same(weights(again[0]), weights(module))
 
 
@@ -97,6 +108,7 @@ def averaging(callback):
             folder / "again",
             LabelDiscovery(),
             9,
+            two_tasks(),
             callbacks=[callback()],
             max_epochs=2,
             ckpt_path=folder / "kept" / "epoch=1.ckpt",
@@ -109,12 +121,12 @@ def averaging(callback):
 def learning_rate_finder(folder):
     """The run equals one with the rate that was found, and both stages begin at it."""
     finder, steps = LearningRateFinder(1e-5, 1e-2, 16, early_stop_threshold=None), Steps()
-    module, _ = two_stages(folder / "found", finder, steps, data=few(batch_size=2))
+    module, _ = two_stages(folder / "found", finder, steps, data=two_tasks(batch_size=2))
     rate = finder.optimal_lr.suggestion()
     assert rate not in (None, 1e-3)
     assert steps.rates == 2 * [pytest.approx(rate), pytest.approx(rate * 0.5**0.9)]
     assert stored(folder / "found", 3)["hyper_parameters"]["lr"] == rate
-    given, _ = two_stages(folder / "given", module=tiny_module(few(), lr=rate), data=few(batch_size=2))
+    given, _ = two_stages(folder / "given", module=tiny_module(two_tasks(), lr=rate), data=two_tasks(batch_size=2))
     assert_same(weights(module), weights(given))
 
 
@@ -122,8 +134,8 @@ def learning_rate_finder_of_another_optimizer(folder):
     """The rate of a given optimizer is found, too, and its groups keep their ratio."""
     finder, steps = LearningRateFinder(1e-5, 1e-2, 16, early_stop_threshold=None), Steps()
     adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4}}
-    module = tiny_module(few(), optimizer=adamw, backbone_lr_factor=0.1)
-    two_stages(folder, finder, steps, module=module, data=few(batch_size=2))
+    module = tiny_module(two_tasks(), optimizer=adamw, backbone_lr_factor=0.1)
+    two_stages(folder, finder, steps, module=module, data=two_tasks(batch_size=2))
     rate = finder.optimal_lr.suggestion()
     assert steps.rates == 2 * [pytest.approx(0.1 * rate), pytest.approx(0.1 * rate * 0.5**0.9)]
 
@@ -139,9 +151,9 @@ def learning_rate_monitor(folder):
 def batch_size_finder(folder):
     """The run equals one with the size that was found."""
     finder = BatchSizeFinder(init_val=1, max_trials=2, steps_per_trial=1)
-    module, _ = two_stages(folder / "found", finder, data=few())
+    module, _ = two_stages(folder / "found", finder, data=two_tasks())
     assert finder.optimal_batch_size == 2
-    given, trainer = two_stages(folder / "given", data=few(batch_size=2))
+    given, trainer = two_stages(folder / "given", data=two_tasks(batch_size=2))
     assert trainer.global_step == 4 * 6
     assert_same(weights(module), weights(given))
 
@@ -157,6 +169,7 @@ def accumulation(folder):
         folder / "again",
         LabelDiscovery(),
         9,
+        two_tasks(),
         callbacks=[GradientAccumulationScheduler({1: 3})],
         max_epochs=2,
         ckpt_path=path,
@@ -167,7 +180,9 @@ def accumulation(folder):
 def stochastic_weight_averaging(folder):
     """In a single stage: the averaged weights are validated and saved, after an epoch for BatchNorm."""
     swa = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1, annealing_epochs=1)
-    module, trainer = fitted(folder, LabelDiscovery(stages=1), callbacks=[swa, seen := Validated()], max_epochs=2)
+    module, trainer = fitted(
+        folder, LabelDiscovery(stages=1), data=two_tasks(), callbacks=[swa, seen := Validated()], max_epochs=2
+    )
     assert trainer.current_epoch == 3
     assert_same(student_of(stored(folder, 2)), seen.weights[2])
     assert_same(weights(module), seen.weights[2])
@@ -227,7 +242,7 @@ REFUSED = {
 def test_callback_is_refused_before_training_with_the_reason(name, tmp_path):
     callback, options, reason = REFUSED[name]
     with pytest.raises(ConfigError, match=f"trainer.callbacks must be without {name}, .*{reason}"):
-        two_stages(tmp_path, callback(), module=tiny_module(few(), **options))
+        two_stages(tmp_path, callback(), module=tiny_module(two_tasks(), **options))
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -246,7 +261,7 @@ def test_finder_is_refused_in_a_resumed_run(finder, tmp_path):
 
 
 def test_finder_keeps_pretrained_weights(tmp_path):
-    data = few()
+    data = two_tasks()
     source, path = tiny_module(data).net.backbone.model, tmp_path / "weights.pth"
     torch.save(source.state_dict(), path)
     finder = BatchSizeFinder(init_val=2, max_trials=1, steps_per_trial=1)
