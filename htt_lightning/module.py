@@ -4,12 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
-import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.batch import Batch, labeled_indices
@@ -22,6 +18,9 @@ from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.heads import TokenForm
 from htt_lightning.models.sliding_window import predict_at_original_size
+from htt_lightning.optimization.mixin import OptimizationMixin
+from htt_lightning.optimization.optimizers import LRInterval, WeightDecayOn, split_lr
+from htt_lightning.optimization.uncertainty import UncertaintyWeights
 from htt_lightning.output import TaskOutput
 from htt_lightning.seeding import derived_seed, run_seed
 from htt_lightning.tasks import Task
@@ -29,11 +28,12 @@ from htt_lightning.tasks.metric_spec import delta_m
 from htt_lightning.tasks.serialization import check_same_tasks
 
 ImageWeighting = Literal["num_tasks", "per_label", "none"]
+TaskWeighting = Literal["fixed", "uncertainty"]
 ABLATIONS = ("use_global_tokens", "use_token_attention", "use_fine_tokens")
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
 
-class HTTModule(L.LightningModule):
+class HTTModule(OptimizationMixin):
     """LightningModule for multi-task dense prediction with partial labels ([HiTTs](https://arxiv.org/abs/2411.18823)).
 
     The loss is the mean over images of the weighted sum of the losses of their labeled tasks. Distributed training
@@ -58,10 +58,21 @@ class HTTModule(L.LightningModule):
             ``ddp_find_unused_parameters_true``.
         backbone_options: Further arguments of ``timm.create_model``, such as ``{drop_path_rate: 0.15}``.
         gradient_checkpointing: True recomputes the heads in the backward pass, for less memory and longer steps.
+        freeze_backbone: True keeps the backbone as it is, a number N the layers up to its N-th feature map; BatchNorm
+            keeps their statistics.
+        compile: True compiles the network for training, in place; or arguments of ``torch.compile``.
         lr: Learning rate of Adam.
-        weight_decay: Weight decay of all parameters.
-        poly_power: Exponent of the polynomial decay of the learning rate to zero, per epoch.
+        weight_decay: Weight decay of Adam.
+        weight_decay_on: Parameters that decay: ``all``, or ``weights`` without norms, biases and tokens.
+        backbone_lr_factor: Learning rate of the backbone relative to the others, above 0.
+        poly_power: Exponent of the polynomial decay of the learning rate to zero, over a stage.
+        optimizer: Another optimizer, as ``class_path`` and ``init_args``. Its ``lr`` replaces ``lr``.
+        lr_scheduler: Another schedule, as ``class_path`` and ``init_args``. It begins anew with each stage.
+        lr_interval: Unit of the schedule and of ``warmup``: it advances once per ``epoch`` or per ``step``.
+        warmup: Number of epochs or steps over which the learning rate rises linearly before the schedule begins.
         loss_weights: Weight lambda of the loss per task. Overrides the dataset's.
+        task_weighting: ``fixed`` for these weights alone; ``uncertainty`` multiplies them by learned ones
+            ([Kendall et al.](https://arxiv.org/abs/1705.07115)).
         image_weighting: Factor on the loss of an image: ``num_tasks`` for the number of tasks T; ``per_label`` for T
             over the number of its labels, so that images count equally (DiffusionMTL); ``none`` for 1 (MTPSL).
         single_task_baselines: Primary metric of a single-task model per task. Logs ``val/delta_m``.
@@ -88,10 +99,19 @@ class HTTModule(L.LightningModule):
         use_fine_tokens: bool = True,
         backbone_options: dict[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        freeze_backbone: bool | int = False,
+        compile: bool | dict[str, Any] = False,
         lr: float = 2e-5,
         weight_decay: float = 1e-6,
+        weight_decay_on: WeightDecayOn = "all",
+        backbone_lr_factor: float = 1.0,
         poly_power: float = 0.9,
+        optimizer: dict[str, Any] | None = None,
+        lr_scheduler: dict[str, Any] | None = None,
+        lr_interval: LRInterval = "epoch",
+        warmup: int = 0,
         loss_weights: dict[str, float] | None = None,
+        task_weighting: TaskWeighting = "fixed",
         image_weighting: ImageWeighting = "num_tasks",
         single_task_baselines: dict[str, float] | None = None,
     ) -> None:
@@ -99,16 +119,22 @@ class HTTModule(L.LightningModule):
         self.tasks = [task if isinstance(task, Task) else Task.from_config(task) for task in tasks]
         # Plain values only: a checkpoint loads without trusting pickled classes, in any process.
         self.save_hyperparameters(ignore=["tasks", "_instantiator"])
-        self.save_hyperparameters({"tasks": [task.to_config() for task in self.tasks]})
+        optimizer, lr = split_lr(optimizer, lr)
+        plain = {"tasks": [task.to_config() for task in self.tasks], "optimizer": optimizer, "lr": lr}
+        self.save_hyperparameters(plain | {"lr_scheduler": lr_scheduler})  # linked options, too
         self._check_arguments()
         self.net = self.build_network()
         self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | (loss_weights or {})
+        self.uncertainty = UncertaintyWeights(self.tasks) if task_weighting == "uncertainty" else None
         self.single_task_baselines = single_task_baselines or {}
+        self._pretrained_loaded = pretrained is False
+        self._init_state()
+
+    def _init_state(self) -> None:
         logged = [*(f"{task.name}/loss" for task in self.tasks), "pseudo_label_loss", "loss"]
         self.loss_metrics: Any = nn.ModuleDict({f"train/{name}": make_mean_metric() for name in logged})
         self.val_metrics: Any = nn.ModuleDict({task.name: task.metrics() for task in self.tasks})
         self.test_metrics: Any = nn.ModuleDict({task.name: task.test_metrics() for task in self.tasks})
-        self._pretrained_loaded = pretrained is False
         self.input_size: dict[str, Any] = {}
         self.discovery: TeacherEnsemble | None = None
         self.epochs_per_stage: int | None = None
@@ -118,7 +144,9 @@ class HTTModule(L.LightningModule):
         self._random_weights = self._sample_weights()
 
     def _check_arguments(self) -> None:
-        for option, choices in {"network": [*NETWORKS], "image_weighting": get_args(ImageWeighting)}.items():
+        choices_of: dict[str, tuple[str, ...]] = {"network": (*NETWORKS,)}
+        choices_of |= {"image_weighting": get_args(ImageWeighting), "task_weighting": get_args(TaskWeighting)}
+        for option, choices in choices_of.items():
             if (value := self.hparams[option]) not in choices:
                 raise ConfigError(f"model.{option} must be one of {', '.join(choices)}, got {value!r}.")
         for option in ABLATIONS if self.hparams["network"] == "multitask" else ():
@@ -131,6 +159,7 @@ class HTTModule(L.LightningModule):
         for name in names if baselines else ():
             if not (value := baselines.get(name)) or not math.isfinite(value):
                 raise ConfigError(f"model.single_task_baselines.{name} must be finite and not zero, got {value}.")
+        self.check_optimization_arguments()
 
     def build_network(self) -> nn.Module:
         """Build the network of the hyperparameters, with random weights.
@@ -150,6 +179,12 @@ class HTTModule(L.LightningModule):
             torch.manual_seed(seed)
             self.net.load_state_dict(self.build_network().state_dict())
         self._load_pretrained_backbone()
+        if self.uncertainty is not None:
+            self.uncertainty.reset()
+
+    def _load_pretrained_once(self) -> None:
+        if not self._pretrained_loaded:
+            self._load_pretrained_backbone()
 
     def _load_pretrained_backbone(self) -> None:
         if self.hparams["pretrained"] is not False:
@@ -177,10 +212,15 @@ class HTTModule(L.LightningModule):
         """Map RGB images in [0, 1], ``b 3 h w``, to one output per task."""
         return cast(dict[str, TaskOutput], self.net(image))
 
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule, by default Adam and a polynomial decay to zero once per epoch."""
+        self._load_pretrained_once()  # before callbacks that search for a learning rate begin
+        return super().configure_optimizers()
+
     def on_fit_start(self) -> None:
         """Load the backbone's pretrained weights, unless a checkpoint has restored weights."""
-        if not self._pretrained_loaded:
-            self._load_pretrained_backbone()
+        self._load_pretrained_once()
+        super().on_fit_start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the seed and the input size in evaluation, so that prediction needs no dataset."""
@@ -190,6 +230,7 @@ class HTTModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint has the same tasks, and can be resumed if it is."""
+        super().on_load_checkpoint(checkpoint)
         self._pretrained_loaded, self.input_size = True, checkpoint.get("input_size", {})
         self.last_epoch = last_epoch(checkpoint)
         if self._trainer and self.trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
@@ -205,13 +246,6 @@ class HTTModule(L.LightningModule):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             raise CheckpointError(f"The weights of the checkpoint do not fit its hyperparameters: {error}") from error
-
-    def on_train_start(self) -> None:
-        """Take the learning rate from the schedule, as a resumed run may have another number of epochs."""
-        if isinstance(schedule := self.lr_schedulers(), LambdaLR):
-            groups = schedule.optimizer.param_groups
-            for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-                group["lr"] = base * factor(schedule.last_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Note the epoch, and reseed dropout at its start, so that it depends on seed and epoch alone."""
@@ -243,12 +277,26 @@ class HTTModule(L.LightningModule):
             # Without labeled images, the head stays in the graph with zero gradient: distributed training waits for it.
             losses = task.loss(output, batch[name][selected]) if len(selected) else output.logits.flatten(1).sum(1)
             self.last_loss_terms.append(LossTerm(name, LossKind.SUPERVISED, losses.detach(), selected))
+            losses = losses if self.uncertainty is None else self.uncertainty(name, losses)
             total = total + self.loss_weights[name] * (losses * image_weights[selected]).sum()
         if self.discovery is not None:
+            if self.uncertainty is not None:
+                self.discovery.task_weights = self.task_weights()
             pseudo_label_loss = self.discovery.loss(batch, outputs)
             self.last_loss_terms += self.discovery.last_loss_terms
             total = total + (pseudo_label_loss * image_weights).sum()
         return total / len(image_weights), None if pseudo_label_loss is None else pseudo_label_loss.detach()
+
+    def task_weights(self) -> dict[str, float | Tensor]:
+        """Return the weight of each task's losses. Learned ones have no gradient, so that teachers never move them."""
+        if (learned := self.uncertainty) is None:
+            return {**self.loss_weights}
+        return {name: weight * learned.weight(name).detach() for name, weight in self.loss_weights.items()}
+
+    def on_train_epoch_end(self) -> None:
+        """Log the learned weights of the tasks."""
+        if self.uncertainty is not None:
+            self.log_dict({f"train/{name}/weight": float(weight) for name, weight in self.task_weights().items()})
 
     def _image_weights(self, labeled: Mapping[str, Tensor]) -> Tensor:
         """Return the factor on the loss of each image, ``b``."""
@@ -308,24 +356,3 @@ class HTTModule(L.LightningModule):
             values["delta_m"] = delta_m(specs, primary, self.single_task_baselines)
         # Metrics have synchronized themselves, so all ranks hold the same values.
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return Adam, and a polynomial decay of the learning rate to zero that steps once per epoch."""
-        epochs = self.epochs_per_stage or self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ConfigError(f"trainer.max_epochs must be at least 1 for the learning rate's decay, got {epochs}.")
-        # Lightning cannot clip the gradients of a fused optimizer in mixed precision.
-        fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
-        optimizer = torch.optim.Adam(self.parameters(), lr, weight_decay=weight_decay, fused=fused)
-        optimizer.register_load_state_dict_post_hook(_match_memory_format)
-        schedule = LambdaLR(optimizer, lambda epoch: max(1 - epoch / epochs, 0) ** self.hparams["poly_power"])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
-
-
-def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    # Fused Adam passes through parameters and moments in the order of memory.
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter).copy_(value)

@@ -20,7 +20,7 @@ LAYERS = [
     {"io"},
     {"models"},
     {"data"},
-    {"discovery"},
+    {"discovery", "optimization"},
     {"module"},
     {"training"},
     {"callbacks", "predictor"},

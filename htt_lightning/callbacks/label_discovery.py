@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from htt_lightning.callbacks.stage_callbacks import StageCallbacks
 from htt_lightning.data.batch import Batch
 from htt_lightning.discovery.ema import sync_buffers, update_ema
 from htt_lightning.discovery.loss import DiscoveryLossWeights
@@ -32,6 +33,7 @@ class LabelDiscovery(Callback):
     length of one stage. When a stage ends, its student is frozen and becomes the teacher, and the next student starts
     with a fresh optimizer and schedule. Teachers are stored in this callback's state, never in the module's weights, so
     every checkpoint loads as the student. The network of a finished stage is saved as ``checkpoints/stage_N.ckpt``.
+    Callbacks such as ``EarlyStopping`` and ``WeightAveraging`` begin anew with each stage.
 
     Args:
         stages: Number of stages; 1 is supervised training alone.
@@ -113,16 +115,19 @@ class LabelDiscovery(Callback):
                 raise ConfigError(f"discovery.confidence_thresholds.{task} must be in [0, 1], got {threshold}.")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Extend the training loop to all stages."""
+        """Extend the training loop to all stages, and let other callbacks follow this one, which begins a stage."""
         if stage != "fit" or not isinstance(pl_module, HTTModule):
             return
+        loops: Any = trainer
+        loops.callbacks = [self, *(callback for callback in loops.callbacks if callback is not self)]
+        self._stage_callbacks = StageCallbacks(trainer)
         self._folder = run_directory(trainer)
         if trainer.current_epoch == 0:
             self._reset()
         self.tasks_with_overrides(pl_module)
         for warning in unpaired_sides(pl_module.tasks) if self.target_type == "soft_tta" else ():
             rank_zero_warn(warning)
-        self._loop_limits = trainer.max_epochs, trainer.max_steps
+        self._loop_limits = trainer.max_epochs, trainer.max_steps, trainer.min_epochs
         # 0 without a limit, for which configure_optimizers raises.
         self._epochs = pl_module.epochs_per_stage = max(trainer.max_epochs or 0, 0)
         self._extend_max_epochs(trainer, self._epochs)
@@ -197,20 +202,33 @@ class LabelDiscovery(Callback):
                 self._teachers = [clone_module(pl_module)]
             self._last_step = trainer.global_step
             self._set_teacher(trainer, pl_module)
+            self._stage_callbacks.count_from(self.stage_start_epoch)
+            if trainer.global_step == 0:  # pretrained weights are loaded by now
+                self._stage_callbacks.begin_stage(trainer, pl_module)
             self._start_next_stage(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the next stage when the last one has ended, and ramp up the loss."""
         if isinstance(pl_module, HTTModule):
             self._start_next_stage(trainer, pl_module)
+            if trainer.should_stop and self._stage_callbacks.can_stop and not self._stage_callbacks.stopped:
+                raise StopIteration  # ends the run, which another callback stopped as the last epoch ended
             if self.rampup_epochs and pl_module.discovery is not None:
                 progress = min((trainer.current_epoch - self.stage_start_epoch) / self.rampup_epochs, 1)
                 pl_module.discovery.scale = math.exp(-5 * (1 - progress) ** 2)
 
     def _start_next_stage(self, trainer: L.Trainer, module: HTTModule) -> None:
-        ended = 0 < self._epochs <= trainer.current_epoch - self.stage_start_epoch
-        if not ended or self.stage + 1 >= self.stages:
+        loop, minimum = trainer.fit_loop, self._loop_limits[2] or 0
+        loop.min_epochs = self.stage_start_epoch + minimum
+        epochs = trainer.current_epoch - self.stage_start_epoch
+        stopped = self._stage_callbacks.stopped and epochs >= minimum
+        if self.stage + 1 >= self.stages:
+            trainer.should_stop = trainer.should_stop or stopped  # a resumed run that had ended
             return
+        if not stopped and not 0 < self._epochs <= epochs:
+            return
+        trainer.should_stop = False
+        self._stage_callbacks.end_stage(trainer, module)
         if self._folder is not None:  # all ranks take part, one writes
             trainer.save_checkpoint(self._folder / "checkpoints" / f"stage_{self.stage + 1}.ckpt", weights_only=True)
         student = clone_module(module)
@@ -219,7 +237,11 @@ class LabelDiscovery(Callback):
         self.stage, self.stage_start_epoch = self.stage + 1, trainer.current_epoch
         if self.student_init == "random" or self.stage < self.num_teachers:
             module.reset_parameters(derived_seed(self.stage, 1))
+        module.discovery = None  # not a part of averaged networks
+        self._stage_callbacks.begin_stage(trainer, module)
+        self._stage_callbacks.count_from(self.stage_start_epoch)
         trainer.strategy.setup_optimizers(trainer)
+        loop.min_epochs = self.stage_start_epoch + minimum
         self._extend_max_epochs(trainer, self.stage_start_epoch + self._epochs)
         self._set_teacher(trainer, module)
 
@@ -242,8 +264,13 @@ class LabelDiscovery(Callback):
         self._last_step = step
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log coverage and mean confidence of the pseudo-labels."""
-        if isinstance(pl_module, HTTModule) and pl_module.discovery is not None:
+        """Log coverage and mean confidence of the pseudo-labels, and keep the run from ending with its stage."""
+        if not isinstance(pl_module, HTTModule):
+            return
+        may_stop = self._stage_callbacks.can_stop and (self._stage_callbacks.stopped or not trainer.should_stop)
+        if may_stop and self.stage + 1 < self.stages:
+            trainer.fit_loop.min_epochs = trainer.max_epochs  # `EarlyStopping` decides after this hook
+        if pl_module.discovery is not None:
             for name, value in pl_module.discovery.compute_and_reset().items():
                 pl_module.log(f"train/{name}", value)
             if self.teacher == EMA:
@@ -269,13 +296,16 @@ class LabelDiscovery(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if a limit has ended training before the last stage."""
         if self._epochs and self.stage + 1 < self.stages and not trainer.interrupted:
-            rank_zero_warn(f"Training ended in stage {self.stage + 1} of {self.stages}. Increase trainer.max_steps.")
+            stage = f"stage {self.stage + 1} of {self.stages}"
+            rank_zero_warn(f"Training ended in {stage}. Increase trainer.max_steps, or what else ended it.")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the limits of the trainer, and remove the teacher from the module."""
         if stage == "fit" and isinstance(pl_module, HTTModule):
             pl_module.discovery = pl_module.epochs_per_stage = None
-            trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = self._loop_limits
+            loop = trainer.fit_loop
+            loop.max_epochs, loop.epoch_loop.max_steps, loop.min_epochs = self._loop_limits
+            self._stage_callbacks.count_from(0)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the limits of the trainer, as Lightning calls no ``teardown`` after an exception."""

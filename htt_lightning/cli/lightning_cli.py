@@ -2,16 +2,17 @@
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
+from torch.optim import Optimizer
 
 import htt_lightning.tasks  # noqa: F401  # a config may then name a task by its class name alone
 from htt_lightning.callbacks import (
@@ -67,6 +68,9 @@ CALLBACKS: dict[str, type[L.Callback]] = {
 }
 """Callbacks of every run, by the name of their group of options."""
 
+CLASSES = ("optimizer", "lr_scheduler")
+"""Options of classes that the module builds, for each stage anew."""
+
 
 def built_objects(command: Callable[..., None]) -> list[str]:
     """Return the parameters of a command that are built from options: some of trainer, model and datamodule."""
@@ -92,7 +96,7 @@ class HTTCLI(LightningCLI):
             PartialLabelDataModule,
             run=command is None,
             subclass_mode_data=True,
-            auto_configure_optimizers=False,  # model.lr alone sets the learning rate
+            auto_configure_optimizers=False,  # the module makes them anew for each stage
             trainer_class=HTTTrainer,
             parser_class=SuggestingParser,
             seed_everything_default=0,
@@ -121,6 +125,10 @@ class HTTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the link of the tasks, the groups of the callbacks, and the options of ``command``."""
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
+        parser.add_optimizer_args((Optimizer,))
+        parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+        for key in CLASSES:
+            parser.link_arguments(key, f"model.{key}", compute_fn=to_plain, apply_on="instantiate")
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
         if self.command:
@@ -150,13 +158,24 @@ class HTTCLI(LightningCLI):
         with blame_option("--config or an option"), replace_lists():
             self.config = parser.parse_args(self.words)
         command = self.config.get("subcommand")
-        check_option_groups(self.options, set(self._parser(command).groups or ()) - {"data", command})
+        check_option_groups(self.options, set(self._parser(command).groups or ()) - {"data", *CLASSES, command})
         if "trainer" in self.options:
             check_trainer_options(self.options.trainer, command)
+        self._check_optimizer_words()
         for key, cls in ({"model": HTTModule} | CALLBACKS).items():
             check_no_null(cls, self.options.get(key), key)
         if isinstance(data := self.options.get("data"), Namespace):
             check_no_null(resolve_name(data.class_path), data.get("init_args"), "data")
+
+    def _check_optimizer_words(self) -> None:
+        """Refuse options of the default optimizer or schedule beside another one, which would ignore them."""
+        replaced = {"lr": "optimizer", "weight_decay": "optimizer", "poly_power": "lr_scheduler"}
+        for key, option in replaced.items():
+            given = any(re.match(rf"--model\.{key}(?!\w)", word) for word in self.words)
+            if given and (spec := self.options.get(option)) is not None:
+                raise ConfigError(
+                    f"--model.{key} must be left out with --{option} {spec.class_path}. Set its own options."
+                )
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's options from the checkpoint, and warn about given ones that it overrides.
@@ -169,16 +188,23 @@ class HTTCLI(LightningCLI):
         path = self.options.ckpt_path = self._find_checkpoint(command, path)
         options, defaults = self.options.model, self._parser(command).get_defaults().model
         hyperparameters = read_checkpoint(path, "--ckpt_path")["hyper_parameters"]
-        ignored = ("tasks", "single_task_baselines")
-        stored = {key: value for key, value in hyperparameters.items() if key in options and key not in ignored}
+        known = {*vars(options), *CLASSES} - {"tasks", "single_task_baselines"}
+        stored = {key: value for key, value in hyperparameters.items() if key in known}
+        if stored.get("optimizer"):  # a module keeps the learning rate apart
+            stored["optimizer"] = with_lr(stored["optimizer"], stored["lr"])
         for key, value in stored.items():
-            option = f"model.{key}"
+            option, given, default = f"model.{key}", options.get(key), defaults.get(key)
+            if key in CLASSES:
+                option, given, default = key, to_plain(self.options.get(key)), None
             in_words = any(re.match(rf"--{option}(?!\w)", word) for word in self.words)
-            if options[key] != value and (in_words or options[key] != defaults[key]):
+            if key == "lr" and stored.get("optimizer"):  # compared as a part of the optimizer
+                continue
+            if given != value and (in_words or given != default):
                 place = "on the command line" if in_words else "in a config"
-                rank_zero_warn(f"Using {option}={value} from {path}; ignoring {options[key]} given {place}.")
-        model = {"model": stored}
-        self.config = self.parser.parse_object({command: model} if command else model, self.config)
+                rank_zero_warn(f"Using {option}={value} from {path}; ignoring {given} given {place}.")
+        linked = {key: stored.pop(key) for key in CLASSES if key in stored}
+        found = {"model": stored} | linked
+        self.config = self.parser.parse_object({command: found} if command else found, self.config)
 
     def _find_checkpoint(self, command: str | None, path: str | None) -> str:
         """Return the path of the checkpoint, also of the last or best one of a run."""
@@ -221,7 +247,8 @@ class HTTCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build trainer, model and datamodule, or the datamodule alone for a command that needs no more."""
         if self.command and built_objects(self.command) == ["datamodule"]:
-            built = self.parser.instantiate_classes({"data": self.options.data}, instantiate_groups=False)
+            options = {key: self.options.get(key) for key in ("data", *CLASSES)}  # others are linked to them
+            built = self.parser.instantiate_classes(options, instantiate_groups=False)
             self.datamodule = built.data
         else:
             super().instantiate_classes()
@@ -232,6 +259,20 @@ class HTTCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False
         with blame_option("trainer"):
             return super().instantiate_trainer(**kwargs)
+
+
+def to_plain(spec: Namespace | None) -> dict[str, Any] | None:
+    """Return the class and arguments of an option as plain values, with lists for tuples."""
+    if spec is None:
+        return None
+    arguments: dict[str, Any] = spec.as_dict().get("init_args") or {}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+    return {"class_path": spec.class_path, "init_args": plain}
+
+
+def with_lr(spec: Mapping[str, Any], lr: float) -> dict[str, Any]:
+    """Return the class and arguments of an optimizer with its learning rate."""
+    return {**spec, "init_args": {**spec["init_args"], "lr": lr}}
 
 
 def summary(command: Callable[..., None]) -> str:

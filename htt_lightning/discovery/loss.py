@@ -65,7 +65,7 @@ def discovery_loss(
     teacher: TaskOutput | None,
     labeled: Tensor,
     valid: Tensor,
-    task_weight: float,
+    task_weight: float | Tensor,
     loss_weights: DiscoveryLossWeights,
     pseudo_label: PseudoLabel | None = None,
     soft_target: Tensor | None = None,

@@ -55,7 +55,7 @@ class TeacherEnsemble:
         self,
         teachers: Sequence[nn.Module],
         tasks: Sequence[Task],
-        task_weights: Mapping[str, float],
+        task_weights: Mapping[str, float | Tensor],
         loss_weights: DiscoveryLossWeights,
         device: torch.device,
         target_type: TargetType = "hard",

@@ -1,9 +1,11 @@
 """Pixel classification and semantic segmentation."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -15,9 +17,11 @@ from htt_lightning.errors import ConfigError, did_you_mean
 from htt_lightning.losses import cross_entropy, masked_mean, upcast
 from htt_lightning.metrics import SegmentationScores
 from htt_lightning.output import TaskOutput, upsample_to_image
-from htt_lightning.tasks.base import Task
+from htt_lightning.tasks.base import IGNORE_INDEX, Task
 from htt_lightning.tasks.colormap import apply_palette, class_palette
 from htt_lightning.tasks.pseudo_label import PseudoLabel, argmax_with_confidence
+
+MEDIAN_FREQUENCY = "median_frequency"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +35,22 @@ class PixelClassification(Task):
         class_balance_power: Exponent in [0, 1] that rebalances soft targets. Each class probability is divided by the
             class's share of the image to this power; 0 disables it.
         flip_pairs: Pairs of class names that a mirror image swaps, such as ``[[left arm, right arm]]``.
+        class_weights: Weight of each class in the cross entropy: a list, or a mapping of names (others weigh 1).
+            ``median_frequency`` takes the median class frequency over the class's own
+            ([Eigen and Fergus](https://arxiv.org/abs/1411.4734), Sec. 6.3.2), counted in the labels of the training
+            images. An image is divided by the weight of its pixels. Soft targets are not weighted.
         **kwargs: Fields of ``Task``.
     """
 
     classes: tuple[str, ...] = ()
     absent_classes: Literal["skip", "zero"] = "skip"
     class_balance_power: float = 0.5
+    class_weights: tuple[float, ...] | dict[str, float] | Literal["median_frequency"] | None = None
     flip_pairs: tuple[tuple[str, str], ...] = ()
 
-    training_fields: ClassVar[tuple[str, ...]] = (*Task.training_fields, "class_balance_power", "flip_pairs")
+    training_fields: ClassVar[tuple[str, ...]] = (
+        *Task.training_fields, "class_balance_power", "class_weights", "flip_pairs"
+    )  # fmt: skip
     metric_fields: ClassVar[tuple[str, ...]] = (*Task.metric_fields, "absent_classes")
     logits_are_distribution: ClassVar[bool] = True
     primary_metric: ClassVar[str] = "miou"
@@ -50,6 +61,10 @@ class PixelClassification(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_flip_pairs()
+        self._check_class_weights()
+
+    def _check_flip_pairs(self) -> None:
         paired = [name for pair in self.flip_pairs for name in pair]
         known = self.class_names if paired else ()
         wrong = [name for name in paired if name not in known or paired.count(name) > 1]
@@ -57,6 +72,21 @@ class PixelClassification(Task):
             hint = did_you_mean(wrong[0], known) if wrong and wrong[0] not in known else ""
             rule = f"be pairs of {', '.join(known)}, each class once"
             raise ConfigError(f"flip_pairs of {self.name} must {rule}, got {wrong[0] if wrong else paired!r}.{hint}")
+
+    def _check_class_weights(self) -> None:
+        weights: Any = self.class_weights
+        if not self.classes or weights in (None, MEDIAN_FREQUENCY):
+            return
+        if isinstance(weights, dict):
+            for name in set(weights).difference(self.classes):
+                hint = did_you_mean(name, self.classes)
+                raise ConfigError(f"class_weights of {self.name} must name classes, got {name!r}.{hint}")
+            weights = tuple(weights.get(name, 1.0) for name in self.classes)
+            object.__setattr__(self, "class_weights", weights)
+        valid = isinstance(weights, tuple) and len(weights) == len(self.classes)
+        if not valid or not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+            rule = f"{len(self.classes)} numbers of at least 0, one above 0, names of classes, or {MEDIAN_FREQUENCY}"
+            raise ConfigError(f"class_weights of {self.name} must be {rule}, got {self.class_weights}.")
 
     @property
     def num_tokens(self) -> int:
@@ -87,7 +117,14 @@ class PixelClassification(Task):
     def _loss(self, output: TaskOutput, label: Tensor, counted: Tensor, valid: Tensor) -> Tensor:
         """Compute the cross entropy of the counted pixels, mean over the valid ones."""
         logits = upsample_to_image(upcast(output.logits), (label.shape[-2], label.shape[-1]))
-        return masked_mean(cross_entropy(logits, label, counted), valid)
+        losses = cross_entropy(logits, label, counted)
+        if self.class_weights is None:
+            return masked_mean(losses, valid)
+        if not isinstance(self.class_weights, tuple):
+            message = f"class_weights of {self.name} must be numbers outside of fit, got {self.class_weights!r}."
+            raise ConfigError(f"{message} Train with a trainer, or give numbers.")
+        weight = _weight_table(self.class_weights, logits.device)[label.masked_fill(~valid, 0)]
+        return masked_mean(weight * losses, valid) / masked_mean(weight, valid).clamp(min=1e-12)
 
     def decode(self, output: TaskOutput, size: tuple[int, int]) -> Tensor:
         """Take the most likely class, int64 ``b h w``."""
@@ -176,6 +213,49 @@ def unpaired_sides(tasks: Sequence[Task]) -> list[str]:
                 f"Mirror images keep the left and right classes of {task.name} as they are. Set {option} to {text}."
             )
     return warnings
+
+
+def resolve_class_weights(tasks: Sequence[Task], trainer: Any) -> list[Task]:
+    """Replace the name of a rule in ``class_weights`` by weights from the labels that training images keep.
+
+    The first rank counts, so that all have the same weights.
+    """
+    resolved = list(tasks)
+    for index, task in enumerate(tasks):
+        if isinstance(task, PixelClassification) and task.class_weights == MEDIAN_FREQUENCY:
+            data = trainer.datamodule
+            if not hasattr(data, "training_targets"):
+                rule = f"numbers, as {MEDIAN_FREQUENCY} needs a datamodule of this library"
+                raise ConfigError(f"class_weights of {task.name} must be {rule}, got {type(data).__name__}.")
+            counted = median_frequency(data.training_targets(task), task.num_tokens) if trainer.is_global_zero else None
+            resolved[index] = replace(task, class_weights=trainer.strategy.broadcast(counted))
+    return resolved
+
+
+def median_frequency(targets: Iterable[Tensor], num_classes: int) -> tuple[float, ...]:
+    """Compute class weights from labels ``h w``: the median frequency over that of the class.
+
+    The frequency of a class is its share of the pixels of the images that have it. A class without pixels weighs 1.
+
+    Examples:
+        >>> median_frequency([torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 255]])], 3)
+        (0.7..., 2.1..., 1.0)
+    """
+    pixels, images = torch.zeros(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
+    for target in targets:
+        counts = torch.bincount(target[target != IGNORE_INDEX].flatten(), minlength=num_classes).double()
+        pixels += counts
+        images += counts.sum() * (counts > 0)
+    frequency = pixels / images
+    median = frequency[images > 0].quantile(0.5) if images.any() else 1.0
+    return tuple(torch.where(images > 0, median / frequency, 1.0).tolist())
+
+
+@lru_cache(maxsize=32)
+def _weight_table(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return class weights as a tensor that is made once, as a copy to a device waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(weights, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
