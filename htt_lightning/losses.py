@@ -23,13 +23,14 @@ class LossKind(StrEnum):
     SUPERVISED = "supervised"
     PSEUDO_LABEL = "pseudo-label"
     FEATURE = "feature"
+    CONSISTENCY = "consistency"
 
 
 class LossTerm(NamedTuple):
     """Hold one term of a batch's loss, image by image, detached from the graph.
 
     Attributes:
-        task: Name of the task.
+        task: Name of the task; that of the method for a consistency loss, which is over all tasks.
         kind: Kind of the term.
         loss: One value per selected image.
         indices: Indices of the selected images in the batch; None for all.
