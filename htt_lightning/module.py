@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.batch import Batch, labeled_indices
+from htt_lightning.discovery.registry import ConsistencyName, build_consistency_loss
 from htt_lightning.discovery.teacher import TeacherEnsemble, make_mean_metric
 from htt_lightning.errors import CheckpointError, ConfigError, did_you_mean
 from htt_lightning.losses import LossKind, LossTerm
@@ -63,6 +64,9 @@ class HTTModule(L.LightningModule):
         image_weighting: Factor on the loss of an image: ``num_tasks`` for the number of tasks T; ``per_label`` for T
             over the number of its labels, so that images count equally (DiffusionMTL); ``none`` for 1 (MTPSL).
         single_task_baselines: Primary metric of a single-task model per task. Logs ``val/delta_m``.
+        consistency: Loss on the unlabeled tasks of an image that needs no teacher: ``cross_task`` (MTPSL),
+            ``joint_task`` (JTR) or ``fixmatch``; none by default.
+        consistency_options: Options of that loss, such as ``{weight: 0.5}`` (docs/consistency.md).
 
     Raises:
         ConfigError: An argument is out of its range or names no task.
@@ -92,6 +96,8 @@ class HTTModule(L.LightningModule):
         loss_weights: dict[str, float] | None = None,
         image_weighting: ImageWeighting = "num_tasks",
         single_task_baselines: dict[str, float] | None = None,
+        consistency: ConsistencyName | None = None,
+        consistency_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.tasks = [task if isinstance(task, Task) else Task.from_config(task) for task in tasks]
@@ -102,7 +108,10 @@ class HTTModule(L.LightningModule):
         self.net = self.build_network()
         self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | (loss_weights or {})
         self.single_task_baselines = single_task_baselines or {}
+        options = consistency, consistency_options
+        self.consistency = build_consistency_loss(*options, self.tasks, self.loss_weights, self.net)
         logged = [*(f"{task.name}/loss" for task in self.tasks), "pseudo_label_loss", "loss"]
+        logged += ["consistency_loss"] if self.consistency else []
         self.loss_metrics: Any = nn.ModuleDict({f"train/{name}": make_mean_metric() for name in logged})
         self.val_metrics: Any = nn.ModuleDict({task.name: task.metrics() for task in self.tasks})
         self.test_metrics: Any = nn.ModuleDict({task.name: task.test_metrics() for task in self.tasks})
@@ -140,10 +149,12 @@ class HTTModule(L.LightningModule):
         return net.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
     def reset_parameters(self, seed: int) -> None:
-        """Reset the network in place to random weights of a seed, or to pretrained ones."""
+        """Reset the network in place to random weights of a seed, or to pretrained ones; reset its consistency loss."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net.load_state_dict(self.build_network().state_dict())
+            if self.consistency is not None:
+                self.consistency.reset_parameters()
         self._load_pretrained_backbone()
 
     def _load_pretrained_backbone(self) -> None:
@@ -176,8 +187,10 @@ class HTTModule(L.LightningModule):
             advice = "Resume from last.ckpt, or set discovery.teacher to this one."
             raise CheckpointError(f"--ckpt_path must be a training checkpoint, got one without optimizer. {advice}")
         check_same_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
-        if (form := checkpoint["hyper_parameters"].get("tokens")) != self.hparams["tokens"]:
-            raise CheckpointError(f"model.tokens must be {form}, as in the checkpoint, got {self.hparams['tokens']}.")
+        for option in ("tokens", "consistency", "consistency_options"):
+            stored, given = checkpoint["hyper_parameters"].get(option), self.hparams[option]
+            if (stored or None) != (given or None):
+                raise CheckpointError(f"model.{option} must be {stored}, as in the checkpoint, got {given}.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as PyTorch does, but raise a ``CheckpointError`` if they do not fit."""
@@ -205,6 +218,7 @@ class HTTModule(L.LightningModule):
         logged = {f"train/{x.task}/loss": x.loss for x in self.last_loss_terms if x.kind == LossKind.SUPERVISED}
         if pseudo_label_loss is not None:
             logged["train/pseudo_label_loss"] = pseudo_label_loss
+        logged |= {f"train/{x.kind}_loss": x.loss for x in self.last_loss_terms if x.kind == LossKind.CONSISTENCY}
         for key, values in (logged | {"train/loss": total.detach()}).items():
             metric = self.loss_metrics[key]
             metric.update(values)
@@ -227,6 +241,10 @@ class HTTModule(L.LightningModule):
             pseudo_label_loss = self.discovery.loss(batch, outputs)
             self.last_loss_terms += self.discovery.last_loss_terms
             total = total + (pseudo_label_loss * image_weights).sum()
+        if self.consistency is not None:
+            losses = self.consistency(batch, outputs, self.net, self.current_epoch)
+            self.last_loss_terms.append(LossTerm(self.consistency.name, LossKind.CONSISTENCY, losses.detach()))
+            total = total + (losses * image_weights).sum()
         return total / len(image_weights), None if pseudo_label_loss is None else pseudo_label_loss.detach()
 
     def _image_weights(self, labeled: Mapping[str, Tensor]) -> Tensor:

@@ -339,3 +339,22 @@ def test_error_in_loader_process_is_one_message(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*3\.npy") as stop:
         htt("fit", *words, over={"--data.num_workers": "1"})
     assert "Traceback" not in str(stop.value)
+
+
+def test_consistency_loss_is_chosen_by_options(capsys):
+    options = ("--model.consistency=joint_task", "--model.consistency_options={weight: 0.5, width: 8}")
+    htt("fit", *options, over=SCENES | {"--data.tasks": "semseg,depth"})
+    run = run_directory()
+    assert "train/consistency_loss" in (run / "metrics.csv").read_text()
+    written = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    assert (written["consistency"], written["consistency_options"]) == ("joint_task", {"weight": 0.5, "width": 8})
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert HTTModule.load_from_checkpoint(checkpoint).consistency.weight == 0.5
+    htt("test", "--ckpt_path", checkpoint, over=SCENES | {"--data.tasks": "semseg,depth"})
+    assert "test/depth/abs_err" in capsys.readouterr().out
+
+
+def test_wrong_consistency_option_is_named():
+    options = ("--model.consistency=joint_task", "--model.consistency_options={wdith: 8}")
+    with pytest.raises(SystemExit, match=r"error: model\.consistency_options .*'wdith'. Did you mean 'width'"):
+        htt("fit", *options, over=SCENES)
