@@ -90,6 +90,18 @@ def test_gradient_reaches_predictions_of_unlabeled_tasks(loss, batch, outputs):
     assert all((parameter.grad != 0).any() for parameter in loss.parameters())
 
 
+def test_padding_changes_nothing(loss, batch, outputs):
+    feature = loss._feature
+    batch["valid"][:, :, 32:] = False
+    for task in TASKS:
+        batch[task.name] = lose(task, batch[task.name], ~batch["valid"])
+    before = loss(batch, outputs, None, 0)
+    for output in outputs.values():
+        output.logits[..., 8:] += 3
+    loss._feature = feature
+    assert torch.equal(loss(batch, outputs, None, 0), before)
+
+
 @pytest.mark.parametrize("everything", [True, False])
 def test_batch_without_pairs_has_zero_loss_and_gradient(everything, loss, batch, outputs):
     batch["labeled"] = {name: torch.full((3,), everything) for name in LABELED}

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from htt_lightning.discovery.fixmatch import FixMatch, StrongViews, change_colors, move_pseudo_label
-from htt_lightning.output import TaskOutput
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 from tests.discovery.test_teacher import StridedNet
 from tests.tasks.samples import output_of, random_logits
@@ -158,20 +157,28 @@ def test_cut_pixels_have_the_mean_color_and_no_loss(net, batch):
     for image in range(8):
         cut = view[image, :, views.cut[image]]
         torch.testing.assert_close(cut, batch["image"][image].mean((1, 2))[:, None].expand_as(cut))
-    batch["image"][:], outputs = 0.5, None
-    outputs = {name: TaskOutput(*(x.detach() for x in output)) for name, output in net(batch["image"]).items()}
+    assert torch.equal(learned_pixels(loss, batch, net), ~views.cut & ~batch["labeled"]["semseg"][:, None, None])
+
+
+def learned_pixels(loss, batch, net):
+    """Return the pixels of the strong view whose classes get a gradient, ``b h w``."""
+    with torch.no_grad():
+        outputs = net(batch["image"])
     seen = []
 
-    def spy(image):
-        strong = net(image)
-        for output in strong.values():
-            output.logits.retain_grad()
-        seen.append(strong)
-        return strong
+    def strong(image):
+        seen.append(net(image))
+        seen[0]["semseg"].logits.retain_grad()
+        return seen[0]
 
-    loss(batch, outputs, spy, 0).sum().backward()
-    touched = (seen[0]["semseg"].logits.grad != 0).any(1)
-    assert torch.equal(touched, ~views.cut & ~batch["labeled"]["semseg"][:, None, None])
+    loss(batch, outputs, strong, 0).sum().backward()
+    return (seen[0]["semseg"].logits.grad != 0).any(1)
+
+
+def test_padding_moves_with_the_image(net, batch):
+    batch["valid"][:, :, 6:] = False
+    expected = batch["valid"].flip(-1) & ~batch["labeled"]["semseg"][:, None, None]
+    assert torch.equal(learned_pixels(fixmatch(**NOTHING | {"mirror": 1.0}), batch, net), expected)
 
 
 def test_colors_scale_brightness_contrast_and_saturation():
