@@ -133,12 +133,12 @@ class CrossTaskConsistency(ConsistencyLoss):
 
     def watch(self, net: nn.Module) -> None:
         """Keep the coarsest map of the backbone in every training pass, until the loss has used it."""
+        # A bound method: a deep copy of module and loss then belongs together.
+        cast(nn.Module, net.backbone).register_forward_hook(self._keep)
 
-        def keep(backbone: nn.Module, _: Any, maps: Sequence[Tensor]) -> None:
-            if backbone.training and torch.is_grad_enabled():
-                self._feature = maps[-1]
-
-        cast(nn.Module, net.backbone).register_forward_hook(keep)
+    def _keep(self, backbone: nn.Module, _: Any, maps: Sequence[Tensor]) -> None:
+        if backbone.training and torch.is_grad_enabled():
+            self._feature = maps[-1]
 
     def forward(self, batch: Batch, outputs: Mapping[str, TaskOutput], net: Network, epoch: int) -> Tensor:
         """Compute the mean over an image's pairs of a labeled and an unlabeled task, ``b``."""

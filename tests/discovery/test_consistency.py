@@ -1,5 +1,7 @@
 """Laws that hold for every consistency loss, in the module and in whole runs."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -11,6 +13,7 @@ from htt_lightning.commands.export import export
 from htt_lightning.discovery.registry import CONSISTENCY_LOSSES
 from htt_lightning.errors import CheckpointError
 from htt_lightning.losses import LossKind
+from htt_lightning.training.loading import load_teacher
 from tests.callbacks.test_label_discovery import few, fitted, stored
 from tests.test_module import assert_same, silent
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -136,6 +139,15 @@ def test_batch_without_labels_keeps_parameters_in_the_graph(name, data, batch):
 
 
 @each_name
+def test_deep_copy_trains_like_the_module(name, data, batch):
+    module = module_with(data, name)
+    copied = silent(copy.deepcopy(module))
+    (loss, gradients), (other, others) = step(copied, batch), step(module, batch)
+    assert loss == other
+    assert_same(gradients, others)
+
+
+@each_name
 def test_mixed_precision_has_finite_gradients(name, data, batch):
     with torch.autocast("cpu", torch.bfloat16):
         gradients = step(module := module_with(data, name), batch)[1]
@@ -220,6 +232,8 @@ def test_teacher_has_no_part_of_the_loss(staged):
     _, folder, module, _ = staged
     teacher = stored(folder, 1)["callbacks"]["LabelDiscovery"]["teachers"][0]["state_dict"]
     assert teacher.keys() == module.net.state_dict().keys()
+    student = tiny_module(few())
+    assert load_teacher(str(folder / "kept" / "epoch=0.ckpt"), student).net.state_dict().keys() == teacher.keys()
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
