@@ -1,7 +1,8 @@
 """Per-image losses that ignore unlabeled pixels."""
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ BIN_LOSS_WEIGHT = 0.1
 CONFIDENCE_INV_TEMPERATURE = 5.0
 """Factor on bin logits before the softmax whose maximum is the confidence of a pseudo-label."""
 
+ImageWeighting = Literal["num_tasks", "per_label", "none"]
+"""Rule for the factor on the loss of an image."""
+
 
 class LossKind(StrEnum):
     """Name the kinds of loss terms."""
@@ -23,13 +27,14 @@ class LossKind(StrEnum):
     SUPERVISED = "supervised"
     PSEUDO_LABEL = "pseudo-label"
     FEATURE = "feature"
+    CONSISTENCY = "consistency"
 
 
 class LossTerm(NamedTuple):
     """Hold one term of a batch's loss, image by image, detached from the graph.
 
     Attributes:
-        task: Name of the task.
+        task: Name of the task; that of the method for a consistency loss, which is over all tasks.
         kind: Kind of the term.
         loss: One value per selected image.
         indices: Indices of the selected images in the batch; None for all.
@@ -157,3 +162,16 @@ def fully_valid_cells(valid: Tensor, size: tuple[int, int]) -> Tensor:
     stride = feature_stride(size, (valid.shape[-2], valid.shape[-1]))
     invalid = F.max_pool2d((~valid)[:, None].float(), stride, ceil_mode=True)
     return invalid[:, 0] == 0
+
+
+def weights_of_images(labeled: Sequence[Tensor], rule: ImageWeighting) -> Tensor:
+    """Compute the factor on the loss of each image, ``b``, from which images are labeled, ``b`` per task.
+
+    Examples:
+        >>> weights_of_images([torch.tensor([True, True]), torch.tensor([True, False])], "per_label")
+        tensor([1., 2.])
+    """
+    num_labels = torch.stack([*labeled]).sum(0)
+    num_tasks, ones = torch.full_like(num_labels, len(labeled)), torch.ones_like(num_labels)
+    divisor = {"num_tasks": ones, "per_label": num_labels.clamp(min=1), "none": num_tasks}
+    return num_tasks / divisor[rule]

@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from htt_lightning.data.batch import Batch, labeled_indices
+from htt_lightning.discovery.registry import ConsistencyName, build_consistency_loss
 from htt_lightning.discovery.teacher import TeacherEnsemble, make_mean_metric
 from htt_lightning.errors import CheckpointError, ConfigError, did_you_mean
 from htt_lightning.io.checkpoints import last_epoch
-from htt_lightning.losses import LossKind, LossTerm
+from htt_lightning.losses import ImageWeighting, LossKind, LossTerm, weights_of_images
 from htt_lightning.metrics import SegmentationScores
 from htt_lightning.models import DensePredictionNetwork, HTTNet, MultiTaskNet
 from htt_lightning.models.backbone import Backbone
 from htt_lightning.models.heads import TokenForm
+from htt_lightning.models.layers import sample_weights
 from htt_lightning.models.sliding_window import predict_at_original_size
 from htt_lightning.optimization.mixin import OptimizationMixin
 from htt_lightning.optimization.optimizers import LRInterval, WeightDecayOn, split_lr
-from htt_lightning.optimization.uncertainty import UncertaintyWeights
+from htt_lightning.optimization.uncertainty import TaskWeighting, UncertaintyWeights
 from htt_lightning.output import TaskOutput
 from htt_lightning.seeding import derived_seed, run_seed
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.metric_spec import delta_m
 from htt_lightning.tasks.serialization import check_same_tasks
 
-ImageWeighting = Literal["num_tasks", "per_label", "none"]
-TaskWeighting = Literal["fixed", "uncertainty"]
 ABLATIONS = ("use_global_tokens", "use_token_attention", "use_fine_tokens")
 NETWORKS: dict[str, type[HTTNet | MultiTaskNet]] = {"htt": HTTNet, "multitask": MultiTaskNet}
 
@@ -76,6 +76,9 @@ class HTTModule(OptimizationMixin):
         image_weighting: Factor on the loss of an image: ``num_tasks`` for the number of tasks T; ``per_label`` for T
             over the number of its labels, so that images count equally (DiffusionMTL); ``none`` for 1 (MTPSL).
         single_task_baselines: Primary metric of a single-task model per task. Logs ``val/delta_m``.
+        consistency: Loss on the unlabeled tasks of an image that needs no teacher: ``cross_task`` (MTPSL),
+            ``joint_task`` (JTR) or ``fixmatch``; none by default.
+        consistency_options: Options of that loss, such as ``{weight: 0.5}`` (docs/consistency.md).
 
     Raises:
         ConfigError: An argument is out of its range or names no task.
@@ -114,6 +117,8 @@ class HTTModule(OptimizationMixin):
         task_weighting: TaskWeighting = "fixed",
         image_weighting: ImageWeighting = "num_tasks",
         single_task_baselines: dict[str, float] | None = None,
+        consistency: ConsistencyName | None = None,
+        consistency_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.tasks = [task if isinstance(task, Task) else Task.from_config(task) for task in tasks]
@@ -125,13 +130,18 @@ class HTTModule(OptimizationMixin):
         self._check_arguments()
         self.net = self.build_network()
         self.loss_weights = {task.name: task.loss_weight for task in self.tasks} | (loss_weights or {})
-        self.uncertainty = UncertaintyWeights(self.tasks) if task_weighting == "uncertainty" else None
-        self.single_task_baselines = single_task_baselines or {}
-        self._pretrained_loaded = pretrained is False
         self._init_state()
 
     def _init_state(self) -> None:
+        weighting, name = self.hparams["task_weighting"], self.hparams["consistency"]
+        self.uncertainty = UncertaintyWeights(self.tasks) if weighting == "uncertainty" else None
+        self.consistency = build_consistency_loss(
+            name, self.hparams["consistency_options"], self.tasks, self.loss_weights, self.net
+        )
+        self.single_task_baselines = self.hparams["single_task_baselines"] or {}
+        self._pretrained_loaded = self.hparams["pretrained"] is False
         logged = [*(f"{task.name}/loss" for task in self.tasks), "pseudo_label_loss", "loss"]
+        logged += ["consistency_loss"] if self.consistency else []
         self.loss_metrics: Any = nn.ModuleDict({f"train/{name}": make_mean_metric() for name in logged})
         self.val_metrics: Any = nn.ModuleDict({task.name: task.metrics() for task in self.tasks})
         self.test_metrics: Any = nn.ModuleDict({task.name: task.test_metrics() for task in self.tasks})
@@ -141,12 +151,10 @@ class HTTModule(OptimizationMixin):
         self.last_epoch: int | None = None  # that the weights were trained in; None if unknown
         self.last_loss_terms: list[LossTerm] = []  # of the last training batch
         self.test_confusion: dict[str, Tensor] = {}  # of the last test, by task
-        self._random_weights = self._sample_weights()
+        self._random_weights = sample_weights(self.net)
 
     def _check_arguments(self) -> None:
-        choices_of: dict[str, tuple[str, ...]] = {"network": (*NETWORKS,)}
-        choices_of |= {"image_weighting": get_args(ImageWeighting), "task_weighting": get_args(TaskWeighting)}
-        for option, choices in choices_of.items():
+        for option, choices in {"network": (*NETWORKS,), "image_weighting": get_args(ImageWeighting)}.items():
             if (value := self.hparams[option]) not in choices:
                 raise ConfigError(f"model.{option} must be one of {', '.join(choices)}, got {value!r}.")
         for option in ABLATIONS if self.hparams["network"] == "multitask" else ():
@@ -174,20 +182,19 @@ class HTTModule(OptimizationMixin):
         return net.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
     def reset_parameters(self, seed: int) -> None:
-        """Reset the network in place to random weights of a seed, or to pretrained ones."""
+        """Reset the network in place to random weights of a seed, or to pretrained ones; reset its consistency loss."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net.load_state_dict(self.build_network().state_dict())
+            if self.consistency is not None:
+                self.consistency.reset_parameters()
+        self._pretrained_loaded = self.hparams["pretrained"] is False
         self._load_pretrained_backbone()
         if self.uncertainty is not None:
             self.uncertainty.reset()
 
-    def _load_pretrained_once(self) -> None:
-        if not self._pretrained_loaded:
-            self._load_pretrained_backbone()
-
     def _load_pretrained_backbone(self) -> None:
-        if self.hparams["pretrained"] is not False:
+        if not self._pretrained_loaded:
             source = Backbone(*(self.hparams[key] for key in ("backbone", "pretrained", "backbone_options")))
             net = cast(DensePredictionNetwork, self.net)
             net.backbone.load_state_dict(source.state_dict())
@@ -199,14 +206,8 @@ class HTTModule(OptimizationMixin):
         """True until the weights behind the backbone change, in whatever way: training or loading."""
         if self.last_epoch is not None:
             return False
-        sample = self._sample_weights()
+        sample = sample_weights(self.net)
         return torch.equal(sample, self._random_weights.to(sample.dtype))
-
-    def _sample_weights(self) -> Tensor:
-        """Copy the first value of each weight behind the backbone, which may be pretrained, to the CPU."""
-        weights = dict(self.net.named_parameters())
-        behind = [weight for name, weight in weights.items() if not name.startswith("backbone.")]
-        return torch.cat([weight.detach().flatten()[:1] for weight in behind or weights.values()]).cpu()
 
     def forward(self, image: Tensor) -> dict[str, TaskOutput]:
         """Map RGB images in [0, 1], ``b 3 h w``, to one output per task."""
@@ -214,12 +215,12 @@ class HTTModule(OptimizationMixin):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule, by default Adam and a polynomial decay to zero once per epoch."""
-        self._load_pretrained_once()  # before callbacks that search for a learning rate begin
+        self._load_pretrained_backbone()  # before callbacks that search for a learning rate begin
         return super().configure_optimizers()
 
     def on_fit_start(self) -> None:
         """Load the backbone's pretrained weights, unless a checkpoint has restored weights."""
-        self._load_pretrained_once()
+        self._load_pretrained_backbone()
         super().on_fit_start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -237,8 +238,10 @@ class HTTModule(OptimizationMixin):
             advice = "Resume from last.ckpt, or set discovery.teacher to this one."
             raise CheckpointError(f"--ckpt_path must be a training checkpoint, got one without optimizer. {advice}")
         check_same_tasks(self.tasks, checkpoint["hyper_parameters"]["tasks"], "The checkpoint")
-        if (form := checkpoint["hyper_parameters"].get("tokens")) != self.hparams["tokens"]:
-            raise CheckpointError(f"model.tokens must be {form}, as in the checkpoint, got {self.hparams['tokens']}.")
+        for option in ("tokens", "consistency", "consistency_options"):
+            stored, given = checkpoint["hyper_parameters"].get(option), self.hparams[option]
+            if (stored or None) != (given or None):
+                raise CheckpointError(f"model.{option} must be {stored}, as in the checkpoint, got {given}.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as PyTorch does, but raise a ``CheckpointError`` if they do not fit."""
@@ -260,6 +263,7 @@ class HTTModule(OptimizationMixin):
         logged = {f"train/{x.task}/loss": x.loss for x in self.last_loss_terms if x.kind == LossKind.SUPERVISED}
         if pseudo_label_loss is not None:
             logged["train/pseudo_label_loss"] = pseudo_label_loss
+        logged |= {f"train/{x.kind}_loss": x.loss for x in self.last_loss_terms if x.kind == LossKind.CONSISTENCY}
         for key, values in (logged | {"train/loss": total.detach()}).items():
             metric = self.loss_metrics[key]
             metric.update(values)
@@ -269,7 +273,8 @@ class HTTModule(OptimizationMixin):
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Compute the loss, a scalar, and its part from label discovery per image, ``b`` (None without a teacher)."""
         outputs, indices = self(batch["image"]), batch.get("labeled_indices") or labeled_indices(batch)
-        image_weights = self._image_weights(batch["labeled"])
+        labeled = [batch["labeled"][task.name] for task in self.tasks]
+        image_weights = weights_of_images(labeled, self.hparams["image_weighting"])
         total, pseudo_label_loss, self.last_loss_terms = torch.zeros((), device=self.device), None, []
         for task in self.tasks:
             name, selected = task.name, indices[task.name]
@@ -285,25 +290,11 @@ class HTTModule(OptimizationMixin):
             pseudo_label_loss = self.discovery.loss(batch, outputs)
             self.last_loss_terms += self.discovery.last_loss_terms
             total = total + (pseudo_label_loss * image_weights).sum()
+        if self.consistency is not None:
+            losses = self.consistency(batch, outputs, self.net, self.current_epoch)
+            self.last_loss_terms.append(LossTerm(self.consistency.name, LossKind.CONSISTENCY, losses.detach()))
+            total = total + (losses * image_weights).sum()
         return total / len(image_weights), None if pseudo_label_loss is None else pseudo_label_loss.detach()
-
-    def task_weights(self) -> dict[str, float | Tensor]:
-        """Return the weight of each task's losses. Learned ones have no gradient, so that teachers never move them."""
-        if (learned := self.uncertainty) is None:
-            return {**self.loss_weights}
-        return {name: weight * learned.weight(name).detach() for name, weight in self.loss_weights.items()}
-
-    def on_train_epoch_end(self) -> None:
-        """Log the learned weights of the tasks."""
-        if self.uncertainty is not None:
-            self.log_dict({f"train/{name}/weight": float(weight) for name, weight in self.task_weights().items()})
-
-    def _image_weights(self, labeled: Mapping[str, Tensor]) -> Tensor:
-        """Return the factor on the loss of each image, ``b``."""
-        num_labels = torch.stack([labeled[task.name] for task in self.tasks]).sum(0)
-        num_tasks, ones = torch.full_like(num_labels, len(self.tasks)), torch.ones_like(num_labels)
-        divisor = {"num_tasks": ones, "per_label": num_labels.clamp(min=1), "none": num_tasks}
-        return num_tasks / divisor[self.hparams["image_weighting"]]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update the metrics, and return the decoded maps for callbacks."""

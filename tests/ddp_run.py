@@ -1,4 +1,4 @@
-"""Train two stages, record them and test the last one: ``python -m tests.ddp_run FOLDER DEVICES TARGET_TYPE``."""
+"""Train two stages, record and test them: ``python -m tests.ddp_run FOLDER DEVICES TARGET_TYPE [CONSISTENCY]``."""
 
 import sys
 import warnings
@@ -40,15 +40,14 @@ class Recorder(HTTModule):
         self.steps[-1]["gradients"] = {name: p.grad.clone() for name, p in self.named_parameters()}
 
 
-def main(folder: Path, devices: int, target_type: TargetType) -> None:
+def main(folder: Path, devices: int, target_type: TargetType, consistency: Any = None) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     # The two runs differ in more than their targets, so that they cover more options.
     labels, image_weighting = ("one-label", "num_tasks") if target_type == "hard" else ("random-label", "per_label")
     data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5, labels=labels)
-    module = Recorder(
-        data.tasks, backbone=BACKBONE, token_dim=8, dropout=0.0, lr=1e-3, image_weighting=cast(Any, image_weighting)
-    )
+    options: dict[str, Any] = {"backbone": BACKBONE, "token_dim": 8, "dropout": 0.0, "lr": 1e-3}
+    module = Recorder(data.tasks, **options, image_weighting=cast(Any, image_weighting), consistency=consistency)
     strategy = "ddp" if devices > 1 else "auto"
     # Double precision, because Adam turns rounding errors of vanishing gradients into whole steps.
     settings: dict[str, Any] = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10}
@@ -57,11 +56,11 @@ def main(folder: Path, devices: int, target_type: TargetType) -> None:
     trainer.fit(module, data)
     if trainer.is_global_zero:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        record = {"steps": module.steps, "weights": module.net.state_dict(), "metrics": metrics}
+        record = {"steps": module.steps, "weights": module.state_dict(), "metrics": metrics}
         torch.save(record, folder / f"devices{devices}.pt")
     trainer.test(module, data, verbose=False)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), int(sys.argv[2]), cast(TargetType, sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), cast(TargetType, sys.argv[3]), *sys.argv[4:])

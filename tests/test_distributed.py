@@ -27,11 +27,14 @@ def run_module(name, *args):
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.fixture(scope="module", params=["hard", pytest.param("soft_tta", marks=pytest.mark.slow)])
+SLOW_RUNS = ["soft_tta", "hard cross_task", "soft fixmatch"]
+
+
+@pytest.fixture(scope="module", params=["hard", *(pytest.param(run, marks=pytest.mark.slow) for run in SLOW_RUNS)])
 def records(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     for devices in (1, 2):
-        done = run_module("tests.ddp_run", folder, devices, request.param)
+        done = run_module("tests.ddp_run", folder, devices, *request.param.split())
         assert done.returncode == 0, done.stderr
     read = [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
     for devices, record in enumerate(read, start=1):

@@ -77,7 +77,7 @@ class NonFiniteLossGuard(Callback):
             lines = [line for rank_lines in gathered for line in rank_lines]
         step = f"step {trainer.global_step} (epoch {trainer.current_epoch})"
         message = "\n".join([f"The loss of {step} is not finite:", *lines, ""])
-        if not all(weight.isfinite().all() for weight in pl_module.net.parameters()):
+        if not all(weight.isfinite().all() for weight in pl_module.parameters()):
             raise HTTError(f"{message}The weights are not finite. Lower model.lr, or set trainer.gradient_clip_val.")
         if self.policy == "raise":
             raise HTTError(f"{message}To skip such steps, set --guard.policy skip.")

@@ -20,6 +20,7 @@ from htt_lightning.training.results import flatten, load_mapping, task_names
 SUMMARY_OPTIONS = (
     *("data", "data.root", "data.labels", "data.tasks", "data.image_size", "data.batch_size", "data.pseudo_labels"),
     *("model.network", "model.backbone", "model.pretrained", "model.token_dim", "model.lr", "model.image_weighting"),
+    "model.consistency",
     *("discovery.stages", "discovery.teacher", "discovery.student_init", "discovery.target_type"),
     *("trainer.max_epochs", "trainer.devices", "trainer.precision", "seed_everything", "ckpt_path"),
 )

@@ -74,12 +74,12 @@ def checkpoint_with_frozen_bn_stats(run: Callable[..., Any], module: nn.Module, 
     Every BatchNorm of ``module`` updates its running statistics only in the first pass. Dropout is the same in both.
     """
     call: Callable[..., Any] = checkpoint
-    return call(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_bn_stats(module)))
+    return call(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_bn_stats(module)))
 
 
 @contextmanager
-def _frozen_bn_stats(module: nn.Module) -> Iterator[None]:
-    """Freeze running statistics; BatchNorm still gets them, as it must save the same tensors in both passes."""
+def frozen_bn_stats(module: nn.Module) -> Iterator[None]:
+    """Freeze running statistics; BatchNorm still gets them, as a recomputed pass must save the same tensors."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     before = [(norm, norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
     for norm in norms:
@@ -98,3 +98,10 @@ def init_xavier(module: nn.Module) -> None:
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def sample_weights(net: nn.Module) -> Tensor:
+    """Copy the first value of each weight behind the backbone, which may be pretrained, to the CPU."""
+    weights = dict(net.named_parameters())
+    behind = [weight for name, weight in weights.items() if not name.startswith("backbone.")]
+    return torch.cat([weight.detach().flatten()[:1] for weight in behind or weights.values()]).cpu()

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from htt_lightning.errors import ConfigError
@@ -22,15 +22,18 @@ from htt_lightning.optimization.optimizers import (
     make_schedule,
     parameter_groups,
 )
+from htt_lightning.optimization.uncertainty import TaskWeighting, UncertaintyWeights
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.semseg import resolve_class_weights
 
 
 class OptimizationMixin(L.LightningModule):
-    """Optimizer, schedule, frozen backbone and compilation of an ``HTTModule``, by its hyperparameters."""
+    """Optimizer, schedule, frozen backbone, compilation and task weights of an ``HTTModule``."""
 
     net: nn.Module
     tasks: list[Task]
+    loss_weights: dict[str, float]
+    uncertainty: UncertaintyWeights | None
     epochs_per_stage: int | None
     _configured_lr: float | None = None
 
@@ -48,6 +51,7 @@ class OptimizationMixin(L.LightningModule):
     def check_optimization_arguments(self) -> None:
         """Check the hyperparameters of this part."""
         choices = {"lr_interval": get_args(LRInterval), "weight_decay_on": get_args(WeightDecayOn)}
+        choices |= {"task_weighting": get_args(TaskWeighting)}
         for option, values in choices.items():
             if (value := self.hparams[option]) not in values:
                 raise ConfigError(f"model.{option} must be one of {', '.join(values)}, got {value!r}.")
@@ -112,6 +116,17 @@ class OptimizationMixin(L.LightningModule):
         if hasattr(schedule, "monitor"):
             config["monitor"] = schedule.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def task_weights(self) -> dict[str, float | Tensor]:
+        """Return the weight of each task's losses. Learned ones have no gradient, so that teachers never move them."""
+        if (learned := self.uncertainty) is None:
+            return {**self.loss_weights}
+        return {name: weight * learned.weight(name).detach() for name, weight in self.loss_weights.items()}
+
+    def on_train_epoch_end(self) -> None:
+        """Log the learned weights of the tasks."""
+        if self.uncertainty is not None:
+            self.log_dict({f"train/{name}/weight": float(weight) for name, weight in self.task_weights().items()})
 
     def _schedule_length(self) -> int:
         """Return the number of epochs or steps of a stage."""

@@ -1,11 +1,14 @@
 """Task weights that are learned."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from htt_lightning.tasks import Task
+
+TaskWeighting = Literal["fixed", "uncertainty"]
 
 
 class UncertaintyWeights(nn.Module):

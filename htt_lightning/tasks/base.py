@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from htt_lightning.errors import ConfigError
+from htt_lightning.tasks.encoding import EncodingMixin
 from htt_lightning.tasks.evaluation import EvaluationMixin
-from htt_lightning.tasks.presentation import PresentationMixin
 from htt_lightning.tasks.serialization import ConfigMixin
-from htt_lightning.tasks.training import TrainingMixin
 
 IGNORE_INDEX = 255
 """Missing value of index maps."""
@@ -23,7 +22,7 @@ RELEASE_ALIASES: Mapping[str, str] = MappingProxyType({"sal": "saliency", "edge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(TrainingMixin, EvaluationMixin, PresentationMixin, ConfigMixin):
+class Task(EncodingMixin, EvaluationMixin, ConfigMixin):
     """A dense prediction task: loss, decoding, pseudo-labels, metrics, colors and geometry.
 
     A task has plain fields and no parameters, so configs, checkpoints and processes can hold it. A new task implements

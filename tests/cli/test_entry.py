@@ -323,24 +323,6 @@ def test_test_takes_single_task_baselines(trained, capsys):
     assert "test/delta_m" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
-def test_corrupt_checkpoint_is_named(content):
-    Path("broken.ckpt").write_bytes(content)
-    with pytest.raises(SystemExit, match=r"error: --ckpt_path: broken\.ckpt is corrupt"):
-        htt("validate", "--config", "synthetic.yaml", "--ckpt_path", "broken.ckpt", over=SCENES)
-
-
-def test_error_in_loader_process_is_one_message(tmp_path):
-    write_nyud_tree(tmp_path / "tree", train=6, val=2, size=(32, 48))
-    # The header of a file is checked before training, the values of a normal map when they are read.
-    path = tmp_path / "tree" / "train" / "normal" / "3.npy"
-    np.save(path, 300 * np.ones_like(np.load(path)))
-    words = ["--config", "nyud.yaml", "--data.root", str(tmp_path / "tree"), "--data.labels", "full"]
-    with pytest.raises(SystemExit, match=r"^error: .*3\.npy") as stop:
-        htt("fit", *words, over={"--data.num_workers": "1"})
-    assert "Traceback" not in str(stop.value)
-
-
 @pytest.mark.parametrize("command", ["check", "discover", "validate"])
 def test_the_config_of_a_run_serves_other_commands(trained, command):
     run = Path(trained).parents[1]
