@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         self, name: str = "resnet18", pretrained: bool | str = False, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.name, self.plan = name, _plan(name, options or {})
+        self.name, self.plan = name, _plan(name, dict(options or {}))
         self.model = _create_timm_model(name, pretrained, **self.plan.arguments)
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()

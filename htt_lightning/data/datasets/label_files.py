@@ -160,8 +160,8 @@ class LabelFiles:
         if isinstance(self.task, Depth):
             values[values <= 0] = np.nan
         if is_normals:
-            if stored.dtype.kind == "f":
-                check_no_colors(path, values)
+            if stored.dtype.kind == "f" and not np.any(self.offset):
+                check_no_colors(path, stored)
             values = unit_vectors(path, values)
         return values[..., 0] if self.task.field_channels == 1 else values
 
