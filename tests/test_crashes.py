@@ -24,7 +24,7 @@ SLURM = {
 }  # fmt: skip
 """Environment of a job that ``srun`` has started."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tests.tiny import BACKBONE
 from tools.kill_runs import AUTO, COMMON
 
+pytestmark = pytest.mark.xdist_group("processes")  # its runs are made once
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0", "PYTHONPATH": str(ROOT)}
 
 
@@ -27,7 +29,7 @@ def run_module(name, *args):
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
 
 
-SLOW_RUNS = ["soft_tta", "hard cross_task", "soft fixmatch"]
+SLOW_RUNS = ["soft_tta cross_task", "soft fixmatch"]
 
 
 @pytest.fixture(scope="module", params=["hard", *(pytest.param(run, marks=pytest.mark.slow) for run in SLOW_RUNS)])

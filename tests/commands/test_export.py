@@ -94,7 +94,9 @@ def test_onnx_equals_network_at_any_size(module, checkpoint, capsys):
 @torch.no_grad()
 def test_onnx_of_exchanging_tokens_on_same_padding(tmp_path):
     torch.manual_seed(0)
-    module = HTTModule(TASKS, **TINY | {"backbone": "tf_efficientnet_lite0"})  # convolutions with TensorFlow's padding
+    module = HTTModule(
+        TASKS, **TINY | {"backbone": "tf_mobilenetv3_small_minimal_100"}
+    )  # convolutions with TensorFlow's padding
     for layer in [*module.net.global_tokens.restore, *(head.fine_tokens.mix[-1] for head in module.net.heads.values())]:
         nn.init.normal_(layer.weight)  # zero before training, which would hide exchange and scores
     module = perturbed(module)

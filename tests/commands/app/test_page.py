@@ -34,6 +34,8 @@ from htt_lightning.cli import main
 main()
 """
 
+pytestmark = pytest.mark.xdist_group("page")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
