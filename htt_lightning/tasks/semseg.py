@@ -171,10 +171,15 @@ class PixelClassification(Task):
         return np.asarray(cv2.LUT(flipped, table)).reshape(array.shape)
 
     def unflip(self, soft_target: Tensor) -> Tensor:
-        """Mirror the map and swap the channels of ``flip_pairs``."""
+        """Mirror the map and swap the classes of ``flip_pairs``: channels, or the values of class indices ``b h w``."""
         flipped = super().unflip(soft_target)
         # Not by an index tensor, whose way to a GPU the host would wait for.
-        return torch.stack([flipped[:, k] for k in self.mirrored_classes], 1) if self.flip_pairs else flipped
+        if soft_target.is_floating_point():
+            return torch.stack([flipped[:, k] for k in self.mirrored_classes], 1) if self.flip_pairs else flipped
+        swapped = flipped
+        for index, partner in enumerate(self.mirrored_classes if self.flip_pairs else ()):
+            swapped = torch.where(flipped == index, partner, swapped)
+        return swapped
 
     def metrics(self) -> Metric:
         """Make the metric: mean IoU and pixel accuracy in percent."""

@@ -76,6 +76,16 @@ def test_mirrored_normals_change_the_sign_of_x():
     assert torch.equal(moved.confidence, task.pseudo_label(output, SIZE).confidence.flip(-1))
 
 
+def test_mirrored_labels_swap_classes_with_a_side():
+    task = SemSeg(classes=("left arm", "right arm", "head"), flip_pairs=(("left arm", "right arm"),))
+    views = fixmatch(mirror=1.0, shift=0.0, cutout=0.0).draw(IDS[:3], 0, SIZE, "cpu")
+    output = output_of(random_logits(task, 3, *SIZE))
+    label = task.pseudo_label(output, SIZE).label
+    moved = move_pseudo_label(task, output, views, SIZE).label
+    assert torch.equal(moved, torch.tensor([1, 0, 2])[label].flip(-1))
+    assert set(label.unique().tolist()) == {0, 1, 2}
+
+
 def test_move_shifts_images_and_finds_the_outside():
     rows, columns = torch.tensor([[-1, 0, 1]]), torch.tensor([[1, 2, 3]])
     views = StrongViews(rows, columns, torch.tensor([False]), torch.ones(1, 3), torch.zeros(1, 3, 3, dtype=torch.bool))
