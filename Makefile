@@ -16,7 +16,7 @@ test: .venv/installed  ## run the default tests
 	$(BIN)/python $(COVERAGE) $(PYTEST) $(OPTIONS)
 
 test-slow: .venv/installed  ## run the long tests: notebooks, wheels, sweeps, killed runs, every dataset's config
-	$(BIN)/python $(PYTEST) -n 3 --dist loadgroup -m slow $(OPTIONS)
+	$(BIN)/python $(PYTEST) -n 3 --dist worksteal -m slow $(OPTIONS)
 
 test-minimum: .venv-minimum/installed  ## run the core tests with the oldest dependencies that pyproject.toml allows
 	$(MINIMUM)/python $(PYTEST) $(CORE) $(OPTIONS)

@@ -24,7 +24,7 @@ SLURM = {
 }  # fmt: skip
 """Environment of a job that ``srun`` has started."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("crashes")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,6 @@ from tests.conftest import ROOT
 from tests.tiny import BACKBONE
 from tools.kill_runs import AUTO, COMMON
 
-pytestmark = pytest.mark.xdist_group("processes")  # its runs are made once
-
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0", "PYTHONPATH": str(ROOT)}
 
 

@@ -34,8 +34,6 @@ from htt_lightning.cli import main
 main()
 """
 
-pytestmark = pytest.mark.xdist_group("page")
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
