@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MINIMUM := .venv-minimum/bin
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
-PYTEST := -m pytest -n 2 --dist loadfile
+PYTEST := -m pytest -n 3 --dist loadfile
 CORE := $(addprefix tests/,callbacks data discovery metrics models tasks)
 test test-slow test-minimum campaigns: export OMP_NUM_THREADS = 1
 
@@ -16,7 +16,7 @@ test: .venv/installed  ## run the default tests
 	$(BIN)/python $(COVERAGE) $(PYTEST) $(OPTIONS)
 
 test-slow: .venv/installed  ## run the long tests: notebooks, wheels, sweeps, killed runs, every dataset's config
-	$(BIN)/python $(PYTEST) -n 3 --dist worksteal -m slow $(OPTIONS)
+	$(BIN)/python $(PYTEST) --dist worksteal -m slow $(OPTIONS)
 
 test-minimum: .venv-minimum/installed  ## run the core tests with the oldest dependencies that pyproject.toml allows
 	$(MINIMUM)/python $(PYTEST) $(CORE) $(OPTIONS)
