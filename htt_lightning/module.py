@@ -272,7 +272,7 @@ class HTTModule(OptimizationMixin):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Compute the loss, a scalar, and its part from label discovery per image, ``b`` (None without a teacher)."""
-        outputs, indices = self(batch["image"]), batch.get("labeled_indices") or labeled_indices(batch)
+        outputs, indices = self(batch["image"]), labeled_indices(batch)
         labeled = [batch["labeled"][task.name] for task in self.tasks]
         image_weights = weights_of_images(labeled, self.hparams["image_weighting"])
         total, pseudo_label_loss, self.last_loss_terms = torch.zeros((), device=self.device), None, []

@@ -89,10 +89,12 @@ def to_chw_tensor(array: np.ndarray) -> Tensor:
 
 
 def labeled_indices(batch: Batch) -> dict[str, Tensor]:
-    """Return the indices of the labeled images of a batch, by task."""
-    return {task: labeled.nonzero()[:, 0] for task, labeled in batch["labeled"].items()}
+    """Return the indices of the labeled images of a batch, by task: those that the loader found, if it did."""
+    return batch.get("labeled_indices") or {task: labeled.nonzero()[:, 0] for task, labeled in batch["labeled"].items()}
 
 
 def unlabeled_indices(batch: Batch) -> dict[str, Tensor]:
-    """Return the indices of the unlabeled images of a batch, by task."""
-    return {task: (~labeled).nonzero()[:, 0] for task, labeled in batch["labeled"].items()}
+    """Return the indices of the unlabeled images of a batch, by task: those that the loader found, if it did."""
+    return batch.get("unlabeled_indices") or {
+        task: (~labeled).nonzero()[:, 0] for task, labeled in batch["labeled"].items()
+    }

@@ -158,7 +158,7 @@ class CrossTaskConsistency(ConsistencyLoss):
 
     def _pairs(self, batch: Batch, outputs: Mapping[str, TaskOutput]) -> Pairs:
         """Collect the pairs of a labeled task and another of all images; those of two labeled tasks do not count."""
-        indices, blocks = batch.get("labeled_indices") or labeled_indices(batch), []
+        indices, blocks = labeled_indices(batch), []
         rows, columns = outputs[self.tasks[0].name].logits.shape[-2:]
         inside = fully_valid_cells(batch["valid"], (rows, columns))[:, None]
         predictions = [task.encode_prediction(outputs[task.name]) * inside for task in self.tasks]

@@ -115,7 +115,7 @@ class FixMatch(ConsistencyLoss):
         # All images and tasks, also those without a loss: synchronized BatchNorm waits for every process.
         strong = self._predict(net, change_colors(views, image))
         valid, total = views.move(batch["valid"]) & views.inside(), torch.zeros(len(image), device=image.device)
-        indices = batch.get("unlabeled_indices") or unlabeled_indices(batch)
+        indices = unlabeled_indices(batch)
         for task in self.tasks:
             selected = indices[task.name]
             if any_selected(selected):

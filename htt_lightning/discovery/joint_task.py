@@ -112,7 +112,7 @@ class JointTaskRegularization(ConsistencyLoss):
         Returns:
             Two stacks ``b c h/s w/s``.
         """
-        indices = batch.get("labeled_indices") or labeled_indices(batch)
+        indices = labeled_indices(batch)
         predicted = [task.encode_prediction(outputs[task.name]) for task in self.tasks]
         known = []
         for task, prediction in zip(self.tasks, predicted, strict=True):

@@ -80,7 +80,7 @@ class TeacherEnsemble:
             One value per image, ``b``.
         """
         image, stored = batch["image"], batch.get("pseudo_labels", {})
-        unlabeled: Mapping[str, Tensor] = batch.get("unlabeled_indices") or unlabeled_indices(batch)
+        unlabeled: Mapping[str, Tensor] = unlabeled_indices(batch)
         # Without the feature loss on labeled images, the teacher sees the unlabeled ones alone.
         indices = None if self.teachers and self.loss_weights.feature_labeled else unlabeled
         # Drawn on the CPU, and the same for all images: nothing waits for the GPU.
