@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -17,11 +18,20 @@ hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
 
 
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Run commands in a folder, without pytest's own command line in ``sys.argv``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["htt"])
+        yield
+
+
 @pytest.fixture
-def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run commands in an empty folder, without pytest's own command line in ``sys.argv``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+def in_empty_folder(tmp_path: Path) -> Iterator[None]:
+    """Run the commands of a test in an empty folder."""
+    with working_in(tmp_path):
+        yield
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import itertools
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from htt_lightning.cli.entry import main
+from tests.conftest import working_in
 from tests.tiny import BACKBONE, SCENES
 
 TINY = {
@@ -57,9 +57,7 @@ def results(split="test"):
 def fitted(tmp_path_factory):
     """A run of three epochs that keeps the two of best Delta_m, and an older one of one epoch."""
     folder = tmp_path_factory.mktemp("fitted")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["htt"])
+    with working_in(folder):
         htt("fit", trainer__max_epochs=1, checkpoint__monitor="val/depth/abs_err")
         monitored = {"checkpoint__monitor": "val/delta_m", "checkpoint__save_top_k": 2}
         htt("fit", trainer__max_epochs=3, model__single_task_baselines="{depth: 2.0}", **monitored)

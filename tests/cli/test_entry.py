@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -18,7 +17,7 @@ from htt_lightning.cli.entry import main
 from htt_lightning.cli.lightning_cli import COMMANDS, HTTCLI
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.io import checkpoints
-from tests.conftest import ROOT
+from tests.conftest import ROOT, working_in
 
 TINY = {
     "--model.backbone": "test_resnet",
@@ -53,9 +52,7 @@ DEPTH = ["--config", "synthetic.yaml", "--data.tasks", "depth"]
 def trained(tmp_path_factory):
     """Checkpoint of a run on depth alone."""
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["htt"])
+    with working_in(folder):
         htt("fit", *DEPTH, over=SCENES | {"--data.labels": "full"})
         return str(folder / run_directory() / "checkpoints" / "last.ckpt")
 
