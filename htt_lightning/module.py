@@ -67,7 +67,7 @@ class HTTModule(OptimizationMixin):
         backbone_lr_factor: Learning rate of the backbone relative to the others, above 0.
         poly_power: Exponent of the polynomial decay of the learning rate to zero, over a stage.
         optimizer: Another optimizer, as ``class_path`` and ``init_args``. Its ``lr`` replaces ``lr``.
-        lr_scheduler: Another schedule, as ``class_path`` and ``init_args``. It begins anew with each stage.
+        lr_scheduler: Another schedule, as ``class_path`` and ``init_args``. It restarts with each stage.
         lr_interval: Unit of the schedule and of ``warmup``: it advances once per ``epoch`` or per ``step``.
         warmup: Number of epochs or steps over which the learning rate rises linearly before the schedule begins.
         loss_weights: Weight lambda of the loss per task. Overrides the dataset's.

@@ -33,7 +33,7 @@ class LabelDiscovery(Callback):
     length of one stage. When a stage ends, its student is frozen and becomes the teacher, and the next student starts
     with a fresh optimizer and schedule. Teachers are stored in this callback's state, never in the module's weights, so
     every checkpoint loads as the student. The network of a finished stage is saved as ``checkpoints/stage_N.ckpt``.
-    Callbacks such as ``EarlyStopping`` and ``WeightAveraging`` begin anew with each stage.
+    Callbacks such as ``EarlyStopping`` and ``WeightAveraging`` restart with each stage.
 
     Args:
         stages: Number of stages; 1 is supervised training alone.

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 
 class StageCallbacks:
-    """The callbacks of a trainer that begin anew with each stage.
+    """The callbacks of a trainer that restart with each stage.
 
     ``EarlyStopping`` ends a stage and forgets it, ``WeightAveraging`` averages the weights of a stage alone and leaves
     them to its network, and ``GradientAccumulationScheduler`` counts the epochs of a stage.

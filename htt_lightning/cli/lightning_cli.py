@@ -69,7 +69,7 @@ CALLBACKS: dict[str, type[L.Callback]] = {
 """Callbacks of every run, by the name of their group of options."""
 
 CLASSES = ("optimizer", "lr_scheduler")
-"""Options of classes that the module builds, for each stage anew."""
+"""Options of classes that the module builds for each stage."""
 
 
 def built_objects(command: Callable[..., None]) -> list[str]:
@@ -96,7 +96,7 @@ class HTTCLI(LightningCLI):
             PartialLabelDataModule,
             run=command is None,
             subclass_mode_data=True,
-            auto_configure_optimizers=False,  # the module makes them anew for each stage
+            auto_configure_optimizers=False,  # the module makes them for each stage
             trainer_class=HTTTrainer,
             parser_class=SuggestingParser,
             seed_everything_default=0,

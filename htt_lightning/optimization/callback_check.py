@@ -54,12 +54,12 @@ def _reasons(callback: Any, stages: int, counts_steps: bool) -> Iterator[str]:
 
 
 def check_resumable(callbacks: Iterable[Callback]) -> None:
-    """Raise a ``ConfigError`` for a callback that would start a resumed run anew."""
+    """Raise a ``ConfigError`` for a callback that would restart a resumed run."""
     for callback in callbacks:
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             kind = type(callback).__name__
             option = "data.batch_size" if isinstance(callback, BatchSizeFinder) else "model.lr"
             raise ConfigError(
-                f"trainer.callbacks must be without {kind} in a run that resumes, which {kind} would start anew. "
+                f"trainer.callbacks must be without {kind} in a run that resumes, which {kind} would restart. "
                 f"Leave it out, and set {option} to what it found."
             )

@@ -83,7 +83,7 @@ class OptimizationMixin(L.LightningModule):
             self.tasks = resolve_class_weights(self.tasks, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume with a callback that would start the run anew."""
+        """Refuse to resume with a callback that would restart the run."""
         # A callback that searches for a rate or a size loads its own checkpoint when the optimizer is configured.
         if self._trainer and self.trainer.state.fn == "fit" and self._configured_lr is None:
             check_resumable(cast(Any, self.trainer).callbacks)

@@ -141,7 +141,7 @@ def learning_rate_finder_of_another_optimizer(folder):
 
 
 def learning_rate_monitor(folder):
-    """The rates in the log are those of the schedule, which begins anew."""
+    """The rates in the log are those of the schedule, which restarts."""
     two_stages(folder, LearningRateMonitor(), logger=CSVLogger(folder, name="", version=""))
     with (folder / "metrics.csv").open() as file:
         rates = [float(row["lr-Adam"]) for row in csv.DictReader(file) if row["lr-Adam"]]
