@@ -16,15 +16,11 @@ from torch import nn
 
 from htt_lightning.models import HTTNet
 from tests.conftest import ROOT
+from tests.ranks import run_ranks
 from tests.tiny import BACKBONE
 from tools.kill_runs import AUTO, COMMON
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0", "PYTHONPATH": str(ROOT)}
-
-
-def run_module(name, *args):
-    command = [sys.executable, "-m", name, *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
 
 
 SLOW_RUNS = ["soft_tta cross_task", "soft fixmatch"]
@@ -34,8 +30,9 @@ SLOW_RUNS = ["soft_tta cross_task", "soft fixmatch"]
 def records(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
     for devices in (1, 2):
-        done = run_module("tests.ddp_run", folder, devices, *request.param.split())
-        assert done.returncode == 0, done.stderr
+        words = [folder, devices, *request.param.split()]
+        done = run_ranks("tests.ddp_run", *words, output=folder / f"printed{devices}.txt", ranks=devices)
+        assert done.statuses == [0] * devices, done.printed
     read = [torch.load(folder / f"devices{devices}.pt", weights_only=True) for devices in (1, 2)]
     for devices, record in enumerate(read, start=1):
         for split in ("val", "test"):
@@ -160,7 +157,7 @@ def test_batchnorm_converts_to_syncbatchnorm():
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    done = run_module("tests.ddp_guard", folder)
+    done = run_ranks("tests.ddp_guard", folder, output=folder / "printed.txt")
     return done, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -181,7 +178,7 @@ def test_processes_skip_nonfinite_step_of_one(guarded):
 @pytest.mark.slow
 def test_processes_end_with_error_of_one(guarded):
     done, records = guarded
-    assert done.returncode != 0
+    assert done.statuses == [1, 1]
     message = f"depth, supervised: image '{records[1]['images'][0]}'"
-    printed = re.sub(r"^\[rank\d\]: ", "", done.stderr, flags=re.MULTILINE)
+    printed = re.sub(r"^\[rank\d\]: ", "", done.printed, flags=re.MULTILINE)
     assert printed.count(f"The loss of step 1 (epoch 0) is not finite:\n  {message}\n") == 2

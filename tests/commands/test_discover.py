@@ -2,10 +2,7 @@
 
 import contextlib
 import itertools
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,8 @@ from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE_INDEX, Depth
 from htt_lightning.training.trainer import HTTTrainer
-from tests.conftest import ROOT
 from tests.flow import HeightDataModule
+from tests.ranks import run_ranks
 from tests.test_module import assert_same, weights
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -276,12 +273,10 @@ def test_pseudo_labels_of_other_dataset_are_rejected(other, word, tmp_path, comp
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_files_of_one(copied, complete, checkpoint):
+def test_two_processes_write_the_files_of_one(copied, complete, checkpoint, tmp_path):
     for path in sorted((copied.folder / "maps").iterdir())[:3]:
         path.unlink()  # an odd number for two processes
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
-    command = [sys.executable, "-m", "tests.ddp_discover", str(copied.folder), checkpoint]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_ranks("tests.ddp_discover", copied.folder, checkpoint, output=tmp_path / "printed.txt")
+    assert done.statuses == [0, 0], done.printed
     assert copied.manifest() == complete.manifest()
     assert_same_labels(complete, copied)
