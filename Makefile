@@ -3,9 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 MINIMUM := .venv-minimum/bin
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
-PYTEST := -m pytest -n 3 --dist loadfile
+COMPILE := python -c 'import htt_lightning.cli'  # only what is imported; before several processes would do it at once
+WORKERS ?= 3
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile
 CORE := $(addprefix tests/,callbacks data discovery metrics models tasks)
 test test-slow test-minimum campaigns: export OMP_NUM_THREADS = 1
+unexport PYTHONDONTWRITEBYTECODE  # otherwise every process would compile what it imports
 
 .PHONY: demo test test-slow test-minimum campaigns lint docs notebooks audit install
 
@@ -49,10 +52,12 @@ install: .venv/installed .venv-minimum/installed  ## create both environments
 		"This folder must be writable, for the environment and the runs. Copy it elsewhere." if not os.access(".", os.W_OK) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP) --editable '.[$(EXTRAS)]' || { echo 'pip must reach PyPI or a mirror (PIP_INDEX_URL). Then type the command again.' >&2; exit 1; }
+	$(BIN)/$(COMPILE)
 	touch .venv/demo $@
 
 .venv-minimum/installed: pyproject.toml .ci/minimum.py
 	$(PYTHON) -m venv .venv-minimum
 	$(PYTHON) .ci/minimum.py > .venv-minimum/constraints.txt
 	$(MINIMUM)/python $(PIP) --constraint .venv-minimum/constraints.txt --editable '.[test]'
+	$(MINIMUM)/$(COMPILE)
 	touch $@
