@@ -16,6 +16,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.data.test_pseudo_labels import FEW, store_truth
 from tests.tiny import SCENES, tiny_data, tiny_module, tiny_trainer
+from tools.kill_runs import Programs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -122,21 +123,13 @@ def test_page_shows_maps_and_rejects_labels(server, browser, files):
 
 
 @pytest.mark.slow
-def test_page_is_closed_to_other_hosts(server):
+def test_page_is_closed_to_other_hosts_and_names_its_port(server, files):
     import httpx
 
     _, address = server
     assert httpx.get(address).status_code == 200
     assert httpx.get(address, headers={"Host": "example.org"}).status_code == 400
-
-
-@pytest.mark.slow
-def test_port_in_use_is_named(server, files):
-    _, address = server
     words = ["app", "--ckpt_path=kept/run.ckpt", f"--port={urlparse(address).port}", "--browser=false", *OPTIONS]
-    command = [sys.executable, "-m", "htt_lightning", *words]
-    done = subprocess.run(
-        command, cwd=files, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "--port must be free" in done.stderr
+    attempt = Programs().run(files, words)
+    assert attempt.status == 1
+    assert "--port must be free" in attempt.printed
