@@ -79,7 +79,7 @@ def browser():
 
 
 @pytest.mark.slow
-def test_page_shows_maps_and_rejects_labels(server, browser, files):
+def test_page_shows_maps_and_rejects_labels(browser, server, files):
     process, address = server
     assert urlparse(address).hostname == "127.0.0.1"
     page, asked = browser.new_page(), []
