@@ -19,7 +19,8 @@ SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
 def read(path: Path) -> list[Row]:
     """Read the rows of a table that ``write`` wrote."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{**row, "seed": int(row["seed"]), "value": float(row["value"])} for row in csv.DictReader(file)]
+        numbers = {"images": int, "seed": int, "value": float}
+        return [{key: numbers.get(key, str)(text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
@@ -31,20 +32,28 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def summary(rows: Sequence[Row], methods: Sequence[str]) -> str:
-    """Make a Markdown table per protocol, with mean, standard deviation and gap closed by method."""
+    """Make a Markdown table per setting, with mean, standard deviation, gap closed and Delta_m by method.
+
+    Delta_m is the mean gain over the tasks, relative to supervised training of 2N epochs with the same seed.
+    """
     lines: list[str] = []
-    for labels in dict.fromkeys(row["labels"] for row in rows if row["labels"] != "full"):
+    settings = [(row["backbone"], row["images"], row["labels"]) for row in rows if row["labels"] != "full"]
+    for backbone, images, labels in dict.fromkeys(settings):
+        mine = [row for row in rows if (row["backbone"], row["images"]) == (backbone, images)]
+        mine = [row for row in mine if row["labels"] in (labels, "full")]
         values: dict[tuple[str, str], list[float]] = {}
-        for row in rows:
-            if row["labels"] in (labels, "full"):
-                values.setdefault((str(row["method"]), str(row["task"])), []).append(float(row["value"]))
-        head = ["method", *TASKS, "gap closed"]
-        lines += [f"### {labels}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for row in mine:
+            values.setdefault((str(row["method"]), str(row["task"])), []).append(float(row["value"]))
+        base = [row for row in mine if row["method"] == LONGER]
+        head = ["method", "seeds", *TASKS, "gap closed", "Delta_m %"]
+        lines += [f"### {backbone}, {images} images, {labels}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for method in methods:
+            own = [row for row in mine if row["method"] == method]
             cells = [cell(values.get((method, task), ())) for task in TASKS]
-            if any(cells):
+            if own:
                 shares = [share for share in gap_closed(values, method).values() if share is not None]
-                lines.append(f"| {' | '.join([method, *cells, f'{statistics.mean(shares):.2f}' if shares else ''])} |")
+                cells += [f"{statistics.mean(shares):.2f}" if shares else "", cell(gain(own, base))]
+                lines.append(f"| {' | '.join([method, str(len({row['seed'] for row in own})), *cells])} |")
         narrow = [task for task, share in gap_closed(values, FULL).items() if share is None]
         listed = ", ".join(narrow) or "none"
         lines += ["", f"Not in the mean, as the gap is under two standard deviations: {listed}.", ""]
@@ -102,7 +111,8 @@ def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    chosen = [row for row in rows if row["labels"] != "random-label"]
+    first = min((row["backbone"], row["images"]) for row in rows)
+    chosen = [row for row in rows if (row["backbone"], row["images"]) == first and row["labels"] != "random-label"]
     methods = [method for method in methods if any(row["method"] == method for row in chosen)]
     figure, axes = pyplot.subplots(1, len(TASKS), figsize=(3 * len(TASKS), 0.35 * len(methods) + 1.5), sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):

@@ -1,7 +1,8 @@
 """Measure the gain of label discovery: train every method on rendered scenes and compare metrics.
 
-    python benchmarks/label_efficiency.py --out runs/label_efficiency              # everything, hours
+    python benchmarks/label_efficiency.py --out runs/label_efficiency                 # everything, hours
     python benchmarks/label_efficiency.py --out runs/label_efficiency_quick --quick   # some of it, 15 minutes
+    python benchmarks/label_efficiency.py --out runs/label_efficiency --images 60 120 240 --only "supervised, 2N"
 
 Finished runs are not repeated and an interrupted one resumes at its last epoch, so the same command continues; runs
 share their teachers. Results: ``results.csv``, ``table.md`` (mean, standard deviation, gap closed) and ``figure.png``.
@@ -9,10 +10,11 @@ Choices are made on one block of scenes (``--block tune``), reported on another 
 """
 
 import argparse
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -27,18 +29,22 @@ BLOCKS = {"tune": 1, "report": 2}
 VALIDATION = 240
 """Number of validation scenes, more than in the demo for less noise."""
 
-NETWORK = ("--model.backbone", "resnet18", "--model.pretrained", "false", "--model.tokens", "released")
-NETWORK += ("--model.backbone_options", "{channels: [32, 64, 96, 96]}", "--model.token_dim", "32")
-"""Settings of a smaller network than the demo's, because the study has many runs; its tokens have the released form."""
+BACKBONES: dict[str, tuple[str, ...]] = {
+    "pretrained": (),  # the one of synthetic.yaml
+    "scratch": (
+        *("--model.backbone", "resnet18", "--model.pretrained", "false"),
+        *("--model.backbone_options", "{channels: [32, 64, 128, 256]}"),
+    ),
+}
+"""Arguments of ``htt fit`` by backbone."""
 
-NO_GLOBAL, NO_FINE = "supervised, no global tokens", "supervised, no fine-grained tokens"
-PREDICTIONS, TOGETHER = "+ predictions", "+ predictions, 3 teachers"
-TWICE = "+ predictions, 3 teachers, 2 students"
+PROTOCOLS = ["one-label", "random-label"]
+DISCOVERY, DISCOVERY_3N = "label discovery", "label discovery, 3N"
+MULTITASK = ("--model.network", "multitask")
+AVERAGE = ("--discovery.teacher", "ema", "--discovery.target_type", "soft", "--discovery.rampup_epochs", "N")
 FEATURES = ("--discovery.loss_weights.feature_labeled", "1", "--discovery.loss_weights.feature_unlabeled", "1")
-UNBALANCED, BALANCED = "{semseg: 0, human_parts: 0}", "{semseg: 0.5, human_parts: 0.5}"
-AVERAGE = ("--discovery.teacher", "ema")
-EDGES = ("--discovery.pseudo_label_weights", "{edges: 0.05}")
-PUBLISHED = (*FEATURES, *EDGES, "--discovery.target_type", "hard", "--discovery.student_init", "random")
+PUBLISHED = (*FEATURES, "--discovery.pseudo_label_weights", "{edges: 0.05}", "--discovery.target_type", "hard")
+PUBLISHED += ("--discovery.student_init", "random")
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Method:
         teacher: Name of the row whose run of the same seed is the stage before; it has the same network options.
         offline: Whether it teaches through labels on disk.
         single: Whether every task has a run of its own.
+        full: Whether training images keep all labels.
     """
 
     name: str
@@ -60,46 +67,35 @@ class Method:
     teacher: str = ""
     offline: bool = False
     single: bool = False
+    full: bool = False
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("single-task", ("--model.network", "multitask"), single=True),
-        Method("multi-task baseline", ("--model.network", "multitask")),
+        Method("single-task", MULTITASK, single=True),
+        Method("multi-task baseline", MULTITASK),
+        Method("multi-task baseline, 2N", MULTITASK, stages=2),
         Method(SUPERVISED),
         Method(LONGER, stages=2),
-        Method("supervised, 4N", stages=4),
+        Method("supervised, 3N", stages=3),
+        Method("cross-task consistency", ("--model.consistency", "cross_task"), stages=2),
+        Method("joint-task regularization", ("--model.consistency", "joint_task"), stages=2),
+        Method("FixMatch", ("--model.consistency", "fixmatch"), stages=2),
+        Method("mean teacher", AVERAGE, stages=2),
         Method("published recipe", PUBLISHED, teacher=SUPERVISED),
-        Method("+ features", (*FEATURES, "--discovery.loss_weights.pseudo_label", "0"), teacher=SUPERVISED),
-        Method(PREDICTIONS, teacher=SUPERVISED),  # the recipe of synthetic.yaml
-        Method("+ both", FEATURES, teacher=SUPERVISED),
-        Method("+ predictions, 3 stages", teacher=PREDICTIONS),
-        Method(TOGETHER, ("--discovery.stages", "4", "--discovery.num_teachers", "3")),
-        Method(TWICE, teacher=TOGETHER),
-        Method("+ predictions, 3 teachers, 3 students", teacher=TWICE),
-        Method(
-            "+ predictions, 3 teachers, 3 students, last not raised",
-            ("--discovery.class_balance_powers", UNBALANCED),
-            teacher=TWICE,
-        ),
-        Method("+ predictions, hard labels", ("--discovery.target_type", "hard"), teacher=SUPERVISED),
-        Method("+ predictions, one view", ("--discovery.target_type", "soft"), teacher=SUPERVISED),
-        Method("+ predictions, fresh student", ("--discovery.student_init", "random"), teacher=SUPERVISED),
-        Method("+ predictions, also edges", EDGES, teacher=SUPERVISED),
-        Method("+ predictions, no balance", ("--discovery.class_balance_powers", UNBALANCED), teacher=SUPERVISED),
-        Method("offline predictions", teacher=SUPERVISED, offline=True),
-        Method("moving average", (*AVERAGE, "--discovery.rampup_epochs", "N"), stages=2),
-        Method("moving average, raised, no ramp", (*AVERAGE, "--discovery.class_balance_powers", BALANCED), stages=2),
-        Method(NO_GLOBAL, ("--model.use_global_tokens", "false")),
-        Method("+ predictions, no global tokens", ("--model.use_global_tokens", "false"), teacher=NO_GLOBAL),
-        Method(NO_FINE, ("--model.use_fine_tokens", "false")),
-        Method("+ predictions, no fine-grained tokens", ("--model.use_fine_tokens", "false"), teacher=NO_FINE),
-        Method(FULL),
+        Method(DISCOVERY, teacher=SUPERVISED),  # the recipe of synthetic.yaml
+        Method(DISCOVERY_3N, teacher=DISCOVERY),
+        Method("discovery, hard labels", ("--discovery.target_type", "hard"), teacher=SUPERVISED),
+        Method("discovery, fresh student", ("--discovery.student_init", "random"), teacher=SUPERVISED),
+        Method("discovery with features", FEATURES, teacher=SUPERVISED),
+        Method("discovery, offline", teacher=SUPERVISED, offline=True),
+        Method(FULL, full=True),
+        Method("full labels, 2N", stages=2, full=True),
     )
 }
-PROTOCOLS = ["one-label", "random-label"]
-MAIN = [SUPERVISED, LONGER, PREDICTIONS, FULL]
+MAIN = [SUPERVISED, LONGER, DISCOVERY, FULL]
+"""Rows of every table, with five seeds instead of three in the first."""
 
 
 @dataclass(frozen=True)
@@ -108,32 +104,42 @@ class Run:
 
     Attributes:
         method: What is trained.
-        labels: Protocol of the mask.
+        labels: Protocol of the mask; ``full`` for the rows with all labels.
         seed: Of everything random but the scenes.
+        backbone: Key of ``BACKBONES``.
+        images: Number of training scenes.
         task: The only task of a single-task run.
     """
 
     method: Method
     labels: str
     seed: int
+    backbone: str
+    images: int
     task: str | None = None
 
     @property
     def key(self) -> str:
         """Return the name of its folder."""
-        words = [self.method.name, *([self.task] if self.task else []), self.labels, f"seed {self.seed}"]
-        return "-".join(words).replace(" ", "_").replace(",", "").replace("+", "plus")
+        words = [self.method.name, *([self.task] if self.task else []), self.backbone, self.labels]
+        return "-".join([*words, f"{self.images} images", f"seed {self.seed}"]).replace(" ", "_").replace(",", "")
+
+    @property
+    def columns(self) -> Row:
+        """Return what tells it from the others in a table of results."""
+        setting: Row = {"backbone": self.backbone, "images": self.images, "labels": self.labels}
+        return setting | {"method": self.method.name, "seed": self.seed}
 
     @property
     def teacher(self) -> "Run | None":
         """Return the run of its teacher."""
-        return Run(METHODS[self.method.teacher], self.labels, self.seed) if self.method.teacher else None
+        return replace(self, method=METHODS[self.method.teacher]) if self.method.teacher else None
 
     @property
-    def turn(self) -> tuple[bool, bool, int]:
-        """Return the sort key: main rows first, and teachers before their students."""
+    def turn(self) -> tuple[bool, int, int]:
+        """Return the sort key: main rows and few images first, and teachers before their students."""
         taught = self.teacher.turn[-1] + 1 if self.teacher else 0
-        return self.method.name not in MAIN, self.labels == "random-label", taught
+        return self.method.name not in MAIN, self.images, taught
 
 
 class Study:
@@ -142,15 +148,13 @@ class Study:
     Args:
         out: The folder.
         scenes: Seed of the collection of scenes.
-        images: Number of training scenes.
         epochs: N.
         extra: Further arguments of every ``htt fit``.
     """
 
-    def __init__(self, out: Path, scenes: int, images: int, epochs: int, extra: Sequence[str] = ()) -> None:
+    def __init__(self, out: Path, scenes: int, epochs: int, extra: Sequence[str] = ()) -> None:
         self.out, self.epochs, self.extra = out, epochs, list(extra)
-        self.data = ["--data.train_images", str(images), "--data.val_images", str(VALIDATION)]
-        self.data += ["--data.scene_seed", str(scenes)]
+        self.data = ["--data.val_images", str(VALIDATION), "--data.scene_seed", str(scenes)]
         self.data += ["--data.cache", str(out / "scenes"), "--data.num_workers", "0"]
 
     def folder(self, run: Run) -> Path:
@@ -161,13 +165,18 @@ class Study:
         """Return the checkpoint of a run."""
         return self.folder(run) / "checkpoints" / "last.ckpt"
 
+    def data_words(self, run: Run) -> list[str]:
+        """Return the arguments of ``htt`` that give a run its images and labels."""
+        words = [*self.data, "--data.train_images", str(run.images), "--data.labels", run.labels]
+        return [*words, "--seed_everything", str(run.seed)]
+
     def command(self, run: Run) -> list[str]:
         """Return the arguments of ``htt`` that train a run or resume it."""
         method = run.method
-        words = [*fit_words(self.out, run.key), *self.data, "--data.labels", run.labels, *NETWORK]
-        words += ["--seed_everything", str(run.seed), "--trainer.limit_train_batches", "1.0"]
+        words = [*fit_words(self.out, run.key), *self.data_words(run), *BACKBONES[run.backbone]]
+        words += ["--trainer.limit_train_batches", "1.0"]
         words += ["--trainer.max_epochs", str(self.epochs * method.stages)]
-        words += ["--trainer.check_val_every_n_epoch", str(self.epochs)]
+        words += ["--trainer.check_val_every_n_epoch", str(self.epochs * method.stages)]
         words += ["--data.tasks", run.task] if run.task else []
         if method.offline:
             words += ["--data.pseudo_labels", str(self.out / "discovered" / run.key), "--discovery.stages", "1"]
@@ -185,63 +194,58 @@ class Study:
         if (self.folder(run) / "val_metrics.json").exists():
             return
         if run.method.offline and run.teacher:
-            mask = ["--data.labels", run.labels, "--seed_everything", str(run.seed)]
             goal = ["--ckpt_path", str(self.last(run.teacher)), "--out", str(self.out / "discovered" / run.key)]
-            run_htt(["discover", "--config", "synthetic.yaml", *self.data, *mask, *goal], self.out, run.key)
+            run_htt(["discover", "--config", "synthetic.yaml", *self.data_words(run), *goal], self.out, run.key)
         run_htt(self.command(run), self.out, run.key)
         print("finished", run.key, flush=True)
 
-    def results(self, runs: Iterable[Run]) -> list[Row]:
-        """Return a row per finished run and metric."""
-        rows: list[Row] = []
-        for run in runs:
-            own: Row = {"labels": run.labels, "method": run.method.name, "seed": run.seed}
-            rows += [own | row for row in metrics_of(self.out, run.key)]
-        return rows
 
-
-def plan(seeds: int, quick: bool) -> list[Run]:
-    """List all runs in order: one-label for every row, random-label for the main rows."""
-    protocols = PROTOCOLS[:1] if quick else PROTOCOLS
-    runs = [Run(METHODS[FULL], "full", seed) for seed in range(seeds)]
-    for labels in protocols:
+def plan(given: argparse.Namespace) -> list[Run]:
+    """List all runs in order; what differs from the first backbone, protocol and size has the main rows alone."""
+    runs = []
+    for backbone, labels, images in itertools.product(given.backbones, given.labels, given.images):
+        changes = (backbone != "pretrained") + (labels != "one-label") + (images != given.images[0])
         for method in METHODS.values():
-            if method.name != FULL and (method.name in MAIN or (labels == "one-label" and not quick)):
-                tasks = TASKS if method.single else [None]
-                runs += [Run(method, labels, seed, task) for seed in range(seeds) for task in tasks]
-    return sorted(runs, key=attrgetter("turn"))
+            main = method.name in MAIN
+            if method.name not in given.only or changes > main or (given.quick and not main):
+                continue
+            seeds = given.seeds or (1 if given.quick else 5 if main and not changes else 3)
+            protocol = "full" if method.full else labels
+            tasks = TASKS if method.single else [None]
+            runs += [Run(method, protocol, seed, backbone, images, task) for seed in range(seeds) for task in tasks]
+    return sorted(dict.fromkeys(runs), key=attrgetter("turn"))
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Train the missing runs, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="Folder of the study.")
-    parser.add_argument("--quick", action="store_true", help="Main rows of one-label with one seed and few epochs.")
+    parser.add_argument("--quick", action="store_true", help="Main rows with one seed and few epochs.")
     parser.add_argument("--block", choices=BLOCKS, default="report", help="Collection of scenes.")
-    parser.add_argument("--seeds", type=int, default=None, help="Number of seeds; 3, or 1 if quick.")
-    parser.add_argument("--epochs", type=int, default=None, help="N; 80, or 16 if quick.")
-    parser.add_argument("--images", type=int, default=60, help="Number of training scenes.")
+    parser.add_argument("--seeds", type=int, default=None, help="Number of seeds; 3, or 5 for the main rows.")
+    parser.add_argument("--epochs", type=int, default=None, help="N; 40, or 8 if quick.")
+    parser.add_argument("--images", type=int, nargs="+", default=[60], help="Numbers of training scenes.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="Rows to run, with teachers.")
     parser.add_argument("--labels", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="Protocols to run.")
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES), help="Backbones to run.")
     parser.add_argument("--known", type=Path, help="Results (CSV) of earlier runs, which are not repeated.")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="Further arguments of every htt fit.")
     given = parser.parse_args(words)
-    study = Study(given.out, BLOCKS[given.block], given.images, given.epochs or (16 if given.quick else 80), given.set)
-    runs = plan(given.seeds or (1 if given.quick else 3), given.quick)
+    study = Study(given.out, BLOCKS[given.block], given.epochs or (8 if given.quick else 40), given.set)
+    runs = plan(given)
     known = read(given.known) if given.known else []
-    told = {(row["labels"], row["method"], row["seed"], row["task"]) for row in known}
+    told = {(*setting_of(row), row["task"]) for row in known}
     wanted = {
         run
         for run in runs
-        if run.method.name in given.only
-        and run.labels in ("full", *given.labels)
-        and not {(run.labels, run.method.name, run.seed, task) for task in (run.task and [run.task]) or TASKS} <= told
+        if not {(*setting_of(run.columns), task) for task in (run.task and [run.task]) or TASKS} <= told
     }
     while teachers := {run.teacher for run in wanted if run.teacher} - wanted:
         wanted |= teachers
+    runs = sorted(wanted.union(runs), key=attrgetter("turn"))
     cache = {"scene_seed": BLOCKS[given.block], "cache": str(given.out / "scenes"), "num_workers": given.jobs}
-    SyntheticDataModule(given.images, VALIDATION, **cache).prepare_data()
+    SyntheticDataModule(max(given.images), VALIDATION, **cache).prepare_data()
     jobs: dict[Run, Future[None]] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
         for run in runs:  # teachers come first, so no job waits for one that is not begun
@@ -249,15 +253,20 @@ def main(words: Sequence[str] | None = None) -> None:
                 jobs[run] = pool.submit(study.train, run, jobs[run.teacher] if run.teacher else None)
     for job in jobs.values():
         job.result()
-    rows = study.results(runs)
-    own = {(row["labels"], row["method"], row["seed"], row["task"]) for row in rows}
-    rows += [row for row in known if (row["labels"], row["method"], row["seed"], row["task"]) not in own]
+    rows = [run.columns | row for run in runs for row in metrics_of(given.out, run.key)]
+    own = {(*setting_of(row), row["task"]) for row in rows}
+    rows += [row for row in known if (*setting_of(row), row["task"]) not in own]
     if rows:
         write(rows, given.out / "results.csv")
         table = summary(rows, list(METHODS))
         (given.out / "table.md").write_text(table, encoding="utf-8")
         draw(rows, list(METHODS), given.out / "figure.png")
         print(table)
+
+
+def setting_of(row: Row) -> tuple[str | float, ...]:
+    """Return the columns of a row that tell runs apart."""
+    return tuple(row[key] for key in ("backbone", "images", "labels", "method", "seed"))
 
 
 if __name__ == "__main__":

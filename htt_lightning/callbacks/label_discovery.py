@@ -251,9 +251,8 @@ class LabelDiscovery(Callback):
         if teachers or stored is not None:
             device, dtype = module.device, next(module.net.parameters()).dtype
             nets, tasks = [teacher.net.to(device, dtype) for teacher in teachers], self.tasks_with_overrides(module)
-            module.discovery = TeacherEnsemble(
-                nets, tasks, module.loss_weights, self.loss_weights, device, self.target_type, self.teacher_precision
-            )
+            options = self.target_type, self.teacher_precision, module.net if self.teacher == EMA else None
+            module.discovery = TeacherEnsemble(nets, tasks, module.loss_weights, self.loss_weights, device, *options)
             self._hits_logged = False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from htt_lightning.data.batch import Batch, unlabeled_indices
 from htt_lightning.discovery.loss import DiscoveryLoss, DiscoveryLossWeights, discovery_loss, soft_targets
 from htt_lightning.losses import LossKind, LossTerm
+from htt_lightning.models.layers import norms_in_mode_of
 from htt_lightning.models.network import DensePredictionNetwork
 from htt_lightning.output import TaskOutput, any_selected, scatter_to_batch, select
 from htt_lightning.tasks import PseudoLabel, Task
@@ -44,6 +45,9 @@ class TeacherEnsemble:
             for soft targets averaged over the image and its mirror image, shifted at random. Pseudo-labels in the
             batches are always hard.
         teacher_precision: ``bf16-mixed`` to run the teachers in bfloat16, by default the precision of the run.
+        student: Network of which the teacher is an average. Its teacher normalizes as it does, in training by the
+            statistics of the batch: with its running statistics, an average differs from the student in the same
+            direction at every step, and both drift away. None for teachers that do not follow a student.
 
     Attributes:
         scale: Factor on the loss, which may change from epoch to epoch.
@@ -60,8 +64,10 @@ class TeacherEnsemble:
         device: torch.device,
         target_type: TargetType = "hard",
         teacher_precision: TeacherPrecision = None,
+        student: nn.Module | None = None,
     ) -> None:
         self.teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+        self.student = student
         self.tasks, self.task_weights, self.loss_weights = list(tasks), task_weights, loss_weights
         self.target_type, self.teacher_precision, self.scale = target_type, teacher_precision, 1.0
         self.last_loss_terms: list[LossTerm] = []
@@ -85,12 +91,12 @@ class TeacherEnsemble:
         indices = None if self.teachers and self.loss_weights.feature_labeled else unlabeled
         # Drawn on the CPU, and the same for all images: nothing waits for the GPU.
         first, second = torch.randperm(len(self.teachers))[:2].tolist() if len(self.teachers) > 1 else (0, 0)
-        teacher_outputs = self._teacher_outputs(image, first, indices)
+        teacher_outputs = self._outputs_to_learn(image, first, indices)
         targets = {}
         if self.target_type != "hard":
             tasks = [task for task in self.tasks if task.name in teacher_outputs and task.name not in stored]
             tasks = [task for task in tasks if self.loss_weights.uses_pseudo_labels(task)]
-            view = None if self.target_type == "soft" else lambda image: self._teacher_outputs(image, second, indices)
+            view = None if self.target_type == "soft" else lambda image: self._outputs_to_learn(image, second, indices)
             targets = soft_targets(tasks, teacher_outputs, image, view)
         total, self.last_loss_terms = torch.zeros(len(image), device=image.device), []
         for task in self.tasks:
@@ -118,6 +124,16 @@ class TeacherEnsemble:
                 self.metrics[f"{name}/pseudo_label_{key}"].update(values if indices else values[unlabeled[name]])
         return self.scale * total
 
+    def _outputs_to_learn(
+        self, image: Tensor, index: int, indices: Mapping[str, Tensor] | None
+    ) -> dict[str, TaskOutput]:
+        """Run one teacher for the loss: for each task on the images at ``indices``."""
+        if self.student is None:
+            return self._teacher_outputs(image, index, indices)
+        with norms_in_mode_of(self.student, self.teachers[index]):
+            outputs = self._teacher_outputs(image, index)  # the statistics are those of all images of the batch
+        return outputs if indices is None else select_images(outputs, indices)
+
     @torch.no_grad()
     def _teacher_outputs(
         self, image: Tensor, index: int = 0, indices: Mapping[str, Tensor] | None = None
@@ -132,7 +148,7 @@ class TeacherEnsemble:
             outputs: dict[str, TaskOutput] = teacher(image, *arguments)
         if indices is None or arguments:
             return outputs
-        return {name: TaskOutput(*(x[chosen] for x in outputs[name])) for name, chosen in indices.items()}
+        return select_images(outputs, indices)
 
     def _mean_outputs(self, image: Tensor) -> dict[str, TaskOutput]:
         """Return the mean of all teachers' outputs."""
@@ -164,3 +180,8 @@ class TeacherEnsemble:
         for metric in self.metrics.values():
             metric.reset()
         return values
+
+
+def select_images(outputs: Mapping[str, TaskOutput], indices: Mapping[str, Tensor]) -> dict[str, TaskOutput]:
+    """Return for each task the outputs of the images at ``indices``."""
+    return {name: TaskOutput(*(x[chosen] for x in outputs[name])) for name, chosen in indices.items()}

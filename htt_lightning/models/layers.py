@@ -92,6 +92,24 @@ def frozen_bn_stats(module: nn.Module) -> Iterator[None]:
             cast(Tensor, norm.num_batches_tracked).copy_(count)
 
 
+@contextmanager
+def norms_in_mode_of(network: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Let BatchNorm of another network with the same layers use the statistics of the batch where this one does.
+
+    The other one's running statistics stay as they are.
+    """
+    pairs = zip(network.modules(), other.modules(), strict=True)
+    norms = [(copy, norm.training) for norm, copy in pairs if isinstance(norm, _BatchNorm)]
+    for copy, training in norms:
+        copy.train(training)
+    try:
+        with frozen_bn_stats(other):
+            yield
+    finally:
+        for copy, _ in norms:
+            copy.eval()
+
+
 def init_xavier(module: nn.Module) -> None:
     """Initialize a convolution or linear layer with Xavier-normal weights and zero biases; use with ``apply``."""
     if isinstance(module, nn.Conv2d | nn.Linear):

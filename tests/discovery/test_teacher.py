@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pytest
@@ -180,3 +181,24 @@ def test_gpu_loss_equals_that_of_the_cpu(target_type, data, batch):
         torch.manual_seed(1)
         losses.append(discovery.loss(moved, student.to(device)(moved["image"])).cpu())
     torch.testing.assert_close(losses[1], losses[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_average_normalizes_as_its_student_does(training, data, batch):
+    """With other statistics, both drift away; where the student's are frozen, so are the teacher's."""
+    torch.manual_seed(0)
+    student = tiny_module(data, dropout=0).net.train(training)
+    average = copy.deepcopy(student)
+    before = {key: value.clone() for key, value in average.state_dict().items()}
+    discovery = ensemble([average], data.tasks, target_type="soft", student=student)
+    kept = discovery.pseudo_labels(batch)
+    with torch.no_grad():
+        outputs = student(batch["image"])
+    tasks = [task for task in data.tasks if task.name != "edges"]
+    seen = discovery._outputs_to_learn(batch["image"], 0, None)
+    for task in tasks:
+        torch.testing.assert_close(seen[task.name].logits, outputs[task.name].logits)
+    for key, value in average.state_dict().items():
+        assert torch.equal(value, before[key])
+    for name, label in discovery.pseudo_labels(batch).items():  # panels and metrics do not depend on batch mates
+        assert torch.equal(label.label, kept[name].label)
