@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from htt_lightning.callbacks import LabelDiscovery
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datamodule import PartialLabelDataModule
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, sha256_of
 from htt_lightning.data.samplers import PaddedEvalSampler
 from htt_lightning.errors import ConfigError
@@ -90,7 +91,7 @@ class _PseudoLabelWriter(L.LightningModule):
     def manifest(self) -> dict[str, Any]:
         """Return the origin of the pseudo-labels, and the origin of each label by image."""
         images = {
-            name: dict.fromkeys(labels, "ground_truth") | {task.name: "pseudo_label" for task in self.missing[name]}
+            name: dict.fromkeys(labels, Origin.GIVEN) | {task.name: Origin.DISCOVERED for task in self.missing[name]}
             for name, labels in self.labels.items()
         }
         return {"dataset": self.datamodule.fingerprint(), "checkpoint": self.provenance, "images": images}

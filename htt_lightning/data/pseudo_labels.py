@@ -1,8 +1,9 @@
 """Pseudo-labels on disk: the command ``discover`` writes them, training reads them.
 
-A store is a folder with ``manifest.json`` and ``maps/<id>.npz``. The archive of an image holds, for every task without
-ground truth, the pseudo-label under the task's name and its confidence (uint8, 255 is 1) under ``<task>.confidence``.
-The manifest names the pseudo-labels that a person has rejected. Training does without them.
+A store is a folder with ``manifest.json`` and ``maps/<id>.npz``. The manifest has the origin of each label. The archive
+of an image holds its labels that are discovered or from outside: the map under the task's name and its confidence
+(uint8, 255 is 1) under ``<task>.confidence``. The manifest names the pseudo-labels that a person has rejected. Training
+does without them.
 """
 
 import hashlib
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 
 from htt_lightning.data.batch import Arrays, MapTransform, to_target
+from htt_lightning.data.origin import Origin
 from htt_lightning.errors import ConfigError, DataError
 from htt_lightning.io.files import atomic_path, is_outside
 from htt_lightning.tasks import PseudoLabel, Task
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest."""
 
 MAX_CONFIDENCE = 255
@@ -48,6 +50,8 @@ class PseudoLabelStore:
                 raise ValueError(f"not a manifest of format {FORMAT}")
             if not all(isinstance(part, dict) for part in (manifest["dataset"]["tasks"], *manifest["images"].values())):
                 raise ValueError("its tasks and images must be objects")
+            for name, origins in manifest["images"].items():
+                manifest["images"][name] = {task: Origin(origin) for task, origin in origins.items()}
             rejected = manifest.get("rejected", {}).values()
             if not all(isinstance(tasks, list) and all(isinstance(task, str) for task in tasks) for tasks in rejected):
                 raise ValueError("its rejected labels must be lists of tasks by image")
@@ -84,7 +88,7 @@ class PseudoLabelStore:
             ConfigError: The image has no pseudo-label of the task.
         """
         manifest = self.manifest()
-        if manifest["images"].get(name, {}).get(task) != "pseudo_label":
+        if task not in stored_tasks(manifest["images"].get(name, {})):
             raise ConfigError(f"Only a pseudo-label of {self.folder} can be rejected, got {task} of image {name!r}.")
         images: dict[str, list[str]] = manifest.pop("rejected", {})
         tasks = {*images.pop(name, []), task} if rejected else {*images.pop(name, [])} - {task}
@@ -152,11 +156,17 @@ class PseudoLabelStore:
             raise DataError(f"{self.folder} must be of this dataset, but {', '.join(changed)} differ.")
         for name, labeled in labels.items():
             missing = [task.name for task in tasks if task.name not in labeled and task.supports_pseudo_labels]
+            stored_labels = stored_tasks(manifest["images"].get(name, {}))
             for task in missing:
-                if manifest["images"].get(name, {}).get(task) != "pseudo_label":
+                if task not in stored_labels:
                     raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. See data.labels.")
             if {*missing} - {*rejected.get(name, ())} and not self.path(name).is_file():
                 raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
+
+
+def stored_tasks(origins: Mapping[str, Origin]) -> list[str]:
+    """Return the tasks of an image, by their origins, whose pseudo-label its archive holds."""
+    return [task for task, origin in origins.items() if origin.is_stored]
 
 
 def _check_archive(task: Task, stored: np.ndarray, confidence: np.ndarray, size: tuple[int, int] | None) -> None:

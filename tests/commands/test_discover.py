@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import LabelDiscovery
 from htt_lightning.commands.discover import discover
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.module import HTTModule
@@ -58,7 +59,7 @@ def copied(complete, tmp_path):
 
 
 def discovered(store, name):
-    return [task for task, kind in store.manifest()["images"][name].items() if kind == "pseudo_label"]
+    return [task for task, kind in store.manifest()["images"][name].items() if kind == Origin.DISCOVERED]
 
 
 def contents(store):
@@ -84,7 +85,7 @@ def test_discover_writes_missing_labels_only(complete):
     dtypes = {"semseg": np.uint8, "normals": np.int8, "depth": np.float16, "edges": np.uint8}
     for name, labeled in labels.items():
         kinds = manifest["images"][name].items()
-        assert {task for task, kind in kinds if kind == "ground_truth"} == set(labeled)
+        assert {task for task, kind in kinds if kind == Origin.GIVEN} == set(labeled)
         with np.load(complete.path(name)) as archive:
             tasks = dtypes.keys() - set(labeled)
             assert set(archive.files) == tasks | {f"{task}.confidence" for task in tasks}
@@ -188,7 +189,7 @@ def test_task_without_pseudo_labels_is_left_out(tmp_path):
     assert "train/height/pseudo_label_coverage" not in trainer.callback_metrics
     data.pseudo_labels = discover_into(tmp_path / "out", str(tmp_path / "kept" / "run.ckpt"), data)
     images = data.pseudo_labels.manifest()["images"].values()
-    assert {kinds.get("height") for kinds in images} == {"ground_truth", None}
+    assert {kinds.get("height") for kinds in images} == {Origin.GIVEN, None}
     tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)]).fit(tiny_module(data), data)
 
 
@@ -217,7 +218,7 @@ def test_pseudo_labels_are_augmented_with_their_image(tmp_path):
     for k, name in enumerate(dataset.ids):
         missing = [task for task in data.tasks if task.name not in labels[name]]
         store.write(name, {task.name: (task, dataset.label(k, task.name), certain) for task in missing})
-        images[name] = dict.fromkeys(labels[name], "ground_truth") | {task.name: "pseudo_label" for task in missing}
+        images[name] = dict.fromkeys(labels[name], Origin.GIVEN) | {task.name: Origin.DISCOVERED for task in missing}
     store.write_manifest({"dataset": data.fingerprint(), "checkpoint": {"sha256": ""}, "images": images})
     few = tiny_data(**FEW, pseudo_labels=str(store.folder))
     few.setup("fit")

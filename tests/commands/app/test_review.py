@@ -6,6 +6,7 @@ import torch
 
 from htt_lightning.commands.app import review as module
 from htt_lightning.commands.app.review import Review, describe
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import DataError
 from htt_lightning.tasks.colormap import heatmap
@@ -29,7 +30,7 @@ def store(tmp_path):
 
 
 def missing_of(store, name):
-    return [task for task, kind in store.manifest()["images"][name].items() if kind == "pseudo_label"]
+    return [task for task, kind in store.manifest()["images"][name].items() if kind == Origin.DISCOVERED]
 
 
 @pytest.fixture
