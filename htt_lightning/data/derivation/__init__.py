@@ -1,0 +1,1 @@
+"""Labels that follow from given labels: the rules, the cameras they need, and the option that asks for them."""
