@@ -94,8 +94,8 @@ class DerivedLabels:
     def summary(self, labels: Iterable[Iterable[str]]) -> str:
         """Count derived labels by task in a line, from the tasks whose label each image keeps; empty without rules."""
         counts = Counter(task for labeled in labels for task in self.tasks(labeled))
-        names = (one.target.name for one in self.derivations)
-        return ", ".join(f"{'' if k else 'Derived labels: '}{name} {counts[name]}" for k, name in enumerate(names))
+        text = ", ".join(f"{task} {counts[task]}" for task in self.description)
+        return f"Derived labels: {text}" if text else ""
 
     def derive(self, given: Arrays, camera: PinholeCamera | None) -> Arrays:
         """Derive labels from the given labels of an image, by task, at their own size."""
