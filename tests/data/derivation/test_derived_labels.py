@@ -62,7 +62,8 @@ def test_only_training_images_get_derived_labels():
 
 def test_derived_labels_are_transformed_as_given_ones(monkeypatch):
     """Where edges are given as the rule makes them, batches are the same but for the origin."""
-    derived = ready(labels="full", tasks="semseg,edges")
+    options = {"labels": "full", "tasks": "semseg,edges"}
+    derived = ready(**options, derive={"edges": "semseg"})
     monkeypatch.setattr(derived, "labels_per_image", lambda *_: {str(k): ("semseg",) for k in range(12)})
     derived.setup("fit")
     label, (semseg, edges) = SyntheticScenes.label, derived.tasks
@@ -76,7 +77,7 @@ def test_derived_labels_are_transformed_as_given_ones(monkeypatch):
 
     samples = list(derived.train)
     monkeypatch.setattr(SyntheticScenes, "label", replaced)
-    for sample, expected in zip(samples, ready(labels="full", tasks="semseg,edges", derive=None).train, strict=True):
+    for sample, expected in zip(samples, ready(**options, derive=None).train, strict=True):
         assert (sample["edges"] == 1).any()
         assert codes(sample) == {"semseg": Origin.GIVEN, "edges": Origin.DERIVED}
         assert all(torch.equal(sample[key], expected[key]) for key in ("image", "semseg", "edges", "valid"))
@@ -155,10 +156,7 @@ def test_normals_need_a_camera(monkeypatch):
 
 
 def test_mixture_derives_with_the_camera_of_each_dataset():
-    parts = [
-        tiny_data(tasks="depth,normals", train_images=4),
-        tiny_data(tasks="depth,normals", scene_seed=1, train_images=4),
-    ]
+    parts = [tiny_data(tasks="depth,normals", scene_seed=seed) for seed in (0, 1)]
     data = MixedDataModule(parts, (32, 48), derive={"normals": "depth"}, batch_size=2, num_workers=0, seed=0)
     data.setup("fit")
     assert any(origin is Origin.DERIVED for sample in data.train for origin in codes(sample).values())
