@@ -77,8 +77,12 @@ class DerivedLabels:
 
     @property
     def description(self) -> dict[str, dict[str, Any]]:
-        """What is derived, as plain values by target task: the source and the options of the rule."""
-        return {one.target.name: {"from": one.source.name, **one.options} for one in self.derivations}
+        """What is derived, as plain values by target task: the source, the options of the rule and a given camera."""
+        found: dict[str, dict[str, Any]] = {}
+        for target, source, rule, options in self.derivations:
+            view = self.field_of_view if rule.needs_camera else None
+            found[target.name] = {"from": source.name, **options} | ({"field_of_view": view} if view else {})
+        return found
 
     def tasks(self, labeled: Iterable[str]) -> list[str]:
         """Return the tasks whose label an image gets, from the names of those whose label it keeps."""

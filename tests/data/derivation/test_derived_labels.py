@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from htt_lightning import SyntheticDataModule
-from htt_lightning.data import MixedDataModule
+from htt_lightning.data import MixedDataModule, PASCALContextDataModule
 from htt_lightning.data.batch import SampleIndex
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from htt_lightning.data.derivation.classes import edges_from_classes
@@ -64,7 +64,7 @@ def test_derived_labels_are_transformed_as_given_ones(monkeypatch):
     """Where edges are given as the rule makes them, batches are the same but for the origin."""
     options = {"labels": "full", "tasks": "semseg,edges"}
     derived = ready(**options, derive={"edges": "semseg"})
-    monkeypatch.setattr(derived, "labels_per_image", lambda *_: {str(k): ("semseg",) for k in range(12)})
+    monkeypatch.setattr(derived, "labels_per_image", lambda _, dataset: dict.fromkeys(dataset.ids, ("semseg",)))
     derived.setup("fit")
     label, (semseg, edges) = SyntheticScenes.label, derived.tasks
 
@@ -171,9 +171,23 @@ def test_resumed_run_must_derive_the_same():
     data.load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"data\.derive must be .*'depth'"):
         ready(derive={"edges": "semseg"}).load_state_dict(state)
+    with pytest.raises(CheckpointError, match=r"data\.derive .*'field_of_view': 60"):
+        ready(field_of_view=60).load_state_dict(state)
 
 
 def test_labels_of_weight_zero_are_not_derived():
     data = ready(origin_weights={"derived": {"normals": 0, "edges": 0.5}})
     assert list(data.derived.description) == ["edges"]
     assert Edges in [type(one.target) for one in data.derived.derivations]
+
+
+def test_pascal_context_derives_thin_edges():
+    data = PASCALContextDataModule("nowhere", derive={"edges": "semseg"})
+    label = np.repeat([[3, 4]], 8, 0).repeat(8, 1).astype(np.uint8)
+    thin, thick = (
+        data.derived.derive({"semseg": label}, None)["edges"],
+        edges_from_classes(label, data.tasks[0], data.tasks[4], None),
+    )
+    assert (thin == 1).any()
+    assert not np.array_equal(thin, thick)
+    assert np.array_equal(edges_from_classes(label, data.tasks[0], data.tasks[4], None, thin=True), thin)
