@@ -77,12 +77,11 @@ class PseudoLabelStore:
         return self.manifest().get("rejected", {}) if self.manifest_path.is_file() else {}
 
     def usable_origins(self) -> dict[str, dict[str, Origin]]:
-        """Read the origins of the pseudo-labels that are not rejected, by image id and task."""
-        manifest = self.manifest()
-        rejected = manifest.get("rejected", {})
+        """Read the origins of the pseudo-labels that are not rejected, by image id and task; {} without a manifest."""
+        images, rejected = self.manifest()["images"] if self.manifest_path.is_file() else {}, self.rejected()
         return {
             name: {task: origins[task] for task in stored_tasks(origins) if task not in rejected.get(name, ())}
-            for name, origins in manifest["images"].items()
+            for name, origins in images.items()
         }
 
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
