@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from htt_lightning.callbacks import LabelDiscovery
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datamodule import PartialLabelDataModule
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, sha256_of
 from htt_lightning.data.samplers import PaddedEvalSampler
 from htt_lightning.errors import ConfigError
@@ -83,15 +84,15 @@ class _PseudoLabelWriter(L.LightningModule):
         self.model, self.datamodule, self.store = model, datamodule, store
         self.provenance, self.overwrite = provenance, overwrite
         self.pending: set[str] = set()  # ids of the images without a file
-        self.labels = datamodule.labels_per_image("train", datamodule.build_dataset("train"))
+        self.labels = datamodule.origins_per_image(datamodule.build_dataset("train"))
         tasks = [task for task in model.tasks if task.supports_pseudo_labels]
-        self.missing = {name: [t for t in tasks if t.name not in labels] for name, labels in self.labels.items()}
+        self.missing = {name: [t for t in tasks if t.name not in own] for name, own in self.labels.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Return the origin of the pseudo-labels, and the origin of each label by image."""
         images = {
-            name: dict.fromkeys(labels, "ground_truth") | {task.name: "pseudo_label" for task in self.missing[name]}
-            for name, labels in self.labels.items()
+            name: own | {task.name: Origin.DISCOVERED for task in self.missing[name]}
+            for name, own in self.labels.items()
         }
         return {"dataset": self.datamodule.fingerprint(), "checkpoint": self.provenance, "images": images}
 

@@ -1,13 +1,14 @@
 """Pseudo-labels on disk: the command ``discover`` writes them, training reads them.
 
-A store is a folder with ``manifest.json`` and ``maps/<id>.npz``. The archive of an image holds, for every task without
-ground truth, the pseudo-label under the task's name and its confidence (uint8, 255 is 1) under ``<task>.confidence``.
-The manifest names the pseudo-labels that a person has rejected. Training does without them.
+A store is a folder with ``manifest.json`` and ``maps/<id>.npz``. The manifest has the origin of each label. The archive
+of an image holds its labels that are discovered or from outside: the map under the task's name and its confidence
+(uint8, 255 is 1) under ``<task>.confidence``. The manifest names the pseudo-labels that a person has rejected. Training
+does without them.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 
 from htt_lightning.data.batch import Arrays, MapTransform, to_target
+from htt_lightning.data.origin import Origin
 from htt_lightning.errors import ConfigError, DataError
 from htt_lightning.io.files import atomic_path, is_outside
 from htt_lightning.tasks import PseudoLabel, Task
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest."""
 
 MAX_CONFIDENCE = 255
@@ -48,6 +50,8 @@ class PseudoLabelStore:
                 raise ValueError(f"not a manifest of format {FORMAT}")
             if not all(isinstance(part, dict) for part in (manifest["dataset"]["tasks"], *manifest["images"].values())):
                 raise ValueError("its tasks and images must be objects")
+            for name, origins in manifest["images"].items():
+                manifest["images"][name] = {task: Origin(origin) for task, origin in origins.items()}
             rejected = manifest.get("rejected", {}).values()
             if not all(isinstance(tasks, list) and all(isinstance(task, str) for task in tasks) for tasks in rejected):
                 raise ValueError("its rejected labels must be lists of tasks by image")
@@ -72,6 +76,14 @@ class PseudoLabelStore:
         """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
         return self.manifest().get("rejected", {}) if self.manifest_path.is_file() else {}
 
+    def usable_origins(self) -> dict[str, dict[str, Origin]]:
+        """Read the origins of the pseudo-labels that are not rejected, by image id and task; {} without a manifest."""
+        images, rejected = self.manifest()["images"] if self.manifest_path.is_file() else {}, self.rejected()
+        return {
+            name: {task: origins[task] for task in stored_tasks(origins) if task not in rejected.get(name, ())}
+            for name, origins in images.items()
+        }
+
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
         """Reject a pseudo-label in the manifest, so that training does without it, or keep it again.
 
@@ -84,7 +96,7 @@ class PseudoLabelStore:
             ConfigError: The image has no pseudo-label of the task.
         """
         manifest = self.manifest()
-        if manifest["images"].get(name, {}).get(task) != "pseudo_label":
+        if task not in stored_tasks(manifest["images"].get(name, {})):
             raise ConfigError(f"Only a pseudo-label of {self.folder} can be rejected, got {task} of image {name!r}.")
         images: dict[str, list[str]] = manifest.pop("rejected", {})
         tasks = {*images.pop(name, []), task} if rejected else {*images.pop(name, [])} - {task}
@@ -135,11 +147,11 @@ class PseudoLabelStore:
         except Exception as error:  # corrupt archives raise errors of many types
             raise DataError(f"{path} is missing or corrupt ({error}). Run discover again.") from error
 
-    def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task], dataset: Mapping[str, Any]) -> None:
+    def check(self, labels: Mapping[str, Collection[str]], tasks: Sequence[Task], dataset: Mapping[str, Any]) -> None:
         """Raise a ``DataError`` if the store is of another dataset or lacks a pseudo-label.
 
         Args:
-            labels: Names of the labeled tasks, by image id.
+            labels: Names of the tasks with a given or derived label, by image id.
             tasks: Tasks of the run.
             dataset: ``fingerprint`` of the dataset.
         """
@@ -152,11 +164,18 @@ class PseudoLabelStore:
             raise DataError(f"{self.folder} must be of this dataset, but {', '.join(changed)} differ.")
         for name, labeled in labels.items():
             missing = [task.name for task in tasks if task.name not in labeled and task.supports_pseudo_labels]
+            stored_labels = stored_tasks(manifest["images"].get(name, {}))
             for task in missing:
-                if manifest["images"].get(name, {}).get(task) != "pseudo_label":
-                    raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. See data.labels.")
+                if task not in stored_labels:
+                    advice = "See data.labels and data.derive."
+                    raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. {advice}")
             if {*missing} - {*rejected.get(name, ())} and not self.path(name).is_file():
                 raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
+
+
+def stored_tasks(origins: Mapping[str, Origin]) -> list[str]:
+    """Return the tasks of an image, by their origins, whose pseudo-label its archive holds."""
+    return [task for task, origin in origins.items() if origin.is_stored]
 
 
 def _check_archive(task: Task, stored: np.ndarray, confidence: np.ndarray, size: tuple[int, int] | None) -> None:

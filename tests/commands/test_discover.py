@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning import LabelDiscovery
 from htt_lightning.commands.discover import discover
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.module import HTTModule
@@ -55,7 +56,7 @@ def copied(complete, tmp_path):
 
 
 def discovered(store, name):
-    return [task for task, kind in store.manifest()["images"][name].items() if kind == "pseudo_label"]
+    return [task for task, kind in store.manifest()["images"][name].items() if kind == Origin.DISCOVERED]
 
 
 def contents(store):
@@ -81,7 +82,7 @@ def test_discover_writes_missing_labels_only(complete):
     dtypes = {"semseg": np.uint8, "normals": np.int8, "depth": np.float16, "edges": np.uint8}
     for name, labeled in labels.items():
         kinds = manifest["images"][name].items()
-        assert {task for task, kind in kinds if kind == "ground_truth"} == set(labeled)
+        assert {task for task, kind in kinds if kind == Origin.GIVEN} == set(labeled)
         with np.load(complete.path(name)) as archive:
             tasks = dtypes.keys() - set(labeled)
             assert set(archive.files) == tasks | {f"{task}.confidence" for task in tasks}
@@ -185,7 +186,7 @@ def test_task_without_pseudo_labels_is_left_out(tmp_path):
     assert "train/height/pseudo_label_coverage" not in trainer.callback_metrics
     data.pseudo_labels = discover_into(tmp_path / "out", str(tmp_path / "kept" / "run.ckpt"), data)
     images = data.pseudo_labels.manifest()["images"].values()
-    assert {kinds.get("height") for kinds in images} == {"ground_truth", None}
+    assert {kinds.get("height") for kinds in images} == {Origin.GIVEN, None}
     tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)]).fit(tiny_module(data), data)
 
 
@@ -214,7 +215,7 @@ def test_pseudo_labels_are_augmented_with_their_image(tmp_path):
     for k, name in enumerate(dataset.ids):
         missing = [task for task in data.tasks if task.name not in labels[name]]
         store.write(name, {task.name: (task, dataset.label(k, task.name), certain) for task in missing})
-        images[name] = dict.fromkeys(labels[name], "ground_truth") | {task.name: "pseudo_label" for task in missing}
+        images[name] = dict.fromkeys(labels[name], Origin.GIVEN) | {task.name: Origin.DISCOVERED for task in missing}
     store.write_manifest({"dataset": data.fingerprint(), "checkpoint": {"sha256": ""}, "images": images})
     few = tiny_data(**FEW, pseudo_labels=str(store.folder))
     few.setup("fit")
@@ -232,6 +233,29 @@ def test_pseudo_labels_are_augmented_with_their_image(tmp_path):
         empty = truth[task.name] == IGNORE_INDEX if task.field_channels is None else truth[task.name].isnan()
         expected = torch.where(empty, label, truth[task.name])
         torch.testing.assert_close(label, expected, rtol=2e-3, atol=0 if task.field_channels is None else 0.02)
+
+
+def test_derived_labels_get_no_pseudo_label(tmp_path, checkpoint):
+    derive = {"normals": "depth", "edges": "semseg"}
+    data = tiny_data(**FEW, derive=derive)
+    store = discover_into(tmp_path / "out", checkpoint, data)
+    kept, found = data.labels_per_image("train", data.build_dataset("train")), 0
+    for name, origins in store.manifest()["images"].items():
+        follow = {task for task, source in derive.items() if source in kept[name] and task not in kept[name]}
+        assert {task for task, origin in origins.items() if origin == Origin.DERIVED} == follow
+        assert set(discovered(store, name)) == {"semseg", "normals", "depth", "edges"} - follow - {*kept[name]}
+        found += len(follow)
+    assert found > 3
+    complete = tiny_data(**FEW, derive=derive, pseudo_labels=str(store.folder))
+    complete.prepare_data()
+    complete.setup("fit")
+    batch = next(iter(complete.train_dataloader()))
+    for task, codes in batch["origin"].items():
+        confident = batch["pseudo_labels"][task].confidence.flatten(1).any(1)
+        assert torch.equal(confident, codes == Origin.DISCOVERED.code)
+        assert torch.equal(batch["labeled"][task], codes < Origin.DISCOVERED.code)
+    with pytest.raises(HTTError, match=r"data\.derive"):
+        tiny_data(**FEW, pseudo_labels=str(store.folder)).prepare_data()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from htt_lightning import LabelDiscovery
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import ConfigError, DataError
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
@@ -22,7 +23,7 @@ def store_truth(folder, data, confidence=1.0):
         missing = [task for task in data.tasks if task.name not in labels[name]]
         maps = {task.name: (task, dataset.label(k, task.name), np.full((32, 48), confidence)) for task in missing}
         store.write(name, maps)
-        images[name] = dict.fromkeys(labels[name], "ground_truth") | dict.fromkeys(maps, "pseudo_label")
+        images[name] = dict.fromkeys(labels[name], Origin.GIVEN) | dict.fromkeys(maps, Origin.DISCOVERED)
     store.write_manifest({"dataset": data.fingerprint(), "checkpoint": {"sha256": ""}, "images": images})
     return store
 
@@ -37,18 +38,18 @@ def of_kind(store, name, kind):
 
 
 def test_rejection_is_written_and_taken_back(store):
-    task, before = of_kind(store, "3", "pseudo_label"), store.manifest_path.read_bytes()
+    task, before = of_kind(store, "3", Origin.DISCOVERED), store.manifest_path.read_bytes()
     for _ in range(2):
         store.set_rejected("3", task)
         assert store.rejected() == {"3": [task]}
-    assert store.manifest()["images"]["3"][task] == "pseudo_label"
+    assert store.manifest()["images"]["3"][task] == Origin.DISCOVERED
     store.set_rejected("3", task, rejected=False)
     assert store.manifest_path.read_bytes() == before
     assert [path.name for path in store.folder.iterdir() if path.is_file()] == ["manifest.json"]
 
 
 def test_only_pseudo_labels_can_be_rejected(store):
-    for name, task in (("3", of_kind(store, "3", "ground_truth")), ("3", "sound"), ("nobody", "depth")):
+    for name, task in (("3", of_kind(store, "3", Origin.GIVEN)), ("3", "sound"), ("nobody", "depth")):
         with pytest.raises(ConfigError, match=f"{task} of image '{name}'"):
             store.set_rejected(name, task)
     assert store.rejected() == {}
@@ -61,17 +62,33 @@ def test_corrupt_rejections_are_named(rejected, store):
         store.rejected()
 
 
+@pytest.mark.parametrize("change", [{"format": 1}, {"images": {"3": {"depth": "pseudo_label"}}}])
+def test_manifest_of_other_format_is_named(change, store):
+    store.manifest_path.write_text(json.dumps(json.loads(store.manifest_path.read_text()) | change))
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        store.manifest()
+
+
+def test_labels_from_outside_can_be_rejected(store):
+    manifest = store.manifest()
+    manifest["images"]["3"] |= {of_kind(store, "3", Origin.DISCOVERED): Origin.OUTSIDE}
+    store.write_manifest(manifest)
+    task = of_kind(store, "3", Origin.OUTSIDE)
+    store.set_rejected("3", task)
+    assert store.rejected() == {"3": [task]}
+
+
 def test_mean_confidences_are_those_of_the_archive(tmp_path):
     store = store_truth(tmp_path / "store", tiny_data(**FEW), 0.4)
-    task = of_kind(store, "3", "pseudo_label")
+    task = of_kind(store, "3", Origin.DISCOVERED)
     assert store.mean_confidences("3", [task]) == {task: pytest.approx(0.4)}
     with pytest.raises(DataError, match=r"3\.npz"):
-        store.mean_confidences("3", [of_kind(store, "3", "ground_truth")])
+        store.mean_confidences("3", [of_kind(store, "3", Origin.GIVEN)])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_have_no_rejected_label(num_workers, store, caplog):
-    rejected = {(name, of_kind(store, name, "pseudo_label")) for name in ("0", "3", "5")}
+    rejected = {(name, of_kind(store, name, Origin.DISCOVERED)) for name in ("0", "3", "5")}
     for name, task in rejected:
         store.set_rejected(name, task)
     data = tiny_data(**FEW, pseudo_labels=str(store.folder), num_workers=num_workers, batch_size=3, augment=None)
@@ -91,7 +108,7 @@ def test_batches_have_no_rejected_label(num_workers, store, caplog):
 def test_rejected_labels_add_no_loss(tmp_path, store):
     """With every label rejected, a run equals one without pseudo-labels."""
     for name, kinds in store.manifest()["images"].items():
-        for task in (task for task, kind in kinds.items() if kind == "pseudo_label"):
+        for task in (task for task, kind in kinds.items() if kind == Origin.DISCOVERED):
             store.set_rejected(name, task)
 
     def fit(**options):
