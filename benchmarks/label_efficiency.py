@@ -136,10 +136,10 @@ class Run:
         return replace(self, method=METHODS[self.method.teacher]) if self.method.teacher else None
 
     @property
-    def turn(self) -> tuple[bool, int, int]:
-        """Return the sort key: main rows and few images first, and teachers before their students."""
+    def turn(self) -> tuple[bool, int, int, int]:
+        """Return the sort key: main rows and few images first, seed by seed, and teachers before their students."""
         taught = self.teacher.turn[-1] + 1 if self.teacher else 0
-        return self.method.name not in MAIN, self.images, taught
+        return self.method.name not in MAIN, self.images, self.seed, taught
 
 
 class Study:
@@ -243,7 +243,7 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     while teachers := {run.teacher for run in wanted if run.teacher} - wanted:
         wanted |= teachers
-    runs = sorted(wanted.union(runs), key=attrgetter("turn"))
+    runs = sorted([*runs, *(wanted - {*runs})], key=attrgetter("turn"))
     cache = {"scene_seed": BLOCKS[given.block], "cache": str(given.out / "scenes"), "num_workers": given.jobs}
     SyntheticDataModule(max(given.images), VALIDATION, **cache).prepare_data()
     jobs: dict[Run, Future[None]] = {}
