@@ -45,6 +45,7 @@ AVERAGE = ("--discovery.teacher", "ema", "--discovery.target_type", "soft", "--d
 FEATURES = ("--discovery.loss_weights.feature_labeled", "1", "--discovery.loss_weights.feature_unlabeled", "1")
 PUBLISHED = (*FEATURES, "--discovery.pseudo_label_weights", "{edges: 0.05}", "--discovery.target_type", "hard")
 PUBLISHED += ("--discovery.student_init", "random")
+DERIVED, DERIVE = "derived labels", ("--data.derive", "{normals: depth, edges: semseg}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ METHODS = {
         Method("discovery, fresh student", ("--discovery.student_init", "random"), teacher=SUPERVISED),
         Method("discovery with features", FEATURES, teacher=SUPERVISED),
         Method("discovery, offline", teacher=SUPERVISED, offline=True),
+        Method(DERIVED, DERIVE),
+        Method("derived labels, 2N", DERIVE, stages=2),
+        Method("derived labels and discovery", DERIVE, teacher=DERIVED),
         Method(FULL, full=True),
         Method("full labels, 2N", stages=2, full=True),
     )
