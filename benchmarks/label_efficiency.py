@@ -41,10 +41,10 @@ BACKBONES: dict[str, tuple[str, ...]] = {
 PROTOCOLS = ["one-label", "random-label"]
 DISCOVERY, DISCOVERY_3N = "label discovery", "label discovery, 3N"
 MULTITASK = ("--model.network", "multitask")
-AVERAGE = ("--discovery.teacher", "ema", "--discovery.target_type", "soft", "--discovery.rampup_epochs", "N")
+AVERAGE = ("--discovery.teacher", "ema", "--discovery.ema_decay", "0.99", "--discovery.rampup_epochs", "N")
 FEATURES = ("--discovery.loss_weights.feature_labeled", "1", "--discovery.loss_weights.feature_unlabeled", "1")
 PUBLISHED = (*FEATURES, "--discovery.pseudo_label_weights", "{edges: 0.05}", "--discovery.target_type", "hard")
-PUBLISHED += ("--discovery.student_init", "random")
+PUBLISHED += ("--discovery.student_init", "random", "--discovery.loss_weights.pseudo_label", "1")
 DERIVED, DERIVE = "derived labels", ("--data.derive", "{normals: depth, edges: semseg}")
 
 

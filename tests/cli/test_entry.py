@@ -144,7 +144,7 @@ def test_nyud_config_is_published_recipe(capsys):
 
 def test_synthetic_config_trains_in_two_stages(capsys):
     discovery = printed_config(capsys, "--config", "synthetic.yaml")["discovery"]
-    assert {"stages": 2, "student_init": "teacher", "target_type": "soft_tta"}.items() <= discovery.items()
+    assert {"stages": 2, "student_init": "teacher", "target_type": "soft"}.items() <= discovery.items()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
