@@ -302,11 +302,12 @@ def test_commit_of_a_branch_is_warned_of(scenes, monkeypatch, recwarn):
         find_shards("hub", "val", HubRepo("mine/rooms", "main"))
 
 
-def test_cityscapes_is_asked_for_the_revision_given(monkeypatch):
+def test_cityscapes_is_asked_for_the_revision_given(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **settings: asked.append(settings["revision"]))
+    answer = lambda *_, revision, **__: asked.append(revision) or str(tmp_path / revision)  # noqa: E731
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     for changes in ({}, {"revision": "abc"}):
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match="must have shards"):
             CityscapesDataModule("hub", **changes).open_split("val", True)
     assert asked == ["main", "abc"]
 
