@@ -63,5 +63,4 @@ def main(folder: Path, devices: int, target_type: TargetType, consistency: Any =
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("error", "It is recommended to use `self.log.*sync_dist=True")
     main(Path(sys.argv[1]), int(sys.argv[2]), cast(TargetType, sys.argv[3]), *sys.argv[4:])

@@ -272,7 +272,7 @@ class LabelDiscovery(Callback):
             trainer.fit_loop.min_epochs = trainer.max_epochs  # `EarlyStopping` decides after this hook
         if pl_module.discovery is not None:
             for name, value in pl_module.discovery.compute_and_reset().items():
-                pl_module.log(f"train/{name}", value, sync_dist=True)  # equal on all ranks; Lightning warns without
+                pl_module.log(f"train/{name}", value)
             if self.teacher == EMA:
                 sync_buffers(trainer, self._teachers[0].net)
 
@@ -289,7 +289,7 @@ class LabelDiscovery(Callback):
         """Log the accuracy of the pseudo-labels in percent, over all ranks."""
         for name, hits in self._hits.items():
             correct, counted = cast(Tensor, trainer.strategy.reduce(hits, reduce_op="sum")).double()
-            pl_module.log(f"val/{name}/pseudo_label_accuracy", 100 * correct / counted, sync_dist=True)
+            pl_module.log(f"val/{name}/pseudo_label_accuracy", 100 * correct / counted)
             self._hits_logged = self.teacher != EMA
         self._hits = {}
 
