@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,6 +14,7 @@ from htt_lightning.commands.app.photograph import OPACITY, STYLE, draw_maps, map
 from htt_lightning.commands.app.review import Review, describe
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.io.image_files import has_heif
+from htt_lightning.io.run_directory import CHECKPOINTS
 from htt_lightning.predictor import HTTPredictor
 
 Load = Callable[[str], HTTPredictor]
@@ -78,6 +80,16 @@ def close(page: gr.Blocks) -> None:
     page.close(verbose=False)
 
 
+def short_name(path: str) -> str:
+    """Return the run and the name of a checkpoint.
+
+    >>> short_name("runs/version_0/checkpoints/stage_1.ckpt")
+    'version_0/stage_1'
+    """
+    parts = [part for part in Path(path).with_suffix("").parts if part != CHECKPOINTS]
+    return "/".join(parts[-2:])
+
+
 def _add_photograph(predictors: Mapping[str, HTTPredictor], others: Sequence[str], load: Load) -> None:
     first, *second = predictors
     choices = list(dict.fromkeys([NOTHING, *second, *others]))
@@ -89,7 +101,11 @@ def _add_photograph(predictors: Mapping[str, HTTPredictor], others: Sequence[str
             )
             opacity = gr.Slider(0, 1, OPACITY, step=0.01, label="Opacity of the maps", elem_id="opacity")
             compare = gr.Dropdown(
-                choices, value=choices[bool(second)], label="Compare with", visible=len(choices) > 1, elem_id="compare"
+                [(short_name(path), path) for path in choices],
+                value=choices[bool(second)],
+                label="Compare with",
+                visible=len(choices) > 1,
+                elem_id="compare",
             )
         with gr.Column(scale=3):
             maps = gr.HTML("Drop a photograph, or use the camera.", elem_id="maps")
