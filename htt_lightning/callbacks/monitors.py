@@ -16,7 +16,7 @@ OWN_PACKAGES = ("htt_lightning.", "lightning.")
 
 
 def resolve_monitors(trainer: L.Trainer, module: L.LightningModule, datamodule: Any) -> None:
-    """Give every monitoring callback the better direction of its metric.
+    """Give every monitoring callback the better direction of its metric, and let it look when there is a value.
 
     Raises:
         ConfigError: A callback monitors a metric that the run does not log, or in the wrong direction.
@@ -34,6 +34,8 @@ def resolve_monitors(trainer: L.Trainer, module: L.LightningModule, datamodule: 
             if monitor.startswith("val/") and not trainer.limit_val_batches:
                 raise ConfigError(f"trainer.limit_val_batches must be above 0, as {option} is {monitor}, got 0.")
             _set_direction(callback, "max" if known[monitor] else "min")
+            if monitor.startswith("train/"):
+                _wait_for_epoch_end(callback)
         elif monitor == "val/delta_m":
             rule = f"have a value per task, as {option} is {monitor}"
             raise ConfigError(f"model.single_task_baselines must {rule}, got none.")
@@ -79,3 +81,11 @@ def _set_direction(callback: EarlyStopping | ModelCheckpoint, mode: str) -> None
         callback.kth_value = -callback.kth_value
     else:
         callback.best_score, callback.min_delta = -callback.best_score, -callback.min_delta
+
+
+def _wait_for_epoch_end(callback: EarlyStopping | ModelCheckpoint) -> None:
+    """Let a callback look after an epoch. Lightning's looks after a validation within it if not all epochs have one."""
+    if isinstance(callback, EarlyStopping):
+        callback._check_on_train_epoch_end = True
+    else:
+        callback._save_on_train_epoch_end = True

@@ -37,7 +37,8 @@ class PredictionWriter(BasePredictionWriter):
     The map of a task is ``<id>_<task>.png`` if a PNG file holds its values: class indices (8 bits), depth in
     millimeters (16 bits), normals as colors (8 bits per component). Other maps, such as probabilities, are
     ``<id>_<task>.npy``: float32 ``h w`` or ``c h w``, as decoded. ``maps.json`` lists units and class names. Of a video
-    one video is written, ``<name>_panel.mp4``, with every frame beside its maps.
+    or camera one video is written, ``<name>_panel.mp4``, with every frame beside its maps. Ctrl-C ends that of a
+    camera, which is kept.
 
     Args:
         folder: Output folder. ``predictions/`` in the run directory by default.
@@ -106,7 +107,8 @@ class PredictionWriter(BasePredictionWriter):
             return
         maps = {task.name: prediction[task.name].cpu() for task in pl_module.tasks}
         if video := batch.get("video"):
-            self._video = self._video or VideoFile(self._folder / f"{video.name}_panel.mp4", video.fps)
+            path = self._folder / f"{video.name}_panel.mp4"
+            self._video = self._video or VideoFile(path, video.fps, keep_partial=video.is_camera)
         for k, name in enumerate(prediction["id"]):
             single = {task: values[k : k + 1] for task, values in maps.items()}
             image = crop_padding(batch)[k : k + 1].cpu() if self.save_panels or video else None
@@ -150,12 +152,15 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Finish the files that are being written."""
+        is_kept = self._video and self._video.keep_partial
         self._close()
+        if is_kept:
+            Console().out(self._folder, highlight=False)
 
     def _close(self, is_complete: bool = False) -> None:
         self._wait()
         if self._video:
-            self._video.close(keep=is_complete)
+            self._video.close(is_complete)
             self._video = None
         if self._pool:
             self._pool.shutdown()

@@ -17,13 +17,14 @@ class VideoFile:
     Args:
         path: The file.
         fps: Frames per second.
+        keep_partial: If true, the file is kept when the frames end early.
 
     Raises:
         HTTError: (from ``write`` and ``close``) the file cannot be written.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path, self.fps = path, fps
+    def __init__(self, path: Path, fps: float, keep_partial: bool = False) -> None:
+        self.path, self.fps, self.keep_partial = path, fps, keep_partial
         self._partial = path.with_name(f".{path.stem}.partial.mp4")
         self._writer: cv2.VideoWriter | None = None
 
@@ -38,14 +39,14 @@ class VideoFile:
                 raise HTTError(f"Cannot write {self.path}: OpenCV has no encoder for {CODEC} here, or no access.")
         self._writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
 
-    def close(self, keep: bool = True) -> None:
-        """Finish the file, or delete it."""
+    def close(self, is_complete: bool = True) -> None:
+        """Finish the file; delete it if frames are missing, unless it is kept then."""
         if self._writer is None:
             return
         self._writer.release()
         self._writer = None
         try:
-            if keep:
+            if is_complete or self.keep_partial:
                 self._partial.replace(self.path)
         except OSError as error:
             raise HTTError(f"Cannot write {self.path}: {error.strerror or error}.") from error

@@ -112,7 +112,7 @@ def command_config(name: str, command: str) -> str:
 
     So the ``config.yaml`` of a run serves ``check`` and ``discover``. Other configs stay as they are named.
     """
-    if command not in COMMANDS or not Path(name).is_file():
+    if command not in COMMANDS or not is_file(name):
         return name
     try:
         config = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
@@ -125,6 +125,14 @@ def command_config(name: str, command: str) -> str:
     return json.dumps(kept)
 
 
+def is_file(name: str) -> bool:
+    """Return whether a config is a file. Other processes get it as text, which may be too long for a name."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False
+
+
 def specifies_dataset(words: Sequence[str]) -> bool:
     """Return True if a command line, or a config that it names, specifies the dataset."""
     for word, following in pairwise([*words, ""]):
@@ -134,7 +142,7 @@ def specifies_dataset(words: Sequence[str]) -> bool:
         if attached or word in ("--config", "-c"):
             name = attached[2] if attached else following
             try:
-                data = yaml.safe_load(Path(name).read_text())["data"]
+                data = yaml.safe_load(Path(name).read_text() if is_file(name) else name)["data"]
             except UnicodeDecodeError as error:  # the parser would not catch it
                 raise ConfigError(f"--config must be a text file, got {name} ({error}).") from error
             except (OSError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):

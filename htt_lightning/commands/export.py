@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
@@ -93,8 +94,8 @@ def export(
         out: Path of the new file.
         overwrite: Whether to replace an existing file.
         opset: Version of ONNX's operators, from 18 on; by default that of PyTorch's exporter.
-        image_size: Height and width of all images; by default an exported program takes any. Backbones with windows,
-            such as Swin, need it.
+        image_size: Height and width of all images; by default an exported program takes any. Swin, MaxViT, other
+            backbones with windows, and DINOv3 need it.
 
     Raises:
         ConfigError: An option is wrong, the file exists, or the network cannot be exported. Nothing is written.
@@ -156,11 +157,12 @@ def _check_image_size(backbone: Any, image_size: tuple[int, int] | None) -> None
     if image_size and plan.fixed and any(n > limit for n, limit in zip(image_size, plan.multiple, strict=True)):
         limits = "x".join(map(str, plan.multiple))
         raise ConfigError(f"--image_size must be at most {limits} for backbone {backbone.name!r}, got {image_size}.")
-    windows = any(getattr(part, "window_size", None) for part in backbone.modules())
+    parts = [*backbone.modules()]
+    windows = any(getattr(part, "window_size", None) or isinstance(part, RotaryEmbeddingDinoV3) for part in parts)
     if image_size is None and not plan.fixed and (windows or plan.multiple != (STRIDE, STRIDE)):
         raise ConfigError(
-            f"--image_size must be a height and a width for backbone {backbone.name!r}, whose windows export for one "
-            "size only, got none. Set --image_size '[288, 384]', or that of your images, or --format safetensors."
+            f"--image_size must be a height and a width for backbone {backbone.name!r}, whose windows or positions fit "
+            "one size only, got none. Set --image_size '[288, 384]' or that of your images, or --format safetensors."
         )
 
 

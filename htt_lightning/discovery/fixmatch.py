@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from einops import rearrange
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from htt_lightning.data.batch import Batch, unlabeled_indices
@@ -17,6 +18,7 @@ from htt_lightning.models.layers import frozen_bn_stats
 from htt_lightning.output import TaskOutput, any_selected, scatter_to_batch
 from htt_lightning.seeding import derived_seed
 from htt_lightning.tasks import PseudoLabel, Task
+from htt_lightning.tasks.semseg import unpaired_sides
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in the gray value of a pixel (ITU-R BT.601)."""
@@ -103,6 +105,7 @@ class FixMatch(ConsistencyLoss):
     ) -> None:
         super().__init__(tasks, task_weights, weight=weight)
         self.mirror, self.shift, self.color, self.cutout = mirror, shift, color, cutout
+        self._warnings = unpaired_sides(self.tasks) if mirror else []
         for task in self.tasks:
             if not task.supports_pseudo_labels:
                 advice = "Write its pseudo_label and pseudo_label_loss."
@@ -110,6 +113,8 @@ class FixMatch(ConsistencyLoss):
 
     def forward(self, batch: Batch, outputs: Mapping[str, TaskOutput], net: Network, epoch: int) -> Tensor:
         """Compute the loss of the strong view on the pseudo-labels of the weak one, summed over tasks, ``b``."""
+        while self._warnings:  # once, and in training alone
+            rank_zero_warn(self._warnings.pop())
         image, size = batch["image"], (batch["image"].shape[-2], batch["image"].shape[-1])
         views = self.draw(batch["id"], epoch, size, image.device)
         # All images and tasks, also those without a loss: synchronized BatchNorm waits for every process.

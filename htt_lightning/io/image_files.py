@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
@@ -94,17 +95,21 @@ def is_turned(path: Path) -> bool:
 def open_image(path: Path, form: ImageFormat, verify: bool = True) -> Iterator[Image.Image]:
     """Open an image and check its format; errors inside the block become a ``DataError`` that names the file.
 
-    ``verify`` compares the checksums of a PNG file first. Pixels are not decoded yet.
+    ``verify`` compares the checksums of a PNG file first, and looks for lost parts of a JPEG file. The image is not yet
+    decoded.
     """
     formats = None if form.is_open else ("PNG", "JPEG")
     try:
-        with BytesIO(path.read_bytes()) if verify else path.open("rb") as file:
+        content = path.read_bytes() if verify else b""
+        with BytesIO(content) if verify else path.open("rb") as file:
             head = file.read(26)
             _check_photograph(path, head)
             if verify:
                 file.seek(0)
                 with Image.open(file, formats=formats) as image:
                     image.verify()
+                if content.startswith(b"\xff\xd8\xff"):  # Pillow fills in lost parts of JPEG files
+                    simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
             late_exif = _late_exif(file) if head.startswith(b"\x89PNG") else None
             file.seek(0)
             with Image.open(file, formats=formats) as image:

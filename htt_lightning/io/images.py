@@ -1,6 +1,6 @@
 """Read image files: photographs, index maps, gray levels, and normals coded as colors.
 
-Pillow keeps the indices of a palette and refuses truncated files; OpenCV does neither.
+Pillow keeps the indices of a palette and refuses most truncated files; OpenCV does neither.
 """
 
 from pathlib import Path

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
+    ModelCheckpoint,
     ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 
 from htt_lightning import HTTModule, LabelDiscovery
+from htt_lightning.callbacks.run_checkpoint import RunCheckpoint
 from htt_lightning.errors import ConfigError
 from tests.callbacks.test_label_discovery import few, fitted, state_of, stored, student_of, teacher_of
 from tests.conftest import ROOT
@@ -88,6 +90,16 @@ def minimum_of_epochs(folder):
     """``min_epochs`` counts within a stage, as ``max_epochs`` does."""
     _, trainer = two_stages(folder, EarlyStopping(**MONITOR, patience=1), max_epochs=5, min_epochs=3)
     assert trainer.current_epoch == 6
+
+
+def training_metric(folder):
+    """A metric of training has a value when an epoch ends, and not at a validation before that."""
+    stopping = EarlyStopping("train/loss", min_delta=1e6, patience=1)
+    keeping = ModelCheckpoint(folder / "best", monitor="train/loss", save_top_k=-1, filename="{epoch}")
+    options = {"max_epochs": 6, "check_val_every_n_epoch": 2}
+    _, trainer = two_stages(folder, stopping, keeping, RunCheckpoint(dirpath=folder / "last"), **options)
+    assert trainer.current_epoch == 4
+    assert sorted(path.stem for path in (folder / "best").iterdir()) == [f"epoch={epoch}" for epoch in range(4)]
 
 
 def averaging(callback):
@@ -207,6 +219,7 @@ def stop(hook):
 KEPT = {
     "EarlyStopping": early_stopping,
     "EarlyStopping, min_epochs": minimum_of_epochs,
+    "EarlyStopping, ModelCheckpoint, metric of training": training_metric,
     "WeightAveraging": averaging(WeightAveraging),
     "EMAWeightAveraging": averaging(lambda: EMAWeightAveraging(decay=0.5)),
     "LearningRateFinder": learning_rate_finder,

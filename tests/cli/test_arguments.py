@@ -1,5 +1,6 @@
 """Completion of command lines."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,13 @@ def test_config_in_working_directory_wins_over_packaged_one():
     assert resolve_config("synthetic.yaml") == str(ROOT / "configs" / "synthetic.yaml")
     Path("synthetic.yaml").write_text("{}")
     assert resolve_config("synthetic.yaml") == "synthetic.yaml"
+
+
+def test_config_of_a_run_serves_a_second_process_as_text(tmp_path):
+    data = {"class_path": "NYUDDataModule", "init_args": {"root": "x" * 300}}
+    config = {"data": data, "trainer": {"devices": 2}, "ckpt_path": None, "checkpoint": {}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    words = normalize_args(["discover", "--config", str(tmp_path / "config.yaml")])  # those of the second process
+    assert words[:2] == ["discover", "--config"]
+    assert json.loads(words[2])["data"] == data
+    assert normalize_args(words) == words

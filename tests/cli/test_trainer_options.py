@@ -52,6 +52,18 @@ def test_mlflow_logger_names_its_package():
     assert message == "error: trainer: needs mlflow>=1.0.0, which is not installed: pip install 'mlflow>=1.0.0'."
 
 
+@pytest.mark.parametrize(
+    ("strategy", "need"),
+    [("fsdp", "requires a GPU"), ("deepspeed", "deepspeed")],
+)
+def test_strategy_names_what_it_needs(strategy, need):
+    if strategy == "deepspeed" and find_spec("deepspeed"):
+        pytest.skip("deepspeed is installed")
+    message = failing("fit", "--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={strategy}")
+    assert message.startswith("error: trainer: ")
+    assert need in message
+
+
 def test_timer_limits_training_and_is_in_the_config():
     words = ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=00:00:00:00"]
     main(["fit", *DEPTH, *SMALL, *words])

@@ -255,6 +255,7 @@ def test_export_errors_name_the_option(checkpoint, kind, out, message):
     [
         ("swin_tiny_patch4_window7_224", [], r"--image_size must be .* 'swin_tiny_patch4_window7_224'.*\[288, 384\]"),
         ("maxvit_tiny_tf_224", [], r"--image_size must be .* 'maxvit_tiny_tf_224'.*\[288, 384\]"),
+        ("vit_small_patch16_dinov3", [], r"--image_size must be .* 'vit_small_patch16_dinov3'.*\[288, 384\]"),
         ("hiera_tiny_224", ["--image_size", "[64, 256]"], r"--image_size must be at most 224x224 .* got \(64, 256\)"),
     ],
 )

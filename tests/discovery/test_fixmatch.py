@@ -203,3 +203,12 @@ def test_colors_scale_brightness_contrast_and_saturation():
     torch.testing.assert_close(contrast, torch.full_like(image, 0.3))
     luma = 0.299 * 0.2 + 0.587 * 0.4 + 0.114 * 0.6
     torch.testing.assert_close(gray, torch.tensor([luma, luma / 2]).expand_as(image))
+
+
+@pytest.mark.parametrize(("mirror", "pairs", "count"), [(0.5, (), 1), (0.0, (), 0), (0.5, (("left", "right"),), 0)])
+def test_unpaired_sides_are_warned_of_once(net, batch, recwarn, mirror, pairs, count):
+    sided = SemSeg(classes=("left", "right", "c"), flip_pairs=pairs, confidence_threshold=0.0)
+    loss = fixmatch([sided, *TASKS[1:]], mirror=mirror)
+    for epoch in range(2):
+        loss(batch, net(batch["image"]), net, epoch)
+    assert len([warning for warning in recwarn if "semseg.flip_pairs" in str(warning.message)]) == count

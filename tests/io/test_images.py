@@ -8,7 +8,7 @@ from PIL import Image
 
 from htt_lightning.errors import DataError
 from htt_lightning.io.image_files import ImageFormat, size_of
-from htt_lightning.io.images import read_gray, read_index, read_normals, read_photograph, read_rgb
+from htt_lightning.io.images import read_colors, read_gray, read_index, read_normals, read_photograph, read_rgb
 from htt_lightning.io.notices import forget_notices
 
 RNG = np.random.default_rng(0)
@@ -151,6 +151,19 @@ def test_readers_name_truncated_images(tmp_path, suffix, share):
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(DataError, match=path.name):
         read_rgb(path)
+
+
+@pytest.mark.parametrize("reader", [read_rgb, read_photograph, read_colors])
+@pytest.mark.parametrize("end", [b"\xff\xd9", bytes(3000)], ids=["end marker", "zeros"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_readers_name_jpeg_files_with_lost_parts(tmp_path, reader, end, progressive):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RNG.integers(0, 256, (60, 80, 3), np.uint8)).save(path, progressive=progressive)
+    reader(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + end)
+    with pytest.raises(DataError, match=r"a\.jpg is corrupt"):
+        reader(path)
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])

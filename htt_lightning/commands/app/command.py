@@ -3,7 +3,7 @@
 import os
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -14,9 +14,10 @@ from rich.console import Console
 
 from htt_lightning.commands.app.review import Review
 from htt_lightning.data.datamodule import PartialLabelDataModule
+from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.errors import ConfigError, missing_extra
-from htt_lightning.io.run_directory import CONFIG
+from htt_lightning.io.run_directory import CHECKPOINTS, CONFIG
 from htt_lightning.predictor import HTTPredictor
 from htt_lightning.training.loading import load_module
 
@@ -37,7 +38,8 @@ def app(
     Args:
         datamodule: Dataset of the discovered labels.
         ckpt_path: Checkpoint whose maps are shown.
-        compare_ckpt_path: Second checkpoint, whose maps are shown beside those of the first.
+        compare_ckpt_path: Second checkpoint, whose maps are shown beside those of the first. The page offers those of
+            the same run and of runs beside it, too.
         run: Run directory. By default the checkpoint is its last one, and the dataset that of its config.
         pseudo_labels: Folder written by the command ``discover``, to review; by default ``data.pseudo_labels``.
         port: Port of the page; by default the first free one from 7860.
@@ -58,10 +60,17 @@ def app(
     store = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else datamodule.pseudo_labels
     if not predictors and store is None:
         raise ConfigError("--ckpt_path must be a checkpoint, or --pseudo_labels a folder of discover, got neither.")
-    serve(predictors, Review(store, datamodule) if store else None, port, browser)
+    others = other_checkpoints(ckpt_path) if ckpt_path else []
+    serve(predictors, others, Review(store, datamodule) if store else None, port, browser)
 
 
-def serve(predictors: Mapping[str, HTTPredictor], review: Review | None, port: int | None, browser: bool) -> None:
+def serve(
+    predictors: Mapping[str, HTTPredictor],
+    others: Sequence[str],
+    review: Review | None,
+    port: int | None,
+    browser: bool,
+) -> None:
     """Serve the page until a signal ends the process; uploaded files are deleted then."""
     # Read when gradio is imported, and when it keeps uploaded files.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -71,7 +80,7 @@ def serve(predictors: Mapping[str, HTTPredictor], review: Review | None, port: i
         os.environ["GRADIO_TEMP_DIR"] = uploads
         from htt_lightning.commands.app.page import build_page, close, launch
 
-        page = build_page(predictors, review)
+        page = build_page(predictors, others, load_predictor, review)
         signal.signal(signal.SIGTERM, _end)  # or the uploads would stay
         try:
             address = launch(page, port, browser)
@@ -91,6 +100,20 @@ def load_predictors(ckpt_path: str | None, compare_ckpt_path: str | None) -> dic
         raise ConfigError(f"--compare_ckpt_path must come with --ckpt_path, got only {compare_ckpt_path}.")
     if ckpt_path and ckpt_path == compare_ckpt_path:
         raise ConfigError(f"--compare_ckpt_path must be another checkpoint than --ckpt_path, got {ckpt_path} twice.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     given = {"--ckpt_path": ckpt_path, "--compare_ckpt_path": compare_ckpt_path}
-    return {path: HTTPredictor(load_module(path, option, device=device)) for option, path in given.items() if path}
+    return {path: load_predictor(path, option) for option, path in given.items() if path}
+
+
+def load_predictor(path: str, option: str = "--compare_ckpt_path") -> HTTPredictor:
+    """Load a checkpoint that an option names."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return HTTPredictor(load_module(path, option, device=device))
+
+
+def other_checkpoints(path: str) -> list[str]:
+    """Find the other checkpoints of a run, and those of the runs beside it."""
+    folder = Path(path).parent
+    found = {*folder.glob("*.ckpt")}
+    if folder.name == CHECKPOINTS:
+        found |= {*folder.parent.parent.glob(f"*/{CHECKPOINTS}/*.ckpt")}
+    return sorted(map(str, found - {Path(path)}), key=natural_key)

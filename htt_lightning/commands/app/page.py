@@ -1,7 +1,8 @@
 """Layout of the page, in Gradio, and its server."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,23 +14,37 @@ from htt_lightning.commands.app.photograph import OPACITY, STYLE, draw_maps, map
 from htt_lightning.commands.app.review import Review, describe
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.io.image_files import has_heif
+from htt_lightning.io.run_directory import CHECKPOINTS
 from htt_lightning.predictor import HTTPredictor
 
+Load = Callable[[str], HTTPredictor]
+"""Function from the path of a checkpoint to its network."""
 HOST = "127.0.0.1"
 """Address of the page: this machine alone."""
 ALL_TASKS = "all tasks"
+NOTHING = "nothing"
+"""Choice of no second checkpoint."""
 SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--map-opacity', value); return []; }"
 """Function of the browser: the slider changes the style sheet, and nothing is sent."""
 
 
-def build_page(predictors: Mapping[str, HTTPredictor], review: Review | None) -> gr.Blocks:
-    """Build the page: a tab for photographs, if there is a network, and one for discovered labels, if there are any."""
+def build_page(
+    predictors: Mapping[str, HTTPredictor], others: Sequence[str], load: Load, review: Review | None
+) -> gr.Blocks:
+    """Build the page: a tab for photographs, if there is a network, and one for discovered labels, if there are any.
+
+    Args:
+        predictors: One or two networks that are loaded, by their checkpoints.
+        others: Checkpoints that the first network can be compared with.
+        load: Function that loads one of them.
+        review: Discovered labels; None for no tab.
+    """
     has_heif()  # Gradio opens uploaded files by Pillow
     page = gr.Blocks(title="htt app", analytics_enabled=False, fill_width=True)
     with page:
         if predictors:
             with gr.Tab("Photograph"):
-                _add_photograph(predictors)
+                _add_photograph(predictors, others, load)
         if review:
             with gr.Tab("Discovered labels"):
                 _add_review(page, review)
@@ -65,26 +80,48 @@ def close(page: gr.Blocks) -> None:
     page.close(verbose=False)
 
 
-def _add_photograph(predictors: Mapping[str, HTTPredictor]) -> None:
+def short_name(path: str) -> str:
+    """Return the run and the name of a checkpoint.
+
+    >>> short_name("runs/version_0/checkpoints/stage_1.ckpt")
+    'version_0/stage_1'
+    """
+    parts = [part for part in Path(path).with_suffix("").parts if part != CHECKPOINTS]
+    return "/".join(parts[-2:])
+
+
+def _add_photograph(predictors: Mapping[str, HTTPredictor], others: Sequence[str], load: Load) -> None:
+    first, *second = predictors
+    choices = list(dict.fromkeys([NOTHING, *second, *others]))
+    load_other = lru_cache(maxsize=1)(lambda path: predictors.get(path) or load(path))
     with gr.Row():
         with gr.Column(scale=1, elem_classes="controls"):
             photograph = gr.Image(
                 label="Photograph", type="pil", image_mode=None, sources=["upload", "webcam"], buttons=[]
             )
             opacity = gr.Slider(0, 1, OPACITY, step=0.01, label="Opacity of the maps", elem_id="opacity")
+            compare = gr.Dropdown(
+                [(short_name(path), path) for path in choices],
+                value=choices[bool(second)],
+                label="Compare with",
+                visible=len(choices) > 1,
+                elem_id="compare",
+            )
         with gr.Column(scale=3):
             maps = gr.HTML("Drop a photograph, or use the camera.", elem_id="maps")
 
-    def show(image: Image.Image | None) -> str:
+    def show(image: Image.Image | None, other: str) -> str:
         if image is None:
             return "Drop a photograph, or use the camera."
         try:
             small = reduce_photograph(image)
-            return maps_html(small, {name: draw_maps(predictor, small) for name, predictor in predictors.items()})
+            shown = {first: predictors[first]} | ({} if other == NOTHING else {other: load_other(other)})
+            return maps_html(small, {name: draw_maps(predictor, small) for name, predictor in shown.items()})
         except HTTError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    photograph.change(show, photograph, maps, api_visibility="private")
+    for control in (photograph, compare):
+        control.change(show, [photograph, compare], maps, api_visibility="private")
     opacity.input(None, opacity, None, js=SET_OPACITY, api_visibility="private")
 
 

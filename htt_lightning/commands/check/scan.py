@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import simplejpeg
 from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Arrays
@@ -126,12 +125,6 @@ class ImageScanner(Dataset[SplitScan]):
             raise DataError(f"The image must be h w 3, uint8 or float in [0, 1], got {image.dtype} {image.shape}.")
         if is_float and not (image.min() >= 0 and image.max() <= 1):  # negated, so that NaN fails
             raise DataError(f"The image must be in [0, 1], got {image.min():g} to {image.max():g}.")
-        content = path.read_bytes() if (path := dataset.image_path(index)) else b""
-        if content.startswith(b"\xff\xd8\xff"):  # Pillow fills in lost parts of JPEG files
-            try:
-                simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-            except ValueError as error:
-                raise DataError(f"{path} is corrupt ({error}). Copy or unpack it again.") from error
         return image
 
     def derive(self, position: int, labels: Arrays) -> Arrays:

@@ -30,7 +30,7 @@ CLASSES: Mapping[int, tuple[str, ...]] = MappingProxyType(
 )  # fmt: skip
 """Class names in the order of their indices: categories, or train ids."""
 
-REPO = HubRepo("tanganke/cityscapes", "main")
+REPO = "tanganke/cityscapes"
 """The same images and labels in Parquet shards; no commit of it is pinned."""
 
 SEGMENTATION: Mapping[int, str] = MappingProxyType({7: "segmentation", 19: "segmentation_19"})
@@ -80,16 +80,18 @@ class CityscapesDataModule(FileDataModule):
         root: Folder with ``train/`` and ``val/``, or the parent of ``cityscapes/``; a folder of Parquet shards; or
             ``hub``, which downloads them from ``tanganke/cityscapes``.
         classes: Number of classes, 7 or 19.
+        revision: Commit of ``tanganke/cityscapes`` to read. None is fixed: the default is the branch ``main``, which
+            can change, and a warning names its commit.
         **kwargs: Arguments of ``PartialLabelDataModule``.
 
     Raises:
         ConfigError: ``classes`` is another number.
     """
 
-    def __init__(self, root: str, classes: Literal[7, 19] = 7, **kwargs: Any) -> None:
+    def __init__(self, root: str, classes: Literal[7, 19] = 7, revision: str = "main", **kwargs: Any) -> None:
         if classes not in CLASSES:
             raise ConfigError(f"data.classes must be 7 or 19, got {classes}.")
-        self.classes = classes
+        self.classes, self.repo = classes, HubRepo(REPO, revision)
         super().__init__(root, **kwargs)
 
     def dataset_tasks(self) -> list[Task]:
@@ -99,7 +101,7 @@ class CityscapesDataModule(FileDataModule):
 
     def open_split(self, split: Split, uniform_size: bool) -> FileDataset:
         """Open a split of the shards or of the tree."""
-        if shards := find_shards(self.root, split, REPO):
+        if shards := find_shards(self.root, split, self.repo):
             columns = {"image": IMAGE, "semseg": class_format(SEGMENTATION[self.classes], self.classes), "depth": DEPTH}
             return ParquetDataset(shards, columns, Cityscapes.num_images[split], uniform_size)
         return Cityscapes(self.root, split, self.classes, uniform_size)

@@ -1,4 +1,4 @@
-"""Images without labels, to predict on: a file, a folder, a pattern or a video."""
+"""Images without labels, to predict on: a file, a folder, a pattern, a video or a camera."""
 
 import logging
 import warnings
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -36,8 +37,9 @@ class ImageFolder(PartialLabelDataModule):
     Consecutive images of one size make a batch. Corrupt images are skipped and listed in ``errors``.
 
     Args:
-        root: An image; a folder, including its subfolders; a pattern such as ``photos/*.jpg``; or a video. Hidden
-            files and folders are skipped, and so are folders with predictions of the library.
+        root: An image; a folder, including its subfolders; a pattern such as ``photos/*.jpg``; a video; or a
+            camera by its number, such as ``camera:0``. Hidden files and folders are skipped, and so are folders with
+            predictions of the library.
         checkpoint: Checkpoint to predict with; on the command line that of ``--ckpt_path``.
         batch_size: Maximum number of images per batch.
         input_size: Size at which the network sees images: ``training`` (as in the evaluation of the training run),
@@ -89,15 +91,17 @@ class ImageFolder(PartialLabelDataModule):
             self.build_dataset("val")
         # Lightning counts samples for users who want predictions by index; these have names.
         warnings.filterwarnings("ignore", f"Couldn't infer the batch indices .*{_BatchIterable.__name__}")
-        self.errors, place = [], Path(self.root).expanduser()
-        self.video = video_info(place) if is_video(place) and place.is_file() else None
+        self.errors = []
+        self.video = video_info(self.root) if is_video(self.root) else None
         self.images = {} if self.video else find_images(self.root)
+        if self.video and self.video.is_camera:
+            rank_zero_info(f"{self.root} is read until Ctrl-C, or for trainer.limit_predict_batches batches.")
         if self.video and self._world > 1:
-            raise ConfigError(f"trainer.devices must be 1 for the video {self.root}, got {self._world} processes.")
+            raise ConfigError(f"trainer.devices must be 1 for the frames of {self.root}, got {self._world} processes.")
 
     @property
     def count(self) -> int:
-        """Number of images or frames that this process reads; 0 for a video that does not state it."""
+        """Number of images or frames that this process reads; 0 for a camera or a video that does not state it."""
         if self.video:
             return self.video.frames
         return len(range(self._rank, len(self.images), self._world))
@@ -144,7 +148,7 @@ class ImageFolder(PartialLabelDataModule):
 
     def _video_batches(self, video: VideoInfo) -> Iterator[Batch]:
         """Iterate over batches of consecutive frames; ``video`` tells the writer that they belong together."""
-        frames = enumerate(video_frames(Path(self.root).expanduser()))
+        frames = enumerate(video_frames(self.root))
         limit = self.batch_size
         while items := list(islice(frames, limit)):
             resized = [self.resizer(pixels, f"{self.root}, frame {number}") for number, pixels in items]

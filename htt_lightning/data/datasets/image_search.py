@@ -39,7 +39,7 @@ def find_images(root: str) -> dict[str, Path]:
         paths = [path for path in found if _is_heif(path) <= has_heif()]
         others += [path for path in found if _is_heif(path) > has_heif()]
     else:
-        raise ConfigError(f"data.root must be an image, a folder, a pattern or a video, got {root}.")
+        raise ConfigError(f"data.root must be an image, a folder, a pattern, a video or camera:0, got {root}.")
     relative, skipped = _split_predictions(_visible(paths, base), base)
     if skipped:
         logger.warning("Skipping %s: %s.", *_describe_predictions(skipped, base))

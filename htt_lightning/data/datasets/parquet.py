@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import Split
@@ -60,7 +60,10 @@ class HubRepo:
                 f"data.root to a folder with its .parquet files of revision {self.revision}."
             ) from error
         if (commit := Path(folder).name) != self.revision:
-            rank_zero_info(f"Reading {self.repo} at commit {commit}.")
+            rank_zero_warn(
+                f"{self.repo} is read at {self.revision}, which can change. Today that is commit {commit}; set "
+                "data.revision (data.hub.revision for folder.yaml) to it to repeat the run on the same data."
+            )
         return Path(folder)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from htt_lightning.cli.entry import main, normalize_args
 from htt_lightning.commands.app import command
-from htt_lightning.commands.app.command import app, load_predictors
+from htt_lightning.commands.app.command import app, load_predictors, other_checkpoints
 from htt_lightning.errors import CheckpointError, ConfigError, HTTError
 from tests.tiny import tiny_data
 
@@ -44,6 +44,18 @@ def test_two_checkpoints_differ(tmp_path):
     with pytest.raises(ConfigError, match=r"--compare_ckpt_path .*a\.ckpt"):
         load_predictors("a.ckpt", "a.ckpt")
     assert load_predictors(None, None) == {}
+
+
+def test_checkpoints_of_runs_beside_it_can_be_compared(tmp_path):
+    names = ["version_2/checkpoints/last", "version_10/checkpoints/last", "version_2/checkpoints/stage_1"]
+    for name in names:
+        path = tmp_path / "runs" / f"{name}.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "runs/version_2/other.ckpt").touch()
+    found = other_checkpoints(str(tmp_path / "runs/version_2/checkpoints/last.ckpt"))
+    assert found == [str(tmp_path / "runs" / f"{name}.ckpt") for name in (names[2], names[1])]
+    assert other_checkpoints(str(tmp_path / "runs/version_2/other.ckpt")) == []
 
 
 def test_run_gives_checkpoint_and_dataset(tmp_path):

@@ -42,6 +42,7 @@ def files(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("app"), tiny_data(**FEW)
     keep = ModelCheckpoint(dirpath=folder / "kept", filename="run")
     tiny_trainer(folder, callbacks=[keep], enable_checkpointing=True).fit(tiny_module(data), data)
+    shutil.copy(folder / "kept" / "run.ckpt", folder / "kept" / "second.ckpt")
     store_truth(folder / "pseudo", data)
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "photo.png")
@@ -96,6 +97,11 @@ def test_page_shows_maps_and_rejects_labels(browser, server, files):
     page.locator("#opacity input[type=number]").fill("0.25")
     page.locator("#opacity input[type=number]").press("Enter")
     page.wait_for_function("getComputedStyle(document.querySelector('#maps img[alt=depth]')).opacity === '0.25'")
+
+    page.get_by_label("Compare with").click()
+    page.get_by_role("option", name="kept/second").click()
+    page.locator("#maps h3").get_by_text("kept/second.ckpt").wait_for()
+    assert page.locator("#maps figure").count() == 8
 
     page.get_by_role("tab", name="Discovered labels").click()
     page.wait_for_selector("#panel img")

@@ -283,9 +283,10 @@ def test_unknown_tasks_are_rejected(scenes):
 # The hub
 
 
-def test_hub_is_asked_for_one_split_of_one_commit(scenes, monkeypatch):
+def test_hub_is_asked_for_one_split_of_one_commit(scenes, tmp_path, monkeypatch):
     asked = []
-    answer = lambda repo, **settings: asked.append((repo, settings)) or str(scenes / "features")  # noqa: E731
+    (folder := tmp_path / nyud.REPO.revision).symlink_to(scenes / "features")
+    answer = lambda repo, **settings: asked.append((repo, settings)) or str(folder)  # noqa: E731
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     assert len(open_train("hub").ids) == 5
     ((repo, settings),) = asked
@@ -293,12 +294,22 @@ def test_hub_is_asked_for_one_split_of_one_commit(scenes, monkeypatch):
     assert settings["allow_patterns"] == ["*train-*.parquet"]
 
 
-def test_commit_of_a_branch_is_logged(scenes, monkeypatch, caplog):
+def test_commit_of_a_branch_is_warned_of(scenes, monkeypatch, recwarn):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(scenes / "features"))
-    with caplog.at_level("INFO"):
+    find_shards("hub", "val", HubRepo("mine/rooms", "features"))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"mine/rooms is read at main, .* commit features; set data\.revision"):
         find_shards("hub", "val", HubRepo("mine/rooms", "main"))
-        find_shards("hub", "val", HubRepo("mine/rooms", "features"))
-    assert caplog.messages == ["Reading mine/rooms at commit features."]
+
+
+def test_cityscapes_is_asked_for_the_revision_given(tmp_path, monkeypatch):
+    asked = []
+    answer = lambda *_, revision, **__: asked.append(revision) or str(tmp_path / revision)  # noqa: E731
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    for changes in ({}, {"revision": "abc"}):
+        with pytest.raises(DataError, match="must have shards"):
+            CityscapesDataModule("hub", **changes).open_split("val", True)
+    assert asked == ["main", "abc"]
 
 
 @pytest.mark.parametrize(("config", "repo"), [("nyud", "tanganke/nyuv2"), ("cityscapes", "tanganke/cityscapes")])

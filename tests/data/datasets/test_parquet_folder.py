@@ -87,7 +87,7 @@ def test_config_names_a_dataset_of_the_hub(scenes, tmp_path, monkeypatch, capsys
     labels = [{"task": "Depth", "train": "depth", "val": "depth"}, {"task": "Normals", "train": "normal"}]
     settings = {
         "root": "hub",
-        "hub": {"repo": "mine/rooms", "revision": "main"},
+        "hub": {"repo": "mine/rooms", "revision": "features"},
         "train": "data/train-*.parquet",
         "val": "data/val-*.parquet",
         "label_files": labels,

@@ -1,6 +1,7 @@
-"""Videos, whose frames are predicted and written beside their maps."""
+"""Videos and cameras, whose frames are predicted and written beside their maps."""
 
 import sys
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -39,8 +40,8 @@ def clip(tmp_path):
 
 
 def test_frames_are_rgb_and_in_order(clip):
-    assert video_info(clip) == ("clip", 10, len(LEVELS))
-    frames = list(video_frames(clip))
+    assert video_info(str(clip)) == ("clip", 10, len(LEVELS), False)
+    frames = list(video_frames(str(clip)))
     assert [frame.shape for frame in frames] == [(*SIZE, 3)] * len(LEVELS)
     assert np.abs([frame[..., 0].mean() - level for frame, level in zip(frames, LEVELS, strict=True)]).max() < 6
     assert all(frame[..., 0].mean() > frame[..., 2].mean() for frame in frames)
@@ -49,9 +50,9 @@ def test_frames_are_rgb_and_in_order(clip):
 def test_files_that_are_no_video_are_named(tmp_path, capfd):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(DataError, match=r"text\.mp4 is corrupt or no video"):
-        video_info(tmp_path / "text.mp4")
+        video_info(str(tmp_path / "text.mp4"))
     with pytest.raises(DataError, match=r"gone\.mp4 is missing"):
-        list(video_frames(tmp_path / "gone.mp4"))
+        list(video_frames(str(tmp_path / "gone.mp4")))
 
 
 def test_consecutive_frames_make_batches(clip, checkpoint):
@@ -71,22 +72,100 @@ def test_predict_writes_a_video_of_frames_beside_maps(clip, checkpoint, tmp_path
     words = ["--data", "ImageFolder", "--data.root", str(clip), "--ckpt_path", checkpoint, "--out", "maps"]
     main(["predict", *words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["clip_panel.mp4", "maps.json"]
-    assert video_info(tmp_path / "maps" / "clip_panel.mp4")[1:] == (10, len(LEVELS))
-    frames = list(video_frames(tmp_path / "maps" / "clip_panel.mp4"))
+    assert video_info("maps/clip_panel.mp4") == ("clip_panel", 10, len(LEVELS), False)
+    frames = list(video_frames("maps/clip_panel.mp4"))
     height, width = frames[0].shape[:2]
     assert width > 2 * height  # the image and two maps side by side
     image = [frame[height // 2 : height // 2 + 20, 100:200, 0].mean() for frame in frames]
     assert np.abs(np.subtract(image, LEVELS)).max() < 10
 
 
+class FakeCamera:
+    """A camera of 10 frames per second, each brighter; ``end`` raises or unplugs it after ``count`` frames."""
+
+    count, end = 1000, None
+    opened: ClassVar[list[int]] = []
+
+    def __init__(self, source):
+        self.opened.append(source)
+        self.number = 0
+
+    def isOpened(self):
+        return self.opened[-1] == 1
+
+    def get(self, key):
+        return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: -1.0}[key]
+
+    def read(self):
+        if self.number == self.count:
+            if self.end:
+                raise self.end
+            return False, None
+        self.number += 1
+        return True, np.full((*SIZE, 3), 20 * self.number, np.uint8)
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def predict_camera(checkpoint, tmp_path, monkeypatch):
+    """Run ``htt predict`` on a camera, and return the exit status and the brightness of the frames it wrote."""
+    read_video = cv2.VideoCapture
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["htt"])
+
+    def run(*more, root="camera:1", **camera):
+        monkeypatch.setattr(cv2, "VideoCapture", type("Camera", (FakeCamera,), {**camera, "opened": []}))
+        words = ["--data", "ImageFolder", "--data.root", root, "--data.batch_size", "2", "--ckpt_path", checkpoint]
+        quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--out", "maps"]
+        status = 0
+        try:
+            main(["predict", *words, *quiet, *more])
+        except SystemExit as error:
+            status = error.code
+        monkeypatch.setattr(cv2, "VideoCapture", read_video)
+        if not (tmp_path / "maps/camera_1_panel.mp4").exists():
+            return status, []
+        frames = list(video_frames("maps/camera_1_panel.mp4"))
+        assert video_info("maps/camera_1_panel.mp4").fps == 10
+        height = frames[0].shape[0]
+        return status, [round(frame[height // 2 : height // 2 + 20, 100:200].mean(), -1) for frame in frames]
+
+    return run
+
+
+def test_camera_frames_end_with_the_limit_of_batches(predict_camera):
+    assert predict_camera("--trainer.limit_predict_batches", "2") == (0, [20, 40, 60, 80])
+
+
+def test_camera_frames_end_when_it_is_unplugged(predict_camera):
+    assert predict_camera(count=3) == (0, [20, 40, 60])
+
+
+def test_ctrl_c_keeps_the_frames_of_a_camera(predict_camera, capsys):
+    status, frames = predict_camera(count=6, end=KeyboardInterrupt())
+    assert status == 130
+    assert frames == [20, 40, 60, 80]  # Lightning has fetched the next batch
+    assert "maps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("root", ["camera:0", "camera:", "camera:front", "camera:-1"])
+def test_a_camera_that_does_not_open_is_named(root, predict_camera):
+    message, frames = predict_camera(root=root)
+    assert not frames
+    assert message.startswith("error: data.root must be ")
+    assert f"got {root}." in message
+
+
 def test_an_interrupted_video_leaves_no_file(tmp_path):
     video = VideoFile(tmp_path / "a.mp4", 10)
     video.write(np.zeros((33, 47, 3), np.uint8))
-    video.close(keep=False)
+    video.close(is_complete=False)
     assert list(tmp_path.iterdir()) == []
     video.write(np.zeros((33, 47, 3), np.uint8))
     video.close()
-    assert next(video_frames(tmp_path / "a.mp4")).shape == (32, 46, 3)
+    assert next(video_frames(str(tmp_path / "a.mp4"))).shape == (32, 46, 3)
 
 
 def test_a_video_that_cannot_be_written_is_named(tmp_path, capfd):
