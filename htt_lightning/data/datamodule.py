@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
@@ -291,9 +291,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             sizes = set(pool.map(images.dataset.size, [index for index, _ in images.items]))
         return 1 if len({(max(h, minimum[0]), max(w, minimum[1])) for h, w in sizes}) > 1 else self.batch_size
 
-    def loader(
-        self, dataset: PartialLabelDataset, batch_size: int | None = None, **arguments: Any
-    ) -> DataLoader[Batch]:
+    def loader(self, dataset: Dataset[Batch], batch_size: int | None = None, **arguments: Any) -> DataLoader[Batch]:
         """Build a loader with the settings of the datamodule and further ``arguments`` of ``DataLoader``."""
         return DataLoader(
             dataset=dataset,
@@ -301,7 +299,6 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=default_collate,
             worker_init_fn=worker_init,
             generator=torch.Generator().manual_seed(self.run_seed),  # the default draws from the global state
             **arguments,

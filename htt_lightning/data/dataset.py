@@ -167,6 +167,7 @@ class PartialLabelDataset(Dataset[Batch]):
         pseudo_labels: PseudoLabelStore | None = None,
     ) -> None:
         self.pseudo_labels, self._rejected = pseudo_labels, pseudo_labels.rejected() if pseudo_labels else {}
+        self._stored_tasks = pseudo_labels.tasks() if pseudo_labels else set[str]()
         self.dataset, self.tasks, self.transform, self.size, self.seed = dataset, tuple(tasks), transform, size, seed
         indices = {name: index for index, name in enumerate(dataset.ids)}
         self.ids = list(labels)
@@ -190,7 +191,9 @@ class PartialLabelDataset(Dataset[Batch]):
         if self.pseudo_labels:
             height, width = self.size or arrays["image"].shape[:2]
             rejected = self._rejected.get(name, ())
-            tasks = [task for task in self.missing_tasks(position) if task.name not in rejected]
+            tasks = [
+                task for task in self.missing_tasks(position) if task.name in self._stored_tasks.difference(rejected)
+            ]
             arrays |= self.pseudo_labels.read(name, tasks, (height, width))
         if self.size:
             for map_name, array in arrays.items():
@@ -200,6 +203,6 @@ class PartialLabelDataset(Dataset[Batch]):
         sample = to_sample(arrays, valid, self.tasks, name)
         if self.pseudo_labels:
             height, width = valid.shape
-            tasks = [task for task in self.tasks if task.supports_pseudo_labels]
+            tasks = [task for task in self.tasks if task.name in self._stored_tasks]
             sample["pseudo_labels"] = {task.name: to_pseudo_label(arrays, task, (height, width)) for task in tasks}
         return sample

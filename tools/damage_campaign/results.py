@@ -170,7 +170,7 @@ def discovered(root: Path) -> Values:
     module = tiny_module(data, dilations=(1, 2, 3))
     trainer = HTTTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     with contextlib.redirect_stdout(io.StringIO()):
-        discover(trainer, module, data, str(root / "last.ckpt"), str(out), overwrite=True)
+        discover(trainer, module, data, str(out), str(root / "last.ckpt"), overwrite=True)
     return {path.name: path.read_bytes() for path in sorted((out / "maps").iterdir())}
 
 

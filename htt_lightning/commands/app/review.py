@@ -28,7 +28,7 @@ class Review:
         datamodule: Dataset that it was written for.
 
     Attributes:
-        tasks: Tasks of the dataset that have pseudo-labels.
+        tasks: Tasks of the dataset that have pseudo-labels in the folder.
         confidences: Mean confidence of each discovered label, by image id and task.
 
     Raises:
@@ -40,7 +40,8 @@ class Review:
         self.dataset = datamodule.build_dataset("train")
         self.labels = datamodule.labels_per_image("train", self.dataset)
         store.check(self.labels, datamodule.tasks, datamodule.fingerprint())
-        self.tasks = [task for task in datamodule.tasks if task.supports_pseudo_labels]
+        stored = store.tasks()
+        self.tasks = [task for task in datamodule.tasks if task.name in stored]
         self._indices = {name: index for index, name in enumerate(self.dataset.ids)}
         self._available = {task.name: self.dataset.available(task.name) for task in self.tasks}
         self._rejected, self._lock = store.rejected(), Lock()
