@@ -2,18 +2,19 @@
 
     python benchmarks/outside_teachers.py --images 100
 
-Rooms of 288x384 pixels with three tasks (13 classes, depth, normals) keep the label of one task each. Another program's maps
-of all tasks lie beside them, in the format of the labels. `discover` completes two tasks of each image; its time includes
-checks and fits. The loader then reads the completed dataset, with the augmentation of training.
+Rooms of 288x384 pixels with three tasks (13 classes, depth, normals) keep the label of one task each. Another program's
+maps of all tasks lie beside them, in the format of the labels. `discover` completes two tasks of each image; its time
+includes checks and fits. The loader then reads the completed dataset, with the augmentation of training.
 
 - `npy`: NYUD-v2 as MTAN published it, arrays of float32.
 - `png`: a folder with JPEG images, and labels as PNG files (classes, millimeters, normals as colors).
 
-Both run on one thread of one process (`data.num_workers` 0). Seconds are those of the CPU, which a busy machine does not
-change; the files are in its cache. A first round is not counted.
+Both run on one thread of one process (`data.num_workers` 0). Seconds are those of the CPU, which a busy machine changes
+little; the files are in its cache. A first round is not counted. Eight rooms are rendered, and their files copied.
 """
 
 import argparse
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from htt_lightning.training.trainer import HTTTrainer
 
 SIZE = (288, 384)
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+ROOMS = 8
 SETTINGS: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "seed": 0, "labels": "one-label"}
 
 
@@ -63,6 +65,13 @@ def write_maps(root: Path, count: int, kind: str) -> None:
             save(root / "maps" / task / f"{index}.{kind}", array)
             if kind == "png":
                 save(root / "data" / task / f"{index}.png", scene[task])
+
+
+def multiply(root: Path, count: int) -> None:
+    """Copy the files of the rooms to those of as many images."""
+    for path in [path for path in root.rglob("*") if path.stem.isdecimal() and "val" not in path.parts]:
+        for index in range(int(path.stem) + ROOMS, count, ROOMS):
+            shutil.copy(path, path.with_stem(str(index)))
 
 
 def folder_data(root: Path, **changes: Any) -> PartialLabelDataModule:
@@ -101,9 +110,10 @@ def main() -> None:
     for kind in ("npy", "png"):
         with tempfile.TemporaryDirectory() as temporary:
             root = Path(temporary)
-            write_maps(root, count, kind)
+            write_maps(root, ROOMS, kind)
             if kind == "npy":
-                write_nyud_tree(root / "data", count, 1, SIZE)
+                write_nyud_tree(root / "data", ROOMS, 1, SIZE)
+            multiply(root, count)
 
             def build(root: Path = root, kind: str = kind, **changes: Any) -> PartialLabelDataModule:
                 data = str(root / "data")

@@ -41,6 +41,7 @@ class HubTeacher(OutsideTeacher):
             import transformers
         except ImportError as error:
             raise missing_extra(f"{self.option}.hub needs transformers", "teachers") from error
+        transformers.logging.disable_progress_bar()  # of reading weights; downloads have their own
         depth = isinstance(self.task, Depth)
         kind: Any = transformers.AutoModelForDepthEstimation if depth else transformers.AutoModelForSemanticSegmentation
         arguments = {"revision": self.options.revision or "main"} if not self.is_local else {}
@@ -61,8 +62,7 @@ class HubTeacher(OutsideTeacher):
         return model.eval().requires_grad_(False), processor
 
     def _cannot_load(self, name: str, error: Exception) -> HTTError:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        cause = f"({type(error).__name__}: {reason})"
+        cause = f"({type(error).__name__}: {str(error).strip().partition('. ')[0].partition(chr(10))[0]})"
         if self.is_local:
             step = "It must hold what save_pretrained of a model and of its image processor write."
             return ConfigError(f"{self.option}.hub cannot be loaded from the folder {name} {cause}. {step}")
