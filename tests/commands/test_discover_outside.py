@@ -241,7 +241,9 @@ def test_maps_of_half_size_and_confidence(maps, tmp_path):
 
 def test_network_labels_the_other_tasks(maps, checkpoint, tmp_path):  # noqa: F811
     store = ask(maps, tmp_path / "out", teachers={"depth": {}}, ckpt_path=checkpoint)
-    origins = {task: {images.get(task) for images in store.manifest()["images"].values()} for task in ("depth", "edges")}
+    origins = {
+        task: {images.get(task) for images in store.manifest()["images"].values()} for task in ("depth", "edges")
+    }
     assert origins == {"depth": {Origin.GIVEN, Origin.OUTSIDE}, "edges": {Origin.GIVEN, Origin.DISCOVERED}}
     assert store.manifest()["checkpoint"]["name"] == "run.ckpt"
     assert store.manifest()["teachers"].keys() == {"depth"}

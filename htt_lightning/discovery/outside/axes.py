@@ -12,7 +12,7 @@ CONVENTIONS = {"opengl": ("x", "y", "z"), "opencv": ("x", "-y", "-z")}
 
 MIN_PIXELS = 100
 """Smallest number of pixels with given normals that can tell axes apart."""
-MAX_ANGLE = 45.0
+MAX_ANGLE = 15.0
 """Largest median angle in degrees to given normals at which no other axes are tried."""
 
 

@@ -1,6 +1,7 @@
 """Fit of teachers from outside to the labels that training images keep."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +16,7 @@ from htt_lightning.discovery.outside.maps import ImageSizes, MapTeacher
 from htt_lightning.discovery.outside.options import TeacherOptions
 from htt_lightning.discovery.outside.teacher import OutsideTeacher
 from htt_lightning.errors import ConfigError, did_you_mean
+from htt_lightning.io.arrays import resize
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Depth, Task
 
@@ -57,7 +59,7 @@ def fit_to_given_labels(teacher: OutsideTeacher, datamodule: PartialLabelDataMod
     """
     if isinstance(teacher.task, Depth):
         values, labels = _compare(teacher, datamodule)
-        method = teacher.options.alignment or "scale_shift"
+        method: Any = teacher.options.alignment or "scale_shift"
         teacher.alignment = fit_alignment(values, labels, method, teacher.is_inverse, teacher.option)
         return teacher.alignment.summary
     if teacher.axes is None:
@@ -78,16 +80,19 @@ def _compare(teacher: OutsideTeacher, datamodule: PartialLabelDataModule) -> tup
     empty = np.zeros((0, 3)[: task.field_channels], np.float32)
     pairs = [(empty, empty)]
     for place in track(range(len(chosen)), f"Comparing {task.name} with {len(chosen)} given labels", len(chosen)):
-        sample, name = samples[place], chosen[place]
-        label = np.moveaxis(sample[task.name].numpy(), 0, -1)
+        name, index = chosen[place], samples.items[place][0]
         if isinstance(teacher, HubTeacher):
+            sample = samples[place]
+            label = np.moveaxis(sample[task.name].numpy(), 0, -1)
             values, _ = teacher.predict([sample["image"]])[0]
-        else:
+        else:  # which reads no image
             assert isinstance(teacher, MapTeacher)
-            values, _ = teacher.read(name, image_sizes(datamodule, dataset, samples.items[place][0]))
-        label = label.reshape(values.shape)
+            sizes = image_sizes(datamodule, dataset, index)
+            label = resize(dataset.label(index, task.name), sizes.maps, "nearest")
+            values, _ = teacher.read(name, sizes)
+        values, label = values.reshape(-1, *empty.shape[1:]), label.reshape(-1, *empty.shape[1:])
         known = np.isfinite(values) & np.isfinite(label)
-        pixels = np.flatnonzero(known if known.ndim == 2 else known.all(-1))
+        pixels = np.flatnonzero(known if known.ndim == 1 else known[:, 0])
         pixels = np.random.default_rng(crc32(name.encode())).permutation(pixels)[:MAX_PIXELS]
-        pairs.append((values.reshape(-1, *empty.shape[1:])[pixels], label.reshape(-1, *empty.shape[1:])[pixels]))
+        pairs.append((values[pixels], label[pixels]))
     return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])

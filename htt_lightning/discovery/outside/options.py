@@ -38,8 +38,8 @@ class TeacherOptions:
     revision: str | None = None
     maps: str | None = None
     confidence: str | None = None
-    space: Space | None = None
-    alignment: AlignmentMethod | None = None
+    space: str | None = None
+    alignment: str | None = None
     axes: str | tuple[str, str, str] | None = None
     classes: dict[str | int, str] | None = None
     missing_values: tuple[float, ...] | None = None
