@@ -171,9 +171,10 @@ class PseudoLabelWriter(L.LightningModule):
             device: Device that runs models.
         """
         indices = {name: index for index, name in enumerate(self.dataset.ids)}
+        lacking = [name for name, tasks in self.missing.items() if tasks] if self.map_teachers else []
+        sizes = {name: image_sizes(self.datamodule, self.dataset, indices[name]) for name in lacking}
         for teacher in self.map_teachers:
-            lacking = [name for name, tasks in self.missing.items() if teacher.task in tasks]
-            teacher.check({name: image_sizes(self.datamodule, self.dataset, indices[name]) for name in lacking})
+            teacher.check({name: size for name, size in sizes.items() if teacher.task in self.missing[name]})
         stored = self.store.manifest() if self.store.manifest_path.is_file() else {}
         same = stored and not changes(stored, self.manifest())
         earlier = stored["teachers"] if same else {}
@@ -209,14 +210,15 @@ class PseudoLabelWriter(L.LightningModule):
         self.pending = self.trainer.strategy.broadcast(self.pending)
         if not self.pending:
             return []
-        batch_size = self.datamodule.eval_batch_size(self.datamodule.train_images_for_eval(names))
+        reads_images = bool(self.network_tasks or self.hub_teachers)
+        images = self.datamodule.train_images_for_eval(names)
+        batch_size = self.datamodule.eval_batch_size(images) if reads_images else self.datamodule.batch_size
         # Batches equal those of an uninterrupted command: in others, sums are rounded differently.
         step = batch_size * self.trainer.world_size
         groups = [names[start : start + step] for start in range(0, len(names), step)]
         images = self.datamodule.train_images_for_eval(
             chain(*(group for group in groups if not self.pending.isdisjoint(group)))
         )
-        reads_images = bool(self.network_tasks or self.hub_teachers)
         inputs = TeacherInputs(images, reads_images, self.map_teachers, self.missing)
         sampler = PaddedEvalSampler(inputs, self.trainer.world_size, self.trainer.global_rank)
         return self.datamodule.loader(inputs, batch_size, sampler=sampler, collate_fn=collate)

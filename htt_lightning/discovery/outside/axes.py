@@ -32,15 +32,15 @@ class Axes(NamedTuple):
         >>> Axes((0, 1, 2), (1, -1, -1)).turn(np.array([1.0, 2.0, 3.0]))
         array([ 1., -2., -3.])
         """
-        return vectors @ self._matrix(vectors).T
+        return np.asarray(vectors @ self._matrix(vectors).T)
 
     def undo(self, vectors: np.ndarray) -> np.ndarray:
         """Turn our vectors ``... 3`` into those of the other program."""
-        return vectors @ self._matrix(vectors)
+        return np.asarray(vectors @ self._matrix(vectors))
 
     def _matrix(self, like: np.ndarray) -> np.ndarray:
         """Return the turn as a matrix; indexing along the short last axis is several times slower."""
-        return np.eye(3, dtype=like.dtype)[list(self.order)] * np.array(self.signs, like.dtype)[:, None]
+        return np.asarray(np.eye(3)[list(self.order)] * np.array(self.signs)[:, None], like.dtype)
 
 
 def parse_axes(axes: str | tuple[str, ...] | None, option: str) -> Axes:

@@ -46,8 +46,7 @@ class HubTeacher(OutsideTeacher):
         kind: Any = transformers.AutoModelForDepthEstimation if depth else transformers.AutoModelForSemanticSegmentation
         arguments = {"revision": self.options.revision or "main"} if not self.is_local else {}
         try:
-            processors: Any = transformers.AutoImageProcessor
-            processor = processors.from_pretrained(name, **arguments)
+            processor = transformers.AutoImageProcessor.from_pretrained(name, **arguments)
             model, loading = kind.from_pretrained(
                 name, use_safetensors=True, output_loading_info=True, **arguments
             )  # tensors alone: a pickle is never opened

@@ -10,7 +10,7 @@ from htt_lightning.errors import DataError
 
 
 def observed(depth, scale, shift, rng, inverse=False, noise=0.05, outliers=0.1):
-    """Values of a teacher of known scale and shift, with relative noise and values that have nothing to do with depth."""
+    """Values of a teacher of known scale and shift, with relative noise and random outliers."""
     values = ((1 / depth if inverse else depth) - shift) / scale
     values *= 1 + noise * rng.standard_normal(len(depth))
     wrong = rng.random(len(depth)) < outliers
