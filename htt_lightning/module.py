@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from htt_lightning.data.batch import Batch, labeled_indices
+from htt_lightning.data.batch import Batch, label_weights, labeled_indices
 from htt_lightning.discovery.registry import ConsistencyName, build_consistency_loss
 from htt_lightning.discovery.teacher import TeacherEnsemble, make_mean_metric
 from htt_lightning.errors import CheckpointError, ConfigError, did_you_mean
@@ -283,7 +283,8 @@ class HTTModule(OptimizationMixin):
             losses = task.loss(output, batch[name][selected]) if len(selected) else output.logits.flatten(1).sum(1)
             self.last_loss_terms.append(LossTerm(name, LossKind.SUPERVISED, losses.detach(), selected))
             losses = losses if self.uncertainty is None else self.uncertainty(name, losses)
-            total = total + self.loss_weights[name] * (losses * image_weights[selected]).sum()
+            weights = (image_weights * label_weights(batch, name))[selected]
+            total = total + self.loss_weights[name] * (losses * weights).sum()
         if self.discovery is not None:
             if self.uncertainty is not None:
                 self.discovery.task_weights = self.task_weights()

@@ -18,8 +18,8 @@ KINDS = {"semseg": "label", "depth": "depth", "normals": "normal"}
 OTHER = {"semseg": lambda a: (a + 2) % 13, "depth": lambda a: 0.7 * a + 1, "normals": lambda a: -a}
 
 
-def rooms(root, workers=0):
-    return NYUDDataModule(str(root), labels="random-label", batch_size=3, num_workers=workers, seed=1)
+def rooms(root, workers=0, derive=None):
+    return NYUDDataModule(str(root), labels="random-label", batch_size=3, num_workers=workers, seed=1, derive=derive)
 
 
 def ruin(root, out, given=False):
@@ -36,10 +36,10 @@ def ruin(root, out, given=False):
     return out
 
 
-def outcome(root, folder, workers=0):
+def outcome(root, folder, workers=0, derive=None):
     """All that two stages of augmented training leave behind."""
     torch.manual_seed(0)
-    data = rooms(root, workers)
+    data = rooms(root, workers, derive)
     module = tiny_module(data)
     best = ModelCheckpoint(dirpath=folder / "kept", monitor="val/semseg/pixel_acc", mode="max", filename="{epoch}")
     callbacks = [LabelDiscovery(target_type="soft_tta"), best, ResultsTable()]
@@ -64,21 +64,27 @@ def differences(one, other):
     ]
 
 
+@pytest.fixture(scope="module", params=[None, {"normals": "depth"}], ids=["", "derived"])
+def derive(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def true(tmp_path_factory):
+def true(tmp_path_factory, derive):
     folder = tmp_path_factory.mktemp("true")
     write_nyud_tree(folder / "NYUDv2", train=9, val=3, size=SIZE)
-    return folder / "NYUDv2", outcome(folder / "NYUDv2", folder / "run")
+    return folder / "NYUDv2", outcome(folder / "NYUDv2", folder / "run", derive=derive)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_hidden_labels_change_nothing(workers, true, tmp_path):
-    other = outcome(ruin(true[0], tmp_path / "NYUDv2"), tmp_path / "run", workers)
+def test_hidden_labels_change_nothing(workers, derive, true, tmp_path):
+    other = outcome(ruin(true[0], tmp_path / "NYUDv2"), tmp_path / "run", workers, derive)
     assert differences(true[1], other) == []
 
 
-def test_kept_labels_change_the_run(true, tmp_path):
-    found = differences(true[1], outcome(ruin(true[0], tmp_path / "NYUDv2", given=True), tmp_path / "run"))
+def test_kept_labels_change_the_run(true, derive, tmp_path):
+    other = outcome(ruin(true[0], tmp_path / "NYUDv2", given=True), tmp_path / "run", derive=derive)
+    found = differences(true[1], other)
     assert {
         "weights",
         "best",

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import EpochImageLogger, head_of_batch, save_and_log
-from htt_lightning.callbacks.panel import PanelEntry, draw_panel, task_legend, to_uint8
-from htt_lightning.data.batch import Batch
+from htt_lightning.callbacks.panel import PanelEntry, column_header, draw_panel, task_legend, to_uint8
+from htt_lightning.data.batch import Batch, origin_of
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE_INDEX, PseudoLabel, Task
@@ -86,6 +86,8 @@ def draw_pseudo_labels(
                 cells[task] = to_uint8(picture[k])
             if not batch["labeled"][task][k]:
                 rows["label"][task] = "no label"
+        headers = {task: column_header(task, origin_of(batch, task, k)) for task in columns}
+        rows["label"] = {headers[task]: cell for task, cell in rows["label"].items()}
         drawn.append(PanelEntry(f"image {name}", to_uint8(image), [*rows.items()]))
     return drawn
 

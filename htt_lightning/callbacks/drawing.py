@@ -55,7 +55,8 @@ def save_and_log(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) 
 def head_of_batch(batch: Batch, count: int) -> Batch:
     """Copy the first ``count`` images of a batch, with all labels, to the CPU."""
     head: Batch = {key: value[:count].cpu() for key, value in batch.items() if isinstance(value, Tensor)}
-    head["labeled"] = {task: labeled[:count].cpu() for task, labeled in batch["labeled"].items()}
+    for key in {"labeled", "origin"} & batch.keys():
+        head[key] = {task: values[:count].cpu() for task, values in batch[key].items()}
     if "pseudo_labels" in batch:
         labels = batch["pseudo_labels"].items()
         head["pseudo_labels"] = {task: PseudoLabel(*(values[:count].cpu() for values in pair)) for task, pair in labels}

@@ -9,6 +9,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from htt_lightning.data.origin import Origin
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.colormap import error_heatmap
 
@@ -75,7 +76,7 @@ def task_legend(tasks: Sequence[Task], entries: Sequence[PanelEntry], errors: bo
     """
     maps = [(task, cell) for entry in entries for _, row in entry.rows for task, cell in row.items()]
     drawn = {
-        (task, *color)
+        (task.split()[0], *color)
         for task, cell in maps
         if not isinstance(cell, str)
         for color in np.unique(cell.reshape(-1, 3), axis=0).tolist()
@@ -93,6 +94,11 @@ def task_legend(tasks: Sequence[Task], entries: Sequence[PanelEntry], errors: bo
             items += [Image.fromarray(to_uint8(error_heatmap(ramp.view(1, 1, -1))[0])), f"error: {task.large_error}"]
         legend.append(items)
     return legend
+
+
+def column_header(task: str, origin: Origin | None) -> str:
+    """Return the header of a map: its task, and that it is derived if it is."""
+    return f"{task} ({origin})" if origin is Origin.DERIVED else task
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

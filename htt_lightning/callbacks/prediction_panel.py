@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import EpochImageLogger, head_of_batch, save_and_log
-from htt_lightning.callbacks.panel import PanelEntry, Row, draw_map, draw_panel, task_legend, to_uint8
-from htt_lightning.data.batch import Batch
+from htt_lightning.callbacks.panel import PanelEntry, Row, column_header, draw_map, draw_panel, task_legend, to_uint8
+from htt_lightning.data.batch import Batch, origin_of
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.colormap import error_heatmap
@@ -71,7 +71,7 @@ def _rows(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task], k: in
         predictions[task.name] = draw_map(task, values[0])
         if batch["labeled"][task.name][k]:
             error = task.error_map(values, target).masked_fill(~task.valid_mask(target), torch.nan)
-            labels[task.name] = draw_map(task, target[0])
+            labels[column_header(task.name, origin_of(batch, task.name, k))] = draw_map(task, target[0])
             errors[task.name] = to_uint8(error_heatmap(error)[0])
         else:
             labels[task.name] = errors[task.name] = "no label"

@@ -157,9 +157,9 @@ class PseudoLabelWriter(L.LightningModule):
         self.hub_models = nn.ModuleList([teacher.model for teacher in self.hub_teachers])  # to be moved to the device
         self.pending: set[str] = set()  # ids of the images without a file
         self.dataset = datamodule.build_dataset("train")
-        self.labels = datamodule.labels_per_image("train", self.dataset)
+        self.labels = datamodule.origins_per_image(self.dataset)
         tasks = [task for task in datamodule.tasks if task.supports_pseudo_labels and (model or task.name in outside)]
-        self.missing = {name: [t for t in tasks if t.name not in labels] for name, labels in self.labels.items()}
+        self.missing = {name: [t for t in tasks if t.name not in own] for name, own in self.labels.items()}
         self.network_tasks = [task for task in tasks if task.name not in outside]
 
     def fit(self, device: torch.device) -> dict[str, str]:
@@ -191,9 +191,8 @@ class PseudoLabelWriter(L.LightningModule):
         """Return the teachers of the pseudo-labels, and the origin of each label by image."""
         taught = dict.fromkeys(self.outside, Origin.OUTSIDE)
         images = {
-            name: dict.fromkeys(labels, Origin.GIVEN)
-            | {task.name: taught.get(task.name, Origin.DISCOVERED) for task in self.missing[name]}
-            for name, labels in self.labels.items()
+            name: own | {task.name: taught.get(task.name, Origin.DISCOVERED) for task in self.missing[name]}
+            for name, own in self.labels.items()
         }
         teachers = {name: teacher.provenance() for name, teacher in self.outside.items()}
         fingerprint = self.datamodule.fingerprint()

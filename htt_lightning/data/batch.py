@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from htt_lightning.data.origin import NO_LABEL, Origin
 from htt_lightning.tasks import Task
 
 Arrays = dict[str, np.ndarray]
@@ -19,6 +20,8 @@ Batch = dict[str, Any]
 - ``image``: float32 ``b 3 h w``, RGB in [0, 1].
 - One target per task: int64 ``b h w``, or float32 ``b c h w``; entirely missing where an image is not labeled.
 - ``labeled``: bool ``b`` by task. ``valid``: bool ``b h w``, False on padding. ``id``: list of image ids.
+- ``origin``: int64 ``b`` by task, the ``Origin.code`` of the label, -1 without one. ``labeled`` is True for given and
+  derived labels. ``label_weights``: float32 ``b`` by task, the weight of the label by its origin, if there are weights.
 - ``labeled_indices`` and ``unlabeled_indices``: indices into the batch by task, added by the datamodule.
 - ``pseudo_labels``: a ``PseudoLabel`` by task, if the datamodule reads them; those of labeled images do not count.
 """
@@ -86,6 +89,22 @@ def to_chw_tensor(array: np.ndarray) -> Tensor:
     channels = np.empty((array.shape[2], *array.shape[:2]), array.dtype)
     cv2.split(array, list(channels))  # several times faster than numpy's transposed copy
     return torch.from_numpy(channels)
+
+
+def label_weights(batch: Batch, task: str) -> Tensor:
+    """Return the weights ``b`` of the labels of a task by their origin, 1 without weights."""
+    weights = batch.get("label_weights")
+    return (
+        torch.ones(len(batch["labeled"][task]), device=batch["labeled"][task].device)
+        if weights is None
+        else weights[task]
+    )
+
+
+def origin_of(batch: Batch, task: str, index: int) -> Origin | None:
+    """Return the origin of the label of an image in a batch; None without a label, or in a batch without origins."""
+    code = int(batch["origin"][task][index]) if "origin" in batch else NO_LABEL
+    return None if code == NO_LABEL else [*Origin][code]
 
 
 def labeled_indices(batch: Batch) -> dict[str, Tensor]:

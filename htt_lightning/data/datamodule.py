@@ -1,27 +1,27 @@
 """Base class of all datamodules: partial labels, splits and loaders."""
 
 import logging
-import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
+from htt_lightning.data.derivation.derived_labels import RULES, DerivationRule, DerivedLabels, build_derivations
 from htt_lightning.data.extra_transforms import check_values_stay_right
 from htt_lightning.data.first_look import first_look
+from htt_lightning.data.loader import build_loader
 from htt_lightning.data.masks.files import check_label_source, read_mask
 from htt_lightning.data.masks.label_mask import LabelMask, impossible_label_message, is_protocol, sample_mask
+from htt_lightning.data.origin import Origin, build_origin_weights
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, with_pseudo_label_maps
 from htt_lightning.data.samplers import PaddedEvalSampler, SeededDistributedSampler
 from htt_lightning.data.task_selection import limit_val_labels, select_tasks
@@ -56,6 +56,12 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         num_workers: Number of loader processes; 0 loads in the main process.
         seed: Seed of label mask, order and augmentation; by default that of the run (``seed_everything``).
         pseudo_labels: Folder written by the command ``discover``, whose pseudo-labels training images carry.
+        derive: Labels of training images that follow from the labels they keep: by task the task that implies it, as
+            ``{normals: depth, edges: semseg}``, or that task (``from``) with options of the rule (docs/labels.md).
+        field_of_view: Horizontal field of view of the images in degrees, for normals from depth; by default that of the
+            dataset, if it is known.
+        origin_weights: Weight of the loss of labels that are not given, by origin and perhaps task, as
+            ``{derived: {normals: 0.5}, discovered: 0.3, outside: 1}``; by default 1.
         test_split: Split that ``test`` scores: ``train`` (with the labels of the mask), ``val`` or, where the dataset
             has one, ``test``. The default is ``test``, or else ``val``.
 
@@ -74,6 +80,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         num_workers: int = 2,
         seed: int | None = None,
         pseudo_labels: str | None = None,
+        derive: dict[str, str | dict[str, Any]] | None = None,
+        field_of_view: float | None = None,
+        origin_weights: dict[str, float | dict[str, float]] | None = None,
         test_split: Split | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +100,9 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         check_values_stay_right(augment.extra if augment else (), self.tasks)
         self.seed = seed
         self.pseudo_labels = PseudoLabelStore(Path(pseudo_labels)) if pseudo_labels else None
+        self.origin_weights = build_origin_weights(origin_weights, self.tasks) if origin_weights else None
+        derivations = build_derivations(derive or {}, self.tasks, self.derivation_rules(), self.origin_weights)
+        self.derived = DerivedLabels(derivations, field_of_view)
         self.mask: LabelMask | None = None
         self._has_looked = False
 
@@ -101,6 +113,10 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def build_dataset(self, split: Split) -> DenseDataset:
         """Build a split with all its labels; raise an ``HTTError`` if it is missing."""
+
+    def derivation_rules(self) -> Sequence[DerivationRule]:
+        """Return the rules of ``derive``; a subclass may put its own before them."""
+        return RULES
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -142,17 +158,23 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     @property
     def label_summary(self) -> str:
-        """Number of labels per task in one line; empty before the mask is known."""
-        return self.mask.description if self.mask else ""
+        """Number of labels per task in one line, and of derived ones in another; empty before the mask is known."""
+        if not self.mask:
+            return ""
+        rows = self.mask.select([task.name for task in self.tasks]).labels.values()
+        return "\n".join(filter(None, (self.mask.description, self.derived.summary(rows))))
 
     def labels_per_image(self, split: Split, dataset: DenseDataset) -> dict[str, tuple[str, ...]]:
         """List the tasks whose label each image of a split keeps, by image id; other splits keep all."""
         names = [task.name for task in self.tasks]
-        ids, labeled = dataset.ids, dataset.label_availability(names)
         if split == "train":
-            mask = self.label_mask(dataset).select(names)
-            ids, labeled = list(mask.ids), mask.labeled
-        return {name: tuple(compress(names, row)) for name, row in zip(ids, labeled, strict=True)}
+            return self.label_mask(dataset).select(names).labels
+        rows = zip(dataset.ids, dataset.label_availability(names), strict=True)
+        return {name: tuple(compress(names, row)) for name, row in rows}
+
+    def origins_per_image(self, dataset: DenseDataset) -> dict[str, dict[str, Origin]]:
+        """Return the origin of each given and derived label of the training images, by image id and task."""
+        return self.derived.origins(self.labels_per_image("train", dataset))
 
     def partial_label_dataset(self, split: Split, fitting: bool = False) -> PartialLabelDataset:
         """Build a split with its labels and transform; ``fitting`` applies ``max_val_images`` to ``val``."""
@@ -164,9 +186,8 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             return self._eval_dataset(dataset, limit_val_labels(labels, self.tasks) if fitting else labels)
         maps = with_pseudo_label_maps(self.tasks) if self.pseudo_labels else self.tasks
         transform = TrainTransform(maps, self.augment, self.image_size)
-        return PartialLabelDataset(
-            dataset, self.tasks, labels, transform, self.image_size, self.run_seed, self.pseudo_labels
-        )
+        others = self.pseudo_labels, self.derived, self.origin_weights
+        return PartialLabelDataset(dataset, self.tasks, labels, transform, self.image_size, self.run_seed, *others)
 
     def train_images_for_eval(self, ids: Iterable[str] | None = None) -> PartialLabelDataset:
         """Build the training images of ``ids`` (default: all) with the transform of evaluation."""
@@ -208,7 +229,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             labels = self.labels_per_image(split, dataset)
             dataset.check(labels)
             if split == "train" and self.pseudo_labels:
-                self.pseudo_labels.check(labels, self.tasks, self.fingerprint())
+                self.pseudo_labels.check(self.derived.origins(labels), self.tasks, self.fingerprint())
             for warning in dataset.warnings() if len(self.required_splits) > 1 else ():
                 logger.warning("%s: %s", split, warning)
         if len(datasets) > 1 and (overlap := find_train_val_overlap(datasets["train"], datasets["val"])):
@@ -237,17 +258,21 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         self.val = self.partial_label_dataset("val", fitting=stage == "fit")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fingerprint of the label mask, which a resumed run compares."""
-        return {"labels": self.mask.fingerprint if self.mask else None}
+        """Return the fingerprint of the label mask and what is derived, which a resumed run compares."""
+        return {"labels": self.mask.fingerprint if self.mask else None, "derive": self.derived.description}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume with another label mask."""
+        """Refuse to resume with other labels: another mask, or other derived ones."""
         if self.trainer and self.trainer.state.fn != "fit":
             return
         if self.mask and state_dict["labels"] not in (None, self.mask.fingerprint):
             raise CheckpointError(
                 f"data.labels must be the label mask of the checkpoint, got {self.labels!r} with seed {self.run_seed}. "
                 f"Set data.labels to the {LABEL_MASK} of that run."
+            )
+        if (derived := state_dict["derive"]) != self.derived.description:
+            raise CheckpointError(
+                f"data.derive must be {derived}, as in the checkpoint, got {self.derived.description}."
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -293,16 +318,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
 
     def loader(self, dataset: Dataset[Batch], batch_size: int | None = None, **arguments: Any) -> DataLoader[Batch]:
         """Build a loader with the settings of the datamodule and further ``arguments`` of ``DataLoader``."""
-        return DataLoader(
-            dataset=dataset,
-            batch_size=batch_size or self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=worker_init,
-            generator=torch.Generator().manual_seed(self.run_seed),  # the default draws from the global state
-            **arguments,
-        )
+        return build_loader(dataset, batch_size or self.batch_size, self.num_workers, self.run_seed, **arguments)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Add the indices of labeled and unlabeled images on the host, as reading them from a device would wait."""
@@ -324,12 +340,3 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
         for index, (_, labeled) in enumerate(plain.items):
             if task.name in labeled:
                 yield plain[index][task.name]
-
-
-def worker_init(_: int) -> None:
-    """Prepare a loader process: no OpenCV threads, and no reaction to signals."""
-    cv2.setNumThreads(0)
-    # A terminal signals all processes of a run; the main one ends its loaders itself, and fails if one dies first.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows has no SIGUSR1
-            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -10,10 +10,14 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from htt_lightning.data.batch import Arrays, Batch, SampleIndex, to_sample
+from htt_lightning.data.derivation.camera import PinholeCamera
+from htt_lightning.data.derivation.derived_labels import DerivedLabels
+from htt_lightning.data.origin import NO_LABEL, Origin, WeightTable
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, to_pseudo_label
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resize
@@ -32,12 +36,14 @@ class DenseDataset(ABC):
         expected_layout: Folders and files of the dataset, for error messages; empty if they are not fixed.
         published: Number of images in the published split; None if it was not published.
         restore_hint: How to get images that are missing from a published split.
+        camera: Camera of all images; None if it is not known.
     """
 
     ids: list[str]
     expected_layout: str = ""
     published: int | None = None
     restore_hint: str = "Unpack the archive again"
+    camera: PinholeCamera | None = None
 
     @abstractmethod
     def image(self, index: int) -> np.ndarray:
@@ -59,6 +65,10 @@ class DenseDataset(ABC):
     def label_availability(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
         """Return which images can have a label of which task, bool ``n t``."""
         return np.stack([self.available(task) for task in tasks], 1)
+
+    def camera_of(self, index: int) -> PinholeCamera | None:
+        """Return the camera of an image, by default that of the dataset; None if it is not known."""
+        return self.camera
 
     def image_path(self, index: int) -> Path | None:
         """Return the file of an image; None if it is not stored."""
@@ -150,10 +160,13 @@ class PartialLabelDataset(Dataset[Batch]):
         seed: Seed of the augmentation, which depends on it, the epoch and the image id alone.
         pseudo_labels: Pseudo-labels on disk for the missing labels; None for none. Labels that are rejected at this
             time are left out.
+        derived: Labels that follow from the labels of an image; by default none.
+        origin_weights: Weights of labels by origin and task; None for none.
 
     Attributes:
         ids: Image ids.
         items: Index into the dataset and names of the labeled tasks, per image.
+        origins: Origins of the labels, by image id and task.
     """
 
     def __init__(
@@ -165,35 +178,41 @@ class PartialLabelDataset(Dataset[Batch]):
         size: tuple[int, int] | None = None,
         seed: int = 0,
         pseudo_labels: PseudoLabelStore | None = None,
+        derived: DerivedLabels = DerivedLabels(),  # noqa: B008  # frozen
+        origin_weights: WeightTable | None = None,
     ) -> None:
-        self.pseudo_labels, self._rejected = pseudo_labels, pseudo_labels.rejected() if pseudo_labels else {}
+        self.pseudo_labels, self.derived, self.origin_weights = pseudo_labels, derived, origin_weights
         self._stored_tasks = pseudo_labels.tasks() if pseudo_labels else set[str]()
         self.dataset, self.tasks, self.transform, self.size, self.seed = dataset, tuple(tasks), transform, size, seed
         indices = {name: index for index, name in enumerate(dataset.ids)}
         self.ids = list(labels)
         self.items = [(indices[name], tuple(labels[name])) for name in self.ids]
+        stored = pseudo_labels.usable_origins() if pseudo_labels else {}
+        for index, labeled in self.items:
+            derived.check_camera(labeled, dataset.camera_of(index), type(dataset).__name__)
+        self.origins = {name: stored.get(name, {}) | own for name, own in derived.origins(labels).items()}
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def missing_tasks(self, index: int) -> list[Task]:
-        """Return the tasks whose label an image does not keep."""
-        return [task for task in self.tasks if task.name not in self.items[index][1]]
+        """Return the tasks of which an image has neither a given nor a derived label."""
+        labeled = self.items[index][1]
+        return [task for task in self.tasks if task.name not in (*labeled, *self.derived.tasks(labeled))]
 
     def __getitem__(self, key: int | SampleIndex) -> Batch:
         """Read, resize and transform one image with its labels."""
         position, epoch, is_padding = key if isinstance(key, SampleIndex) else SampleIndex(key)
         name, (index, labeled) = self.ids[position], self.items[position]
+        origins = {} if is_padding else self.origins[name]
         arrays = {"image": self.dataset.image(index)}
-        for task in self.tasks:
-            if task.name in labeled and not is_padding:
-                arrays[task.name] = self.dataset.label(index, task.name)
+        kept = [task.name for task in self.tasks if task.name in labeled and not is_padding]
+        given = {task: self.dataset.label(index, task) for task in kept}
+        # At the size of the label, which the camera is known for; transforms then treat it as any other label.
+        arrays |= given | self.derived.derive(given, self.dataset.camera_of(index))
         if self.pseudo_labels:
             height, width = self.size or arrays["image"].shape[:2]
-            rejected = self._rejected.get(name, ())
-            tasks = [
-                task for task in self.missing_tasks(position) if task.name in self._stored_tasks.difference(rejected)
-            ]
+            tasks = [task for task in self.missing_tasks(position) if task.name in self.origins[name]]
             arrays |= self.pseudo_labels.read(name, tasks, (height, width))
         if self.size:
             for map_name, array in arrays.items():
@@ -201,8 +220,17 @@ class PartialLabelDataset(Dataset[Batch]):
         rng = np.random.default_rng([self.seed, epoch, crc32(name.encode())])
         arrays, valid = self.transform(arrays, rng)
         sample = to_sample(arrays, valid, self.tasks, name)
+        sample |= self._origins_and_weights(origins)
         if self.pseudo_labels:
             height, width = valid.shape
             tasks = [task for task in self.tasks if task.name in self._stored_tasks]
             sample["pseudo_labels"] = {task.name: to_pseudo_label(arrays, task, (height, width)) for task in tasks}
         return sample
+
+    def _origins_and_weights(self, origins: Mapping[str, Origin]) -> Batch:
+        known = [(task.name, origins.get(task.name)) for task in self.tasks]
+        codes = {task: torch.tensor(origin.code if origin else NO_LABEL) for task, origin in known}
+        if self.origin_weights is None:
+            return {"origin": codes}
+        weights = {task: torch.tensor(self.origin_weights[origin][task] if origin else 1.0) for task, origin in known}
+        return {"origin": codes, "label_weights": weights}

@@ -8,7 +8,7 @@ does without them.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,14 @@ class PseudoLabelStore:
         """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
         return self.manifest().get("rejected", {}) if self.manifest_path.is_file() else {}
 
+    def usable_origins(self) -> dict[str, dict[str, Origin]]:
+        """Read the origins of the pseudo-labels that are not rejected, by image id and task; {} without a manifest."""
+        images, rejected = self.manifest()["images"] if self.manifest_path.is_file() else {}, self.rejected()
+        return {
+            name: {task: origins[task] for task in stored_tasks(origins) if task not in rejected.get(name, ())}
+            for name, origins in images.items()
+        }
+
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
         """Reject a pseudo-label in the manifest, so that training does without it, or keep it again.
 
@@ -151,11 +159,11 @@ class PseudoLabelStore:
         except Exception as error:  # corrupt archives raise errors of many types
             raise DataError(f"{path} is missing or corrupt ({error}). Run discover again.") from error
 
-    def check(self, labels: Mapping[str, Sequence[str]], tasks: Sequence[Task], dataset: Mapping[str, Any]) -> None:
+    def check(self, labels: Mapping[str, Collection[str]], tasks: Sequence[Task], dataset: Mapping[str, Any]) -> None:
         """Raise a ``DataError`` if the store is of another dataset or lacks a pseudo-label.
 
         Args:
-            labels: Names of the labeled tasks, by image id.
+            labels: Names of the tasks with a given or derived label, by image id.
             tasks: Tasks of the run.
             dataset: ``fingerprint`` of the dataset.
         """
@@ -171,7 +179,8 @@ class PseudoLabelStore:
             stored_labels = stored_tasks(manifest["images"].get(name, {}))
             for task in missing:
                 if task not in stored_labels:
-                    raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. See data.labels.")
+                    advice = "See data.labels and data.derive."
+                    raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. {advice}")
             if {*missing} - {*rejected.get(name, ())} and not self.path(name).is_file():
                 raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
 

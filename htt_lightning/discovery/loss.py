@@ -78,7 +78,7 @@ def discovery_loss(
         teacher: Output of the teacher on the same images, without gradient. None skips the feature losses.
         labeled: bool ``b``, True for images whose ground truth replaces pseudo-labels.
         valid: bool ``b h w``, False on padding, which never counts.
-        task_weight: Weight lambda of the task's loss.
+        task_weight: Weight lambda of the task's loss, also one per image, ``b``.
         loss_weights: Weights of the losses.
         pseudo_label: Pseudo-labels; by default those of the teacher.
         soft_target: Soft targets ``b c h/s w/s``, which replace the pseudo-labels and count everywhere.

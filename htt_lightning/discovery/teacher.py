@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from htt_lightning.data.batch import Batch, unlabeled_indices
+from htt_lightning.data.batch import Batch, label_weights, unlabeled_indices
 from htt_lightning.discovery.loss import DiscoveryLoss, DiscoveryLossWeights, discovery_loss, soft_targets
 from htt_lightning.losses import LossKind, LossTerm
 from htt_lightning.models.network import DensePredictionNetwork
@@ -103,7 +103,7 @@ class TeacherEnsemble:
                     teacher_outputs.get(name),
                     select(batch["labeled"][name], selected),
                     select(batch["valid"], selected),
-                    self.task_weights[name],
+                    self.task_weights[name] * select(label_weights(batch, name), selected),
                     self.loss_weights,
                     PseudoLabel(*(select(x, selected) for x in stored[name])) if name in stored else None,
                     targets.get(name),

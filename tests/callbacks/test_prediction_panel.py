@@ -57,6 +57,14 @@ def test_panel_has_validation_images_before_training_images(tmp_path, entries):
     assert not np.array_equal(drawn[0].image, drawn[2].image), "images of two batches"
 
 
+def test_derived_labels_are_named(tmp_path, entries):
+    data = tiny_data(derive={"normals": "depth", "edges": "semseg"}, batch_size=12)
+    fit(tmp_path, PredictionPanel(num_val_images=1, num_train_images=12), data)
+    headers = [[*entry.rows[0][1]] for entry in entries[0]]
+    assert sum("normals (derived)" in row for row in headers) == sum("edges (derived)" in row for row in headers) == 2
+    assert not any("(derived)" in header for header in headers[0]), "of validation"
+
+
 def test_a_panel_has_no_more_images_than_the_data(tmp_path, entries):
     data = tiny_data(tasks="depth", labels="full", train_images=4, val_images=2)
     fit(tmp_path, PredictionPanel(num_val_images=9, num_train_images=9), data)

@@ -238,6 +238,29 @@ def test_pseudo_labels_are_augmented_with_their_image(tmp_path):
         torch.testing.assert_close(label, expected, rtol=2e-3, atol=0 if task.field_channels is None else 0.02)
 
 
+def test_derived_labels_get_no_pseudo_label(tmp_path, checkpoint):
+    derive = {"normals": "depth", "edges": "semseg"}
+    data = tiny_data(**FEW, derive=derive)
+    store = discover_into(tmp_path / "out", checkpoint, data)
+    kept, found = data.labels_per_image("train", data.build_dataset("train")), 0
+    for name, origins in store.manifest()["images"].items():
+        follow = {task for task, source in derive.items() if source in kept[name] and task not in kept[name]}
+        assert {task for task, origin in origins.items() if origin == Origin.DERIVED} == follow
+        assert set(discovered(store, name)) == {"semseg", "normals", "depth", "edges"} - follow - {*kept[name]}
+        found += len(follow)
+    assert found > 3
+    complete = tiny_data(**FEW, derive=derive, pseudo_labels=str(store.folder))
+    complete.prepare_data()
+    complete.setup("fit")
+    batch = next(iter(complete.train_dataloader()))
+    for task, codes in batch["origin"].items():
+        confident = batch["pseudo_labels"][task].confidence.flatten(1).any(1)
+        assert torch.equal(confident, codes == Origin.DISCOVERED.code)
+        assert torch.equal(batch["labeled"][task], codes < Origin.DISCOVERED.code)
+    with pytest.raises(HTTError, match=r"data\.derive"):
+        tiny_data(**FEW, pseudo_labels=str(store.folder)).prepare_data()
+
+
 @pytest.mark.parametrize(
     ("damage", "file"),
     [

@@ -136,7 +136,7 @@ def test_resuming_with_another_mask_is_refused(tree):
 def test_worker_init_ignores_signals():
     code = """
         import os, signal
-        from htt_lightning.data.datamodule import worker_init
+        from htt_lightning.data.loader import worker_init
         worker_init(0)
         os.kill(os.getpid(), signal.SIGTERM)
         print("alive")"""

@@ -131,6 +131,23 @@ def test_stored_pseudo_labels_replace_teachers(data, batch):
     assert stored.pseudo_labels(batch) == batch["pseudo_labels"]
 
 
+def test_origin_weights_scale_stored_pseudo_labels(data, batch):
+    teacher, student = (tiny_module(data).net.eval() for _ in range(2))
+    tasks = [replace(task, confidence_threshold=0.0) for task in data.tasks if task.name in ("depth", "normals")]
+    outputs = student(batch["image"])
+    batch["pseudo_labels"] = ensemble([teacher], tasks).pseudo_labels(batch)
+
+    def loss(weight):
+        weights = {"depth": torch.full((4,), weight), "normals": torch.ones(4)}
+        return ensemble([], tasks).loss(batch | {"label_weights": weights}, outputs)
+
+    torch.testing.assert_close(loss(1.0), ensemble([], tasks).loss(batch, outputs))
+    assert not torch.equal(loss(1.0), loss(0.0))
+    torch.testing.assert_close(loss(0.5), (loss(0.0) + loss(1.0)) / 2)
+    batch["labeled"]["depth"][:] = True
+    torch.testing.assert_close(loss(1.0), loss(0.0), msg="labeled images have no pseudo-label")
+
+
 def test_several_teachers_are_drawn_in_turn_and_averaged(data):
     teachers, image = [tiny_module(data).net.eval() for _ in range(3)], torch.rand(2, 3, 32, 64)
     several = ensemble(teachers, data.tasks, target_type="soft_tta")

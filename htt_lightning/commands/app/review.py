@@ -9,6 +9,7 @@ import numpy as np
 from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import to_chw_tensor, to_target
 from htt_lightning.data.datamodule import PartialLabelDataModule
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import ConfidenceMap, PseudoLabelMap, PseudoLabelStore
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resize
@@ -37,10 +38,10 @@ class Review:
 
     def __init__(self, store: PseudoLabelStore, datamodule: PartialLabelDataModule) -> None:
         self.store, self.image_size = store, datamodule.image_size
-        self.dataset = datamodule.build_dataset("train")
-        self.labels = datamodule.labels_per_image("train", self.dataset)
-        store.check(self.labels, datamodule.tasks, datamodule.fingerprint())
-        stored = store.tasks()
+        self.dataset, self.derived = datamodule.build_dataset("train"), datamodule.derived
+        self.origins = datamodule.origins_per_image(self.dataset)
+        store.check(self.origins, datamodule.tasks, datamodule.fingerprint())
+        stored, self._stored = store.tasks(), store.manifest()["images"]
         self.tasks = [task for task in datamodule.tasks if task.name in stored]
         self._indices = {name: index for index, name in enumerate(self.dataset.ids)}
         self._available = {task.name: self.dataset.available(task.name) for task in self.tasks}
@@ -81,16 +82,24 @@ class Review:
         image = self.dataset.image(index)
         size = self.image_size or (image.shape[0], image.shape[1])
         picture = to_uint8(to_chw_tensor(resize(image, size)))
-        rows = {"given": self._given(name, size), **self._discovered(name), "true": self._true(name, size)}
+        rows = {"given": self._given(name, size)}
+        if self.derived.derivations:
+            rows["derived"] = self._derived(name, size)
+        rows |= {**self._discovered(name), "true": self._true(name, size)}
         legend = task_legend(self.tasks, [PanelEntry(name, picture, [*rows.items()])])
-        headers = {task.name: task.name + " (rejected)" * self.is_rejected(name, task.name) for task in self.tasks}
+        headers = {task.name: task.name + self._remark(name, task.name) for task in self.tasks}
         headed = [(title, {headers[task]: cell for task, cell in row.items()}) for title, row in rows.items()]
         return draw_panel([PanelEntry(f"image {name}", picture, headed)], legend)
 
+    def _remark(self, name: str, task: str) -> str:
+        """Return what the header of a task says of its pseudo-label."""
+        is_outside = self._stored[name].get(task) is Origin.OUTSIDE
+        return " (from outside)" * is_outside + " (rejected)" * self.is_rejected(name, task)
+
     def _read_confidences(self) -> dict[str, dict[str, float]]:
         discovered = {
-            name: [task.name for task in self.tasks if task.name not in given]
-            for name, given in self.labels.items()
+            name: [task.name for task in self.tasks if task.name not in origins]
+            for name, origins in self.origins.items()
             if self.store.path(name).is_file()
         }
         discovered = {name: tasks for name, tasks in discovered.items() if tasks}
@@ -101,16 +110,33 @@ class Review:
 
     def _given(self, name: str, size: tuple[int, int]) -> Cells:
         return {
-            task.name: self._draw_label(name, task, size) if task.name in self.labels[name] else "no label"
+            task.name: self._draw_label(name, task, size) if self._is_given(name, task) else "no label"
             for task in self.tasks
         }
+
+    def _derived(self, name: str, size: tuple[int, int]) -> Cells:
+        """Draw the labels that follow from the given ones."""
+        index = self._indices[name]
+        kept = [task for task, origin in self.origins[name].items() if origin is Origin.GIVEN]
+        labels = {task: self.dataset.label(index, task) for task in kept}
+        maps = self.derived.derive(labels, self.dataset.camera_of(index))
+        cells = self._empty_cells(name)
+        drawn = [task for task in self.tasks if task.name in maps]
+        return cells | {task.name: self._draw(maps[task.name], task, size) for task in drawn}
+
+    def _empty_cells(self, name: str) -> Cells:
+        """Return the origin of each label of an image before discovery, or that there is none."""
+        return {task.name: str(self.origins[name].get(task.name, "no label")) for task in self.tasks}
+
+    def _is_given(self, name: str, task: Task) -> bool:
+        return self.origins[name].get(task.name) is Origin.GIVEN
 
     def _true(self, name: str, size: tuple[int, int]) -> Cells:
         """Draw the labels that the mask hides from training, where the dataset has them."""
         cells: Cells = {}
         for task in self.tasks:
-            cells[task.name] = "given" if task.name in self.labels[name] else "no label"
-            if task.name not in self.labels[name] and self._available[task.name][self._indices[name]]:
+            cells[task.name] = "given" if self._is_given(name, task) else "no label"
+            if not self._is_given(name, task) and self._available[task.name][self._indices[name]]:
                 try:
                     cells[task.name] = self._draw_label(name, task, size)
                 except HTTError:
@@ -119,9 +145,9 @@ class Review:
 
     def _discovered(self, name: str) -> dict[str, Cells]:
         """Draw the discovered labels and their confidences."""
-        missing = [task for task in self.tasks if task.name not in self.labels[name]]
+        missing = [task for task in self.tasks if task.name not in self.origins[name]]
         arrays = self.store.read(name, missing)
-        labels: Cells = {task.name: "given" for task in self.tasks}
+        labels = self._empty_cells(name)
         confidences = labels.copy()
         for task in missing:
             labels[task.name] = draw_map(task, to_target(arrays[PseudoLabelMap(task).name], task))
@@ -130,8 +156,11 @@ class Review:
         return {"discovered": labels, "confidence": confidences}
 
     def _draw_label(self, name: str, task: Task, size: tuple[int, int]) -> np.ndarray:
-        label = resize(self.dataset.label(self._indices[name], task.name), size, "nearest")
-        return draw_map(task, to_target(label, task))
+        return self._draw(self.dataset.label(self._indices[name], task.name), task, size)
+
+    @staticmethod
+    def _draw(label: np.ndarray, task: Task, size: tuple[int, int]) -> np.ndarray:
+        return draw_map(task, to_target(resize(label, size, "nearest"), task))
 
 
 def describe(review: Review, name: str, place: int, count: int) -> str:

@@ -12,9 +12,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.panel import PanelEntry, column_header, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
-from htt_lightning.data.batch import to_target
+from htt_lightning.data.batch import Arrays, to_target
 from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule
 from htt_lightning.data.dataset import find_train_val_overlap
 from htt_lightning.data.label_statistics import label_warnings
@@ -128,7 +128,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     yield table
     table = Table("split", "task", "labels", "empty", "range", "missing %", title="Labels")
     for name, split in splits.items():
-        for task, row in split["tasks"].items():
+        derived = {f"{task} (derived)": row for task, row in split["derived"].items()}
+        for task, row in {**split["tasks"], **derived}.items():
             counts = (str(row[key]) for key in ("labels", "empty"))
             table.add_row(name, task, *counts, _range(row["range"]), _number(row["missing_percent"]))
     yield table
@@ -159,13 +160,20 @@ def draw_labels(scanner: ImageScanner, position: int) -> PanelEntry:
         image = images.dataset.image(index)
     pixels = np.zeros((64, 96, 3), np.uint8) if image is None else image
     size = images.size or (pixels.shape[0], pixels.shape[1])
-    cells: dict[str, np.ndarray | str] = {}
+    labels: Arrays = {}
     for task in images.tasks:
-        cells[task.name] = "corrupt" if task.name in labeled else "no label"
         if task.name in labeled and image is not None:
             with suppress(Exception):  # reported as a problem
-                label = resize(scanner.read_label(position, task, image), size, "nearest")
-                cells[task.name] = draw_map(task, to_target(label, task))
+                labels[task.name] = scanner.read_label(position, task, image)
+    with suppress(Exception):  # reported as a problem
+        labels |= scanner.derive(position, labels)
+    cells: dict[str, np.ndarray | str] = {}
+    for task in images.tasks:
+        header = column_header(task.name, images.origins[images.ids[position]].get(task.name))
+        cells[header] = "corrupt" if task.name in labeled else "no label"
+        if task.name in labels:
+            with suppress(Exception):  # reported as a problem
+                cells[header] = draw_map(task, to_target(resize(labels[task.name], size, "nearest"), task))
     title = f"{scanner.split} image {images.ids[position]}" + (" (corrupt)" if image is None else "")
     picture = to_uint8(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy()))
     return PanelEntry(title, picture, [("label", cells)])

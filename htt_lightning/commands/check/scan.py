@@ -10,9 +10,11 @@ import numpy as np
 import simplejpeg
 from torch.utils.data import DataLoader, Dataset
 
-from htt_lightning.data.datamodule import PartialLabelDataModule, Split, worker_init
+from htt_lightning.data.batch import Arrays
+from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.label_statistics import LabelStatistics, label_statistics
+from htt_lightning.data.loader import worker_init
 from htt_lightning.errors import DataError, HTTError
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
@@ -47,6 +49,7 @@ class SplitScan:
     high: float = -math.inf
     labels_per_image: Counter[int] = field(default_factory=Counter)
     tasks: dict[str, LabelStatistics] = field(default_factory=dict)
+    derived: dict[str, LabelStatistics] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, other: "SplitScan") -> None:
@@ -54,8 +57,9 @@ class SplitScan:
         self.sizes += other.sizes
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.labels_per_image += other.labels_per_image
-        for name, found in other.tasks.items():
-            self.tasks[name].add(found)
+        for own, others in ((self.tasks, other.tasks), (self.derived, other.derived)):
+            for name, found in others.items():
+                own[name].add(found)
         self.problems += other.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,6 +70,7 @@ class SplitScan:
             "range": (self.low, self.high) if self.sizes else None,
             "labels_per_image": {str(labels): count for labels, count in sorted(self.labels_per_image.items())},
             "tasks": {name: found.to_dict() for name, found in self.tasks.items()},
+            "derived": {name: found.to_dict() for name, found in self.derived.items()},
         }
 
 
@@ -96,9 +101,18 @@ class ImageScanner(Dataset[SplitScan]):
         if image is not None:
             scan.sizes[image.shape[0], image.shape[1]] += 1
             scan.low, scan.high = float(image.min()), float(image.max())
+        maps: Arrays = {}
+        for task in self.images.tasks:
+            if task.name in labeled and (label := read(task, self.read_label, position, task, image)) is not None:
+                maps[task.name] = label
         for task in self.images.tasks:
             if task.name in labeled:
-                scan.tasks[task.name] = read(task, self.scan_label, position, task, image) or LabelStatistics()
+                statistics = read(task, label_statistics, task, maps[task.name]) if task.name in maps else None
+                scan.tasks[task.name] = statistics or LabelStatistics()
+        derived = read(None, self.derive, position, maps) or {}
+        for task in self.images.tasks:
+            if task.name in derived:
+                scan.derived[task.name] = read(task, label_statistics, task, derived[task.name]) or LabelStatistics()
         if store := self.images.pseudo_labels:
             read(None, store.read, image_id, self.images.missing_tasks(position))
         return scan
@@ -120,9 +134,9 @@ class ImageScanner(Dataset[SplitScan]):
                 raise DataError(f"{path} is corrupt ({error}). Copy or unpack it again.") from error
         return image
 
-    def scan_label(self, position: int, task: Task, image: np.ndarray | None) -> LabelStatistics:
-        """Read a label and return its statistics."""
-        return label_statistics(task, self.read_label(position, task, image))
+    def derive(self, position: int, labels: Arrays) -> Arrays:
+        """Derive the labels that follow from the labels of an image."""
+        return self.images.derived.derive(labels, self.images.dataset.camera_of(self.images.items[position][0]))
 
     def read_label(self, position: int, task: Task, image: np.ndarray | None) -> np.ndarray:
         """Read a label; raise an error if it is corrupt, or neither resized nor of the size of its image."""
@@ -136,7 +150,8 @@ class ImageScanner(Dataset[SplitScan]):
 def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan:
     """Read a split with the datamodule's workers."""
     split, images = scanner.split, scanner.images
-    scan = SplitScan(tasks={task.name: LabelStatistics() for task in data.tasks})
+    derived = {task: LabelStatistics() for task in images.derived.description}
+    scan = SplitScan(tasks={task.name: LabelStatistics() for task in data.tasks}, derived=derived)
     loader = DataLoader(scanner, 8, num_workers=data.num_workers, collate_fn=list, worker_init_fn=worker_init)
     for batch in track(loader, f"Reading {len(scanner)} {split} images"):
         for one in batch:
@@ -146,7 +161,7 @@ def scan_split(data: PartialLabelDataModule, scanner: ImageScanner) -> SplitScan
     try:  # problems between images, such as different sizes
         images.dataset.check(labels)
         if images.pseudo_labels:
-            images.pseudo_labels.check(data.labels_per_image(split, images.dataset), data.tasks, data.fingerprint())
+            images.pseudo_labels.check(data.origins_per_image(images.dataset), data.tasks, data.fingerprint())
     except Exception as error:
         scan.problems += problems_of(error, split)
     return scan

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Batch, to_chw_tensor
-from htt_lightning.data.datamodule import PartialLabelDataModule, Split, worker_init
+from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.datasets.image_search import find_images
 from htt_lightning.data.datasets.video import VideoInfo, is_video, video_frames, video_info
 from htt_lightning.data.input_size import InputResizer, InputSize
+from htt_lightning.data.loader import worker_init
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.images import read_photograph

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
+from htt_lightning.data.derivation.camera import PinholeCamera
 from htt_lightning.data.masks.label_mask import LabelMask, is_protocol
 from htt_lightning.errors import ConfigError, HTTError, combine_errors
 from htt_lightning.tasks import Task
@@ -53,6 +54,11 @@ class MixedDataset(DenseDataset):
         """Return height and width of an image, as its dataset does."""
         dataset, position, _ = self._items[index]
         return dataset.size(position)
+
+    def camera_of(self, index: int) -> PinholeCamera | None:
+        """Return the camera of an image, as its dataset does."""
+        dataset, position, _ = self._items[index]
+        return dataset.camera_of(position)
 
     def image_path(self, index: int) -> Path | None:
         """Return the path of an image, if its dataset has one."""
@@ -131,6 +137,9 @@ class MixedDataModule(PartialLabelDataModule):
         self.datasets, self.task_names = datasets, task_names or {}
         if any(part.pseudo_labels for part in datasets):
             raise ConfigError("data.datasets must not have pseudo_labels of their own. Set data.pseudo_labels instead.")
+        if any(part.derived.derivations or part.origin_weights for part in datasets):
+            rule = "must not have derive or origin_weights of their own"
+            raise ConfigError(f"data.datasets {rule}. Set data.derive and data.origin_weights instead.")
         super().__init__(image_size=image_size, labels=labels, **kwargs)
         for part in datasets:
             part.image_size = self.image_size

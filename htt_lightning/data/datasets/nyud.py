@@ -13,6 +13,7 @@ from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.npy_tree import DEPTH, IMAGE, NORMALS, FileFormat, NpyTree, class_format
 from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, find_shards
+from htt_lightning.data.derivation.camera import PinholeCamera
 from htt_lightning.data.masks.files import protocol_of
 from htt_lightning.tasks import Depth, Normals, SemSeg, Task
 
@@ -25,6 +26,9 @@ CLASSES = (
 REPO = HubRepo("tanganke/nyuv2", "b367b8b53c4dcefbcb4d9310b74976a63cc7f306")
 """The same images and labels in Parquet shards, 2.8 GB."""
 
+CAMERA = PinholeCamera((518.86, 519.47), (325.58, 253.74), (480, 640))
+"""Camera of the images as recorded, from the dataset's toolbox (https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html)."""
+
 COLUMNS: Mapping[str, FileFormat] = MappingProxyType(
     {"image": IMAGE, "semseg": class_format("segmentation", len(CLASSES)), "depth": DEPTH, "normals": NORMALS}
 )
@@ -35,6 +39,7 @@ class NYUD(NpyTree):
     """One split of NYUD-v2 with the tasks semseg, depth (meters) and normals."""
 
     title = "NYUD-v2 with 13 classes"
+    camera = CAMERA
     folder_name = "NYUDv2"
     num_images: ClassVar[Mapping[str, int]] = {"train": 795, "val": 654}
     tasks: ClassVar[tuple[str, ...]] = ("semseg", "depth", "normals")
@@ -69,7 +74,9 @@ class NYUDDataModule(FileDataModule):
     def open_split(self, split: Split, uniform_size: bool) -> FileDataset:
         """Open a split of the shards or of the tree."""
         if shards := find_shards(self.root, split, REPO):
-            return ParquetDataset(shards, COLUMNS, NYUD.num_images[split], uniform_size)
+            dataset = ParquetDataset(shards, COLUMNS, NYUD.num_images[split], uniform_size)
+            dataset.camera = CAMERA
+            return dataset
         return NYUD(self.root, split, uniform_size)
 
 

@@ -15,7 +15,9 @@ from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataModule
 from htt_lightning.data.datasets.id_list import IdListDataset
 from htt_lightning.data.datasets.npy_tree import DEPTH
+from htt_lightning.data.datasets.nyud import CAMERA as FULL_CAMERA
 from htt_lightning.data.datasets.nyud import depth_task
+from htt_lightning.data.derivation.camera import PinholeCamera
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError
 from htt_lightning.io.image_files import ImageFormat, size_of
@@ -32,10 +34,15 @@ CLASSES = (
 """The 40 classes in the order of their indices."""
 
 
+CAMERA = PinholeCamera(FULL_CAMERA.focal_length, (FULL_CAMERA.center[0] - 40, FULL_CAMERA.center[1] - 44), (425, 560))
+"""Camera of the images, the usual crop of 425 x 560 without the white border of the recorded ones."""
+
+
 class NYUD40(IdListDataset):
     """One split of NYUD-v2 with the tasks semseg, depth, normals and edges."""
 
     title = "NYUD-v2 with 40 classes"
+    camera = CAMERA
     folder_name = "NYUDv2"
     id_list_path = "gt_sets/{split}.txt"
     num_images: ClassVar[Mapping[str, int]] = {"train": 795, "val": 654}

@@ -8,20 +8,21 @@ ground truth. The images are those of PASCAL VOC 2010, with the terms of Flickr;
 
 import json
 import logging
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.morphology import thin
 
+from htt_lightning.data.borders import segment_boundaries, thin_boundaries
 from htt_lightning.data.datamodule import Split
 from htt_lightning.data.dataset import check_in_parallel
 from htt_lightning.data.datasets.file_dataset import FileDataModule, check_turn
 from htt_lightning.data.datasets.id_list import IdListDataset
+from htt_lightning.data.derivation.classes import edges_from_classes
+from htt_lightning.data.derivation.derived_labels import DerivationRule
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError, combine_errors, missing_file
 from htt_lightning.io.arrays import resize
@@ -128,7 +129,7 @@ PASCALContext/
         segments = self._segments(name, size)
         if task == "normals":
             return read_normals(self._label_file(name, task), size, ~HAS_NORMALS[segments])
-        return (training_edges if self.split == "train" else segment_boundaries)(segments).astype(np.uint8)
+        return (thin_boundaries if self.split == "train" else segment_boundaries)(segments).astype(np.uint8)
 
     def check_label(self, index: int, task: str) -> None:
         """Check the headers of image files, and that MATLAB files exist."""
@@ -252,21 +253,6 @@ def merge_parts(path: Path, empty: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(label)
 
 
-def training_edges(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Return edges for training: pixels where the Laplacian of the ids is not zero, thinned to one pixel."""
-    laplacian = cv2.Laplacian(segments.astype(np.float32), cv2.CV_32F)  # OpenCV is slow with integers
-    edges: np.ndarray = thin(laplacian != 0)
-    return edges
-
-
-def segment_boundaries(segments: NDArray[np.int16]) -> NDArray[np.bool_]:
-    """Return edges for evaluation: pixels whose right or lower neighbor lies in another segment."""
-    edges = np.zeros(segments.shape, np.bool_)
-    edges[:, :-1] |= segments[:, :-1] != segments[:, 1:]
-    edges[:-1] |= segments[:-1] != segments[1:]
-    return edges
-
-
 class PASCALContextDataModule(FileDataModule):
     """PASCAL-Context: 4998 training and 5105 validation images of at most 500 x 500.
 
@@ -293,6 +279,10 @@ class PASCALContextDataModule(FileDataModule):
             Normals(loss_weight=10, confidence_threshold=0.7),
             Edges(loss_weight=50, confidence_threshold=0.99, tolerance=0.0075),
         ]
+
+    def derivation_rules(self) -> Sequence[DerivationRule]:
+        """Return the rules; edges are thinned, as those of the training images."""
+        return DerivationRule(Edges, SemSeg, partial(edges_from_classes, thin=True)), *super().derivation_rules()
 
     def open_split(self, split: Split, uniform_size: bool) -> PASCALContext:
         """Open a split of the tree, and list the people in it before loader processes start."""

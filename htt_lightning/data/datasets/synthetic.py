@@ -11,7 +11,8 @@ from htt_lightning.data.batch import Arrays
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.datasets.nyud import CLASSES
-from htt_lightning.data.synthetic_scenes import TASKS, has_people, render
+from htt_lightning.data.derivation.camera import PinholeCamera
+from htt_lightning.data.synthetic_scenes import TANGENT, TASKS, has_people, render
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.progress import track
@@ -46,6 +47,8 @@ class SyntheticScenes(DenseDataset):
         self.ids = [str(index) for index in range(count)]
         self.tasks = TASKS
         self._key = (seed, _SPLIT_STREAMS[split], size)
+        focal_length = max(size) / (2 * TANGENT)
+        self.camera = PinholeCamera((focal_length, focal_length), (size[1] / 2, size[0] / 2), size)
         name = f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}"
         self._folder = Path(cache) / name / split if cache else None
         self._last: tuple[int, Arrays] | None = None  # image and labels of a scene are read in turn

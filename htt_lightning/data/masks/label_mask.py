@@ -63,6 +63,12 @@ class LabelMask:
         return {"protocol": self.protocol, "seed": self.seed, "origin": self.origin}
 
     @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Names of the tasks whose label each image keeps, by image id."""
+        rows = zip(self.ids, self.labeled, strict=True)
+        return {name: tuple(compress(self.tasks, row)) for name, row in rows}
+
+    @property
     def summary(self) -> dict[str, int]:
         """Number of labeled images per task."""
         return dict(zip(self.tasks, self.labeled.sum(0).tolist(), strict=True))
@@ -88,10 +94,7 @@ class LabelMask:
 
     def save(self, path: str | Path) -> None:
         """Write the mask atomically as JSON with one line per image; the folder is created."""
-        labels = ",\n".join(
-            f"    {json.dumps(name)}: {json.dumps(list(compress(self.tasks, row)))}"
-            for name, row in zip(self.ids, self.labeled, strict=True)
-        )
+        labels = ",\n".join(f"    {json.dumps(name)}: {json.dumps(tasks)}" for name, tasks in self.labels.items())
         head = {"format": FORMAT, **self.provenance, "tasks": self.tasks}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items()]
         text = "".join(["{\n", *lines, '  "labels": {\n', labels, "\n  }\n}\n"])

@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 
+from htt_lightning.data.borders import segment_boundaries
 from htt_lightning.data.synthetic_scenes import furniture
 from htt_lightning.data.synthetic_scenes.furniture import Builder, Piece, SceneClass, axis_rotation
 from htt_lightning.data.synthetic_scenes.people import person
@@ -22,6 +23,9 @@ TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edges")
 
 DEPTH_RANGE = (0.67, 10.0)
 """Range of depth in meters."""
+
+TANGENT = 0.7
+"""Tangent of half the field of view: one lens for all scenes, as sizes would not tell distances otherwise."""
 
 _CLEARANCE = 1.1
 """Minimum distance from the camera in meters, a depth of 0.7 m in the corner of a square view."""
@@ -58,9 +62,6 @@ def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dic
     view = cast_rays(scene.solids, scene.camera, size, scene.lights, scene.ambient)
     ids = np.array([(solid.label, solid.part, solid.instance) for solid in scene.solids])
     label, part, instance = np.moveaxis(ids[view.hit], -1, 0)
-    edges = np.zeros(size, np.uint8)  # 1 where the right or lower neighbor is another instance
-    edges[:, :-1] |= instance[:, :-1] != instance[:, 1:]
-    edges[:-1] |= instance[:-1] != instance[1:]
     return {
         "image": _tone_map(view.color, np.random.default_rng([seed, stream, index, 1])),
         "semseg": label.astype(np.uint8),
@@ -68,7 +69,7 @@ def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dic
         "saliency": np.isin(instance, scene.salient).astype(np.uint8),
         "normals": view.normals.astype(np.float32),
         "depth": view.depth.astype(np.float32),
-        "edges": edges,
+        "edges": segment_boundaries(instance).astype(np.uint8),
     }
 
 
@@ -151,8 +152,7 @@ class _Room:
         aim = np.array([rng.uniform(-0.45, 0.45) * self.size[0], 0, -0.85 * self.size[2]]) - position
         yaw, pitch, roll = np.arctan2(-aim[0], -aim[2]), rng.uniform(-0.35, 0.2), rng.normal(0, 0.04)
         rotation = axis_rotation(yaw, 1) @ axis_rotation(pitch, 0) @ axis_rotation(roll, 2)
-        # one lens for all scenes, as sizes would not tell distances otherwise
-        self.camera = Camera(position, rotation, tangent=0.7)
+        self.camera = Camera(position, rotation, TANGENT)
         self.targets: list[np.ndarray] = []
         self.occupied: list[tuple[np.ndarray, np.ndarray]] = []
         self.solids: Piece = self._shell()

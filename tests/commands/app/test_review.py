@@ -89,7 +89,7 @@ def test_missing_truth_is_named(review, monkeypatch):
 
     name = max(review.confidences, key=lambda name: len(review.confidences[name]))
     monkeypatch.setattr(review.dataset, "label", label)
-    monkeypatch.setitem(review.labels, name, ())
+    monkeypatch.setitem(review.origins, name, {})
     assert {*review._true(name, (32, 48)).values()} == {"no label"}
 
 
@@ -112,6 +112,21 @@ def test_rejection_is_written_and_shown(store, review, monkeypatch):
 def test_review_refuses_other_dataset(store):
     with pytest.raises(DataError, match="images"):
         Review(store, tiny_data(**FEW, scene_seed=7))
+
+
+def test_derived_labels_have_a_row_of_their_own(tmp_path, monkeypatch):
+    plain = store_truth(tmp_path / "store", tiny_data(**FEW))
+    data, manifest = tiny_data(**FEW, derive={"normals": "depth"}), plain.manifest()
+    origins = data.origins_per_image(data.build_dataset("train"))
+    plain.write_manifest(manifest | {"images": {name: manifest["images"][name] | own for name, own in origins.items()}})
+    review = Review(plain, data)
+    name = next(name for name, own in origins.items() if Origin.DERIVED in own.values() and len(own) < 4)
+    rows = dict(entry_of(review, name, monkeypatch)[0].rows)
+    assert list(rows) == ["given", "derived", "discovered", "confidence", "true"]
+    assert rows["given"]["normals"] == "no label"
+    assert (rows["derived"]["depth"], rows["discovered"]["normals"]) == ("given", "derived")
+    assert np.median(np.abs(rows["derived"]["normals"].astype(int) - rows["true"]["normals"])) < 5
+    assert "normals" not in review.confidences[name]
 
 
 def test_rejected_image_without_file_is_left_out(store, review):

@@ -57,6 +57,22 @@ def test_check_writes_report_mask_and_contact_sheet(capsys):
     htt(*words, "--overwrite", "true")
 
 
+def test_check_counts_derived_labels(capsys):
+    htt("--config", "synthetic.yaml", "--data.train_images", "8", "--data.val_images", "2", "--data.cache", "null",
+        "--data.image_size", "[32, 48]", "--data.num_workers", "0", "--out", "out", "--data.labels", "one-label",
+        "--data.derive", "{normals: depth, edges: {from: semseg}}")  # fmt: skip
+    report = json.loads(Path("out/check.json").read_text())
+    train, val = (report["splits"][split] for split in ("train", "val"))
+    given = train["tasks"]["depth"]["labels"], train["tasks"]["semseg"]["labels"]
+    assert (train["derived"]["normals"]["labels"], train["derived"]["edges"]["labels"]) == given
+    assert sum(row["labels"] for row in train["tasks"].values()) == 8
+    assert train["labels_per_image"] == {"1": 8}
+    assert (val["derived"], report["problems"]) == ({}, [])
+    printed = capsys.readouterr().out
+    assert f"Derived labels: normals {given[0]}, edges {given[1]}" in printed
+    assert "edges (derived)" in printed
+
+
 def test_check_exits_with_status_one_after_naming_problems(root, capsys):
     (root / "train" / "depth" / "4.npy").unlink()
     (root / "train" / "image" / "0.npy").write_bytes(b"nothing")
