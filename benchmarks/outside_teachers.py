@@ -3,8 +3,9 @@
     python benchmarks/outside_teachers.py --images 100
 
 Rooms of 288x384 pixels with three tasks (13 classes, depth, normals) keep the label of one task each. Another program's
-maps of all tasks lie beside them, in the format of the labels. `discover` completes two tasks of each image; its time
-includes checks and fits. The loader then reads the completed dataset, with the augmentation of training.
+maps of all tasks lie beside them, in the format of the labels; its errors of depth are smooth. `discover` completes two
+tasks of each image; its time includes checks and fits. The loader then reads the completed dataset, with the
+augmentation of training.
 
 - `npy`: NYUD-v2 as MTAN published it, arrays of float32.
 - `png`: a folder with JPEG images, and labels as PNG files (classes, millimeters, normals as colors).
@@ -55,8 +56,9 @@ def write_maps(root: Path, count: int, kind: str) -> None:
     """Write another program's maps of the rooms, and for PNG files the rooms themselves."""
     for index in range(count):
         scene = render(0, index, SIZE, 0)
-        noise = 1 + 0.05 * np.random.default_rng(index).standard_normal(SIZE).astype(np.float32)
-        maps = {"semseg": scene["semseg"], "depth": scene["depth"] * noise, "normals": scene["normals"]}
+        error = cv2.GaussianBlur(np.random.default_rng(index).standard_normal(SIZE), (0, 0), 8)
+        error = (1 + 0.05 * error / error.std()).astype(np.float32)
+        maps = {"semseg": scene["semseg"], "depth": scene["depth"] * error, "normals": scene["normals"]}
         if kind == "png":
             scene["depth"], maps["depth"] = (np.uint16(1000 * depth) for depth in (scene["depth"], maps["depth"]))
             scene["normals"] = maps["normals"] = np.uint8(np.rint(127.5 * (scene["normals"] + 1)))

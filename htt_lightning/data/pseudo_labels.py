@@ -79,7 +79,7 @@ class PseudoLabelStore:
 
     def tasks(self) -> set[str]:
         """Read which tasks have pseudo-labels; labels of others stay missing."""
-        return {task for origins in self.manifest()["images"].values() for task in stored_tasks(origins)}
+        return taught_tasks(self.manifest())
 
     def rejected(self) -> dict[str, list[str]]:
         """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
@@ -169,7 +169,8 @@ class PseudoLabelStore:
         """
         manifest = self.manifest()
         rejected, stored = manifest.get("rejected", {}), manifest["dataset"]
-        tasks = [task for task in tasks if task.name in self.tasks()]
+        taught = taught_tasks(manifest)
+        tasks = [task for task in tasks if task.name in taught]
         changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
         changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]
         if changed:
@@ -183,6 +184,11 @@ class PseudoLabelStore:
                     raise DataError(f"{self.folder} has no pseudo-label of {task} for image {name!r}. {advice}")
             if {*missing} - {*rejected.get(name, ())} and not self.path(name).is_file():
                 raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
+
+
+def taught_tasks(manifest: Mapping[str, Any]) -> set[str]:
+    """Return the tasks that have pseudo-labels, by a manifest."""
+    return {task for origins in manifest["images"].values() for task in stored_tasks(origins)}
 
 
 def stored_tasks(origins: Mapping[str, Origin]) -> list[str]:
