@@ -177,7 +177,7 @@ class PseudoLabelWriter(L.LightningModule):
             teacher.check({name: size for name, size in sizes.items() if teacher.task in self.missing[name]})
         stored = self.store.manifest() if self.store.manifest_path.is_file() else {}
         same = stored and not changes(stored, self.manifest())
-        earlier = stored["teachers"] if same else {}
+        earlier = stored.get("teachers", {}) if same else {}
         self.hub_models.to(device)
         return {name: self._fit(teacher, earlier.get(name, {})) for name, teacher in self.outside.items()}
 
@@ -301,8 +301,9 @@ def changes(stored: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]
     the rest, but for rounding.
     """
     sums = [(one["checkpoint"] or {}).get("sha256") for one in (stored, manifest)]
-    plain = [
-        {name: {**each, "alignment": None} for name, each in one["teachers"].items()} for one in (stored, manifest)
+    teachers = [
+        {name: {**each, "alignment": None} for name, each in one.get("teachers", {}).items()}
+        for one in (stored, manifest)
     ]
     changed = [key for key in ("dataset", "images") if stored[key] != manifest[key]]
-    return changed + ["checkpoint"] * (sums[0] != sums[1]) + ["teachers"] * (plain[0] != plain[1])
+    return changed + ["checkpoint"] * (sums[0] != sums[1]) + ["teachers"] * (teachers[0] != teachers[1])

@@ -50,7 +50,7 @@ class PseudoLabelStore:
             checkpoint = manifest["checkpoint"]
             if manifest["format"] != FORMAT or not (checkpoint is None or isinstance(checkpoint["sha256"], str)):
                 raise ValueError(f"not a manifest of format {FORMAT}")
-            teachers = manifest.setdefault("teachers", {}).values()
+            teachers = manifest.get("teachers", {}).values()
             parts = (manifest["dataset"]["tasks"], *manifest["images"].values(), *teachers)
             if not all(isinstance(part, dict) for part in parts):
                 raise ValueError("its tasks, images and teachers must be objects")
