@@ -15,4 +15,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     data = tiny_data(**FEW)
     trainer = HTTTrainer(devices=2, strategy="ddp", **QUIET)
-    discover(trainer, tiny_module(data), data, sys.argv[2], sys.argv[1])
+    discover(trainer, tiny_module(data), data, sys.argv[1], sys.argv[2])

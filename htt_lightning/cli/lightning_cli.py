@@ -120,7 +120,7 @@ class HTTCLI(LightningCLI):
         """Run ``command`` with the objects and options that were built and parsed for it."""
         assert self.command is not None
         objects = {name: getattr(self, name) for name in built_objects(self.command)}
-        self.command(**objects, **{name: self.options[name] for name in self._command_arguments})
+        self.command(**objects, **{name: self.built[name] for name in self._command_arguments})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the link of the tasks, the groups of the callbacks, and the options of ``command``."""
@@ -133,7 +133,9 @@ class HTTCLI(LightningCLI):
             parser.add_lightning_class_args(cls, key)
         if self.command:
             objects: set[str | int] = {*built_objects(self.command)}
-            self._command_arguments = parser.add_function_arguments(self.command, as_group=False, skip=objects)
+            self._command_arguments = parser.add_function_arguments(
+                self.command, as_group=False, skip=objects, sub_configs=True
+            )
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """List the commands of this library beside Lightning's; they are dispatched before this parser."""
@@ -248,10 +250,11 @@ class HTTCLI(LightningCLI):
         """Build trainer, model and datamodule, or the datamodule alone for a command that needs no more."""
         if self.command and built_objects(self.command) == ["datamodule"]:
             options = {key: self.options.get(key) for key in ("data", *CLASSES)}  # others are linked to them
-            built = self.parser.instantiate_classes(options, instantiate_groups=False)
-            self.datamodule = built.data
+            self.datamodule = self.parser.instantiate_classes(options, instantiate_groups=False).data
+            self.built = self.options
         else:
             super().instantiate_classes()
+            self.built = self.config_init
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer, by default without a progress bar outside a terminal."""

@@ -2,36 +2,46 @@
 
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
+import torch
 from einops import rearrange
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from htt_lightning.callbacks import LabelDiscovery
-from htt_lightning.data.batch import Batch
+from htt_lightning.data.batch import Batch, SampleIndex
 from htt_lightning.data.datamodule import PartialLabelDataModule
+from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, sha256_of
 from htt_lightning.data.samplers import PaddedEvalSampler
+from htt_lightning.discovery.outside import Alignment, TeacherOptions
+from htt_lightning.discovery.outside.fit import build_teachers, fit_to_given_labels, image_sizes
+from htt_lightning.discovery.outside.hub import HubTeacher
+from htt_lightning.discovery.outside.maps import MapTeacher
+from htt_lightning.discovery.outside.teacher import LabelWithConfidence, OutsideTeacher
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.checkpoints import read_checkpoint
 from htt_lightning.io.files import remove_partial_files
 from htt_lightning.module import HTTModule
-from htt_lightning.tasks import PseudoLabel
+from htt_lightning.tasks import PseudoLabel, Task
 
 
 def discover(
     trainer: L.Trainer,
     model: HTTModule,
     datamodule: PartialLabelDataModule,
-    ckpt_path: str,
     out: str,
+    ckpt_path: str | None = None,
+    teachers: dict[str, TeacherOptions] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write pseudo-labels, with their confidence, for the labels that training images lack.
@@ -43,25 +53,26 @@ def discover(
         trainer: Trainer whose devices run the network.
         model: Module that receives the weights of the checkpoint.
         datamodule: Dataset with its label mask.
-        ckpt_path: Checkpoint of the network that makes the pseudo-labels.
         out: Folder for the pseudo-labels.
-        overwrite: If true, pseudo-labels of another checkpoint or dataset are deleted from the folder first.
+        ckpt_path: Checkpoint of the network that makes the pseudo-labels of the tasks without a teacher from outside.
+            Without one their labels stay missing.
+        teachers: Teachers from outside by task, or a file with them: models that others trained, or maps that another
+            program wrote.
+        overwrite: If true, pseudo-labels of another checkpoint, teacher or dataset are deleted from the folder first.
 
     Raises:
-        HTTError: The checkpoint does not fit, or the folder holds something else or cannot be written.
+        HTTError: The checkpoint or a teacher does not fit, or the folder holds something else or cannot be written.
     """
-    checkpoint = read_checkpoint(ckpt_path, "--ckpt_path")
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
+    if not ckpt_path and not teachers:
+        raise ConfigError("--ckpt_path must be a checkpoint, or --teachers must have teachers by task, got neither.")
+    checkpoint = _load_checkpoint(trainer, model, ckpt_path) if ckpt_path else None
+    outside = build_teachers(teachers or {}, datamodule.tasks)
     datamodule.prepare_data()
-    callbacks = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, LabelDiscovery)]
-    tasks = callbacks[0].tasks_with_overrides(model) if callbacks else model.tasks
-    provenance = {
-        "name": Path(ckpt_path).name,
-        "sha256": sha256_of(Path(ckpt_path)),
-        "thresholds": {task.name: task.confidence_threshold for task in tasks},
-    }
-    writer = _PseudoLabelWriter(model, datamodule, PseudoLabelStore(Path(out)), provenance, overwrite)
+    store = PseudoLabelStore(Path(out))
+    writer = PseudoLabelWriter(model if ckpt_path else None, datamodule, store, checkpoint, outside, overwrite)
+    for name, fit in writer.fit(trainer.strategy.root_device).items():
+        if fit and trainer.is_global_zero:
+            Console(soft_wrap=True).out(f"{name} from outside: {fit}", highlight=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # every file exists
         trainer.predict(writer, return_predictions=False)
@@ -69,32 +80,123 @@ def discover(
         Console().out(writer.store.manifest_path, highlight=False)
 
 
-class _PseudoLabelWriter(L.LightningModule):
-    """Predict, and write the labels that each image lacks."""
+def _load_checkpoint(trainer: L.Trainer, model: HTTModule, path: str) -> dict[str, Any]:
+    """Load the weights of a checkpoint, and return its description for the manifest."""
+    checkpoint = read_checkpoint(path, "--ckpt_path")
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    callbacks = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, LabelDiscovery)]
+    tasks = callbacks[0].tasks_with_overrides(model) if callbacks else model.tasks
+    thresholds = {task.name: task.confidence_threshold for task in tasks}
+    return {"name": Path(path).name, "sha256": sha256_of(Path(path)), "thresholds": thresholds}
+
+
+class TeacherInputs(Dataset[Batch]):
+    """Images for the teachers that read them, with the labels of those that read maps.
+
+    Args:
+        images: The images.
+        reads_images: Whether a teacher reads images.
+        teachers: Teachers that read maps.
+        missing: Tasks to label, by image id.
+    """
 
     def __init__(
         self,
-        model: HTTModule,
+        images: PartialLabelDataset,
+        reads_images: bool,
+        teachers: Sequence[MapTeacher],
+        missing: Mapping[str, Sequence[Task]],
+    ) -> None:
+        self.images, self.reads_images, self.teachers, self.missing = images, reads_images, teachers, missing
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: SampleIndex) -> Batch:
+        """Read an image and its maps."""
+        name = self.images.ids[key.dataset_index]
+        sample: Batch = self.images[key] if self.reads_images else {"id": name}
+        tasks = self.missing[name]
+        sample["maps"] = {each.task.name: each.label(name) for each in self.teachers if each.task in tasks}
+        return sample
+
+
+def collate(samples: list[Batch]) -> Batch:
+    """Stack all but the maps, which are of some tasks alone."""
+    maps = [sample.pop("maps") for sample in samples]
+    return {**default_collate(samples), "maps": maps}
+
+
+class PseudoLabelWriter(L.LightningModule):
+    """Ask the teachers, and write the labels that each image lacks.
+
+    Args:
+        model: Network that labels the tasks without a teacher from outside; None leaves these labels missing.
+        datamodule: Dataset with its label mask.
+        store: Folder for the pseudo-labels.
+        checkpoint: Description of the network.
+        outside: Teachers from outside, by task.
+        overwrite: Whether pseudo-labels of another origin are deleted first.
+    """
+
+    def __init__(
+        self,
+        model: HTTModule | None,
         datamodule: PartialLabelDataModule,
         store: PseudoLabelStore,
-        provenance: dict[str, Any],
+        checkpoint: dict[str, Any] | None,
+        outside: Mapping[str, OutsideTeacher],
         overwrite: bool,
     ) -> None:
         super().__init__()
         self.model, self.datamodule, self.store = model, datamodule, store
-        self.provenance, self.overwrite = provenance, overwrite
+        self.checkpoint, self.outside, self.overwrite = checkpoint, outside, overwrite
+        self.map_teachers = [teacher for teacher in outside.values() if isinstance(teacher, MapTeacher)]
+        self.hub_teachers = [teacher for teacher in outside.values() if isinstance(teacher, HubTeacher)]
+        self.hub_models = nn.ModuleList([teacher.model for teacher in self.hub_teachers])  # to be moved to the device
         self.pending: set[str] = set()  # ids of the images without a file
-        self.labels = datamodule.origins_per_image(datamodule.build_dataset("train"))
-        tasks = [task for task in model.tasks if task.supports_pseudo_labels]
+        self.dataset = datamodule.build_dataset("train")
+        self.labels = datamodule.origins_per_image(self.dataset)
+        tasks = [task for task in datamodule.tasks if task.supports_pseudo_labels and (model or task.name in outside)]
         self.missing = {name: [t for t in tasks if t.name not in own] for name, own in self.labels.items()}
+        self.network_tasks = [task for task in tasks if task.name not in outside]
+
+    def fit(self, device: torch.device) -> dict[str, str]:
+        """Check the teachers from outside, align them with given labels, and describe the fits by task.
+
+        An interrupted command goes on with its own alignment.
+
+        Args:
+            device: Device that runs models.
+        """
+        indices = {name: index for index, name in enumerate(self.dataset.ids)}
+        lacking = [name for name, tasks in self.missing.items() if tasks] if self.map_teachers else []
+        sizes = {name: image_sizes(self.datamodule, self.dataset, indices[name]) for name in lacking}
+        for teacher in self.map_teachers:
+            teacher.check({name: size for name, size in sizes.items() if teacher.task in self.missing[name]})
+        stored = self.store.manifest() if self.store.manifest_path.is_file() else {}
+        same = stored and not changes(stored, self.manifest())
+        earlier = stored.get("teachers", {}) if same else {}
+        self.hub_models.to(device)
+        return {name: self._fit(teacher, earlier.get(name, {})) for name, teacher in self.outside.items()}
+
+    def _fit(self, teacher: OutsideTeacher, earlier: Mapping[str, Any]) -> str:
+        if "alignment" not in earlier:
+            return fit_to_given_labels(teacher, self.datamodule)
+        teacher.alignment = Alignment(**earlier["alignment"])
+        return teacher.alignment.summary
 
     def manifest(self) -> dict[str, Any]:
-        """Return the origin of the pseudo-labels, and the origin of each label by image."""
+        """Return the teachers of the pseudo-labels, and the origin of each label by image."""
+        taught = dict.fromkeys(self.outside, Origin.OUTSIDE)
         images = {
-            name: own | {task.name: Origin.DISCOVERED for task in self.missing[name]}
+            name: own | {task.name: taught.get(task.name, Origin.DISCOVERED) for task in self.missing[name]}
             for name, own in self.labels.items()
         }
-        return {"dataset": self.datamodule.fingerprint(), "checkpoint": self.provenance, "images": images}
+        teachers = {name: teacher.provenance() for name, teacher in self.outside.items()}
+        fingerprint = self.datamodule.fingerprint()
+        return {"dataset": fingerprint, "checkpoint": self.checkpoint, "teachers": teachers, "images": images}
 
     def predict_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return a loader of the images without a file; rank 0 searches them when all ranks are running."""
@@ -107,35 +209,55 @@ class _PseudoLabelWriter(L.LightningModule):
         self.pending = self.trainer.strategy.broadcast(self.pending)
         if not self.pending:
             return []
-        batch_size = self.datamodule.eval_batch_size(self.datamodule.train_images_for_eval(names))
+        reads_images = bool(self.network_tasks or self.hub_teachers)
+        images = self.datamodule.train_images_for_eval(names)
+        batch_size = self.datamodule.eval_batch_size(images) if reads_images else self.datamodule.batch_size
         # Batches equal those of an uninterrupted command: in others, sums are rounded differently.
         step = batch_size * self.trainer.world_size
         groups = [names[start : start + step] for start in range(0, len(names), step)]
         images = self.datamodule.train_images_for_eval(
             chain(*(group for group in groups if not self.pending.isdisjoint(group)))
         )
-        sampler = PaddedEvalSampler(images, self.trainer.world_size, self.trainer.global_rank)
-        return self.datamodule.loader(images, batch_size, sampler=sampler)
+        inputs = TeacherInputs(images, reads_images, self.map_teachers, self.missing)
+        sampler = PaddedEvalSampler(inputs, self.trainer.world_size, self.trainer.global_rank)
+        return self.datamodule.loader(inputs, batch_size, sampler=sampler, collate_fn=collate)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Write the pseudo-labels of a batch and return the ids of its images."""
-        outputs, size = self.model(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
-        found = {task.name: task.pseudo_label(outputs[task.name], size) for task in self.model.tasks}
-        arrays = {name: to_arrays(label) for name, label in found.items() if label is not None}
         names: list[str] = batch["id"]
-        for k, (name, valid) in enumerate(zip(names, batch["valid"].cpu().numpy(), strict=True)):
+        found: list[dict[str, LabelWithConfidence]] = batch["maps"]
+        if "image" in batch:
+            self._ask_models(batch, found)
+        for name, labels in zip(names, found, strict=True):
             if name in self.pending:
-                rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
-                unpadded = (k, slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-                maps = {
-                    task.name: (task, label[unpadded], confidence[unpadded])
-                    for task in self.missing[name]
-                    for label, confidence in [arrays[task.name]]
-                }
-                self.store.write(name, maps)
+                self.store.write(name, {task.name: (task, *labels[task.name]) for task in self.missing[name]})
         if self.trainer.received_sigterm:  # Lightning stops only a training run
             raise SIGTERMException
         return names
+
+    def _ask_models(self, batch: Batch, found: list[dict[str, LabelWithConfidence]]) -> None:
+        """Add the labels that the network and the models from outside give to the images of a batch."""
+        windows = [unpadded_window(valid) for valid in batch["valid"].cpu().numpy()]
+        for teacher in self.hub_teachers:
+            places = [k for k, name in enumerate(batch["id"]) if teacher.task in self.missing[name]]
+            images = [batch["image"][k][:, *windows[k]] for k in places]
+            for k, prediction in zip(places, teacher.predict(images) if images else (), strict=True):
+                found[k][teacher.task.name] = teacher.finish(*prediction)
+        if self.model is None or not self.network_tasks:
+            return
+        outputs, size = self.model(batch["image"]), (batch["image"].shape[-2], batch["image"].shape[-1])
+        for task in self.network_tasks:
+            label = task.pseudo_label(outputs[task.name], size)
+            assert label is not None
+            labels, confidences = to_arrays(label)
+            for k, window in enumerate(windows):
+                found[k][task.name] = labels[k][window], confidences[k][window]
+
+
+def unpadded_window(valid: np.ndarray) -> tuple[slice, slice]:
+    """Return rows and columns of an image without its padding, from bool ``h w``."""
+    rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def to_arrays(found: PseudoLabel) -> tuple[np.ndarray, np.ndarray]:
@@ -159,9 +281,7 @@ def prepare_folder(store: PseudoLabelStore, manifest: dict[str, Any], overwrite:
         if not store.manifest_path.is_file():
             raise ConfigError(f"--out must be empty or a folder of pseudo-labels, got {folder}. Choose another one.")
         stored = store.manifest()
-        # Files hold every pixel with its confidence, so other thresholds change nothing in them.
-        changed = [key for key in ("dataset", "images") if stored[key] != manifest[key]]
-        changed += ["checkpoint"] if stored["checkpoint"]["sha256"] != manifest["checkpoint"]["sha256"] else []
+        changed = changes(stored, manifest)
         if changed and not overwrite:
             differences = " and ".join(changed)
             raise ConfigError(
@@ -172,3 +292,18 @@ def prepare_folder(store: PseudoLabelStore, manifest: dict[str, Any], overwrite:
         if not changed and "rejected" in stored:
             manifest = manifest | {"rejected": stored["rejected"]}
     store.write_manifest(manifest)
+
+
+def changes(stored: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+    """Name the parts in which two manifests are of other labels.
+
+    Files hold every pixel with its confidence, so other thresholds change nothing in them. An alignment follows from
+    the rest, but for rounding.
+    """
+    sums = [(one["checkpoint"] or {}).get("sha256") for one in (stored, manifest)]
+    teachers = [
+        {name: {**each, "alignment": None} for name, each in one.get("teachers", {}).items()}
+        for one in (stored, manifest)
+    ]
+    changed = [key for key in ("dataset", "images") if stored[key] != manifest[key]]
+    return changed + ["checkpoint"] * (sums[0] != sums[1]) + ["teachers"] * (teachers[0] != teachers[1])

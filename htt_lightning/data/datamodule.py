@@ -11,7 +11,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Batch, labeled_indices, unlabeled_indices
 from htt_lightning.data.dataset import DenseDataset, PartialLabelDataset, find_train_val_overlap
@@ -316,9 +316,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             sizes = set(pool.map(images.dataset.size, [index for index, _ in images.items]))
         return 1 if len({(max(h, minimum[0]), max(w, minimum[1])) for h, w in sizes}) > 1 else self.batch_size
 
-    def loader(
-        self, dataset: PartialLabelDataset, batch_size: int | None = None, **arguments: Any
-    ) -> DataLoader[Batch]:
+    def loader(self, dataset: Dataset[Batch], batch_size: int | None = None, **arguments: Any) -> DataLoader[Batch]:
         """Build a loader with the settings of the datamodule and further ``arguments`` of ``DataLoader``."""
         return build_loader(dataset, batch_size or self.batch_size, self.num_workers, self.run_seed, **arguments)
 

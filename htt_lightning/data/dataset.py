@@ -182,6 +182,7 @@ class PartialLabelDataset(Dataset[Batch]):
         origin_weights: WeightTable | None = None,
     ) -> None:
         self.pseudo_labels, self.derived, self.origin_weights = pseudo_labels, derived, origin_weights
+        self._stored_tasks = pseudo_labels.tasks() if pseudo_labels else set[str]()
         self.dataset, self.tasks, self.transform, self.size, self.seed = dataset, tuple(tasks), transform, size, seed
         indices = {name: index for index, name in enumerate(dataset.ids)}
         self.ids = list(labels)
@@ -222,7 +223,7 @@ class PartialLabelDataset(Dataset[Batch]):
         sample |= self._origins_and_weights(origins)
         if self.pseudo_labels:
             height, width = valid.shape
-            tasks = [task for task in self.tasks if task.supports_pseudo_labels]
+            tasks = [task for task in self.tasks if task.name in self._stored_tasks]
             sample["pseudo_labels"] = {task.name: to_pseudo_label(arrays, task, (height, width)) for task in tasks}
         return sample
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from htt_lightning.data.batch import Batch
 
@@ -20,7 +20,6 @@ def build_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        collate_fn=default_collate,
         worker_init_fn=worker_init,
         generator=torch.Generator().manual_seed(seed),  # the default draws from the global state
         **arguments,

@@ -13,7 +13,7 @@ from htt_lightning.errors import DataError, missing_file
 def read_npy(path: Path) -> np.ndarray:
     """Memory-map the array of a ``.npy`` file, read-only; nothing is unpickled."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(str(path), mode="r")  # of a Path, numpy resolves every folder
         if (size := path.stat().st_size) != array.offset + array.nbytes:
             raise ValueError(f"it has {size} bytes, but its header describes {array.offset + array.nbytes}")
     except FileNotFoundError:

@@ -5,8 +5,8 @@ import torch
 from htt_lightning import LabelDiscovery
 from htt_lightning.callbacks import DiscoveryPanel
 from htt_lightning.callbacks.discovery_panel import draw_affinity, draw_pseudo_labels
-from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.tasks import PseudoLabel
+from tests.data.test_pseudo_labels import store_truth
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -72,12 +72,7 @@ def test_affinity_has_a_cell_for_every_pair_and_scale(scales):
 
 def test_stored_pseudo_labels_are_drawn(tmp_path, entries):
     data = tiny_data(train_images=4)
-    dataset, store = data.build_dataset("train"), PseudoLabelStore(tmp_path / "store")
-    labels, certain = data.labels_per_image("train", dataset), np.ones((32, 48), np.float32)
-    for k, name in enumerate(dataset.ids):
-        unlabeled = [task for task in data.tasks if task.name not in labels[name]]
-        store.write(name, {task.name: (task, dataset.label(k, task.name), certain) for task in unlabeled})
-    data.pseudo_labels, data.prepare_data = store, lambda: None
+    data.pseudo_labels = store_truth(tmp_path / "store", data)
     callbacks = [LabelDiscovery(stages=1), DiscoveryPanel()]
     tiny_trainer(tmp_path, callbacks=callbacks).fit(tiny_module(data), data)
     assert len(entries) == 3, "training images; validation images have none"

@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
 
 def discover_into(folder, checkpoint, data=None, **options):
     data = data or tiny_data(**FEW)
-    discover(HTTTrainer(**QUIET), tiny_module(data), data, checkpoint, str(folder), **options)
+    discover(HTTTrainer(**QUIET), tiny_module(data), data, str(folder), checkpoint, **options)
     return PseudoLabelStore(folder)
 
 
@@ -170,7 +170,7 @@ def test_discover_leaves_no_partial_file_on_full_disk(tmp_path, checkpoint, monk
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez_compressed", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     with pytest.raises(HTTError, match="No space left on device"):
         discover_into(tmp_path / "out", checkpoint)
     assert not list((tmp_path / "out" / "maps").iterdir())

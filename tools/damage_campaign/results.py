@@ -16,7 +16,8 @@ from htt_lightning import HTTModule, HTTNet, HTTPredictor, ImageFolder, NYUDData
 from htt_lightning.commands.discover import discover
 from htt_lightning.commands.export import export
 from htt_lightning.data.datasets.nyud import CLASSES
-from htt_lightning.data.pseudo_labels import PseudoLabelStore
+from htt_lightning.data.origin import Origin
+from htt_lightning.data.pseudo_labels import FORMAT, PseudoLabelStore
 from htt_lightning.errors import combine_errors
 from htt_lightning.tasks import IGNORE_INDEX, SemSeg, Task
 from htt_lightning.training.loading import load_teacher
@@ -55,7 +56,7 @@ def make_completed(root: Path) -> None:
     for name, given in labels.items():
         lacking = [task for task in data.tasks if task.name not in given]
         completed.write(name, {t.name: (t, _invented(t, rng), rng.random(test_nyud.SIZE)) for t in lacking})
-        images[name] = dict.fromkeys(given, "ground_truth") | {task.name: "pseudo_label" for task in lacking}
+        images[name] = dict.fromkeys(given, Origin.GIVEN) | {task.name: Origin.DISCOVERED for task in lacking}
     made_by = {"name": "x.ckpt", "sha256": "0", "thresholds": {}}
     completed.write_manifest({"dataset": data.fingerprint(), "checkpoint": made_by, "images": images})
 
@@ -109,10 +110,10 @@ ARCHIVES = [
     archived("a map more", VALID, lambda arrays: arrays.update(other=np.zeros(3))),
 ]  # fmt: skip
 MANIFEST: dict[str, Any] = {
-    "format": 1,
+    "format": FORMAT,
     "dataset": {"kind": "NYUD", "images": "0", "image_size": None, "tasks": {"semseg": {}}},
     "checkpoint": {"name": "x.ckpt", "sha256": "0", "thresholds": {}},
-    "images": {"0": {"semseg": "pseudo_label"}},
+    "images": {"0": {"semseg": Origin.DISCOVERED}},
 }
 
 
@@ -170,7 +171,7 @@ def discovered(root: Path) -> Values:
     module = tiny_module(data, dilations=(1, 2, 3))
     trainer = HTTTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     with contextlib.redirect_stdout(io.StringIO()):
-        discover(trainer, module, data, str(root / "last.ckpt"), str(out), overwrite=True)
+        discover(trainer, module, data, str(out), str(root / "last.ckpt"), overwrite=True)
     return {path.name: path.read_bytes() for path in sorted((out / "maps").iterdir())}
 
 

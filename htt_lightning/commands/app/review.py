@@ -29,7 +29,7 @@ class Review:
         datamodule: Dataset that it was written for.
 
     Attributes:
-        tasks: Tasks of the dataset that have pseudo-labels.
+        tasks: Tasks of the dataset that have pseudo-labels in the folder.
         confidences: Mean confidence of each discovered label, by image id and task.
 
     Raises:
@@ -41,7 +41,8 @@ class Review:
         self.dataset, self.derived = datamodule.build_dataset("train"), datamodule.derived
         self.origins = datamodule.origins_per_image(self.dataset)
         store.check(self.origins, datamodule.tasks, datamodule.fingerprint())
-        self.tasks = [task for task in datamodule.tasks if task.supports_pseudo_labels]
+        stored, self._stored = store.tasks(), store.manifest()["images"]
+        self.tasks = [task for task in datamodule.tasks if task.name in stored]
         self._indices = {name: index for index, name in enumerate(self.dataset.ids)}
         self._available = {task.name: self.dataset.available(task.name) for task in self.tasks}
         self._rejected, self._lock = store.rejected(), Lock()
@@ -86,9 +87,14 @@ class Review:
             rows["derived"] = self._derived(name, size)
         rows |= {**self._discovered(name), "true": self._true(name, size)}
         legend = task_legend(self.tasks, [PanelEntry(name, picture, [*rows.items()])])
-        headers = {task.name: task.name + " (rejected)" * self.is_rejected(name, task.name) for task in self.tasks}
+        headers = {task.name: task.name + self._remark(name, task.name) for task in self.tasks}
         headed = [(title, {headers[task]: cell for task, cell in row.items()}) for title, row in rows.items()]
         return draw_panel([PanelEntry(f"image {name}", picture, headed)], legend)
+
+    def _remark(self, name: str, task: str) -> str:
+        """Return what the header of a task says of its pseudo-label."""
+        is_outside = self._stored[name].get(task) is Origin.OUTSIDE
+        return " (from outside)" * is_outside + " (rejected)" * self.is_rejected(name, task)
 
     def _read_confidences(self) -> dict[str, dict[str, float]]:
         discovered = {

@@ -92,11 +92,15 @@ class LabelFiles:
 
     def read(self, path: Path) -> np.ndarray:
         """Read a label file as a map, with missing pixels marked as ``Task`` defines it."""
+        return self.decode(path, self.read_stored(path))
+
+    def read_stored(self, path: Path) -> np.ndarray:
+        """Read the values of a label file as stored: ``h w`` for index maps and ``h w c`` for fields."""
         if is_array(path):
-            return self.decode(path, self._read_array(path))
+            return self._validate(path, self._read_array(path))
         _check_suffix(path)
         read = read_colors if self.task.field_channels == 3 else read_gray
-        return self.decode(path, read(path, self._image_format))
+        return self._validate(path, read(path, self._image_format))
 
     def decode(self, location: str | Path, stored: np.ndarray) -> np.ndarray:
         """Decode stored values to a map, with missing pixels marked as ``Task`` defines it."""

@@ -12,7 +12,8 @@ from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.datasets.nyud import CLASSES
 from htt_lightning.data.derivation.camera import PinholeCamera
-from htt_lightning.data.synthetic_scenes import TANGENT, TASKS, has_people, render
+from htt_lightning.data.synthetic_scenes import TASKS, has_people, render
+from htt_lightning.data.synthetic_scenes.rooms import TANGENT
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.progress import track

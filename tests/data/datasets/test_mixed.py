@@ -295,7 +295,7 @@ def test_missing_labels_of_all_datasets_are_discovered(roots, tmp_path):
     tiny_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True).fit(tiny_module(data), data)
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     out = tmp_path / "completed"
-    discover(HTTTrainer(**quiet), tiny_module(data), both(roots), str(tmp_path / "kept" / "run.ckpt"), str(out))
+    discover(HTTTrainer(**quiet), tiny_module(data), both(roots), str(out), str(tmp_path / "kept" / "run.ckpt"))
     with np.load(out / "maps" / "0" / "3.npz") as room, np.load(out / "maps" / "1" / "10.npz") as picture:
         assert set(room.files) == {"depth", "depth.confidence"}
         assert set(picture.files) == {"semseg", "semseg.confidence", "normals", "normals.confidence"}
