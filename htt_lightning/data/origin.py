@@ -43,6 +43,7 @@ def build_origin_weights(option: OriginWeights, tasks: Sequence[Task]) -> Weight
         ConfigError: The option names an unknown origin or task, or given labels, or a weight is negative or not finite.
 
     Examples:
+        >>> from htt_lightning.tasks import Depth, Normals
         >>> build_origin_weights({"derived": {"normals": 0.5}}, [Depth(), Normals()])[Origin.DERIVED]
         {'depth': 1.0, 'normals': 0.5}
     """

@@ -24,7 +24,7 @@ def seeded(seed):
 
 
 def batches(loader):
-    return [{key: value for key, value in batch.items() if key != "labeled"} for batch in loader]
+    return [{key: value for key, value in batch.items() if not isinstance(value, dict)} for batch in loader]
 
 
 def epochs(workers, cache=None):

@@ -124,8 +124,10 @@ def test_loss_of_an_image_is_independent_of_others(name, data, batch):
     step(module, batch)
     together = term_of(module).loss
     for k in range(4):
-        single = {key: value[k : k + 1] for key, value in batch.items() if key != "labeled"}
-        single["labeled"] = {task: labeled[k : k + 1] for task, labeled in batch["labeled"].items()}
+        single = {
+            key: {task: x[k : k + 1] for task, x in value.items()} if isinstance(value, dict) else value[k : k + 1]
+            for key, value in batch.items()
+        }
         step(module, single)
         torch.testing.assert_close(term_of(module).loss, together[k : k + 1])
 
