@@ -147,6 +147,14 @@ def test_synthetic_config_trains_in_two_stages(capsys):
     assert {"stages": 2, "student_init": "teacher", "target_type": "soft"}.items() <= discovery.items()
 
 
+def test_soft_targets_config_is_the_recipe_of_synthetic(capsys):
+    ours = printed_config(capsys, "--config", "nyud.yaml", "--config", "recipes/soft_targets.yaml", "--data.root", ".")
+    theirs = printed_config(capsys, "--config", "synthetic.yaml")
+    assert ours["discovery"] == theirs["discovery"]
+    assert ours["model"]["tokens"] == theirs["model"]["tokens"]
+    assert ours["model"]["lr"] == 2e-5
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_packaged_config_is_valid(path, capsys):
     below = [] if "class_path" in yaml.safe_load(path.read_text())["data"] else ["--config", "nyud.yaml"]
