@@ -26,7 +26,8 @@ class LabelFiles:
     Args:
         task: The task, with its settings.
         train: Label files of training images: a pattern relative to the root with ``{id}`` in place of the image's id,
-            or the column of the table that lists the images, or of the ``.parquet`` files that hold them.
+            or the column of the table that lists the images, or of the ``.parquet`` files that hold them; null if they
+            have no labels of the task, as where all are to be derived or discovered.
         val: Label files of validation images, in the same form; by default they have no labels of the task.
         test: Label files of test images, in the same form; by default they have no labels of the task.
         missing_values: Stored values that mark missing labels. The default is 0 in fields and none in index maps, where
@@ -44,7 +45,7 @@ class LabelFiles:
     """
 
     task: Task
-    train: str
+    train: str | None
     val: str | None = None
     missing_values: tuple[float, ...] | None = None
     class_map: dict[int, int] | None = None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from htt_lightning.cli import main
 from htt_lightning.data import LabelFiles
 from htt_lightning.data.datasets.passed_over import image_id
+from htt_lightning.data.origin import Origin
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError
 from tests.data.datasets.folder_tree import (
@@ -100,6 +101,18 @@ def test_one_label_is_drawn_among_existing_labels(root):
     full = folder(root)
     full.setup("fit")
     assert full.labels_per_image("train", full.train.dataset) == LABELLED
+
+
+def test_a_task_without_training_files_is_derived(root):
+    files = [*MAPS[:2], LabelFiles(TASKS["normals"], None, "val/normals/{id}.png")]
+    data = folder(root, label_files=files, derive={"normals": "depth"}, field_of_view=60)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.mask.summary["normals"] == 0
+    for sample in data.train:
+        assert sample["labeled"]["normals"] == sample["labeled"]["depth"]
+        assert (sample["origin"]["normals"] == Origin.DERIVED.code) == sample["labeled"]["normals"]
+    assert data.val.dataset.available("normals").any()
 
 
 def test_hidden_labels_are_never_read(root):
