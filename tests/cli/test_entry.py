@@ -155,6 +155,14 @@ def test_soft_targets_config_is_the_recipe_of_synthetic(capsys):
     assert ours["model"]["lr"] == 2e-5
 
 
+def test_mean_teacher_config_has_one_stage_on_top_of_others(capsys):
+    words = ["--config", "nyud.yaml", "--config", "recipes/mean_teacher.yaml", "--data.root", "."]
+    config = printed_config(capsys, *words, "--trainer.max_epochs", "200")
+    assert config["discovery"]["teacher"] == "ema"
+    assert config["discovery"]["rampup_epochs"] == config["trainer"]["max_epochs"] / 2
+    assert config["data"]["class_path"].endswith("NYUDDataModule")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_packaged_config_is_valid(path, capsys):
     below = [] if "class_path" in yaml.safe_load(path.read_text())["data"] else ["--config", "nyud.yaml"]
