@@ -87,10 +87,11 @@ class PseudoLabelStore:
 
     def usable_origins(self) -> dict[str, dict[str, Origin]]:
         """Read the origins of the pseudo-labels that are not rejected, by image id and task; {} without a manifest."""
-        images, rejected = self.manifest()["images"] if self.manifest_path.is_file() else {}, self.rejected()
+        manifest = self.manifest() if self.manifest_path.is_file() else {"images": {}}
+        rejected = manifest.get("rejected", {})
         return {
             name: {task: origins[task] for task in stored_tasks(origins) if task not in rejected.get(name, ())}
-            for name, origins in images.items()
+            for name, origins in manifest["images"].items()
         }
 
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
