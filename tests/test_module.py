@@ -134,21 +134,6 @@ def test_task_without_labels_gives_its_head_zero_gradient(data, batch):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.net.parameters())
 
 
-def test_origin_weights_scale_the_losses_of_labels(data, batch):
-    module = silent(tiny_module(data, dropout=0.0)).eval()
-
-    def loss(weight):
-        ones = {task.name: torch.ones(4) for task in data.tasks}
-        return module.training_step(batch | {"label_weights": ones | {"depth": torch.full((4,), weight)}}, 0)
-
-    batch["labeled"]["depth"] = torch.tensor([False, True, False, True])
-    assert loss(1.0) == module.training_step(batch, 0)
-    with_half, without = loss(0.5), loss(0.0)
-    torch.testing.assert_close(with_half - without, (loss(1.0) - without) / 2)
-    batch["labeled"]["depth"][:] = False
-    torch.testing.assert_close(module.training_step(batch, 0), without)
-
-
 def test_tasks_see_labeled_images_alone(data, batch, monkeypatch):
     batch["labeled"]["depth"] = torch.tensor([False, True, False, True])
     module, depth = silent(tiny_module(data, dropout=0.0)), next(task for task in data.tasks if task.name == "depth")

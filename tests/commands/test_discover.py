@@ -1,6 +1,5 @@
 """The command ``discover``, and training on its pseudo-labels."""
 
-import contextlib
 import itertools
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE_INDEX, Depth
 from htt_lightning.training.trainer import HTTTrainer
+from tests.commands.interruption import interrupted_after
 from tests.flow import HeightDataModule
 from tests.ranks import run_ranks
 from tests.test_module import assert_same, weights
@@ -108,18 +108,9 @@ def test_discover_writes_predictions_of_network(complete, checkpoint):
 
 
 def test_discover_resumes(tmp_path, complete, checkpoint, monkeypatch):
-    out, write, written = tmp_path / "out", PseudoLabelStore.write, []
-
-    def interrupted(self, name, maps):
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        written.append(name)
-        write(self, name, maps)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PseudoLabelStore, "write", interrupted)
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the type depends on the version of Lightning
-            discover_into(out, checkpoint)
+    out = tmp_path / "out"
+    with interrupted_after(5, monkeypatch):
+        discover_into(out, checkpoint)
     stamps = {path: path.stat().st_mtime_ns for path in (out / "maps").iterdir()}
     assert len(stamps) == 5
     assert_same_labels(discover_into(out, checkpoint), complete)

@@ -1,6 +1,5 @@
 """The command ``discover`` with teachers from outside."""
 
-import contextlib
 import json
 import shutil
 import sys
@@ -19,6 +18,7 @@ from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.discovery.outside import TeacherOptions
 from htt_lightning.errors import HTTError
 from htt_lightning.training.trainer import HTTTrainer
+from tests.commands.interruption import interrupted_after
 from tests.commands.test_discover import FEW, QUIET, checkpoint, contents  # noqa: F401
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
@@ -115,18 +115,9 @@ def test_hidden_labels_change_nothing(maps, complete, tmp_path, monkeypatch):
 
 
 def test_interrupted_command_goes_on(maps, complete, tmp_path, monkeypatch):
-    out, write, written = tmp_path / "out", PseudoLabelStore.write, []
-
-    def interrupted(self, name, labels):
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        written.append(name)
-        write(self, name, labels)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PseudoLabelStore, "write", interrupted)
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            ask(maps, out)
+    out = tmp_path / "out"
+    with interrupted_after(5, monkeypatch) as written:
+        ask(maps, out)
     assert len(written) == 5
     stamps = {path: path.stat().st_mtime_ns for path in (out / "maps").iterdir()}
     monkeypatch.setattr("htt_lightning.discovery.outside.fit.fit_alignment", None)  # the first one stays

@@ -4,7 +4,8 @@ import torch
 from htt_lightning.data.batch import label_weights, origin_of
 from htt_lightning.data.origin import Origin, build_origin_weights
 from htt_lightning.errors import ConfigError
-from tests.tiny import tiny_data
+from tests.test_module import silent
+from tests.tiny import tiny_data, tiny_module
 
 TASKS = tiny_data().tasks
 
@@ -51,3 +52,21 @@ def test_batches_without_weights_or_origins_weigh_one():
     batch = {"labeled": {"depth": torch.tensor([True, False])}}
     assert label_weights(batch, "depth").tolist() == [1, 1]
     assert origin_of(batch, "depth", 0) is None
+
+
+def test_origin_weights_scale_the_losses_of_labels():
+    data = tiny_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    module = silent(tiny_module(data, dropout=0.0)).eval()
+
+    def loss(weight):
+        ones = {task.name: torch.ones(4) for task in data.tasks}
+        return module.training_step(batch | {"label_weights": ones | {"depth": torch.full((4,), weight)}}, 0)
+
+    batch["labeled"]["depth"] = torch.tensor([False, True, False, True])
+    assert loss(1.0) == module.training_step(batch, 0)
+    with_half, without = loss(0.5), loss(0.0)
+    torch.testing.assert_close(with_half - without, (loss(1.0) - without) / 2)
+    batch["labeled"]["depth"][:] = False
+    torch.testing.assert_close(module.training_step(batch, 0), without)
