@@ -18,7 +18,7 @@ NO_LABEL = -1
 
 
 class Origin(StrEnum):
-    """Where the label of a task comes from: the dataset, a given label, our network, or a model of another program."""
+    """Origin of a label: the dataset, a given label, our network, or another program."""
 
     GIVEN = "given"
     DERIVED = "derived"

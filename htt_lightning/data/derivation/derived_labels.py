@@ -20,7 +20,7 @@ Derive = Mapping[str, str | Mapping[str, Any]]
 
 
 class DerivationRule(NamedTuple):
-    """How a label of one kind of task follows from that of another.
+    """Rule that makes the label of one task from that of another.
 
     Attributes:
         target: Class of the task whose label is made.
@@ -77,7 +77,7 @@ class DerivedLabels:
 
     @property
     def description(self) -> dict[str, dict[str, Any]]:
-        """What is derived, as plain values by target task: the source, the options of the rule and a given camera."""
+        """Rules as plain values by target task: the source, the options and a given field of view."""
         found: dict[str, dict[str, Any]] = {}
         for target, source, rule, options in self.derivations:
             view = self.field_of_view if rule.needs_camera else None

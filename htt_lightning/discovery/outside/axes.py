@@ -17,7 +17,7 @@ MAX_ANGLE = 15.0
 
 
 class Axes(NamedTuple):
-    """Component of the other program for each of ours (x right, y up, z to the camera), and its sign."""
+    """Axes of another program: its component for each of ours (x right, y up, z to the camera), and the sign."""
 
     order: tuple[int, ...]
     signs: tuple[int, ...]

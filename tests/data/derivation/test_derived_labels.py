@@ -61,7 +61,7 @@ def test_only_training_images_get_derived_labels():
 
 
 def test_derived_labels_are_transformed_as_given_ones(monkeypatch):
-    """Where edges are given as the rule makes them, batches are the same but for the origin."""
+    """Given edges that equal the derived ones make the same batches, but for the origin."""
     options = {"labels": "full", "tasks": "semseg,edges"}
     derived = ready(**options, derive={"edges": "semseg"})
     monkeypatch.setattr(derived, "labels_per_image", lambda _, dataset: dict.fromkeys(dataset.ids, ("semseg",)))
