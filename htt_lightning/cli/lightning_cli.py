@@ -145,7 +145,11 @@ class HTTCLI(LightningCLI):
             action.add_subcommand(name, SuggestingParser(), help=summary(command))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Add the output options of ``predict``."""
+        """Add the output options of ``predict``; leave out all options where the command line names another command."""
+        command = "".join(self.words[:1])
+        if command in self.subcommands() and command != subcommand:  # all options of four would double the start
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_lightning_class_args(PredictionWriter, "predictions")
