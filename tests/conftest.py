@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,14 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look at its latest 
 # A busy machine is slow, not wrong.
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def render_once() -> None:
+    """Keep rendered scenes: most tests take the same few, of which datasets give copies."""
+    from htt_lightning.data.datasets import synthetic  # after the variables above
+
+    synthetic.render = lru_cache(maxsize=1000)(synthetic.render)
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 import hashlib
 import json
 import logging
-import subprocess
-import sys
+import multiprocessing
+import os
+import signal
 from pathlib import Path
-from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.data import NYUDDataModule
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
+from htt_lightning.data.loader import worker_init
 from htt_lightning.data.masks.published import PUBLISHED
 from htt_lightning.data.task_selection import limit_val_labels, select_tasks
 from htt_lightning.errors import CheckpointError, HTTError
@@ -134,14 +135,14 @@ def test_resuming_with_another_mask_is_refused(tree):
 
 
 def test_worker_init_ignores_signals():
-    code = """
-        import os, signal
-        from htt_lightning.data.loader import worker_init
+    def survive():
         worker_init(0)
         os.kill(os.getpid(), signal.SIGTERM)
-        print("alive")"""
-    found = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
-    assert found.stdout == "alive\n"
+
+    process = multiprocessing.get_context("fork").Process(target=survive)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_empty_split_is_refused(tree, tmp_path):

@@ -1,7 +1,6 @@
 import os
 import pickle
-import subprocess
-import sys
+import runpy
 
 import albumentations
 import cv2
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from htt_lightning.data import transforms
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.errors import ConfigError
 from htt_lightning.tasks import HumanParts, SemSeg
@@ -298,9 +298,7 @@ def test_augment_config_validates_its_values(wrong):
         AugmentConfig(**wrong)
 
 
-def test_update_variable_of_albumentations_is_kept():
-    name = "NO_ALBUMENTATIONS_UPDATE"
-    code = f"import os, htt_lightning.data.transforms; print(os.environ['{name}'])"
-    environment = os.environ | {name: "true"}
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "true"
+def test_update_variable_of_albumentations_is_kept(monkeypatch):
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "true")
+    runpy.run_path(transforms.__file__)  # as its import does
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "true"
