@@ -109,7 +109,7 @@ def test_onnx_of_exchanging_tokens_on_same_padding(tmp_path):
 FAMILIES = {
     "regnetx_002": None,
     "convnext_atto": None,
-    "pvt_v2_b0": None,
+    "pvt_v2_b0": (64, 96),
     "vit_tiny_patch16_224": None,
     "hiera_tiny_224": None,
     "efficientformer_l1": None,
