@@ -13,7 +13,7 @@ from htt_lightning.errors import DataError, missing_file
 def read_npy(path: Path) -> np.ndarray:
     """Memory-map the array of a ``.npy`` file, read-only; nothing is unpickled."""
     try:
-        array = np.lib.format.open_memmap(str(path), mode="r")  # of a Path, numpy resolves every folder
+        array = _open_memmap(path)
         if (size := path.stat().st_size) != array.offset + array.nbytes:
             raise ValueError(f"it has {size} bytes, but its header describes {array.offset + array.nbytes}")
     except FileNotFoundError:
@@ -21,6 +21,13 @@ def read_npy(path: Path) -> np.ndarray:
     except Exception as error:  # corrupt headers raise errors of many types
         raise DataError(f"{path} is corrupt or no .npy array ({error}). Copy or unpack it again.") from error
     return np.asarray(array)
+
+
+def _open_memmap(path: Path) -> np.memmap:
+    try:
+        return np.lib.format.open_memmap(str(path), mode="r")  # of a Path, numpy resolves every folder
+    except SystemError:  # a race of Python 3.11.7 and before: https://github.com/python/cpython/issues/106905
+        return np.lib.format.open_memmap(str(path), mode="r")
 
 
 def read_npz(path: Path, name: str, header_only: bool = False) -> np.ndarray:
