@@ -19,13 +19,16 @@ from operator import attrgetter
 from pathlib import Path
 
 from gap import FULL, LONGER, SUPERVISED, TASKS, Row, draw, read, summary, write
+from noisy_maps import write_noisy_maps
 from runs import fit_words, metrics_of, run_folder, run_htt
 
-from htt_lightning.data import SyntheticDataModule
+from htt_lightning.data import SyntheticDataModule, SyntheticScenes
 
 BLOCKS = {"tune": 1, "report": 2}
 """Seeds of the two collections of scenes; that of the demo is 0."""
 
+SIZE = (64, 96)
+"""Size of the scenes in pixels, that of synthetic.yaml."""
 VALIDATION = 240
 """Number of validation scenes, more than in the demo for less noise."""
 
@@ -46,6 +49,9 @@ FEATURES = ("--discovery.loss_weights.feature_labeled", "1", "--discovery.loss_w
 PUBLISHED = (*FEATURES, "--discovery.pseudo_label_weights", "{edges: 0.05}", "--discovery.target_type", "hard")
 PUBLISHED += ("--discovery.student_init", "random", "--discovery.loss_weights.pseudo_label", "1")
 DERIVED, DERIVE = "derived labels", ("--data.derive", "{normals: depth, edges: semseg}")
+WEIGHTED = ("--data.origin_weights", "{outside: 3}")  # 0.9 with the recipe's 0.3 for discovered labels
+OUTSIDE = {"outside, 5 % error": 0.05, "outside, 10 % error": 0.1, "outside, 20 % error": 0.2}
+"""Relative errors of depth of another program, by row."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Method:
         offline: Whether it teaches through labels on disk.
         single: Whether every task has a run of its own.
         full: Whether training images keep all labels.
+        outside: Error of the depth and normals that another program gives to images without these labels; 0 for none.
     """
 
     name: str
@@ -69,6 +76,7 @@ class Method:
     offline: bool = False
     single: bool = False
     full: bool = False
+    outside: float = 0
 
 
 METHODS = {
@@ -94,6 +102,9 @@ METHODS = {
         Method(DERIVED, DERIVE),
         Method("derived labels, 2N", DERIVE, stages=2),
         Method("derived labels and discovery", DERIVE, teacher=DERIVED),
+        Method("derived labels and mean teacher", (*DERIVE, *AVERAGE), stages=2),
+        *(Method(name, WEIGHTED, outside=level) for name, level in OUTSIDE.items()),
+        *(Method(f"{name}, and discovery", WEIGHTED, teacher=name, outside=level) for name, level in OUTSIDE.items()),
         Method(FULL, full=True),
         Method("full labels, 2N", stages=2, full=True),
     )
@@ -157,7 +168,7 @@ class Study:
     """
 
     def __init__(self, out: Path, scenes: int, epochs: int, extra: Sequence[str] = ()) -> None:
-        self.out, self.epochs, self.extra = out, epochs, list(extra)
+        self.out, self.scenes, self.epochs, self.extra = out, scenes, epochs, list(extra)
         self.data = ["--data.val_images", str(VALIDATION), "--data.scene_seed", str(scenes)]
         self.data += ["--data.cache", str(out / "scenes"), "--data.num_workers", "0"]
 
@@ -182,14 +193,33 @@ class Study:
         words += ["--trainer.max_epochs", str(self.epochs * method.stages)]
         words += ["--trainer.check_val_every_n_epoch", str(self.epochs * method.stages)]
         words += ["--data.tasks", run.task] if run.task else []
-        if method.offline:
-            words += ["--data.pseudo_labels", str(self.out / "discovered" / run.key), "--discovery.stages", "1"]
-        elif run.teacher:
+        words += ["--data.pseudo_labels", str(self.discovered(run))] if method.offline or method.outside else []
+        if run.teacher and not method.offline:
             words += ["--discovery.stages", "2", "--discovery.teacher", str(self.last(run.teacher))]
         else:
             words += ["--discovery.stages", "1"]
         words += [str(self.epochs) if word == "N" else word for word in method.words] + self.extra
         return [*words, "--ckpt_path", str(self.last(run))] if self.last(run).exists() else words
+
+    def discovered(self, run: Run) -> Path:
+        """Return the folder of the labels on disk that a run trains on; a student has those of its outside teacher."""
+        key = run.teacher.key if run.method.outside and run.teacher else run.key
+        return self.out / "discovered" / key
+
+    def discover(self, run: Run) -> None:
+        """Write the labels on disk for a run that trains on some, unless another run has them already."""
+        method, goal = run.method, ["--out", str(self.discovered(run))]
+        if method.offline and run.teacher:
+            goal += ["--ckpt_path", str(self.last(run.teacher))]
+        elif method.outside and not run.teacher:
+            maps = self.out / "maps" / f"{method.outside}"
+            scenes = SyntheticScenes("train", run.images, SIZE, self.scenes, self.out / "scenes")
+            write_noisy_maps(maps, scenes, method.outside)
+            teachers = f"{{depth: {{maps: {maps}/depth}}, normals: {{maps: {maps}/normals, axes: opengl}}}}"
+            goal += ["--teachers", teachers]
+        else:
+            return
+        run_htt(["discover", "--config", "synthetic.yaml", *self.data_words(run), *goal], self.out, run.key)
 
     def train(self, run: Run, teacher: "Future[None] | None" = None) -> None:
         """Train a run to its end after its teacher, unless it is done."""
@@ -197,9 +227,7 @@ class Study:
             teacher.result()
         if (self.folder(run) / "val_metrics.json").exists():
             return
-        if run.method.offline and run.teacher:
-            goal = ["--ckpt_path", str(self.last(run.teacher)), "--out", str(self.out / "discovered" / run.key)]
-            run_htt(["discover", "--config", "synthetic.yaml", *self.data_words(run), *goal], self.out, run.key)
+        self.discover(run)
         run_htt(self.command(run), self.out, run.key)
         print("finished", run.key, flush=True)
 
