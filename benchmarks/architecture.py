@@ -85,8 +85,8 @@ class Run:
         return "-".join(word for word in words if word).replace(" ", "_").replace(",", "")
 
 
-def train(run: Run, out: Path, scenes: int) -> None:
-    """Train a run to its end, unless it is done."""
+def train(run: Run, out: Path, scenes: int, extra: Sequence[str] = ()) -> None:
+    """Train a run to its end, with further arguments of ``htt fit``, unless it is done."""
     folder = run_folder(out, run.key)
     if (folder / "val_metrics.json").exists():
         return
@@ -101,7 +101,7 @@ def train(run: Run, out: Path, scenes: int) -> None:
     words = [word for key, value in options.items() for word in (f"--{key}", _word(value))]
     last = folder / "checkpoints" / "last.ckpt"
     words += ["--ckpt_path", str(last)] if last.exists() else []
-    run_htt([*fit_words(out, run.key), *words], out, run.key)
+    run_htt([*fit_words(out, run.key), *words, *extra], out, run.key)
     print("finished", run.key, flush=True)
 
 
@@ -222,6 +222,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="Number of seeds; 3, or 5 for two rows.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--known", type=Path, help="Results (CSV) of earlier runs, which are not repeated.")
+    parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="Further arguments of every htt fit.")
     given = parser.parse_args(words)
     known = read(given.known) if given.known else []
     done = {(row["network"], row["backbone"], row["labels"], row["length"], row["seed"]) for row in known}
@@ -230,7 +231,7 @@ def main(words: Sequence[str] | None = None) -> None:
     cache = {"scene_seed": scenes, "cache": str(given.out / "scenes"), "num_workers": given.jobs}
     SyntheticDataModule(IMAGES, VALIDATION, **cache).prepare_data()
     with ThreadPoolExecutor(given.jobs) as pool:
-        for job in [pool.submit(train, run, given.out, scenes) for run in runs]:
+        for job in [pool.submit(train, run, given.out, scenes, given.set) for run in runs]:
             job.result()
     rows: list[Row] = list(known)
     for run in runs:
