@@ -38,8 +38,10 @@ def info(run: str | None = None) -> None:
         DataError: Some files of the run are corrupt. The rest is printed first.
     """
     console, errors = Console(soft_wrap=True), list[HTTError]()
-    for title, text in installation() if run is None else describe_run(Path(run), errors):
-        console.out(f"{title:<20} {text}".rstrip(), highlight=False)
+    rows = [*(installation() if run is None else describe_run(Path(run), errors))]
+    width = max(len(title) for title, _ in rows)
+    for title, text in rows:
+        console.out(f"{title:<{width}} {text}".rstrip(), highlight=False)
     if errors:
         raise combine_errors(errors, shown=None)
 
