@@ -8,6 +8,7 @@ does without them.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,11 @@ class PseudoLabelStore:
             name: {task: origins[task] for task in stored_tasks(origins) if task not in rejected.get(name, ())}
             for name, origins in manifest["images"].items()
         }
+
+    def summary(self) -> str:
+        """Count the pseudo-labels that are not rejected by task, in one line."""
+        counts = Counter(task for origins in self.usable_origins().values() for task in origins)
+        return f"Pseudo-labels of {self.folder}: {', '.join(f'{task} {n}' for task, n in counts.items()) or 'none'}"
 
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
         """Reject a pseudo-label in the manifest, so that training does without it, or keep it again.
