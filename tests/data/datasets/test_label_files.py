@@ -93,6 +93,11 @@ def test_transparent_images_are_put_on_white_with_a_word(file, caplog):
         LabelFiles(Normals(), "").read(path)
 
 
+def test_labels_in_colors_are_rejected_with_a_next_step(file):
+    with pytest.raises(DataError, match=r"one value per pixel .* got RGB\. Convert its colors"):
+        LabelFiles(SEMSEG, "").read(file(integers(256, shape=(*SIZE, 3)), ".png"))
+
+
 def test_images_of_other_modes_are_rejected(file, tmp_path):
     read_any = partial(read_rgb, form=ImageFormat.ANY)
     for read, path in (
