@@ -27,6 +27,8 @@ UNBUILT = re.compile(
     r"(?:the following arguments are required: (?P<missing>\w+)|Option '(?P<refused>\w+)' is not accepted)"
 )
 """jsonargparse on a class that lacks an option, or has none of that name."""
+CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\][\s\S]*?(?:Given|Got) value: (?P<value>\S+)")
+"""Values that an option may have, and the one that it got."""
 LONG_VALUE = re.compile(r"\n *Given value type: .*\n *Given value: .{200,}")
 """All options of a class at the end of a message, which hide what is wrong."""
 
@@ -67,7 +69,10 @@ class SuggestingParser(LightningArgumentParser):
         return ""
 
     def suggestion(self, message: str) -> str:
-        """Return a line that suggests a name for the first unknown name in a message, or nothing."""
+        """Return a line that suggests a value, or a name for the first unknown name in a message, or nothing."""
+        if found := CHOICES.search(message):
+            hint = did_you_mean(found["value"], re.findall(r"'([^']+)'", found["choices"]), MIN_SIMILARITY)
+            return hint and f"\n{hint.strip()}"
         known = set(self.known_names())
         for name in re.findall(r"(?:'|--|: )([\w.]+)", message):
             if name not in known and (hint := did_you_mean(name, known, MIN_SIMILARITY)):

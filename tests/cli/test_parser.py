@@ -29,6 +29,8 @@ def parser():
         (["--data=SyntheticDataModule", "--trainer.logger", "WandBLogger"], "WandbLogger"),
         (["--data=SyntheticDataModule", "--data.tasks", "[{class_path: Dept}]"], "Depth"),
         (["--config", "mine.yaml"], "max_epochs"),
+        (["--data=SyntheticDataModule", "--discovery.target_type", "sotf"], "soft"),
+        (["--data=SyntheticDataModule", "--data.test_split", "tset"], "test"),
     ],
 )
 def test_parser_suggests_similar_name(parser, words, meant, capsys):
