@@ -75,7 +75,7 @@ def extra_packages() -> dict[str, list[str]]:
 def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, str]]:
     """Yield titles and texts on a run; ``errors`` receives an error per corrupt file."""
     if not (folder / CONFIG).is_file():
-        nested = sorted(folder.rglob(CONFIG))
+        nested = sorted(folder.rglob(CONFIG), key=lambda path: path.stat().st_mtime)
         hint = f"Did you mean {nested[-1].parent}?" if nested else "Name a folder such as runs/version_0."
         raise ConfigError(f"RUN must be a folder with a {CONFIG}, got {folder}. {hint}")
     yield "run", str(folder)
