@@ -181,7 +181,8 @@ class PseudoLabelStore:
         changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
         changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]
         if changed:
-            raise DataError(f"{self.folder} must be of this dataset, but {', '.join(changed)} differ.")
+            advice = "Give the options of data that discover had, or run discover again into another folder."
+            raise DataError(f"{self.folder} must be of this dataset, but {', '.join(changed)} differ. {advice}")
         for name, labeled in labels.items():
             missing = [task.name for task in tasks if task.name not in labeled]
             stored_labels = stored_tasks(manifest["images"].get(name, {}))
