@@ -48,7 +48,8 @@ class DiscoveryPanel(EpochImageLogger):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and write the pictures."""
-        batches = [*self._val_batches, *([self._train_batch] if self._train_batch else [])]
+        batches = [(batch, "image") for batch in self._val_batches]
+        batches += [(self._train_batch, "training image")] if self._train_batch else []
         self._val_batches, self._train_batch = [], None
         if self._folder is None or not batches or not isinstance(pl_module, HTTModule):
             return
@@ -58,20 +59,21 @@ class DiscoveryPanel(EpochImageLogger):
             save_and_log(trainer, self._folder / "affinity" / name, "affinity", picture)
         if discovery is not None:
             drawn: list[PanelEntry] = []
-            for batch in batches:
+            for batch, kind in batches:
                 labels = discovery.pseudo_labels({**batch, "image": batch["image"].to(pl_module.device)})
-                drawn += draw_pseudo_labels(batch, labels, discovery.tasks)
+                drawn += draw_pseudo_labels(batch, labels, discovery.tasks, kind)
             if drawn:
                 picture = draw_panel(drawn, task_legend(discovery.tasks, drawn))
                 save_and_log(trainer, self._folder / "discovery" / name, "discovery", picture)
 
 
 def draw_pseudo_labels(
-    batch: Batch, pseudo_labels: Mapping[str, PseudoLabel], tasks: Sequence[Task]
+    batch: Batch, pseudo_labels: Mapping[str, PseudoLabel], tasks: Sequence[Task], kind: str = "image"
 ) -> list[PanelEntry]:
     """Draw labels, pseudo-labels and their confidence in three rows per image.
 
-    The batch is on the CPU. Tasks without pseudo-labels are left out; without any, nothing is drawn.
+    The batch is on the CPU, and ``kind`` stands before the id of an image. Tasks without pseudo-labels are left out;
+    without any, nothing is drawn.
     """
     columns = {
         task.name: _task_column(task, batch, pseudo_labels[task.name]) for task in tasks if task.name in pseudo_labels
@@ -88,7 +90,7 @@ def draw_pseudo_labels(
                 rows["label"][task] = "no label"
         headers = {task: column_header(task, origin_of(batch, task, k)) for task in columns}
         rows["label"] = {headers[task]: cell for task, cell in rows["label"].items()}
-        drawn.append(PanelEntry(f"image {name}", to_uint8(image), [*rows.items()]))
+        drawn.append(PanelEntry(f"{kind} {name}", to_uint8(image), [*rows.items()]))
     return drawn
 
 

@@ -47,17 +47,19 @@ class PredictionPanel(EpochImageLogger):
             return
         if self._train_batch is not None:
             maps = pl_module.decode(self._train_batch["image"].to(pl_module.device))
-            self._drawn += draw_images(self._train_batch, maps, pl_module.tasks)
+            self._drawn += draw_images(self._train_batch, maps, pl_module.tasks, "training image")
         picture = draw_panel(self._drawn, task_legend(pl_module.tasks, self._drawn, errors=True))
         self._drawn, self._train_batch = [], None
         self.path = self._folder / "panels" / f"epoch_{trainer.current_epoch:03d}.png"
         save_and_log(trainer, self.path, "panel", picture)
 
 
-def draw_images(batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task]) -> list[PanelEntry]:
-    """Draw labels, decoded maps and their errors, in three rows per image."""
+def draw_images(
+    batch: Batch, maps: Mapping[str, Tensor], tasks: Sequence[Task], kind: str = "image"
+) -> list[PanelEntry]:
+    """Draw labels, decoded maps and their errors, in three rows per image; ``kind`` stands before its id."""
     return [
-        PanelEntry(f"image {name}", to_uint8(batch["image"][k]), _rows(batch, maps, tasks, k))
+        PanelEntry(f"{kind} {name}", to_uint8(batch["image"][k]), _rows(batch, maps, tasks, k))
         for k, name in enumerate(batch["id"])
     ]
 

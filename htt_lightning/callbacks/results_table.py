@@ -83,18 +83,23 @@ class ResultsTable(Callback):
         specs = {key: task.metric_spec(task.primary_metric) for key, task in tasks.items()}
         values = self._values
         rows = {key: _row(values[key], spec, True, self._val_epoch) for key, spec in specs.items() if key in values}
-        if not rows:
-            return
-        if (constants := self._constants(trainer, pl_module.tasks)) is not None:
+        if rows:
+            self._report_validation(trainer, self._folder, rows, tasks)
+        if (checkpoint := self._folder / "checkpoints" / "last.ckpt").is_file():
+            _stop_progress_bar(trainer)
+            _print_next_commands(checkpoint, self._folder / CONFIG)
+
+    def _report_validation(self, trainer: L.Trainer, folder: Path, rows: Rows, tasks: Mapping[str, Task]) -> None:
+        """Add the constant baselines if they are on, write the rows, and print them."""
+        if (constants := self._constants(trainer, [*tasks.values()])) is not None:
             for key, row in rows.items():
-                constant = constants.get(tasks[key].name, math.nan)
-                row |= {"constant": constant, "gain_percent": specs[key].relative_gain(row["value"], constant)}
-        path = self._folder / RESULTS["val"]
+                task, constant = tasks[key], constants.get(tasks[key].name, math.nan)
+                gain = task.metric_spec(task.primary_metric).relative_gain(row["value"], constant)
+                row |= {"constant": constant, "gain_percent": gain}
+        path = folder / RESULTS["val"]
         _write_json(path, rows)
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]
         _print(trainer, _val_table(rows, self._val_epoch, trainer.current_epoch), path, *filter(None, panels))
-        if (checkpoint := self._folder / "checkpoints" / "last.ckpt").is_file():
-            _print_next_commands(checkpoint, self._folder / CONFIG)
 
     def _constants(self, trainer: L.Trainer, tasks: list[Task]) -> dict[str, float] | None:
         """Score the constant baselines, or return None if they are off."""
@@ -145,10 +150,15 @@ class ResultsTable(Callback):
         _print(trainer, Columns(tables, title=title), *pictures, path, markdown)
 
 
-def _print(trainer: L.Trainer, table: Any, *paths: Path) -> None:
-    """Print a table and paths below the progress bar, whose last redraw would overwrite them."""
+def _stop_progress_bar(trainer: L.Trainer) -> None:
+    """Stop the progress bar, whose last redraw would overwrite what is printed below it."""
     if trainer.progress_bar_callback:
         trainer.progress_bar_callback.teardown(trainer, trainer.lightning_module, str(trainer.state.fn))
+
+
+def _print(trainer: L.Trainer, table: Any, *paths: Path) -> None:
+    """Print a table and paths below the progress bar."""
+    _stop_progress_bar(trainer)
     console = Console()
     console.print(table)
     for path in paths:

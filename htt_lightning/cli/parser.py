@@ -22,6 +22,15 @@ HINT = "Did you mean"
 """Start of a suggestion. A nested parser may have added one to the message."""
 MIN_SIMILARITY = 0.75
 """Similarity, from 0 to 1, that a suggestion must have with the unknown name."""
+UNBUILT = re.compile(
+    r"class_path '(?:\w+\.)*(?P<cls>\w+)':\s+"
+    r"(?:the following arguments are required: (?P<missing>\w+)|Option '(?P<refused>\w+)' is not accepted)"
+)
+"""jsonargparse on a class that lacks an option, or has none of that name."""
+CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\][\s\S]*?(?:Given|Got) value: (?P<value>\S+)")
+"""Values that an option may have, and the one that it got."""
+LONG_VALUE = re.compile(r"\n *Given value type: .*\n *Given value: .{200,}")
+"""All options of a class at the end of a message, which hide what is wrong."""
 
 
 # Defaults of Lightning may be enums, such as that of Timer.interval, which YAML cannot write.
@@ -33,13 +42,37 @@ class SuggestingParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print a message of jsonargparse with a suggestion and exit with status 2."""
-        super().error(message if HINT in message else message + self.suggestion(message), ex)
+        if not (text := self.explanation(message)):
+            text = LONG_VALUE.sub("", message)
+            text += "" if HINT in text else self.suggestion(text)
+        super().error(text, ex)
 
     def print_usage(self, file: Any = None) -> None:
         """Print nothing: hundreds of lines of usage would hide the error."""
 
+    def explanation(self, message: str) -> str:
+        """Return a message for a missing option of a dataset, or one that the default dataset lacks; else nothing."""
+        found = UNBUILT.search(message)
+        keys = re.findall(r'Parser key "([\w.]+)"', message[: found.start()]) if found else []
+        if not found or keys[:1] != ["data"]:
+            return ""
+        name = found["missing"] or found["refused"]
+        option = ".".join([*keys, name])
+        if found["missing"]:
+            how = f", or give --{option}" if len(keys) == 1 else ""
+            return f"{option} must be set for {found['cls']}, got none. Set it in the config{how}."
+        if len(keys) == 1 and found["cls"] == "SyntheticDataModule" and option in set(self.known_names()):
+            return (
+                f"{option} must be an option of the dataset, which is SyntheticDataModule unless --config or --data "
+                "names another. Name it, such as --config folder.yaml or --data ImageFolder, or leave the option out."
+            )
+        return ""
+
     def suggestion(self, message: str) -> str:
-        """Return a line that suggests a name for the first unknown name in a message, or nothing."""
+        """Return a line that suggests a value, or a name for the first unknown name in a message, or nothing."""
+        if found := CHOICES.search(message):
+            hint = did_you_mean(found["value"], re.findall(r"'([^']+)'", found["choices"]), MIN_SIMILARITY)
+            return hint and f"\n{hint.strip()}"
         known = set(self.known_names())
         for name in re.findall(r"(?:'|--|: )([\w.]+)", message):
             if name not in known and (hint := did_you_mean(name, known, MIN_SIMILARITY)):

@@ -88,7 +88,7 @@ def lightning_message(error: BaseException) -> str | None:
 
 def error_message(error: Exception) -> str:
     """Return the message of a user error, followed by those of its members if it is a group."""
-    if isinstance(error, ExceptionGroup):
+    if isinstance(error, ExceptionGroup) and not isinstance(error, HTTError):  # ours name their members themselves
         return "\n".join([error.message, *(error_message(member) for member in error.exceptions)])
     # A loader process puts its traceback in front of the message.
     return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()

@@ -77,7 +77,7 @@ def discover(
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # every file exists
         trainer.predict(writer, return_predictions=False)
     if trainer.is_global_zero:
-        Console().out(writer.store.manifest_path, highlight=False)
+        Console(soft_wrap=True).out(writer.store.summary(), writer.store.manifest_path, sep="\n", highlight=False)
 
 
 def _load_checkpoint(trainer: L.Trainer, model: HTTModule, path: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class ExportWrapper(nn.Module):
 
     def __init__(self, module: HTTModule, image_size: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.net, self.tasks = module.net, module.tasks
+        self.net, self.tasks, self.training_size = module.net, module.tasks, module.input_size.get("image_size")
         plan = getattr(self.net.backbone, "plan", None)
         largest = plan.multiple if plan and plan.fixed else (MAX_SIZE, MAX_SIZE)
         self.min_size, self.max_size = (image_size, image_size) if image_size else ((MIN_SIZE, MIN_SIZE), largest)
@@ -210,6 +210,7 @@ def model_metadata(model: ExportWrapper) -> dict[str, Any]:
             "range": [0.0, 1.0],
             "min_size": list(model.min_size),
             "max_size": list(model.max_size),
+            "training_size": model.training_size,
             "normalization": {"where": "inside the model", **normalization},
         },
         "outputs": {task.name: _output_metadata(task, maps[task.name]) for task in model.tasks},

@@ -38,8 +38,10 @@ def info(run: str | None = None) -> None:
         DataError: Some files of the run are corrupt. The rest is printed first.
     """
     console, errors = Console(soft_wrap=True), list[HTTError]()
-    for title, text in installation() if run is None else describe_run(Path(run), errors):
-        console.out(f"{title:<20} {text}".rstrip(), highlight=False)
+    rows = [*(installation() if run is None else describe_run(Path(run), errors))]
+    width = max(len(title) for title, _ in rows)
+    for title, text in rows:
+        console.out(f"{title:<{width}} {text}".rstrip(), highlight=False)
     if errors:
         raise combine_errors(errors, shown=None)
 
@@ -73,7 +75,7 @@ def extra_packages() -> dict[str, list[str]]:
 def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, str]]:
     """Yield titles and texts on a run; ``errors`` receives an error per corrupt file."""
     if not (folder / CONFIG).is_file():
-        nested = sorted(folder.rglob(CONFIG))
+        nested = sorted(folder.rglob(CONFIG), key=lambda path: path.stat().st_mtime)
         hint = f"Did you mean {nested[-1].parent}?" if nested else "Name a folder such as runs/version_0."
         raise ConfigError(f"RUN must be a folder with a {CONFIG}, got {folder}. {hint}")
     yield "run", str(folder)

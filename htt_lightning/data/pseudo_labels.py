@@ -8,6 +8,7 @@ does without them.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,11 @@ class PseudoLabelStore:
             for name, origins in manifest["images"].items()
         }
 
+    def summary(self) -> str:
+        """Count the pseudo-labels that are not rejected by task, in one line."""
+        counts = Counter(task for origins in self.usable_origins().values() for task in origins)
+        return f"Pseudo-labels of {self.folder}: {', '.join(f'{task} {n}' for task, n in counts.items()) or 'none'}"
+
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
         """Reject a pseudo-label in the manifest, so that training does without it, or keep it again.
 
@@ -175,7 +181,8 @@ class PseudoLabelStore:
         changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
         changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]
         if changed:
-            raise DataError(f"{self.folder} must be of this dataset, but {', '.join(changed)} differ.")
+            advice = "Give the options of data that discover had, or run discover again into another folder."
+            raise DataError(f"{self.folder} must be of this dataset, but {', '.join(changed)} differ. {advice}")
         for name, labeled in labels.items():
             missing = [task.name for task in tasks if task.name not in labeled]
             stored_labels = stored_tasks(manifest["images"].get(name, {}))

@@ -72,7 +72,8 @@ def read_gray(path: Path, form: ImageFormat = ImageFormat.ANY) -> np.ndarray:
     with open_image(path, form) as image:
         if image.mode not in ("1", "L", "P", "F", *HIGH_BIT_DEPTH_MODES):
             raise DataError(
-                f"{path} must be gray with at most 16 bits or 32-bit floats, or have a palette, got {image.mode}."
+                f"{path} must have one value per pixel (8 or 16 bits, 32-bit floats, or a palette), got {image.mode}. "
+                "Convert its colors to values."
             )
         _notice_frames_and_bands(image, str(path))
         image = to_upright(image)

@@ -106,7 +106,7 @@ class PixelClassification(Task):
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the classes; raise a ``ConfigError`` if the task has none."""
         if not self.classes:
-            raise ConfigError(f"classes of {self.name} must be a list of names, got none. Set it in data.tasks.")
+            raise ConfigError(f"classes of {self.name} must be a list of names, got none. Set it in its init_args.")
         return self.classes
 
     def loss(self, output: TaskOutput, target: Tensor) -> Tensor:

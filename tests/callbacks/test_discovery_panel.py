@@ -36,6 +36,7 @@ def test_panel_draws_affinities_first_and_pseudo_labels_later(tmp_path, entries)
     assert [[(name, len(row)) for name, row in entry.rows] for entry in entries] == 5 * [
         [("label", 6), ("pseudo-label", 6), ("confidence", 6)]
     ]
+    assert [entry.title.rpartition(" ")[0] for entry in entries] == 2 * ["image"] + 3 * ["training image"]
 
 
 def test_network_without_tokens_has_no_affinity(tmp_path):

@@ -54,6 +54,7 @@ def test_panel_has_validation_images_before_training_images(tmp_path, entries):
     assert [[name for name, _ in entry.rows] for entry in drawn] == [["label", "prediction", "error"]] * 5
     hidden = [[isinstance(cell, str) for cell in entry.rows[0][1].values()] for entry in drawn]
     assert [sum(row) for row in hidden] == [0, 0, 0, 5, 5], "one-label"
+    assert [entry.title.rpartition(" ")[0] for entry in drawn] == 3 * ["image"] + 2 * ["training image"]
     assert not np.array_equal(drawn[0].image, drawn[2].image), "images of two batches"
 
 

@@ -102,6 +102,16 @@ def test_a_trial_or_empty_evaluation_writes_nothing(tmp_path, capsys, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} <= {"label_mask.json"}
 
 
+def test_fit_without_validation_names_its_checkpoint(tmp_path, capsys):
+    data = tiny_data(tasks=["depth"], labels="full", train_images=4)
+    callbacks = [ResultsTable(), ModelCheckpoint(tmp_path / "checkpoints", filename="last")]
+    options = {"logger": CSVLogger(tmp_path, name="", version=""), "enable_checkpointing": True}
+    tiny_trainer(tmp_path, callbacks=callbacks, limit_val_batches=0, **options).fit(tiny_module(data), data)
+    printed = capsys.readouterr().out
+    assert f"--ckpt_path {tmp_path / 'checkpoints' / 'last.ckpt'}" in printed
+    assert "Validation after" not in printed
+
+
 def evaluate(folder, module, data, ckpt_path=None, **trainer):
     callback = ResultsTable()
     trainer = tiny_trainer(folder, callbacks=[callback], **trainer)

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 from jsonargparse import capture_parser
 
-from htt_lightning.cli.entry import main
+from htt_lightning.cli.entry import main, resolve_config
 from htt_lightning.cli.lightning_cli import CALLBACKS, HTTCLI
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
@@ -29,6 +29,8 @@ def parser():
         (["--data=SyntheticDataModule", "--trainer.logger", "WandBLogger"], "WandbLogger"),
         (["--data=SyntheticDataModule", "--data.tasks", "[{class_path: Dept}]"], "Depth"),
         (["--config", "mine.yaml"], "max_epochs"),
+        (["--data=SyntheticDataModule", "--discovery.target_type", "sotf"], "soft"),
+        (["--data=SyntheticDataModule", "--data.test_split", "tset"], "test"),
     ],
 )
 def test_parser_suggests_similar_name(parser, words, meant, capsys):
@@ -44,6 +46,34 @@ def test_parser_suggests_similar_name(parser, words, meant, capsys):
 
 def test_known_name_has_no_suggestion(parser):
     assert parser.suggestion("Parser key 'model.lr': Expected a <class 'float'>. Given value: quick") == ""
+
+
+FOLDER = "{class_path: FolderDataModule, init_args: {root: ., train: '*', val: '*', label_files: [%s]}}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "folder.yaml"], "data.root must be set for FolderDataModule, got none"),
+        (["--data", FOLDER % "{train: '*'}"], "data.label_files.task must be set for LabelFiles, got none"),
+        (["--data=SyntheticDataModule", "--data.root", "."], "data.root must be an option of the dataset"),
+    ],
+)
+def test_missing_or_foreign_option_is_named(parser, words, message, capsys):
+    words = [resolve_config(word) for word in words]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["fit", *words])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"error: {message}")
+    assert len(lines) < 3
+
+
+def test_message_leaves_out_all_options_of_a_class(parser, capsys):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["fit", "--data", FOLDER % "{task: Depth, train: '*', sacle: 1}"])
+    error = capsys.readouterr().err
+    assert "Did you mean 'scale'?" in error
+    assert max(map(len, error.splitlines())) < 200
 
 
 def error_of(config, *words):

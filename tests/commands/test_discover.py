@@ -275,7 +275,7 @@ def test_corrupt_archive_is_named(copied):
 @pytest.mark.parametrize(
     ("other", "word"),
     [
-        ({"scene_seed": 7}, "images"),
+        ({"scene_seed": 7}, "images differ.*run discover again"),
         ({"seed": 3}, "data.labels"),
         ({"tasks": ["semseg", "normals", Depth(num_bins=9), "edges"]}, "depth"),
     ],

@@ -205,7 +205,9 @@ def test_safetensors_holds_the_weights_and_replaces_on_demand(module, checkpoint
 def test_metadata_describes_every_output():
     tasks = [*TASKS, Normals(num_bins=6), Edges(), Saliency()]
     module = HTTModule(tasks, tokens="released", mean=[0.5, 0.25, 0.5], **TINY).eval()
+    module.input_size = {"image_size": [96, 128], "min_size": None}  # as a checkpoint has it
     metadata = json.loads(json.dumps(model_metadata(ExportWrapper(module))))
+    assert metadata["input"]["training_size"] == [96, 128]
     assert metadata["network"] == {"network": "htt", "backbone": BACKBONE, "tokens": "released"}
     assert metadata["input"]["normalization"]["mean"] == [0.5, 0.25, 0.5]
     outputs = {name: (x["axes"], x["type"], tuple(x["range"])) for name, x in metadata["outputs"].items()}

@@ -77,6 +77,15 @@ def test_info_names_corrupt_files_and_shows_the_rest(run, capsys):
     assert "stage_1.ckpt" in printed
 
 
+def test_info_suggests_the_newest_run():
+    for age, name in enumerate(("version_10", "version_9")):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").touch()
+        os.utime(Path("runs", name, "config.yaml"), (1e9 - age, 1e9 - age))
+    with pytest.raises(HTTError, match="Did you mean runs/version_10"):
+        info("runs")
+
+
 def test_info_refuses_other_folders_with_a_hint(run):
     with pytest.raises(HTTError, match=r"got runs\. Did you mean runs/version_0"):
         info("runs")

@@ -55,6 +55,14 @@ def test_only_pseudo_labels_can_be_rejected(store):
     assert store.rejected() == {}
 
 
+def test_summary_counts_labels_that_are_not_rejected(store):
+    task = of_kind(store, "3", Origin.DISCOVERED)
+    count = sum(origins[task] == Origin.DISCOVERED for origins in store.manifest()["images"].values())
+    assert f"{task} {count}" in store.summary()
+    store.set_rejected("3", task)
+    assert f"{task} {count - 1}" in store.summary()
+
+
 @pytest.mark.parametrize("rejected", [3, None, ["3"], {"3": "depth"}, {"3": [1]}])
 def test_corrupt_rejections_are_named(rejected, store):
     store.manifest_path.write_text(json.dumps(store.manifest() | {"rejected": rejected}))
@@ -95,6 +103,7 @@ def test_batches_have_no_rejected_label(num_workers, store, caplog):
     data.prepare_data()
     with caplog.at_level("INFO"):
         data.setup("fit")
+    assert store.summary() in caplog.text
     assert "3 rejected pseudo-labels" in caplog.text
     seen = set()
     for batch in data.train_dataloader():

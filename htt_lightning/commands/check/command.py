@@ -122,9 +122,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     splits = report["splits"]
     table = Table("split", "images", "sizes", "range", "labels per image: images", title=report["dataset"])
     for name, split in splits.items():
-        groups = (split["sizes"], split["labels_per_image"])
-        sizes, labels = (", ".join(f"{key}: {count}" for key, count in group.items()) for group in groups)
-        table.add_row(name, str(split["images"]), sizes, _range(split["range"]), labels)
+        cells = (_counts(split["sizes"], shown=6), _range(split["range"]), _counts(split["labels_per_image"]))
+        table.add_row(name, str(split["images"]), *cells)
     yield table
     table = Table("split", "task", "labels", "empty", "range", "missing %", title="Labels")
     for name, split in splits.items():
@@ -177,6 +176,13 @@ def draw_labels(scanner: ImageScanner, position: int) -> PanelEntry:
     title = f"{scanner.split} image {images.ids[position]}" + (" (corrupt)" if image is None else "")
     picture = to_uint8(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy()))
     return PanelEntry(title, picture, [("label", cells)])
+
+
+def _counts(counts: Mapping[str, int], shown: int | None = None) -> str:
+    """List counts by key, or only those of the most frequent keys (``shown``)."""
+    keys = [*counts] if shown is None else sorted(counts, key=lambda key: -counts[key])[:shown]
+    others = len(counts) - len(keys)
+    return ", ".join(f"{key}: {counts[key]}" for key in keys) + (f" and {others} others" if others else "")
 
 
 def _number(value: float | None) -> str:

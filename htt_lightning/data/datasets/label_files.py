@@ -63,7 +63,7 @@ class LabelFiles:
                 "scale can only be set for fields, not for index maps": self.scale == 1,
                 "offset can only be set for fields, not for index maps (class_offset)": self.offset == 0,
                 "class_map and class_offset exclude each other": not (self.class_map and self.class_offset),
-                f"class_map must have classes 0 to {count - 1}, got {unknown}": not unknown,
+                f"class_map must have classes 0 to {count - 1}, got {unknown}. Or use missing_values": not unknown,
                 f"the task must have at most {IGNORE_INDEX} classes, got {count}": count <= IGNORE_INDEX,
             }
         else:
@@ -143,9 +143,12 @@ class LabelFiles:
         position = values.searchsorted(stored).clip(max=len(values) - 1)
         unknown = values[position] != stored  # True for NaN
         if unknown.any():
+            expected = f"{min(class_map)} to {max(class_map)}"
+            if len(class_map) <= max(class_map) - min(class_map):
+                expected = ", ".join(map(str, sorted(class_map)))
             raise DataError(
-                f"{path} must have the {self.num_classes} classes of {self.task.name}, got {stored[unknown][0]:g}. "
-                "Add it to missing_values, or set class_map or class_offset."
+                f"{path} must have values {expected} for the {self.num_classes} classes of {self.task.name}, "
+                f"got {stored[unknown][0]:g}. Add it to missing_values, or set classes, class_map or class_offset."
             )
         return np.asarray(labels[position])
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from htt_lightning.cli import main
-from htt_lightning.commands.check.command import check
+from htt_lightning.commands.check.command import check, inspect, print_report
 from htt_lightning.data.datasets.nyud import NYUD, NYUDDataModule
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 
@@ -38,6 +38,16 @@ def test_check_prints_statistics_and_writes_nothing(root, capsys):
     for text in ("24x32: 5", "semseg", "window", "outside bins percent", "5 training images (one-label, seed 0)"):
         assert text in printed
     assert list(Path().iterdir()) == [Path("NYUDv2")]
+
+
+def test_only_the_most_frequent_sizes_are_printed(root, capsys):
+    report = inspect(NYUDDataModule(str(root), labels="full"))[1]
+    report["splits"]["train"]["sizes"] = {f"{height}x32": 1 for height in range(20)} | {"20x32": 5}
+    print_report(report, "")
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert printed.count("x32: 1") == 5
+    assert "20x32: 5" in printed
+    assert "15 others" in printed
 
 
 def test_check_writes_report_mask_and_contact_sheet(capsys):

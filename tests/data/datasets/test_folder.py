@@ -115,6 +115,14 @@ def test_a_task_without_training_files_is_derived(root):
     assert data.val.dataset.available("normals").any()
 
 
+@pytest.mark.parametrize("derive", [None, {"normals": "depth"}])
+def test_a_task_that_nothing_teaches_is_named(root, derive, caplog):
+    files = [*MAPS[:2], LabelFiles(TASKS["normals"], None, "val/normals/{id}.png")]
+    with caplog.at_level("INFO"):
+        folder(root, label_files=files, derive=derive, field_of_view=60).setup("fit")
+    assert ("No training image has a label of normals" in caplog.text) == (derive is None)
+
+
 def test_hidden_labels_are_never_read(root):
     data = folder(root, labels="one-label")
     kept = data.labels_per_image("train", data.build_dataset("train"))

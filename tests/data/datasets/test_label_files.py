@@ -93,6 +93,11 @@ def test_transparent_images_are_put_on_white_with_a_word(file, caplog):
         LabelFiles(Normals(), "").read(path)
 
 
+def test_labels_in_colors_are_rejected_with_a_next_step(file):
+    with pytest.raises(DataError, match=r"one value per pixel .* got RGB\. Convert its colors"):
+        LabelFiles(SEMSEG, "").read(file(integers(256, shape=(*SIZE, 3)), ".png"))
+
+
 def test_images_of_other_modes_are_rejected(file, tmp_path):
     read_any = partial(read_rgb, form=ImageFormat.ANY)
     for read, path in (
@@ -154,8 +159,17 @@ def test_classes_may_be_floats_with_negative_missing_values(file):
 def test_unknown_classes_are_rejected(file, value):
     stored = integers(4, np.float64)
     stored[1, 2] = value
-    with pytest.raises(DataError, match=r"map\.npy .* 4 classes of semseg, got .* missing_values"):
+    with pytest.raises(DataError, match=r"map\.npy .* values 0 to 3 for the 4 classes of semseg, got .* missing_val"):
         LabelFiles(SEMSEG, "").read(file(stored, ".npy"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "values"),
+    [({"class_offset": -1}, "1 to 4"), ({"class_map": {7: 0, 11: 1, 12: 3}}, "7, 11, 12")],
+)
+def test_unknown_class_names_the_values_of_files(file, rules, values):
+    with pytest.raises(DataError, match=f"values {values} for the 4 classes of semseg, got 0"):
+        LabelFiles(SEMSEG, "", **rules).read(file(np.zeros(SIZE, np.uint8), ".npy"))
 
 
 def test_white_in_a_mask_needs_a_class_map(file):
