@@ -201,7 +201,8 @@ def _write_json(path: Path, rows: Rows) -> None:
 def _val_table(rows: Rows, epoch: int | None, epochs: int) -> Table:
     """Lay out one metric per line, beside its constant baseline if there is one."""
     validated = epochs if epoch is None else epoch + 1
-    when = f"{epochs} epochs" if validated == epochs else f"{validated} of {epochs} epochs"
+    unit = "epoch" if epochs == 1 else "epochs"
+    when = f"{epochs} {unit}" if validated == epochs else f"{validated} of {epochs} epochs"
     table = Table("metric", Column("value", justify="right"), title=f"Validation after {when}")
     if any("constant" in row for row in rows.values()):
         table.add_column("constant", justify="right")
