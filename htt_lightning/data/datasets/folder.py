@@ -191,7 +191,7 @@ class Folder(FileDataset):
         """Return which images have a label of the task, bool ``n``."""
         return np.array([task in record.labels for record in self._records], np.bool_)
 
-    def image(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         """Read an RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats."""
         path = self._records[index].image
         return NPY_IMAGE.read(path) if is_npy(path) else read_photograph(path)

@@ -182,11 +182,9 @@ class ParquetDataset(FileDataset):
             for key, column in self.formats.items()
         }
 
-    def image(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         """Read an RGB image, float32 ``h w 3`` in [0, 1]."""
-        image = self._decode(index, "image", *self._values(index, "image"))
-        self._last_size = index, (image.shape[0], image.shape[1])
-        return image
+        return self._decode(index, "image", *self._values(index, "image"))
 
     def label(self, index: int, task: str) -> np.ndarray:
         """Read a task's map, with missing pixels marked as ``Task`` defines it."""
