@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from htt_lightning.callbacks.panel import PanelEntry, column_header, draw_map, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.panel import PanelEntry, column_header, draw_label, draw_panel, task_legend, to_uint8
 from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
-from htt_lightning.data.batch import Arrays, to_target
+from htt_lightning.data.batch import Arrays, to_chw_tensor
 from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule
 from htt_lightning.data.dataset import find_train_val_overlap
 from htt_lightning.data.label_statistics import label_warnings
@@ -173,9 +172,9 @@ def draw_labels(scanner: ImageScanner, position: int) -> PanelEntry:
         cells[header] = "corrupt" if task.name in labeled else "no label"
         if task.name in labels:
             with suppress(Exception):  # reported as a problem
-                cells[header] = draw_map(task, to_target(resize(labels[task.name], size, "nearest"), task))
+                cells[header] = draw_label(task, labels[task.name], size)
     title = f"{scanner.split} image {images.ids[position]}" + (" (corrupt)" if image is None else "")
-    picture = to_uint8(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy()))
+    picture = to_uint8(to_chw_tensor(resize(pixels, size)))
     return PanelEntry(title, picture, [("label", cells)])
 
 
