@@ -300,10 +300,11 @@ def changes(stored: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]
     Files hold every pixel with its confidence, so other thresholds change nothing in them. An alignment follows from
     the rest, but for rounding.
     """
-    sums = [(one["checkpoint"] or {}).get("sha256") for one in (stored, manifest)]
-    teachers = [
-        {name: {**each, "alignment": None} for name, each in one.get("teachers", {}).items()}
-        for one in (stored, manifest)
-    ]
-    changed = [key for key in ("dataset", "images") if stored[key] != manifest[key]]
-    return changed + ["checkpoint"] * (sums[0] != sums[1]) + ["teachers"] * (teachers[0] != teachers[1])
+
+    def parts(one: Mapping[str, Any]) -> dict[str, Any]:
+        checkpoint = (one["checkpoint"] or {}).get("sha256")
+        teachers = {name: {**each, "alignment": None} for name, each in one.get("teachers", {}).items()}
+        return {"dataset": one["dataset"], "images": one["images"], "checkpoint": checkpoint, "teachers": teachers}
+
+    before, now = parts(stored), parts(manifest)
+    return [part for part in now if before[part] != now[part]]
