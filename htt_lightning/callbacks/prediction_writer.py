@@ -18,7 +18,7 @@ from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task
 from htt_lightning.callbacks.video_file import VideoFile
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datasets.image_search import DESCRIPTION_FILE
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
@@ -119,13 +119,11 @@ class PredictionWriter(BasePredictionWriter):
     def _wait(self, max_pending: int = 0) -> None:
         """Wait for the files of images, and collect errors."""
         while len(self._pending) > max_pending:
-            try:
+            with collect_errors(self._errors):
                 frame = self._pending.popleft().result()
                 if frame is not None and self._video:
                     self._video.write(frame)
                 self._num_written += 1
-            except HTTError as error:
-                self._errors.append(error)
 
     def _write(self, stem: Path, tasks: Sequence[Task], maps: Mapping[str, Tensor], image: Tensor | None) -> None:
         """Write all files of one image; tensors have a batch axis of one."""

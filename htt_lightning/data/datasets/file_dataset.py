@@ -9,7 +9,7 @@ import numpy as np
 
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset, check_in_parallel
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.image_files import is_turned
 
 
@@ -75,15 +75,11 @@ class FileDataset(DenseDataset):
 
         def check_files(image_id: str) -> None:
             index, errors = positions[image_id], list[HTTError]()
-            try:
+            with collect_errors(errors):
                 sizes[image_id] = self.size(index)
-            except HTTError as error:
-                errors.append(error)
             for task in labels[image_id]:
-                try:
+                with collect_errors(errors):
                     self.check_label(index, task)
-                except HTTError as error:
-                    errors.append(error)
             if errors:
                 raise combine_errors(errors)
 

@@ -19,7 +19,7 @@ from htt_lightning.data.datasets.npy_tree import IMAGE
 from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, match_shards
 from htt_lightning.data.datasets.passed_over import image_id, other_images, other_labels, stem
 from htt_lightning.data.masks.label_mask import natural_key
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.file_names import FileFinder, glob_files, nfc
 from htt_lightning.io.files import is_outside
 from htt_lightning.io.image_files import ImageFormat, size_of
@@ -72,11 +72,9 @@ class Folder(FileDataset):
         patterns: dict[str, str] = {}
         for task, files in self.label_files.items():
             if pattern := getattr(files, split):
-                try:
+                with collect_errors(errors):
                     _check_pattern(pattern, task, split, is_table)
                     patterns[task] = pattern
-                except HTTError as error:
-                    errors.append(error)
         self._label_patterns = {task: pattern for task, pattern in patterns.items() if "{id}" in pattern}
         find = self._read_table if is_table else self._find_images
         records = sorted(find(images, split, patterns, errors), key=lambda record: natural_key(record.image_id))
@@ -145,10 +143,8 @@ class Folder(FileDataset):
             errors.append(DataError(f"{path} lists no image."))
         records: list[ImageRecord] = []
         for line, row in rows if not errors else ():
-            try:
+            with collect_errors(errors):
                 records.append(self._record(row, label_patterns, f"{path}, line {line}"))
-            except HTTError as error:
-                errors.append(error)
         return records
 
     def _record(self, row: Mapping[str, Any], label_patterns: Mapping[str, str], location: str) -> ImageRecord:

@@ -19,7 +19,7 @@ from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataset
 from htt_lightning.data.datasets.npy_tree import FileFormat
 from htt_lightning.data.masks.label_mask import natural_key
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors, missing_extra
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors, missing_extra
 from htt_lightning.io.progress import track
 
 HUB = "hub"
@@ -167,10 +167,8 @@ class ParquetDataset(FileDataset):
         self.published, self.uniform_size = published, uniform_size
         counts, errors = list[int](), list[HTTError]()
         for path in self.shards:
-            try:
+            with collect_errors(errors):
                 counts.append(_check_shard(path, self.formats))
-            except HTTError as error:
-                errors.append(error)
         if errors:
             raise combine_errors(errors)
         self._starts = [0, *accumulate(counts)]
