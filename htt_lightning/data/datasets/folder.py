@@ -17,7 +17,7 @@ from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.label_files import LabelFiles, is_npy
 from htt_lightning.data.datasets.npy_tree import IMAGE
 from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, match_shards
-from htt_lightning.data.datasets.passed_over import image_id, other_images, other_labels, stem
+from htt_lightning.data.datasets.unmatched_files import image_id, stem, unmatched_images, unmatched_labels
 from htt_lightning.data.masks.label_mask import natural_key
 from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.file_names import FileFinder, glob_files, nfc
@@ -170,17 +170,17 @@ class Folder(FileDataset):
         return path
 
     def warnings(self) -> list[str]:
-        """Return sentences about files that the patterns pass over, which may have been meant."""
+        """Return warnings about files that the patterns do not match."""
         records = self._all_records
         ids, used = {one.image_id for one in records}, {p for one in records for p in (one.image, *one.labels.values())}
         found: list[Iterator[str]] = []
         if self._pattern:
             option = f"data.{self._split}"
-            found.append(other_images(self.root, option, _relative(self._pattern, option), ids, used))
+            found.append(unmatched_images(self.root, option, _relative(self._pattern, option), ids, used))
         for task, pattern in self._label_patterns.items():
             labels = {one.image_id: one.labels.get(task) for one in records}
             shared = self.label_files[task].train == self.label_files[task].val
-            found.append(other_labels(self.root, task, _relative(pattern, task), labels, used, shared))
+            found.append(unmatched_labels(self.root, task, _relative(pattern, task), labels, used, shared))
         return [*chain.from_iterable(found), *super().warnings()]
 
     def available(self, task: str) -> NDArray[np.bool_]:
