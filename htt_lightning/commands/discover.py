@@ -129,7 +129,7 @@ def collate(samples: list[Batch]) -> Batch:
 
 
 class PseudoLabelWriter(L.LightningModule):
-    """Ask the teachers, and write the labels that each image lacks.
+    """Run the teachers, and write the labels that each image lacks.
 
     Args:
         model: Network that labels the tasks without a teacher from outside; None leaves these labels missing.
@@ -189,10 +189,10 @@ class PseudoLabelWriter(L.LightningModule):
 
     def manifest(self) -> dict[str, Any]:
         """Return the teachers of the pseudo-labels, and the origin of each label by image."""
-        taught = dict.fromkeys(self.outside, Origin.OUTSIDE)
         images = {
-            name: own | {task.name: taught.get(task.name, Origin.DISCOVERED) for task in self.missing[name]}
-            for name, own in self.labels.items()
+            name: self.labels[name]
+            | {t.name: Origin.OUTSIDE if t.name in self.outside else Origin.DISCOVERED for t in tasks}
+            for name, tasks in self.missing.items()
         }
         teachers = {name: teacher.provenance() for name, teacher in self.outside.items()}
         fingerprint = self.datamodule.fingerprint()
@@ -203,8 +203,8 @@ class PseudoLabelWriter(L.LightningModule):
         if self.trainer.is_global_zero:
             prepare_folder(self.store, self.manifest(), self.overwrite)
         names = [name for name, tasks in self.missing.items() if tasks]
-        rejected, lacking = self.store.rejected(), self.missing
-        wanted = [name for name in names if {task.name for task in lacking[name]} - {*rejected.get(name, ())}]
+        rejected = self.store.rejected()
+        wanted = [name for name in names if {task.name for task in self.missing[name]} - {*rejected.get(name, ())}]
         self.pending = {name for name in wanted if not self.store.path(name).is_file()}
         self.pending = self.trainer.strategy.broadcast(self.pending)
         if not self.pending:
@@ -227,7 +227,7 @@ class PseudoLabelWriter(L.LightningModule):
         names: list[str] = batch["id"]
         found: list[dict[str, LabelWithConfidence]] = batch["maps"]
         if "image" in batch:
-            self._ask_models(batch, found)
+            self._run_models(batch, found)
         for name, labels in zip(names, found, strict=True):
             if name in self.pending:
                 self.store.write(name, {task.name: (task, *labels[task.name]) for task in self.missing[name]})
@@ -235,7 +235,7 @@ class PseudoLabelWriter(L.LightningModule):
             raise SIGTERMException
         return names
 
-    def _ask_models(self, batch: Batch, found: list[dict[str, LabelWithConfidence]]) -> None:
+    def _run_models(self, batch: Batch, found: list[dict[str, LabelWithConfidence]]) -> None:
         """Add the labels that the network and the models from outside give to the images of a batch."""
         windows = [unpadded_window(valid) for valid in batch["valid"].cpu().numpy()]
         for teacher in self.hub_teachers:

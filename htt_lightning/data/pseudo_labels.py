@@ -70,7 +70,7 @@ class PseudoLabelStore:
         """Write the manifest.
 
         Args:
-            manifest: ``dataset`` (a fingerprint), ``checkpoint`` (of the network that was asked, or null), ``images``
+            manifest: ``dataset`` (a fingerprint), ``checkpoint`` (of the network that made them, or null), ``images``
                 (by id and task the origin of the label) and perhaps ``teachers`` (those from outside, by task) and
                 ``rejected`` (by id the tasks whose pseudo-label is left out).
         """
@@ -79,7 +79,7 @@ class PseudoLabelStore:
 
     def tasks(self) -> set[str]:
         """Read which tasks have pseudo-labels; labels of others stay missing."""
-        return taught_tasks(self.manifest())
+        return pseudo_label_tasks(self.manifest())
 
     def rejected(self) -> dict[str, list[str]]:
         """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
@@ -170,8 +170,8 @@ class PseudoLabelStore:
         """
         manifest = self.manifest()
         rejected, stored = manifest.get("rejected", {}), manifest["dataset"]
-        taught = taught_tasks(manifest)
-        tasks = [task for task in tasks if task.name in taught]
+        stored_names = pseudo_label_tasks(manifest)
+        tasks = [task for task in tasks if task.name in stored_names]
         changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
         changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]
         if changed:
@@ -187,7 +187,7 @@ class PseudoLabelStore:
                 raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
 
 
-def taught_tasks(manifest: Mapping[str, Any]) -> set[str]:
+def pseudo_label_tasks(manifest: Mapping[str, Any]) -> set[str]:
     """Return the tasks that have pseudo-labels, by a manifest."""
     return {task for origins in manifest["images"].values() for task in stored_tasks(origins)}
 
