@@ -19,7 +19,7 @@ from htt_lightning.callbacks.video_file import VideoFile
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datasets.image_search import DESCRIPTION_FILE
 from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
-from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.io.files import atomic_path, check_output_dir, write_text
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.output import ImageView
@@ -87,8 +87,8 @@ class PredictionWriter(BasePredictionWriter):
         self._num_written, self._errors = 0, []
         if self._folder and isinstance(pl_module, HTTModule):
             if trainer.is_global_zero:
-                with atomic_path(self._folder / DESCRIPTION_FILE) as partial:
-                    partial.write_text(json.dumps(self.map_descriptions(pl_module.tasks), indent=2))
+                text = json.dumps(self.map_descriptions(pl_module.tasks), indent=2)
+                write_text(self._folder / DESCRIPTION_FILE, text)
             self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="write")
 
     def map_descriptions(self, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ import torch
 from htt_lightning.data.batch import Arrays, MapTransform, to_target
 from htt_lightning.data.origin import Origin
 from htt_lightning.errors import ConfigError, DataError
-from htt_lightning.io.files import atomic_path, is_outside
+from htt_lightning.io.files import atomic_path, is_outside, write_text
 from htt_lightning.tasks import PseudoLabel, Task
 
 FORMAT = 2
@@ -74,8 +74,7 @@ class PseudoLabelStore:
                 (by id and task the origin of the label) and perhaps ``teachers`` (those from outside, by task) and
                 ``rejected`` (by id the tasks whose pseudo-label is left out).
         """
-        with atomic_path(self.manifest_path) as partial:
-            partial.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n", encoding="utf-8")
+        write_text(self.manifest_path, json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n")
 
     def tasks(self) -> set[str]:
         """Read which tasks have pseudo-labels; labels of others stay missing."""

@@ -41,6 +41,12 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def is_outside(path: Path, root: Path) -> bool:
     """Return True if a path, with its links resolved, is outside a folder."""
     try:

@@ -20,7 +20,7 @@ from htt_lightning.data.label_statistics import label_warnings
 from htt_lightning.data.masks.label_mask import impossible_label_message
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize
-from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.io.files import atomic_path, check_output_dir, write_text
 from htt_lightning.tasks.semseg import unpaired_sides
 
 
@@ -52,8 +52,7 @@ def check(
                 Image.fromarray(picture).save(partial, format="PNG")
         if datamodule.mask:
             datamodule.mask.save(folder / LABEL_MASK)
-        with atomic_path(folder / "check.json") as partial:
-            partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(folder / "check.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
         Console().out(folder, highlight=False)
     if count := len(report["problems"]):
         raise DataError(f"Found {count} problem{'s' if count > 1 else ''} in the dataset (listed above).")
