@@ -92,14 +92,7 @@ def _load_checkpoint(trainer: L.Trainer, model: HTTModule, path: str) -> dict[st
 
 
 class TeacherInputs(Dataset[Batch]):
-    """Images for the teachers that read them, with the labels of those that read maps.
-
-    Args:
-        images: The images.
-        reads_images: Whether a teacher reads images.
-        teachers: Teachers that read maps.
-        missing: Tasks to label, by image id.
-    """
+    """Images, if a teacher reads them, with the labels of the teachers that read maps."""
 
     def __init__(
         self,
@@ -165,10 +158,7 @@ class PseudoLabelWriter(L.LightningModule):
     def fit(self, device: torch.device) -> dict[str, str]:
         """Check the teachers from outside, align them with given labels, and describe the fits by task.
 
-        An interrupted command goes on with its own alignment.
-
-        Args:
-            device: Device that runs models.
+        An interrupted command goes on with its own alignment. Models run on the device.
         """
         indices = {name: index for index, name in enumerate(self.dataset.ids)}
         lacking = [name for name, tasks in self.missing.items() if tasks] if self.map_teachers else []

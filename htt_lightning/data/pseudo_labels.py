@@ -94,12 +94,7 @@ class PseudoLabelStore:
         }
 
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
-        """Reject a pseudo-label in the manifest, so that training does without it, or keep it again.
-
-        Args:
-            name: Image id.
-            task: Name of the task.
-            rejected: False to keep the label.
+        """Reject an image's pseudo-label in the manifest, so that training does without it, or keep it again.
 
         Raises:
             ConfigError: The image has no pseudo-label of the task.
@@ -127,10 +122,7 @@ class PseudoLabelStore:
     def read(self, name: str, tasks: Sequence[Task], size: tuple[int, int] | None = None) -> Arrays:
         """Read labels and confidences of an image, named as ``PseudoLabelMap`` and ``ConfidenceMap``.
 
-        Args:
-            name: Image id.
-            tasks: Tasks to read; those without pseudo-labels are left out.
-            size: Expected height and width; None for any.
+        Tasks without pseudo-labels are left out. Labels must have the height and width ``size``, if it is given.
         """
         arrays = Arrays()
         tasks = [task for task in tasks if task.supports_pseudo_labels]

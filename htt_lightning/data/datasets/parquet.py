@@ -77,15 +77,9 @@ def import_datasets() -> Any:
 
 
 def find_shards(root: str, split: Split, repo: HubRepo) -> list[Path]:
-    """Find the shards of a split in order, in a folder or its subfolder ``data``.
+    """Find the shards of a split in order, in a folder or its subfolder ``data``; ``hub`` downloads the repository.
 
-    Args:
-        root: The folder; ``hub`` downloads the repository.
-        split: ``train`` or ``val``.
-        repo: The repository.
-
-    Returns:
-        Paths, or an empty list if the folder has no Parquet file.
+    A folder without a Parquet file has none.
 
     Raises:
         DataError: The repository cannot be downloaded, or shards are missing.

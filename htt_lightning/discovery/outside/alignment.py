@@ -127,12 +127,7 @@ def _with_errors(line: Alignment, values: Floats, labels: Floats) -> Alignment:
 
 
 def _robust_lines(columns: Floats, targets: Floats) -> tuple[Floats, float]:
-    """Solve ``columns @ x = targets`` without outliers; return x and the fraction of inliers.
-
-    Args:
-        columns: Columns ``n k`` of a linear system.
-        targets: Right side, ``n``.
-    """
+    """Solve ``columns @ x = targets`` (``n k`` and ``n``) without outliers; return x and the fraction of inliers."""
     rng = np.random.default_rng(0)
     count, width = columns.shape
     chosen = rng.permutation(count)[:_TRIAL_PIXELS]

@@ -88,10 +88,7 @@ class MapTeacher(OutsideTeacher):
         self._images: dict[str, ImageSizes] = {}
 
     def check(self, images: Mapping[str, ImageSizes]) -> None:
-        """Check that images have maps whose sizes fit; nothing is decoded.
-
-        Args:
-            images: Sizes of the images, by id.
+        """Check that images, by id, have maps whose sizes fit; nothing is decoded.
 
         Raises:
             DataError: Maps are missing or corrupt, or have another aspect than their image.
