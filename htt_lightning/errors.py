@@ -1,7 +1,8 @@
 """Exceptions for bad input, and hints for their messages."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -60,6 +61,15 @@ class DataErrorGroup(ExceptionGroup[HTTError], DataError):
     def errors(self) -> tuple[HTTError, ...]:
         """The errors of the group."""
         return tuple(error for error in self.exceptions if isinstance(error, HTTError))
+
+
+@contextmanager
+def collect_errors(errors: list[HTTError]) -> Iterator[None]:
+    """Append an error of the block to ``errors``, and go on after the block."""
+    try:
+        yield
+    except HTTError as error:
+        errors.append(error)
 
 
 def combine_errors(errors: Iterable[HTTError], shown: int | None = 3, expected_layout: str = "") -> HTTError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -110,18 +110,9 @@ class HTTPredictor:
 
     def _predict_all(self, images: Sequence[ImageLike], batch_size: int) -> list[dict[str, Tensor]]:
         """Predict images in their order; consecutive ones of one size and type make a batch."""
-        found, pending = list[dict[str, Tensor]](), list[Tensor]()
-        last: ImageView | None = None
-        for image in images:
-            resized, view = self.resizer(*to_array(image))
-            pixels = to_chw_tensor(resized)
-            # An image that needs tiling is large enough to go alone.
-            limit = 1 if self.resizer.needs_tiling(pixels.shape[1:]) else batch_size
-            if pending and (view != last or len(pending) >= limit or pixels.dtype != pending[0].dtype):
-                found += self._predict_batch(torch.stack(pending), cast(ImageView, last))
-                pending = []
-            pending, last = [*pending, pixels], view
-        return found + self._predict_batch(torch.stack(pending), cast(ImageView, last)) if pending else found
+        resized = (self.resizer(*to_array(image)) for image in images)
+        batches = self.resizer.batches((("", to_chw_tensor(pixels), view) for pixels, view in resized), batch_size)
+        return [maps for _, pixels, view in batches for maps in self._predict_batch(pixels, view)]
 
     def _predict_batch(self, pixels: Tensor, view: ImageView) -> list[dict[str, Tensor]]:
         batch = pixels.to(self.module.device)

@@ -6,19 +6,16 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from htt_lightning.callbacks.drawing import EpochImageLogger, head_of_batch, save_and_log
+from htt_lightning.callbacks.matrix import draw_matrix
 from htt_lightning.callbacks.panel import PanelEntry, column_header, draw_panel, task_legend, to_uint8
 from htt_lightning.data.batch import Batch, origin_of
 from htt_lightning.models import HTTNet
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import IGNORE_INDEX, PseudoLabel, Task
 from htt_lightning.tasks.colormap import heatmap
-
-AFFINITY_CELL, TITLE, FONT_SIZE = 26, 18, 12
-"""Cell of an affinity, height of a title and of the font, in pixels."""
 
 
 class DiscoveryPanel(EpochImageLogger):
@@ -104,20 +101,5 @@ def _task_column(task: Task, batch: Batch, pseudo_label: PseudoLabel) -> list[Te
 
 def draw_affinity(affinity: Tensor, names: Sequence[str]) -> np.ndarray:
     """Draw a heat map per scale or group of channels, of the affinity ``s t t`` in percent, as uint8 ``h w 3``."""
-    num_tasks, margin = len(names), 10 + 7 * max(map(len, names))
-    width, height = margin + num_tasks * AFFINITY_CELL + 10, TITLE + num_tasks * AFFINITY_CELL + 10
-    canvas = Image.new("RGB", (width * len(affinity), height), "white")
-    draw = ImageDraw.Draw(canvas)
-    colors = heatmap(affinity).permute(0, 2, 3, 1).tolist()
-    for scale, shares in enumerate(affinity.tolist()):
-        left = scale * width + margin
-        draw.text((left, 3), f"{scale + 1} of {len(affinity)}", fill="black", font_size=FONT_SIZE)
-        for row, name in enumerate(names):
-            top = TITLE + row * AFFINITY_CELL
-            draw.text((left - 6, top + AFFINITY_CELL // 2), name, fill="black", anchor="rm", font_size=FONT_SIZE)
-            for column, share in enumerate(shares[row]):
-                x, size = left + column * AFFINITY_CELL, AFFINITY_CELL - 2
-                draw.rectangle((x, top, x + size, top + size), fill=tuple(colors[scale][row][column]))
-                center, fill = (x + size // 2, top + size // 2), "black" if share > 0.6 else "white"
-                draw.text(center, f"{100 * share:.0f}", fill=fill, anchor="mm", font_size=FONT_SIZE)
-    return np.asarray(canvas)
+    titles = [f"{scale + 1} of {len(affinity)}" for scale in range(len(affinity))]
+    return np.hstack([draw_matrix(title, names, shares) for title, shares in zip(titles, affinity, strict=True)])

@@ -1,7 +1,7 @@
 """Metrics that callbacks monitor: their names and better directions."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -45,9 +45,8 @@ def resolve_monitors(trainer: L.Trainer, module: L.LightningModule, datamodule: 
             raise ConfigError(f"{option} must be a metric that the run logs, got {monitor!r}.{hint}")
 
 
-def metric_directions(module: HTTModule, callbacks: Iterable[Callback], datamodule: Any) -> dict[str, bool]:
+def metric_directions(module: HTTModule, callbacks: Sequence[Callback], datamodule: Any) -> dict[str, bool]:
     """Return the metrics that a training run logs, and whether higher is better."""
-    callbacks = list(callbacks)
     directions = {"train/loss": False} | {f"train/{task.name}/loss": False for task in module.tasks}
     for task in module.tasks:
         with warnings.catch_warnings():

@@ -9,7 +9,9 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from htt_lightning.data.batch import to_target
 from htt_lightning.data.origin import Origin
+from htt_lightning.io.arrays import resize
 from htt_lightning.tasks import Task
 from htt_lightning.tasks.colormap import error_heatmap
 
@@ -110,6 +112,11 @@ def to_uint8(image: Tensor) -> np.ndarray:
 def draw_map(task: Task, values: Tensor) -> np.ndarray:
     """Draw one decoded map or target, ``h w`` or ``c h w``, in the colors of its task, uint8 ``h w 3``."""
     return to_uint8(task.colorize(values[None])[0])
+
+
+def draw_label(task: Task, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Draw a label as datasets return it, resized to ``size``, uint8 ``h w 3``."""
+    return draw_map(task, to_target(resize(label, size, "nearest"), task))
 
 
 def _draw_entry(entry: PanelEntry, cell_width: int, font: int) -> Image.Image:

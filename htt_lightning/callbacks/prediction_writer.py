@@ -18,8 +18,8 @@ from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task
 from htt_lightning.callbacks.video_file import VideoFile
 from htt_lightning.data.batch import Batch
 from htt_lightning.data.datasets.image_search import DESCRIPTION_FILE
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
-from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
+from htt_lightning.io.files import atomic_path, check_output_dir, write_text
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.output import ImageView
@@ -87,8 +87,8 @@ class PredictionWriter(BasePredictionWriter):
         self._num_written, self._errors = 0, []
         if self._folder and isinstance(pl_module, HTTModule):
             if trainer.is_global_zero:
-                with atomic_path(self._folder / DESCRIPTION_FILE) as partial:
-                    partial.write_text(json.dumps(self.map_descriptions(pl_module.tasks), indent=2))
+                text = json.dumps(self.map_descriptions(pl_module.tasks), indent=2)
+                write_text(self._folder / DESCRIPTION_FILE, text)
             self._pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="write")
 
     def map_descriptions(self, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
@@ -119,13 +119,11 @@ class PredictionWriter(BasePredictionWriter):
     def _wait(self, max_pending: int = 0) -> None:
         """Wait for the files of images, and collect errors."""
         while len(self._pending) > max_pending:
-            try:
+            with collect_errors(self._errors):
                 frame = self._pending.popleft().result()
                 if frame is not None and self._video:
                     self._video.write(frame)
                 self._num_written += 1
-            except HTTError as error:
-                self._errors.append(error)
 
     def _write(self, stem: Path, tasks: Sequence[Task], maps: Mapping[str, Tensor], image: Tensor | None) -> None:
         """Write all files of one image; tensors have a batch axis of one."""

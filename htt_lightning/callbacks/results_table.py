@@ -20,7 +20,7 @@ from htt_lightning.callbacks.constant_baseline import constant_baseline_scores
 from htt_lightning.callbacks.drawing import save_and_log
 from htt_lightning.callbacks.prediction_panel import PredictionPanel
 from htt_lightning.data.datamodule import PartialLabelDataModule
-from htt_lightning.io.files import atomic_path
+from htt_lightning.io.files import write_text
 from htt_lightning.io.run_directory import CONFIG, RESULTS, run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.tasks import MetricSpec, Task
@@ -142,8 +142,7 @@ class ResultsTable(Callback):
         table = {f"{task} {head}".strip(): cell for task, cells in columns.items() for head, cell in cells.items()}
         lines = (table, ["---:"] * len(table), table.values())
         texts = ["".join(f"| {' | '.join(line)} |\n" for line in lines), *class_tables]
-        with atomic_path(markdown := path.with_suffix(".md")) as partial:
-            partial.write_text("\n".join(texts), encoding="utf-8")
+        write_text(markdown := path.with_suffix(".md"), "\n".join(texts))
         epochs = None if pl_module.last_epoch is None else f"Test after {pl_module.last_epoch + 1} epochs"
         title = epochs if trained else "Random weights: no checkpoint was loaded, and nothing was trained"
         tables = [_task_table(task, cells) for task, cells in columns.items()]
@@ -194,8 +193,7 @@ def _write_json(path: Path, rows: Rows) -> None:
             return {key: plain(item) for key, item in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(plain(rows), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(plain(rows), indent=2, allow_nan=False) + "\n")
 
 
 def _val_table(rows: Rows, epoch: int | None, epochs: int) -> Table:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from htt_lightning.callbacks.monitors import resolve_monitors
 from htt_lightning.errors import ConfigError
-from htt_lightning.io.files import atomic_path
+from htt_lightning.io.files import write_text
 from htt_lightning.io.run_directory import BEST
 
 
@@ -121,8 +121,7 @@ class RunCheckpoint(ModelCheckpoint):
                 "best": os.path.relpath(self.best_model_path, folder) if self.best_model_path else None,
                 "values": {name: value if math.isfinite(value) else None for name, value in values.items()},
             }
-            with atomic_path(folder / BEST) as partial:
-                partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_text(folder / BEST, json.dumps(content, indent=2) + "\n")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the kept checkpoints, also those in the folder of the run that is resumed."""

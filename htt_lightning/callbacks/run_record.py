@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from htt_lightning.callbacks.label_discovery import LabelDiscovery
 from htt_lightning.data.dataset import PartialLabelDataset
-from htt_lightning.io.files import atomic_path
+from htt_lightning.io.files import write_text
 from htt_lightning.io.run_directory import RUN_RECORD, run_directory
 from htt_lightning.training.environment import versions
 
@@ -79,8 +79,7 @@ class RunRecord(Callback):
 
     def _write(self) -> None:
         if self._folder:
-            with atomic_path(self._folder / RUN_RECORD) as partial:
-                partial.write_text(yaml.safe_dump(self._record, sort_keys=False, width=1000), encoding="utf-8")
+            write_text(self._folder / RUN_RECORD, yaml.safe_dump(self._record, sort_keys=False, width=1000))
 
 
 def timestamp() -> str:

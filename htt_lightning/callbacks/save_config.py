@@ -8,7 +8,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from htt_lightning.io.files import atomic_path
+from htt_lightning.io.files import write_text
 from htt_lightning.io.run_directory import CONFIG, TRAIN_CONFIG, run_directory
 from htt_lightning.training.results import training_info
 
@@ -29,12 +29,10 @@ class SaveConfig(SaveConfigCallback):
         """Write the files on rank 0."""
         if not self._folder:
             return
-        with atomic_path(self._folder / CONFIG) as partial:
-            partial.write_text(self._text, encoding="utf-8")
+        write_text(self._folder / CONFIG, self._text)
         checkpoint = self.config.get("ckpt_path")
         if stage == "test" and checkpoint and Path(checkpoint).is_file():  # not a keyword such as "last"
-            with atomic_path(self._folder / TRAIN_CONFIG) as partial:
-                partial.write_text(yaml.safe_dump(training_info(checkpoint), sort_keys=False), encoding="utf-8")
+            write_text(self._folder / TRAIN_CONFIG, yaml.safe_dump(training_info(checkpoint), sort_keys=False))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config and the provenance of the label mask."""

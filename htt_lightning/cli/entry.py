@@ -112,13 +112,7 @@ def command_config(name: str, command: str) -> str:
 
     So the ``config.yaml`` of a run serves ``check`` and ``discover``. Other configs stay as they are named.
     """
-    if command not in COMMANDS or not is_file(name):
-        return name
-    try:
-        config = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return name  # the parser reports what is wrong
-    if not isinstance(config, dict) or not FIT_OPTIONS & config.keys():
+    if command not in COMMANDS or not is_file(name) or not FIT_OPTIONS & (config := read_config(name)).keys():
         return name
     known = inspect.signature(COMMANDS[command]).parameters
     kept = {key: value for key, value in config.items() if key not in FIT_OPTIONS or (key in known and value)}
@@ -133,6 +127,17 @@ def is_file(name: str) -> bool:
         return False
 
 
+def read_config(name: str) -> dict[str, Any]:
+    """Read a config, a file or text; empty if it is no mapping, which the parser reports."""
+    try:
+        config = yaml.safe_load(Path(name).read_text(encoding="utf-8") if is_file(name) else name)
+    except UnicodeDecodeError as error:  # the parser would not catch it
+        raise ConfigError(f"--config must be a text file, got {name} ({error}).") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def specifies_dataset(words: Sequence[str]) -> bool:
     """Return True if a command line, or a config that it names, specifies the dataset."""
     for word, following in pairwise([*words, ""]):
@@ -140,13 +145,7 @@ def specifies_dataset(words: Sequence[str]) -> bool:
             return True
         attached = CONFIG_OPTION.fullmatch(word)
         if attached or word in ("--config", "-c"):
-            name = attached[2] if attached else following
-            try:
-                data = yaml.safe_load(Path(name).read_text() if is_file(name) else name)["data"]
-            except UnicodeDecodeError as error:  # the parser would not catch it
-                raise ConfigError(f"--config must be a text file, got {name} ({error}).") from error
-            except (OSError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
-                continue  # the parser reports what is wrong
+            data = read_config(attached[2] if attached else following).get("data")
             if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
                 return True
     return False

@@ -1,4 +1,4 @@
-"""Messages of other libraries that tell the user of this one nothing."""
+"""Filter of messages of other libraries that do not concern the user."""
 
 import logging
 import warnings

@@ -92,14 +92,7 @@ def _load_checkpoint(trainer: L.Trainer, model: HTTModule, path: str) -> dict[st
 
 
 class TeacherInputs(Dataset[Batch]):
-    """Images for the teachers that read them, with the labels of those that read maps.
-
-    Args:
-        images: The images.
-        reads_images: Whether a teacher reads images.
-        teachers: Teachers that read maps.
-        missing: Tasks to label, by image id.
-    """
+    """Images, if a teacher reads them, with the labels of the teachers that read maps."""
 
     def __init__(
         self,
@@ -129,7 +122,7 @@ def collate(samples: list[Batch]) -> Batch:
 
 
 class PseudoLabelWriter(L.LightningModule):
-    """Ask the teachers, and write the labels that each image lacks.
+    """Run the teachers, and write the labels that each image lacks.
 
     Args:
         model: Network that labels the tasks without a teacher from outside; None leaves these labels missing.
@@ -165,10 +158,7 @@ class PseudoLabelWriter(L.LightningModule):
     def fit(self, device: torch.device) -> dict[str, str]:
         """Check the teachers from outside, align them with given labels, and describe the fits by task.
 
-        An interrupted command goes on with its own alignment.
-
-        Args:
-            device: Device that runs models.
+        An interrupted command goes on with its own alignment. Models run on the device.
         """
         indices = {name: index for index, name in enumerate(self.dataset.ids)}
         lacking = [name for name, tasks in self.missing.items() if tasks] if self.map_teachers else []
@@ -189,10 +179,10 @@ class PseudoLabelWriter(L.LightningModule):
 
     def manifest(self) -> dict[str, Any]:
         """Return the teachers of the pseudo-labels, and the origin of each label by image."""
-        taught = dict.fromkeys(self.outside, Origin.OUTSIDE)
         images = {
-            name: own | {task.name: taught.get(task.name, Origin.DISCOVERED) for task in self.missing[name]}
-            for name, own in self.labels.items()
+            name: self.labels[name]
+            | {t.name: Origin.OUTSIDE if t.name in self.outside else Origin.DISCOVERED for t in tasks}
+            for name, tasks in self.missing.items()
         }
         teachers = {name: teacher.provenance() for name, teacher in self.outside.items()}
         fingerprint = self.datamodule.fingerprint()
@@ -203,8 +193,8 @@ class PseudoLabelWriter(L.LightningModule):
         if self.trainer.is_global_zero:
             prepare_folder(self.store, self.manifest(), self.overwrite)
         names = [name for name, tasks in self.missing.items() if tasks]
-        rejected, lacking = self.store.rejected(), self.missing
-        wanted = [name for name in names if {task.name for task in lacking[name]} - {*rejected.get(name, ())}]
+        rejected = self.store.rejected()
+        wanted = [name for name in names if {task.name for task in self.missing[name]} - {*rejected.get(name, ())}]
         self.pending = {name for name in wanted if not self.store.path(name).is_file()}
         self.pending = self.trainer.strategy.broadcast(self.pending)
         if not self.pending:
@@ -227,7 +217,7 @@ class PseudoLabelWriter(L.LightningModule):
         names: list[str] = batch["id"]
         found: list[dict[str, LabelWithConfidence]] = batch["maps"]
         if "image" in batch:
-            self._ask_models(batch, found)
+            self._run_models(batch, found)
         for name, labels in zip(names, found, strict=True):
             if name in self.pending:
                 self.store.write(name, {task.name: (task, *labels[task.name]) for task in self.missing[name]})
@@ -235,7 +225,7 @@ class PseudoLabelWriter(L.LightningModule):
             raise SIGTERMException
         return names
 
-    def _ask_models(self, batch: Batch, found: list[dict[str, LabelWithConfidence]]) -> None:
+    def _run_models(self, batch: Batch, found: list[dict[str, LabelWithConfidence]]) -> None:
         """Add the labels that the network and the models from outside give to the images of a batch."""
         windows = [unpadded_window(valid) for valid in batch["valid"].cpu().numpy()]
         for teacher in self.hub_teachers:
@@ -300,10 +290,11 @@ def changes(stored: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]
     Files hold every pixel with its confidence, so other thresholds change nothing in them. An alignment follows from
     the rest, but for rounding.
     """
-    sums = [(one["checkpoint"] or {}).get("sha256") for one in (stored, manifest)]
-    teachers = [
-        {name: {**each, "alignment": None} for name, each in one.get("teachers", {}).items()}
-        for one in (stored, manifest)
-    ]
-    changed = [key for key in ("dataset", "images") if stored[key] != manifest[key]]
-    return changed + ["checkpoint"] * (sums[0] != sums[1]) + ["teachers"] * (teachers[0] != teachers[1])
+
+    def parts(one: Mapping[str, Any]) -> dict[str, Any]:
+        checkpoint = (one["checkpoint"] or {}).get("sha256")
+        teachers = {name: {**each, "alignment": None} for name, each in one.get("teachers", {}).items()}
+        return {"dataset": one["dataset"], "images": one["images"], "checkpoint": checkpoint, "teachers": teachers}
+
+    before, now = parts(stored), parts(manifest)
+    return [part for part in now if before[part] != now[part]]

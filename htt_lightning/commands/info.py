@@ -3,14 +3,13 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import requires
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from htt_lightning.errors import ConfigError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.checkpoints import last_epoch, read_checkpoint
 from htt_lightning.io.run_directory import CONFIG, RESULTS, RUN_RECORD
 from htt_lightning.training import results
@@ -81,19 +80,19 @@ def describe_run(folder: Path, errors: list[HTTError]) -> Iterator[tuple[str, st
     yield "run", str(folder)
     metrics = dict[str, dict[str, results.MetricValue]]()
     for split, name in RESULTS.items():
-        with _collect(errors):
+        with collect_errors(errors):
             metrics |= {split: results.read_metrics(folder / name)} if (folder / name).is_file() else {}
-    with _collect(errors):
+    with collect_errors(errors):
         options = flatten(load_mapping(folder / CONFIG))
         settings = options | results.comparable_settings(options, next(map(task_names, metrics.values()), ()))
         settings["data.tasks"] = settings["data.tasks"] or options.get("data.tasks") or "all of the dataset"
         yield from ((key, str(settings[key])) for key in SUMMARY_OPTIONS if settings.get(key) is not None)
     if (folder / RUN_RECORD).is_file():
-        with _collect(errors):
+        with collect_errors(errors):
             record = flatten(load_mapping(folder / RUN_RECORD))
             yield from ((key, str(value)) for key, value in record.items() if value is not None)
     for path in sorted(folder.glob("checkpoints/*.ckpt"), key=lambda path: (path.name == "last.ckpt", path.name)):
-        with _collect(errors):
+        with collect_errors(errors):
             yield path.name, _describe_checkpoint(path)
     for path in sorted(folder.iterdir()):
         is_file = path.is_file()
@@ -108,12 +107,3 @@ def _describe_checkpoint(path: Path) -> str:
     stage = checkpoint.get("callbacks", {}).get("LabelDiscovery", {}).get("stage")
     where = "" if stage is None else f", in stage {stage + 1}"
     return f"{checkpoint['global_step']} steps, epoch {last_epoch(checkpoint)}{where}, {size:.0f} MiB"
-
-
-@contextmanager
-def _collect(errors: list[HTTError]) -> Iterator[None]:
-    """Append an error of the block to ``errors``, and go on after the block."""
-    try:
-        yield
-    except HTTError as error:
-        errors.append(error)

@@ -1,7 +1,7 @@
 """Samples, batches, and the conversion of numpy maps to tensors; ``default_collate`` of torch stacks samples."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import cv2
 import numpy as np
@@ -93,12 +93,9 @@ def to_chw_tensor(array: np.ndarray) -> Tensor:
 
 def label_weights(batch: Batch, task: str) -> Tensor:
     """Return the weights ``b`` of the labels of a task by their origin, 1 without weights."""
-    weights = batch.get("label_weights")
-    return (
-        torch.ones(len(batch["labeled"][task]), device=batch["labeled"][task].device)
-        if weights is None
-        else weights[task]
-    )
+    if "label_weights" in batch:
+        return cast(Tensor, batch["label_weights"][task])
+    return torch.ones_like(batch["labeled"][task], dtype=torch.float32)
 
 
 def origin_of(batch: Batch, task: str, index: int) -> Origin | None:

@@ -81,10 +81,6 @@ class ExtraTransforms(A.BasicTransform):  # type: ignore[misc]  # albumentations
     """Run transforms on the image, and on the maps where they are not of the image alone.
 
     The result then also has the map ``INSIDE``; other pixels are missing in the maps, which move by nearest neighbor.
-
-    Args:
-        steps: The transforms.
-        tasks: Tasks or other maps.
     """
 
     def __init__(self, steps: Sequence[ExtraTransform], tasks: Sequence[MapTransform]) -> None:

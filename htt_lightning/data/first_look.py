@@ -1,4 +1,4 @@
-"""A look at the first labels of a dataset before training: the doubts of ``htt check``, without reading everything."""
+"""Warnings about the first images and labels of a run, as ``htt check`` gives them for all."""
 
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.label_statistics import LabelStatistics, label_statistics, label_warnings

@@ -1,11 +1,14 @@
 """Size at which the network sees images of any size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from htt_lightning.data.transforms import pad_and_finalize
 from htt_lightning.errors import CheckpointError, ConfigError, DataError
@@ -72,6 +75,15 @@ class InputResizer:
     def needs_tiling(self, size: Sequence[int]) -> bool:
         """Return whether a sliding window is used for a network input of ``(h, w)`` pixels."""
         return self.tile_size is not None and max(size) > self.tile_size
+
+    def batches(
+        self, images: Iterable[tuple[str, Tensor, ImageView]], batch_size: int
+    ) -> Iterator[tuple[list[str], Tensor, ImageView]]:
+        """Stack consecutive named inputs ``3 h w`` of one size and type; one that needs tiling goes alone."""
+        for (view, shape, _), group in groupby(images, lambda item: (item[2], item[1].shape, item[1].dtype)):
+            limit = 1 if self.needs_tiling(shape[1:]) else batch_size
+            while items := list(islice(group, limit)):
+                yield [name for name, _, _ in items], torch.stack([image for _, image, _ in items]), view
 
 
 def _stored_size(stored: Mapping[str, Any], key: str) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ import torch
 from htt_lightning.data.batch import Arrays, MapTransform, to_target
 from htt_lightning.data.origin import Origin
 from htt_lightning.errors import ConfigError, DataError
-from htt_lightning.io.files import atomic_path, is_outside
+from htt_lightning.io.files import atomic_path, is_outside, write_text
 from htt_lightning.tasks import PseudoLabel, Task
 
 FORMAT = 2
@@ -71,16 +71,15 @@ class PseudoLabelStore:
         """Write the manifest.
 
         Args:
-            manifest: ``dataset`` (a fingerprint), ``checkpoint`` (of the network that was asked, or null), ``images``
+            manifest: ``dataset`` (a fingerprint), ``checkpoint`` (of the network that made them, or null), ``images``
                 (by id and task the origin of the label) and perhaps ``teachers`` (those from outside, by task) and
                 ``rejected`` (by id the tasks whose pseudo-label is left out).
         """
-        with atomic_path(self.manifest_path) as partial:
-            partial.write_text(json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n", encoding="utf-8")
+        write_text(self.manifest_path, json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n")
 
     def tasks(self) -> set[str]:
         """Read which tasks have pseudo-labels; labels of others stay missing."""
-        return taught_tasks(self.manifest())
+        return pseudo_label_tasks(self.manifest())
 
     def rejected(self) -> dict[str, list[str]]:
         """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
@@ -101,12 +100,7 @@ class PseudoLabelStore:
         return f"Pseudo-labels of {self.folder}: {', '.join(f'{task} {n}' for task, n in counts.items()) or 'none'}"
 
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
-        """Reject a pseudo-label in the manifest, so that training does without it, or keep it again.
-
-        Args:
-            name: Image id.
-            task: Name of the task.
-            rejected: False to keep the label.
+        """Reject an image's pseudo-label in the manifest, so that training does without it, or keep it again.
 
         Raises:
             ConfigError: The image has no pseudo-label of the task.
@@ -134,10 +128,7 @@ class PseudoLabelStore:
     def read(self, name: str, tasks: Sequence[Task], size: tuple[int, int] | None = None) -> Arrays:
         """Read labels and confidences of an image, named as ``PseudoLabelMap`` and ``ConfidenceMap``.
 
-        Args:
-            name: Image id.
-            tasks: Tasks to read; those without pseudo-labels are left out.
-            size: Expected height and width; None for any.
+        Tasks without pseudo-labels are left out. Labels must have the height and width ``size``, if it is given.
         """
         arrays = Arrays()
         tasks = [task for task in tasks if task.supports_pseudo_labels]
@@ -176,8 +167,8 @@ class PseudoLabelStore:
         """
         manifest = self.manifest()
         rejected, stored = manifest.get("rejected", {}), manifest["dataset"]
-        taught = taught_tasks(manifest)
-        tasks = [task for task in tasks if task.name in taught]
+        stored_names = pseudo_label_tasks(manifest)
+        tasks = [task for task in tasks if task.name in stored_names]
         changed = [key for key, value in dataset.items() if key != "tasks" and stored.get(key) != value]
         changed += [name for name, task in dataset["tasks"].items() if stored["tasks"].get(name) != task]
         if changed:
@@ -194,7 +185,7 @@ class PseudoLabelStore:
                 raise DataError(f"{self.path(name)} is missing. Run discover again; it resumes where it stopped.")
 
 
-def taught_tasks(manifest: Mapping[str, Any]) -> set[str]:
+def pseudo_label_tasks(manifest: Mapping[str, Any]) -> set[str]:
     """Return the tasks that have pseudo-labels, by a manifest."""
     return {task for origins in manifest["images"].values() for task in stored_tasks(origins)}
 

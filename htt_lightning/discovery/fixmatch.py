@@ -142,14 +142,7 @@ class FixMatch(ConsistencyLoss):
         return outputs
 
     def draw(self, ids: Sequence[str], epoch: int, size: tuple[int, int], device: torch.device | str) -> StrongViews:
-        """Draw the views of images, each from the seed of the run, the epoch and the image's id alone.
-
-        Args:
-            ids: Image ids.
-            epoch: Number of the epoch.
-            size: Height and width of the images.
-            device: Device of the images.
-        """
+        """Draw the views of images of one size, each from the seed of the run, the epoch and the image's id alone."""
         height, width = size
         rows, columns, mirrored, colors, boxes = [], [], [], [], []
         for name in ids:
@@ -183,14 +176,7 @@ def change_colors(views: StrongViews, image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def move_pseudo_label(task: Task, weak: TaskOutput, views: StrongViews, size: tuple[int, int]) -> PseudoLabel:
-    """Make pseudo-labels from the output on the weak view, and move them to the strong one.
-
-    Args:
-        task: Task with pseudo-labels.
-        weak: Output on the weak view.
-        views: Views of the same images.
-        size: Height and width of the images.
-    """
+    """Make pseudo-labels from the output on the weak view of images, and move them to the strong one."""
     found = task.pseudo_label(weak, size)
     assert found is not None, "checked at the start"
     label, confidence = found

@@ -7,20 +7,17 @@ from zipfile import ZipFile
 import cv2
 import numpy as np
 
-from htt_lightning.errors import DataError, missing_file
+from htt_lightning.errors import DataError
+from htt_lightning.io.files import reading
 
 
 def read_npy(path: Path) -> np.ndarray:
     """Memory-map the array of a ``.npy`` file, read-only; nothing is unpickled."""
-    try:
+    with reading(path, "no .npy array"):
         array = _open_memmap(path)
         if (size := path.stat().st_size) != array.offset + array.nbytes:
             raise ValueError(f"it has {size} bytes, but its header describes {array.offset + array.nbytes}")
-    except FileNotFoundError:
-        raise missing_file(path) from None
-    except Exception as error:  # corrupt headers raise errors of many types
-        raise DataError(f"{path} is corrupt or no .npy array ({error}). Copy or unpack it again.") from error
-    return np.asarray(array)
+        return np.asarray(array)
 
 
 def _open_memmap(path: Path) -> np.memmap:
@@ -35,25 +32,18 @@ def read_npz(path: Path, name: str, header_only: bool = False) -> np.ndarray:
 
     ``header_only`` gives an array of its type and shape without its values, which costs no decompression.
     """
-    try:
-        with ZipFile(path) as archive:
-            names = [entry.removesuffix(".npy") for entry in archive.namelist()]
-            if len(names) != 1 and name not in names:
-                found = ", ".join(names) or "none"
-                raise DataError(f"{path} must hold one array, or one called {name!r}, got {found}.")
-            with archive.open(f"{name if name in names else names[0]}.npy") as file:
-                if not header_only:
-                    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-                version = np.lib.format.read_magic(file)
-                read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-                shape, _, dtype = read_header[version[0]](file)
-                return np.broadcast_to(np.zeros((), dtype), shape)
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise missing_file(path) from None
-    except Exception as error:  # corrupt archives raise errors of many types
-        raise DataError(f"{path} is corrupt or no .npz archive ({error}). Copy or unpack it again.") from error
+    with reading(path, "no .npz archive"), ZipFile(path) as archive:
+        names = [entry.removesuffix(".npy") for entry in archive.namelist()]
+        if len(names) != 1 and name not in names:
+            found = ", ".join(names) or "none"
+            raise DataError(f"{path} must hold one array, or one called {name!r}, got {found}.")
+        with archive.open(f"{name if name in names else names[0]}.npy") as file:
+            if not header_only:
+                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+            version = np.lib.format.read_magic(file)
+            read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[version[0]](file)
+            return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def resize(

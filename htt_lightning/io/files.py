@@ -1,11 +1,11 @@
-"""Atomic writes and checks of output paths."""
+"""Atomic writes, checks of output paths, and errors of reading."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from htt_lightning.errors import ConfigError, HTTError
+from htt_lightning.errors import ConfigError, DataError, HTTError, missing_file
 
 PARTIAL = ".partial"
 """Suffix of files that are being written. One that stays behind belongs to a killed process."""
@@ -17,6 +17,19 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out must be a folder, got the file {folder}.")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"--out must be an empty folder, got {folder}. Choose another one, or add --overwrite true.")
+
+
+@contextmanager
+def reading(path: Path, problem: str) -> Iterator[None]:
+    """Turn errors of a block that reads a file into a ``DataError`` that names it; ``problem`` follows "corrupt or"."""
+    try:
+        yield
+    except HTTError:
+        raise
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except Exception as error:  # corrupt files raise errors of many types
+        raise DataError(f"{path} is corrupt or {problem} ({error}). Copy or unpack it again.") from error
 
 
 @contextmanager
@@ -39,6 +52,12 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise HTTError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def is_outside(path: Path, root: Path) -> bool:

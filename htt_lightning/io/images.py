@@ -44,7 +44,8 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
     Transparent pixels are put on white, of several frames the first is taken, of more bands the first three, and of
     16-bit colors the upper half. A notice says so once.
     """
-    _check_bit_depth(image, name)
+    if image.mode in (*HIGH_BIT_DEPTH_MODES, "F"):
+        raise DataError(f"{name} must have 8 bits per channel, got {image.mode}. Save it with 8 bits.")
     _notice_frames_and_bands(image, name)
     has_16_bits = bits_are_16(image)
     image = to_upright(image)
@@ -131,8 +132,3 @@ def _notice_frames_and_bands(image: Image.Image, name: str) -> None:
     if unused:
         bands = tags[_SAMPLES_PER_PIXEL]
         notify_once("bands", f"{name} has {bands} bands, of which the first {bands - unused} are taken.")
-
-
-def _check_bit_depth(image: Image.Image, name: str) -> None:
-    if image.mode in (*HIGH_BIT_DEPTH_MODES, "F"):
-        raise DataError(f"{name} must have 8 bits per channel, got {image.mode}. Save it with 8 bits.")

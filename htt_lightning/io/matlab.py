@@ -5,18 +5,13 @@ from typing import Any
 
 from scipy.io import loadmat
 
-from htt_lightning.errors import DataError, missing_file
+from htt_lightning.io.files import reading
 
 
 def read_mat(path: Path, key: str) -> Any:
     """Read a variable of a MATLAB file (versions 5 to 7.2): structs as dicts, arrays without axes of length 1."""
-    try:
-        with path.open("rb") as file:
-            return loadmat(file, simplify_cells=True, variable_names=[key])[key]
-    except FileNotFoundError:
-        raise missing_file(path) from None
-    except Exception as error:  # corrupt files raise errors of many types
-        raise DataError(f"{path} is corrupt or has no variable {key} ({error!r}). Copy or unpack it again.") from error
+    with reading(path, f"has no variable {key}"), path.open("rb") as file:
+        return loadmat(file, simplify_cells=True, variable_names=[key])[key]
 
 
 def as_struct_list(value: Any) -> list[Any]:

@@ -48,7 +48,7 @@ class SegmentationScores(SumStateMetric):
         return {"miou": iou.nanmean(), "pixel_acc": percent(hit.sum(), self.confusion.sum())}
 
     def synced_confusion(self) -> Tensor:
-        """Return the confusion matrix over all processes, which all must ask for: rows are labels, int64 ``k k``."""
+        """Return the confusion matrix over all processes, which must all call this; rows are labels, int64 ``k k``."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             return self.confusion.clone()
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from htt_lightning.callbacks.confusion_matrix import CELL, GAP, class_table, draw_confusion, scores_by_class
+from htt_lightning.callbacks.confusion_matrix import class_table, draw_confusion, scores_by_class
+from htt_lightning.callbacks.matrix import CELL, GAP
 from htt_lightning.tasks import SemSeg
 from htt_lightning.tasks.colormap import MISSING_GRAY, heatmap
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.callbacks import PredictionPanel, ResultsTable, RunCheckpoint
-from htt_lightning.callbacks.confusion_matrix import CELL
+from htt_lightning.callbacks.matrix import CELL
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
 

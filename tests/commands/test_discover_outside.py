@@ -270,7 +270,7 @@ def test_teachers_of_a_file(maps, complete, tmp_path):
 
 
 def test_images_are_read_for_models_alone(maps, complete, tmp_path, monkeypatch):
-    monkeypatch.setattr(PseudoLabelWriter, "_ask_models", None)
+    monkeypatch.setattr(PseudoLabelWriter, "_run_models", None)
     assert contents(ask(maps, tmp_path / "out")) == contents(complete)
 
 

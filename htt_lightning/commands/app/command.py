@@ -78,7 +78,7 @@ def serve(
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     with tempfile.TemporaryDirectory(prefix="htt-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        from htt_lightning.commands.app.page import build_page, close, launch
+        from htt_lightning.commands.app.page import build_page, launch
 
         page = build_page(predictors, others, load_predictor, review)
         signal.signal(signal.SIGTERM, _end)  # or the uploads would stay
@@ -87,7 +87,7 @@ def serve(
             Console(soft_wrap=True).out(f"The page is at {address} until you press Ctrl-C.", highlight=False)
             Event().wait()
         finally:
-            close(page)
+            page.close(verbose=False)
 
 
 def _end(*_: object) -> None:

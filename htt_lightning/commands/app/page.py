@@ -75,11 +75,6 @@ def launch(page: gr.Blocks, port: int | None, browser: bool) -> str:
     return address
 
 
-def close(page: gr.Blocks) -> None:
-    """Stop the server of a page."""
-    page.close(verbose=False)
-
-
 def short_name(path: str) -> str:
     """Return the run and the name of a checkpoint.
 

@@ -69,11 +69,9 @@ def draw_maps(predictor: HTTPredictor, image: Image.Image) -> DrawnMaps:
 
 
 def maps_html(image: Image.Image, drawn: Mapping[str, DrawnMaps]) -> str:
-    """Lay the maps of a photograph out as HTML.
+    """Lay the maps of a photograph, by the name of their network, out as HTML.
 
-    Args:
-        image: Photograph.
-        drawn: Maps by the name of their network. Maps of one network fill a grid; those of several are side by side.
+    Maps of one network fill a grid; those of several are side by side.
     """
     photograph = data_uri(image, "JPEG")
     tasks = list(dict.fromkeys(task for one in drawn.values() for task in one.maps))

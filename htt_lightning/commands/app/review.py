@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 
 import numpy as np
 
-from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
-from htt_lightning.data.batch import to_chw_tensor, to_target
+from htt_lightning.callbacks.panel import PanelEntry, draw_label, draw_map, draw_panel, task_legend, to_uint8
+from htt_lightning.data.batch import Arrays, to_chw_tensor, to_target
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.origin import Origin
 from htt_lightning.data.pseudo_labels import ConfidenceMap, PseudoLabelMap, PseudoLabelStore
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.progress import track
-from htt_lightning.tasks import Task
 from htt_lightning.tasks.colormap import heatmap
 
 Cells = dict[str, np.ndarray | str]
@@ -82,9 +82,12 @@ class Review:
         image = self.dataset.image(index)
         size = self.image_size or (image.shape[0], image.shape[1])
         picture = to_uint8(to_chw_tensor(resize(image, size)))
-        rows = {"given": self._given(name, size)}
+        given = [task for task, origin in self.origins[name].items() if origin is Origin.GIVEN]
+        labels = {task: self.dataset.label(index, task) for task in given}
+        rows = {"given": dict.fromkeys((task.name for task in self.tasks), "no label") | self._draw(labels, size)}
         if self.derived.derivations:
-            rows["derived"] = self._derived(name, size)
+            derived = self.derived.derive(labels, self.dataset.camera_of(index))
+            rows["derived"] = self._origin_cells(name) | self._draw(derived, size)
         rows |= {**self._discovered(name), "true": self._true(name, size)}
         legend = task_legend(self.tasks, [PanelEntry(name, picture, [*rows.items()])])
         headers = {task.name: task.name + self._remark(name, task.name) for task in self.tasks}
@@ -108,46 +111,26 @@ class Review:
             title = f"Reading the confidences of {len(discovered)} images"
             return dict(zip(discovered, track(values, title, len(discovered)), strict=True))
 
-    def _given(self, name: str, size: tuple[int, int]) -> Cells:
-        return {
-            task.name: self._draw_label(name, task, size) if self._is_given(name, task) else "no label"
-            for task in self.tasks
-        }
-
-    def _derived(self, name: str, size: tuple[int, int]) -> Cells:
-        """Draw the labels that follow from the given ones."""
-        index = self._indices[name]
-        kept = [task for task, origin in self.origins[name].items() if origin is Origin.GIVEN]
-        labels = {task: self.dataset.label(index, task) for task in kept}
-        maps = self.derived.derive(labels, self.dataset.camera_of(index))
-        cells = self._empty_cells(name)
-        drawn = [task for task in self.tasks if task.name in maps]
-        return cells | {task.name: self._draw(maps[task.name], task, size) for task in drawn}
-
-    def _empty_cells(self, name: str) -> Cells:
+    def _origin_cells(self, name: str) -> Cells:
         """Return the origin of each label of an image before discovery, or that there is none."""
         return {task.name: str(self.origins[name].get(task.name, "no label")) for task in self.tasks}
 
-    def _is_given(self, name: str, task: Task) -> bool:
-        return self.origins[name].get(task.name) is Origin.GIVEN
-
     def _true(self, name: str, size: tuple[int, int]) -> Cells:
         """Draw the labels that the mask hides from training, where the dataset has them."""
-        cells: Cells = {}
+        cells, index = Cells(), self._indices[name]
         for task in self.tasks:
-            cells[task.name] = "given" if self._is_given(name, task) else "no label"
-            if not self._is_given(name, task) and self._available[task.name][self._indices[name]]:
-                try:
-                    cells[task.name] = self._draw_label(name, task, size)
-                except HTTError:
-                    continue  # a hidden label need not exist
+            is_given = self.origins[name].get(task.name) is Origin.GIVEN
+            cells[task.name] = "given" if is_given else "no label"
+            if not is_given and self._available[task.name][index]:
+                with suppress(HTTError):  # a hidden label need not exist
+                    cells |= self._draw({task.name: self.dataset.label(index, task.name)}, size)
         return cells
 
     def _discovered(self, name: str) -> dict[str, Cells]:
         """Draw the discovered labels and their confidences."""
         missing = [task for task in self.tasks if task.name not in self.origins[name]]
         arrays = self.store.read(name, missing)
-        labels = self._empty_cells(name)
+        labels = self._origin_cells(name)
         confidences = labels.copy()
         for task in missing:
             labels[task.name] = draw_map(task, to_target(arrays[PseudoLabelMap(task).name], task))
@@ -155,12 +138,8 @@ class Review:
             confidences[task.name] = to_uint8(heatmap(confidence)[0])
         return {"discovered": labels, "confidence": confidences}
 
-    def _draw_label(self, name: str, task: Task, size: tuple[int, int]) -> np.ndarray:
-        return self._draw(self.dataset.label(self._indices[name], task.name), task, size)
-
-    @staticmethod
-    def _draw(label: np.ndarray, task: Task, size: tuple[int, int]) -> np.ndarray:
-        return draw_map(task, to_target(resize(label, size, "nearest"), task))
+    def _draw(self, labels: Arrays, size: tuple[int, int]) -> Cells:
+        return {task.name: draw_label(task, labels[task.name], size) for task in self.tasks if task.name in labels}
 
 
 def describe(review: Review, name: str, place: int, count: int) -> str:

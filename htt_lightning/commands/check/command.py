@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from htt_lightning.callbacks.panel import PanelEntry, column_header, draw_map, draw_panel, task_legend, to_uint8
+from htt_lightning.callbacks.panel import PanelEntry, column_header, draw_label, draw_panel, task_legend, to_uint8
 from htt_lightning.commands.check.scan import ImageScanner, Problem, problems_of, scan_split
-from htt_lightning.data.batch import Arrays, to_target
+from htt_lightning.data.batch import Arrays, to_chw_tensor
 from htt_lightning.data.datamodule import LABEL_MASK, PartialLabelDataModule
 from htt_lightning.data.dataset import find_train_val_overlap
 from htt_lightning.data.label_statistics import label_warnings
 from htt_lightning.data.masks.label_mask import impossible_label_message
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize
-from htt_lightning.io.files import atomic_path, check_output_dir
+from htt_lightning.io.files import atomic_path, check_output_dir, write_text
 from htt_lightning.tasks.semseg import unpaired_sides
 
 
@@ -53,8 +52,7 @@ def check(
                 Image.fromarray(picture).save(partial, format="PNG")
         if datamodule.mask:
             datamodule.mask.save(folder / LABEL_MASK)
-        with atomic_path(folder / "check.json") as partial:
-            partial.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(folder / "check.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
         Console().out(folder, highlight=False)
     if count := len(report["problems"]):
         raise DataError(f"Found {count} problem{'s' if count > 1 else ''} in the dataset (listed above).")
@@ -172,9 +170,9 @@ def draw_labels(scanner: ImageScanner, position: int) -> PanelEntry:
         cells[header] = "corrupt" if task.name in labeled else "no label"
         if task.name in labels:
             with suppress(Exception):  # reported as a problem
-                cells[header] = draw_map(task, to_target(resize(labels[task.name], size, "nearest"), task))
+                cells[header] = draw_label(task, labels[task.name], size)
     title = f"{scanner.split} image {images.ids[position]}" + (" (corrupt)" if image is None else "")
-    picture = to_uint8(torch.from_numpy(resize(pixels, size).transpose(2, 0, 1).copy()))
+    picture = to_uint8(to_chw_tensor(resize(pixels, size)))
     return PanelEntry(title, picture, [("label", cells)])
 
 

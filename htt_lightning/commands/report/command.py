@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from htt_lightning.errors import ConfigError, HTTError, combine_errors, missing_extra
+from htt_lightning.errors import ConfigError, HTTError, collect_errors, combine_errors, missing_extra
 from htt_lightning.io.files import atomic_path, check_output_dir
 from htt_lightning.io.run_directory import RESULTS
 from htt_lightning.training.results import Run, Split, read_run
@@ -75,8 +75,6 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[HTTError]]:
         if not found:
             errors.append(ConfigError(f"DIR must contain {' or '.join(RESULTS.values())}, got {folder}. Name a run."))
     for path in files.values():
-        try:
+        with collect_errors(errors):
             runs.append(read_run(path, "test" if path.name == RESULTS["test"] else "val"))
-        except HTTError as error:
-            errors.append(error)
     return runs, errors

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset, check_in_parallel
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.image_files import is_turned
 
 
@@ -28,6 +30,10 @@ class FileDataset(DenseDataset):
     _last_size: tuple[int, tuple[int, int]] | None = None
 
     @abstractmethod
+    def read_image(self, index: int) -> np.ndarray:
+        """Read an RGB image ``h w 3``."""
+
+    @abstractmethod
     def read_size(self, index: int) -> tuple[int, int]:
         """Read height and width of an image from the header of its file."""
 
@@ -40,6 +46,12 @@ class FileDataset(DenseDataset):
         self.check_turn(index, location, size)
         if size != (expected := self.size(index)):
             raise DataError(f"{location} must have the size {expected} of its image, got {size}. Prepare both again.")
+
+    def image(self, index: int) -> np.ndarray:
+        """Read an RGB image ``h w 3``, and keep its size for the labels that are read next."""
+        image = self.read_image(index)
+        self._last_size = index, (image.shape[0], image.shape[1])
+        return image
 
     def size(self, index: int) -> tuple[int, int]:
         """Return height and width of an image, kept for the labels that are read next."""
@@ -63,15 +75,11 @@ class FileDataset(DenseDataset):
 
         def check_files(image_id: str) -> None:
             index, errors = positions[image_id], list[HTTError]()
-            try:
+            with collect_errors(errors):
                 sizes[image_id] = self.size(index)
-            except HTTError as error:
-                errors.append(error)
             for task in labels[image_id]:
-                try:
+                with collect_errors(errors):
                     self.check_label(index, task)
-                except HTTError as error:
-                    errors.append(error)
             if errors:
                 raise combine_errors(errors)
 

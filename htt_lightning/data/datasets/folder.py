@@ -17,9 +17,9 @@ from htt_lightning.data.datasets.file_dataset import FileDataModule, FileDataset
 from htt_lightning.data.datasets.label_files import LabelFiles, is_npy
 from htt_lightning.data.datasets.npy_tree import IMAGE
 from htt_lightning.data.datasets.parquet import HubRepo, ParquetDataset, match_shards
-from htt_lightning.data.datasets.passed_over import image_id, other_images, other_labels, stem
+from htt_lightning.data.datasets.unmatched_files import image_id, stem, unmatched_images, unmatched_labels
 from htt_lightning.data.masks.label_mask import natural_key
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.file_names import FileFinder, glob_files, nfc
 from htt_lightning.io.files import is_outside
 from htt_lightning.io.image_files import ImageFormat, size_of
@@ -72,11 +72,9 @@ class Folder(FileDataset):
         patterns: dict[str, str] = {}
         for task, files in self.label_files.items():
             if pattern := getattr(files, split):
-                try:
+                with collect_errors(errors):
                     _check_pattern(pattern, task, split, is_table)
                     patterns[task] = pattern
-                except HTTError as error:
-                    errors.append(error)
         self._label_patterns = {task: pattern for task, pattern in patterns.items() if "{id}" in pattern}
         find = self._read_table if is_table else self._find_images
         records = sorted(find(images, split, patterns, errors), key=lambda record: natural_key(record.image_id))
@@ -145,10 +143,8 @@ class Folder(FileDataset):
             errors.append(DataError(f"{path} lists no image."))
         records: list[ImageRecord] = []
         for line, row in rows if not errors else ():
-            try:
+            with collect_errors(errors):
                 records.append(self._record(row, label_patterns, f"{path}, line {line}"))
-            except HTTError as error:
-                errors.append(error)
         return records
 
     def _record(self, row: Mapping[str, Any], label_patterns: Mapping[str, str], location: str) -> ImageRecord:
@@ -174,24 +170,24 @@ class Folder(FileDataset):
         return path
 
     def warnings(self) -> list[str]:
-        """Return sentences about files that the patterns pass over, which may have been meant."""
+        """Return warnings about files that the patterns do not match."""
         records = self._all_records
         ids, used = {one.image_id for one in records}, {p for one in records for p in (one.image, *one.labels.values())}
         found: list[Iterator[str]] = []
         if self._pattern:
             option = f"data.{self._split}"
-            found.append(other_images(self.root, option, _relative(self._pattern, option), ids, used))
+            found.append(unmatched_images(self.root, option, _relative(self._pattern, option), ids, used))
         for task, pattern in self._label_patterns.items():
             labels = {one.image_id: one.labels.get(task) for one in records}
             shared = self.label_files[task].train == self.label_files[task].val
-            found.append(other_labels(self.root, task, _relative(pattern, task), labels, used, shared))
+            found.append(unmatched_labels(self.root, task, _relative(pattern, task), labels, used, shared))
         return [*chain.from_iterable(found), *super().warnings()]
 
     def available(self, task: str) -> NDArray[np.bool_]:
         """Return which images have a label of the task, bool ``n``."""
         return np.array([task in record.labels for record in self._records], np.bool_)
 
-    def image(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         """Read an RGB image ``h w 3``: uint8, or float32 in [0, 1] from a ``.npy`` file of floats."""
         path = self._records[index].image
         return NPY_IMAGE.read(path) if is_npy(path) else read_photograph(path)

@@ -48,11 +48,9 @@ class IdListDataset(PublishedDataset):
     def read(self, name: str, task: str, size: tuple[int, int]) -> np.ndarray:
         """Read a task's map of the image ``name``, at the image's ``size`` or at its stored size."""
 
-    def image(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         """Read an RGB image, uint8 ``h w 3``."""
-        image = read_rgb(self.image_path(index))
-        self._last_size = index, (image.shape[0], image.shape[1])
-        return image
+        return read_rgb(self.image_path(index))
 
     def read_size(self, index: int) -> tuple[int, int]:
         """Read height and width of an image from the header of its file."""

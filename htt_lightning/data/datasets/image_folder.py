@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +114,16 @@ class ImageFolder(PartialLabelDataModule):
         return batch
 
     def batches(self) -> Iterator[Batch]:
-        """Iterate over batches of ``id``, ``image``, ``view`` and ``tile_size`` in the order of the images."""
-        if self.video:
-            yield from self._video_batches(self.video)
-            return
+        """Iterate over batches of ``id``, ``image``, ``view`` and ``tile_size`` in the order of the images.
+
+        Those of a video have ``video``, which tells the writer that they belong together.
+        """
+        images = self._frames(self.video) if self.video else self._photographs()
+        for names, pixels, view in self.resizer.batches(images, self.batch_size):
+            batch = {"id": names, "image": pixels, "view": view, "tile_size": self.resizer.tile_size}
+            yield batch | ({"video": self.video} if self.video else {})
+
+    def _photographs(self) -> Iterator[tuple[str, Tensor, ImageView]]:
         share = list(self.images.items())[self._rank :: self._world]
         loader = DataLoader(
             _Images(share, self.resizer),
@@ -128,37 +133,17 @@ class ImageFolder(PartialLabelDataModule):
             worker_init_fn=worker_init,
             generator=torch.Generator().manual_seed(self.run_seed),
         )
-        names: list[str] = []
-        images: list[Tensor] = []
-        last: ImageView | None = None
         for name, found in loader:
             if isinstance(found, HTTError):
                 logger.warning("Skipping an image: %s", found)
                 self.errors.append(found)
-                continue
-            image, view = found
-            # An image that needs tiling is large enough to go alone.
-            limit = 1 if self.resizer.needs_tiling(image.shape[1:]) else self.batch_size
-            if images and (view != last or len(images) >= limit):
-                yield self._batch(names, images, last)
-                names, images = [], []
-            names, images, last = [*names, name], [*images, image], view
-        if images:
-            yield self._batch(names, images, last)
+            else:
+                yield name, *found
 
-    def _video_batches(self, video: VideoInfo) -> Iterator[Batch]:
-        """Iterate over batches of consecutive frames; ``video`` tells the writer that they belong together."""
-        frames = enumerate(video_frames(self.root))
-        limit = self.batch_size
-        while items := list(islice(frames, limit)):
-            resized = [self.resizer(pixels, f"{self.root}, frame {number}") for number, pixels in items]
-            images = [to_chw_tensor(pixels).float().div_(255) for pixels, _ in resized]
-            limit = 1 if self.resizer.needs_tiling(images[0].shape[1:]) else self.batch_size
-            names = [f"{video.name}/{number}" for number, _ in items]
-            yield {**self._batch(names, images, resized[0][1]), "video": video}
-
-    def _batch(self, names: list[str], images: list[Tensor], view: ImageView | None) -> Batch:
-        return {"id": names, "image": torch.stack(images), "view": view, "tile_size": self.resizer.tile_size}
+    def _frames(self, video: VideoInfo) -> Iterator[tuple[str, Tensor, ImageView]]:
+        for number, pixels in enumerate(video_frames(self.root)):
+            resized, view = self.resizer(pixels, f"{self.root}, frame {number}")
+            yield f"{video.name}/{number}", to_chw_tensor(resized).float().div_(255), view
 
 
 class _Images(Dataset[Item]):

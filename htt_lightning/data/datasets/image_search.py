@@ -1,4 +1,4 @@
-"""Search for images to predict on: what is taken, and words about what is not."""
+"""Search for images to predict on, and warnings about files that are skipped."""
 
 import json
 import logging

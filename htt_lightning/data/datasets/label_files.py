@@ -152,22 +152,26 @@ class LabelFiles:
             )
         return np.asarray(labels[position])
 
-    def _decode_field(self, path: str | Path, stored: np.ndarray) -> np.ndarray:
+    def scaled_values(self, stored: np.ndarray) -> np.ndarray:
+        """Return the values of a field ``h w c``, NaN where one is missing, whatever their sign or length."""
         values = as_float32(stored)
         missing = ~_all_channels(np.isfinite(values))
         for value in (0,) if self.missing_values is None else self.missing_values:
             missing |= _all_channels(stored == value)
-        is_normals = isinstance(self.task, Normals)
-        if is_normals and stored.dtype.kind != "f":
+        if isinstance(self.task, Normals) and stored.dtype.kind != "f":
             top = np.iinfo(stored.dtype).max
             missing |= _all_channels(np.abs(2 * values - top) <= 1)  # zero lies between two codes
             values = 2 * values / top - 1
         values *= np.array(self.scale, np.float32)
         values += np.array(self.offset, np.float32)
         values[missing] = np.nan
+        return values
+
+    def _decode_field(self, path: str | Path, stored: np.ndarray) -> np.ndarray:
+        values = self.scaled_values(stored)
         if isinstance(self.task, Depth):
             values[values <= 0] = np.nan
-        if is_normals:
+        if isinstance(self.task, Normals):
             if stored.dtype.kind == "f" and not np.any(self.offset):
                 check_no_colors(path, stored)
             values = unit_vectors(path, values)

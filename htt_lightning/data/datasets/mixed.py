@@ -13,7 +13,7 @@ from htt_lightning.data.datamodule import PartialLabelDataModule, Split
 from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.derivation.camera import PinholeCamera
 from htt_lightning.data.masks.label_mask import LabelMask, is_protocol
-from htt_lightning.errors import ConfigError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, HTTError, collect_errors, combine_errors
 from htt_lightning.tasks import Task
 
 
@@ -86,12 +86,10 @@ class MixedDataset(DenseDataset):
             if name in labels:
                 lead, _, image_id = name.partition("/")
                 requested[int(lead)][image_id] = [self._original_name(index, task) for task in labels[name]]
-        errors = []
+        errors = list[HTTError]()
         for number, own_labels in requested.items():
-            try:
+            with collect_errors(errors):
                 self.parts[number].dataset.check(own_labels)
-            except HTTError as error:
-                errors.append(error)
         if errors:
             raise combine_errors(errors)
 
@@ -188,15 +186,12 @@ class MixedDataModule(PartialLabelDataModule):
 
     def build_dataset(self, split: Split) -> MixedDataset:
         """Return the split of every dataset with the labels that it keeps there."""
-        parts: dict[int, DatasetPart] = {}
-        errors = []
+        parts, errors = dict[int, DatasetPart](), list[HTTError]()
         for number, part in enumerate(self.datasets):
             own = part.test_split if split == "test" else split
-            try:
+            with collect_errors(errors):
                 dataset = part.build_dataset(own)
                 parts[number] = DatasetPart(dataset, part.labels_per_image(own, dataset), self.task_name_map(number))
-            except HTTError as error:
-                errors.append(error)
         if errors:
             raise combine_errors(errors)
         return MixedDataset(parts)

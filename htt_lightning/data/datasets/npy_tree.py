@@ -70,11 +70,9 @@ class NpyTree(PublishedDataset):
     def file_formats(self) -> Mapping[str, FileFormat]:
         """Return the formats of the images (``image``) and of each task's labels in ``self.folder``."""
 
-    def image(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         """Read an RGB image, float32 ``h w 3`` in [0, 1]."""
-        image = self.formats["image"].read(self.image_path(index))
-        self._last_size = index, (image.shape[0], image.shape[1])
-        return image
+        return self.formats["image"].read(self.image_path(index))
 
     def label(self, index: int, task: str) -> np.ndarray:
         """Read a task's map, with missing pixels marked as ``Task`` defines it: 255 in uint8, NaN in float32 maps."""

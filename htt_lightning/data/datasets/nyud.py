@@ -55,7 +55,7 @@ Or a folder of the shards train-*.parquet and val-*.parquet, or `--data.root hub
 
     def file_formats(self) -> Mapping[str, FileFormat]:
         """Return the formats of images, 13 classes, depth and normals."""
-        return {"image": IMAGE, "semseg": class_format("label", len(CLASSES)), "depth": DEPTH, "normals": NORMALS}
+        return {**COLUMNS, "semseg": class_format("label", len(CLASSES))}
 
 
 class NYUDDataModule(FileDataModule):

@@ -19,7 +19,7 @@ from htt_lightning.data.datamodule import Split
 from htt_lightning.data.datasets.file_dataset import FileDataset
 from htt_lightning.data.datasets.npy_tree import FileFormat
 from htt_lightning.data.masks.label_mask import natural_key
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors, missing_extra
+from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors, missing_extra
 from htt_lightning.io.progress import track
 
 HUB = "hub"
@@ -77,15 +77,9 @@ def import_datasets() -> Any:
 
 
 def find_shards(root: str, split: Split, repo: HubRepo) -> list[Path]:
-    """Find the shards of a split in order, in a folder or its subfolder ``data``.
+    """Find the shards of a split in order, in a folder or its subfolder ``data``; ``hub`` downloads the repository.
 
-    Args:
-        root: The folder; ``hub`` downloads the repository.
-        split: ``train`` or ``val``.
-        repo: The repository.
-
-    Returns:
-        Paths, or an empty list if the folder has no Parquet file.
+    A folder without a Parquet file has none.
 
     Raises:
         DataError: The repository cannot be downloaded, or shards are missing.
@@ -167,10 +161,8 @@ class ParquetDataset(FileDataset):
         self.published, self.uniform_size = published, uniform_size
         counts, errors = list[int](), list[HTTError]()
         for path in self.shards:
-            try:
+            with collect_errors(errors):
                 counts.append(_check_shard(path, self.formats))
-            except HTTError as error:
-                errors.append(error)
         if errors:
             raise combine_errors(errors)
         self._starts = [0, *accumulate(counts)]
@@ -182,11 +174,9 @@ class ParquetDataset(FileDataset):
             for key, column in self.formats.items()
         }
 
-    def image(self, index: int) -> np.ndarray:
+    def read_image(self, index: int) -> np.ndarray:
         """Read an RGB image, float32 ``h w 3`` in [0, 1]."""
-        image = self._decode(index, "image", *self._values(index, "image"))
-        self._last_size = index, (image.shape[0], image.shape[1])
-        return image
+        return self._decode(index, "image", *self._values(index, "image"))
 
     def label(self, index: int, task: str) -> np.ndarray:
         """Read a task's map, with missing pixels marked as ``Task`` defines it."""

@@ -26,7 +26,7 @@ from htt_lightning.data.derivation.derived_labels import DerivationRule
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError, combine_errors, missing_file
 from htt_lightning.io.arrays import resize
-from htt_lightning.io.files import atomic_path
+from htt_lightning.io.files import write_text
 from htt_lightning.io.image_files import ImageFormat, size_of
 from htt_lightning.io.images import read_index, read_normals
 from htt_lightning.io.matlab import as_struct_list, read_mat
@@ -170,8 +170,7 @@ PASCALContext/
             if errors := check_in_parallel(self.ids, read_classes, "Looking for people in"):
                 raise combine_errors(errors, expected_layout=self.expected_layout)
             try:
-                with atomic_path(path) as partial:
-                    partial.write_text(json.dumps({name: objects[name] for name in self.ids}), encoding="utf-8")
+                write_text(path, json.dumps({name: objects[name] for name in self.ids}))
             except HTTError as error:
                 logger.warning("%s The next run will read all annotations again.", error)
         return frozenset(name for name, classes in objects.items() if PERSON in classes)

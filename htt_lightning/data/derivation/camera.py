@@ -1,4 +1,4 @@
-"""Pinhole cameras, which tell the rays of an image's pixels."""
+"""Pinhole cameras, and the rays through the pixels of their images."""
 
 import math
 from dataclasses import dataclass

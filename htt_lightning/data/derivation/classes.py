@@ -1,4 +1,4 @@
-"""Labels from class maps: edges, other classes, and saliency."""
+"""Labels from class maps, uint8 ``h w``: edges, other classes, and saliency. See ``DerivationRule``."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,17 +19,9 @@ def edges_from_classes(
 ) -> np.ndarray:
     """Find the borders between classes.
 
-    Args:
-        label: Classes, uint8 ``h w``.
-        source: The task of classes.
-        target: The task of edges.
-        camera: Not used.
-        thin: Edges as lines of one pixel on both sides of a border, thinned (PASCAL-Context); by default the pixels
-            whose right or lower neighbor has another class.
-
-    Returns:
-        Edges, uint8 ``h w``. Pixels beside a missing one are missing, and so is the class ``background`` away from its
-        borders, as it has edges of its own.
+    Edges are the pixels whose right or lower neighbor has another class. With ``thin`` they are lines of one pixel on
+    both sides of a border, thinned (PASCAL-Context). Pixels beside a missing one are missing, and so is the class
+    ``background`` away from its borders, as it has edges of its own.
     """
     edges = (thin_boundaries if thin else segment_boundaries)(label).astype(np.uint8)
     if BACKGROUND in source.class_names:
@@ -48,16 +40,8 @@ def classes_from_classes(
 ) -> np.ndarray:
     """Rename classes.
 
-    Args:
-        label: Classes, uint8 ``h w``.
-        source: The task of these classes.
-        target: The task of the classes that they imply.
-        camera: Not used.
-        classes: Class of the target by class of the source; pixels of other classes are missing. Parts of people are
-            the class ``person`` by default.
-
-    Returns:
-        Classes of the target, uint8 ``h w``.
+    ``classes`` has the class of the target by class of the source; pixels of other classes are missing. By default
+    parts of people are the class ``person``.
     """
     if classes is None and isinstance(source, HumanParts):
         classes = {part: PERSON for part in source.class_names if part != BACKGROUND}
@@ -74,18 +58,7 @@ def classes_from_classes(
 def saliency_from_classes(
     label: np.ndarray, source: Task, target: Task, camera: PinholeCamera | None, classes: Sequence[str] = ()
 ) -> np.ndarray:
-    """Take the pixels of some classes as salient.
-
-    Args:
-        label: Classes, uint8 ``h w``.
-        source: The task of classes.
-        target: The task of saliency.
-        camera: Not used.
-        classes: Salient classes; pixels of the others are background.
-
-    Returns:
-        Saliency, uint8 ``h w``, missing where the class is.
-    """
+    """Take the pixels of ``classes`` as salient, and those of other classes as background."""
     option = f"data.derive.{target.name}.classes"
     if not classes or not isinstance(classes, list | tuple):
         write = f"Write {{from: {source.name}, classes: [...]}}."

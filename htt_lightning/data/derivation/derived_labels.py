@@ -116,7 +116,7 @@ class DerivedLabels:
             if rule.needs_camera:
                 option = f"data.derive {target.name} from {source.name}"
                 raise ConfigError(
-                    f"data.field_of_view must be given for {option}, as {dataset} tells no camera, got null."
+                    f"data.field_of_view must be given for {option}, as {dataset} has no known camera, got null."
                 )
 
     def _camera(self, camera: PinholeCamera | None, label: Any) -> PinholeCamera | None:

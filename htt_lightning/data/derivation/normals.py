@@ -25,13 +25,8 @@ def normals_from_depth(
     Of the windows that contain a pixel, its own one and eight beside it, the one with the smallest residual counts, so
     that windows do not cross jumps and folds of depth.
 
-    Args:
-        label: Depth ``h w``, NaN where missing, in any unit; inverse depth for a source of that kind.
-        source: The task of depth.
-        target: The task of normals.
-        camera: Camera of the image.
-        radius: Windows have ``2 radius + 1`` pixels a side; by default 0.5 % of the image's width, at least 1. Depth of
-            sensors needs more.
+    The windows have ``2 radius + 1`` pixels a side, where ``radius`` is 0.5 % of the image's width by default, at least
+    1. Depth of sensors needs more. Depth is in any unit, and may be inverse depth.
 
     Returns:
         Unit vectors ``h w 3``: x right, y up, z to the camera. NaN where depth is missing, and where no window is

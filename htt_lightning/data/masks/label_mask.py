@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htt_lightning.errors import ConfigError, DataError, did_you_mean
-from htt_lightning.io.files import atomic_path
+from htt_lightning.io.files import write_text
 
 Protocol = Literal["full", "one-label", "random-label"]
 """Every label; exactly one label per image; at least one and not all labels per image."""
@@ -97,9 +97,7 @@ class LabelMask:
         labels = ",\n".join(f"    {json.dumps(name)}: {json.dumps(tasks)}" for name, tasks in self.labels.items())
         head = {"format": FORMAT, **self.provenance, "tasks": self.tasks}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items()]
-        text = "".join(["{\n", *lines, '  "labels": {\n', labels, "\n  }\n}\n"])
-        with atomic_path(Path(path)) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(Path(path), "".join(["{\n", *lines, '  "labels": {\n', labels, "\n  }\n}\n"]))
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

@@ -6,7 +6,7 @@ u, because errors of depth grow with depth. The start is the line of least media
 pixels; reweighted least squares with Tukey's biweight then leave out outliers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -104,7 +104,7 @@ def fit_alignment(
     if slope <= 0:
         other = "depth" if inverse else "inverse"
         raise DataError(f"{option} must rise with the given labels, got a slope of {slope:.3g}. Try space: {other}.")
-    scale, shift = 1 / slope, -intercept / slope
+    scale, shift = float(1 / slope), float(-intercept / slope)
     line = Alignment(scale, shift, inverse, np.nan, inliers, len(values), (), ())
     return _with_errors(line, values, labels)
 
@@ -118,25 +118,16 @@ def _with_errors(line: Alignment, values: Floats, labels: Floats) -> Alignment:
     with np.errstate(divide="ignore"):
         correct = np.maximum(aligned / labels, labels / aligned) < CORRECT_RATIO
     bins = np.array_split(order, _BINS)
-    return Alignment(
-        scale=float(line.scale),
-        shift=float(line.shift),
-        inverse=line.inverse,
+    return replace(
+        line,
         median_error=float(np.median(np.abs(aligned - labels) / labels)),
-        inliers=float(line.inliers),
-        pixels=line.pixels,
         knots=tuple(float(np.median(aligned[pixels])) for pixels in bins),
         accuracy=tuple(float(correct[pixels].mean()) for pixels in bins),
     )
 
 
 def _robust_lines(columns: Floats, targets: Floats) -> tuple[Floats, float]:
-    """Solve ``columns @ x = targets`` without outliers; return x and the fraction of inliers.
-
-    Args:
-        columns: Columns ``n k`` of a linear system.
-        targets: Right side, ``n``.
-    """
+    """Solve ``columns @ x = targets`` (``n k`` and ``n``) without outliers; return x and the fraction of inliers."""
     rng = np.random.default_rng(0)
     count, width = columns.shape
     chosen = rng.permutation(count)[:_TRIAL_PIXELS]

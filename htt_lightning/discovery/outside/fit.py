@@ -26,18 +26,14 @@ MAX_IMAGES, MAX_PIXELS = 100, 4000
 
 def build_teachers(options: Mapping[str, TeacherOptions], tasks: Sequence[Task]) -> dict[str, OutsideTeacher]:
     """Build the teachers of tasks by name."""
-    known = {task.name: task for task in tasks}
-    for name in options:
+    known, teachers = {task.name: task for task in tasks}, dict[str, OutsideTeacher]()
+    for name, each in options.items():
         if name not in known:
             raise ConfigError(f"--teachers must name tasks of the run, got {name!r}.{did_you_mean(name, known)}")
-    return {
-        name: (HubTeacher if each.hub else MapTeacher)(known[name], each) if each else _no_options(name)
-        for name, each in options.items()
-    }
-
-
-def _no_options(name: str) -> OutsideTeacher:
-    raise ConfigError(f"--teachers must have options of {name}, got null. Write {{{name}: {{maps: FOLDER}}}}.")
+        if not each:
+            raise ConfigError(f"--teachers must have options of {name}, got null. Write {{{name}: {{maps: FOLDER}}}}.")
+        teachers[name] = (HubTeacher if each.hub else MapTeacher)(known[name], each)
+    return teachers
 
 
 def image_sizes(datamodule: PartialLabelDataModule, dataset: DenseDataset, index: int) -> ImageSizes:

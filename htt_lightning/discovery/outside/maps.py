@@ -88,10 +88,7 @@ class MapTeacher(OutsideTeacher):
         self._images: dict[str, ImageSizes] = {}
 
     def check(self, images: Mapping[str, ImageSizes]) -> None:
-        """Check that images have maps whose sizes fit; nothing is decoded.
-
-        Args:
-            images: Sizes of the images, by id.
+        """Check that images, by id, have maps whose sizes fit; nothing is decoded.
 
         Raises:
             DataError: Maps are missing or corrupt, or have another aspect than their image.
@@ -138,20 +135,11 @@ class MapTeacher(OutsideTeacher):
 
     def _decode(self, path: Path) -> np.ndarray:
         if isinstance(self.task, Depth):  # of which values below 0 may still be aligned
-            return self._decode_depth(self.reader.read_stored(path))
+            return self.reader.scaled_values(self.reader.read_stored(path))[..., 0]
         if self.table is not None:
             return map_classes(self.reader.read_stored(path), self.table)
         values = self.reader.read(path)
         return self.axes.turn(values) if self.axes else values
-
-    def _decode_depth(self, stored: np.ndarray) -> np.ndarray:
-        values = as_float32(stored[..., 0])
-        absent = ~np.isfinite(values)
-        for value in (0.0,) if self.options.missing_values is None else self.options.missing_values:
-            absent |= values == value
-        values = values * np.float32(np.ravel(self.options.scale)[0]) + np.float32(np.ravel(self.options.offset)[0])
-        values[absent] = np.nan
-        return values
 
 
 def _check_aspect(path: Path, size: tuple[int, int], image: tuple[int, int]) -> None:

@@ -58,20 +58,17 @@ class TeacherOptions:
             raise ConfigError(
                 f"{option} must have maps, as hub has models of depth and classes alone, got {self.hub!r}."
             )
-        needed = {
-            "revision": (self.revision is None or self.hub is not None, "a model of the hub"),
-            "confidence": (self.confidence is None or self.maps is not None, "maps"),
-            "missing_values": (self.missing_values is None or self.maps is not None, "maps"),
-            "scale": (self.scale == 1 or self.maps is not None, "maps"),
-            "offset": (self.offset == 0 or self.maps is not None, "maps"),
-            "space": (self.space is None or is_depth, "depth"),
-            "alignment": (self.alignment is None or is_depth, "depth"),
-            "axes": (self.axes is None or isinstance(task, Normals), "normals"),
-            "classes": (self.classes is None or is_index, "classes"),
+        kinds = {
+            "a model of the hub": (self.hub is not None, ["revision"]),
+            "maps": (self.maps is not None, ["confidence", "missing_values", "scale", "offset"]),
+            "depth": (is_depth, ["space", "alignment"]),
+            "normals": (isinstance(task, Normals), ["axes"]),
+            "classes": (is_index, ["classes"]),
         }
-        for key, (holds, kind) in needed.items():
-            if not holds:
-                raise ConfigError(f"{option}.{key} can only be set for {kind}, got {getattr(self, key)!r}.")
+        for kind, (holds, keys) in kinds.items():
+            for key in keys:
+                if not holds and (value := getattr(self, key)) != getattr(TeacherOptions, key):
+                    raise ConfigError(f"{option}.{key} can only be set for {kind}, got {value!r}.")
         for key, choices in {"space": get_args(Space), "alignment": get_args(AlignmentMethod)}.items():
             if (value := getattr(self, key)) not in (None, *choices):
                 raise ConfigError(f"{option}.{key} must be one of {', '.join(choices)}, got {value!r}.")

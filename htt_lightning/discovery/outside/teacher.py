@@ -63,9 +63,7 @@ class OutsideTeacher(ABC):
         if isinstance(self.task, Depth):
             low, high = self.task.output_range
             missing |= (values < low) | (values > high)
-        if not missing.any():
-            return values, confidence
-        filler = self.task.output_range[0] if isinstance(self.task, Depth) else 0
-        return np.where(missing if values.ndim == 2 else missing[..., None], filler, values), np.where(
-            missing, 0, confidence
-        )
+        values, confidence = values.copy(), confidence.copy()
+        values[missing] = self.task.output_range[0] if isinstance(self.task, Depth) else 0
+        confidence[missing] = 0
+        return values, confidence

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from htt_lightning.cli import main
 from htt_lightning.data import LabelFiles
-from htt_lightning.data.datasets.passed_over import image_id
+from htt_lightning.data.datasets.unmatched_files import image_id
 from htt_lightning.data.origin import Origin
 from htt_lightning.data.transforms import AugmentConfig
 from htt_lightning.errors import DataError, HTTError

@@ -180,7 +180,12 @@ def test_normals_stored_as_colors_in_0_to_1_are_refused(tmp_path):
 def test_fit_decodes_only_the_first_images(tmp_path, monkeypatch):
     root = write_tree(tmp_path, {str(k): ("semseg",) for k in range(30)})
     read = []
-    monkeypatch.setattr("htt_lightning.data.datasets.folder.read_photograph", lambda path: read.append(path.name))
+
+    def record(path):
+        read.append(path.name)
+        return read_photograph(path)
+
+    monkeypatch.setattr("htt_lightning.data.datasets.folder.read_photograph", record)
     data = folder(root, label_files=MAPS[:1])
     fit(data)
     data.train_dataloader()

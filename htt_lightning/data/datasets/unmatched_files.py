@@ -1,4 +1,4 @@
-"""Files that the patterns of a dataset pass over, so that none is left out without a word."""
+"""Warnings about files that the patterns of a dataset do not match."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -9,8 +9,10 @@ from htt_lightning.io.file_names import glob_files, glob_other_suffixes, nfc, sh
 from htt_lightning.io.image_files import HEIF_SUFFIXES, RAW_SUFFIXES, readable_suffixes
 
 
-def other_images(root: Path, option: str, pattern: str, ids: Collection[str], used: Collection[Path]) -> Iterator[str]:
-    """Name the images that a pattern passes over for their suffix alone, unless an image of that id is read.
+def unmatched_images(
+    root: Path, option: str, pattern: str, ids: Collection[str], used: Collection[Path]
+) -> Iterator[str]:
+    """Name the images that a pattern leaves out for their suffix alone, unless an image of that id is read.
 
     Args:
         root: Folder of the dataset.
@@ -24,7 +26,7 @@ def other_images(root: Path, option: str, pattern: str, ids: Collection[str], us
         yield f"{len(others)} files do not match {option} {pattern!r} and are not read: {shorten(others)}."
 
 
-def other_labels(
+def unmatched_labels(
     root: Path, task: str, pattern: str, labels: Mapping[str, Path | None], used: Collection[Path], shared: bool
 ) -> Iterator[str]:
     """Name the label files without an image, and those of images without a label that differ in their suffix alone.
