@@ -39,7 +39,14 @@ class EncodingMixin(TrainingMixin, PresentationMixin, ABC):
         return encoded.scatter_(1, target.masked_fill(~valid, 0)[:, None], inside.to(encoded.dtype))
 
     def encode_prediction(self, output: TaskOutput) -> Tensor:
-        """Encode an output in the form of a label, with gradient: class probabilities or values, ``b c h/s w/s``."""
+        """Encode an output in the form of a label, with gradient: class probabilities or decoded values.
+
+        Args:
+            output: Network output.
+
+        Returns:
+            ``b c h/s w/s``.
+        """
         logits = upcast(output.logits)
         if self.field_channels is not None:
             return self._scale(upcast(self.decode(output, (logits.shape[-2], logits.shape[-1]))))

@@ -34,6 +34,9 @@ class ConfigMixin:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the task that ``to_config`` describes.
 
+        Args:
+            config: ``class_path`` and ``init_args``.
+
         Raises:
             ConfigError: The class cannot be imported, is not a task or takes other arguments.
         """

@@ -102,7 +102,13 @@ def compose(seed: int, index: int, stream: int = 0) -> Scene:
 
 @cache
 def has_people(seed: int, index: int, stream: int = 0) -> bool:
-    """Return True if a scene, with the arguments of ``render``, has people; it is not rendered."""
+    """Return True if a scene has people, without rendering it.
+
+    Args:
+        seed: Non-negative seed of the dataset.
+        index: Index of the scene in its stream.
+        stream: Index of a disjoint sequence of scenes.
+    """
     _, room, _ = _start_room(seed, index, stream)
     return any(solid.part for solid in room.solids)
 
