@@ -251,13 +251,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             rank_zero_info(self.label_summary)
             for warning in unpaired_sides(self.tasks) if self.augment and self.augment.hflip_prob else ():
                 rank_zero_warn(warning)
-            learned = set[str]().union(*self.origins_per_image(self.train.dataset).values())
             if self.pseudo_labels:
-                learned |= self.pseudo_labels.tasks()
                 rank_zero_info(self.pseudo_labels.summary())
                 if rejected := sum(map(len, self.pseudo_labels.rejected().values())):
                     rank_zero_info(f"{rejected} rejected pseudo-labels of {self.pseudo_labels.folder} are left out.")
-            for name in sorted({task.name for task in self.tasks} - learned):
+            for name in sorted({task.name for task in self.tasks}.difference(*self.train.origins.values())):
                 rank_zero_info(f"No training image has a label of {name}, unless a teacher makes it. Check its files.")
             if self.trainer and (folder := run_directory(self.trainer)) and self.trainer.is_global_zero:
                 self.label_mask(self.train.dataset).save(folder / LABEL_MASK)
