@@ -63,6 +63,8 @@ class OutsideTeacher(ABC):
         if isinstance(self.task, Depth):
             low, high = self.task.output_range
             missing |= (values < low) | (values > high)
+        if not missing.any():
+            return values, confidence
         values, confidence = values.copy(), confidence.copy()
         values[missing] = self.task.output_range[0] if isinstance(self.task, Depth) else 0
         confidence[missing] = 0
