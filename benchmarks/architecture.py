@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from cost import make_batch
 from gap import TASKS, Row, cell, gain, read, write
-from label_efficiency import BLOCKS, PROTOCOLS, VALIDATION
+from label_efficiency import BLOCKS, PROTOCOLS, SIZE, VALIDATION
 from runs import fit_words, metrics_of, run_folder, run_htt
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,8 +53,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 LENGTHS = {"short": 4, "long": 16}
 """Number of epochs of 225 steps, batch 4."""
-SIZE, IMAGES, SHARE = (64, 96), 1500, 0.6
-"""Size of the scenes in pixels, number of training scenes, and the part of them that an epoch takes."""
+IMAGES, SHARE = 1500, 0.6
+"""Number of training scenes, and the part of them that an epoch takes."""
 SHARED: dict[str, Any] = {"token_dim": 48, "dilations": [3], "dropout": 0, "lr": 1e-3}
 
 

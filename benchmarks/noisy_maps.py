@@ -32,12 +32,13 @@ def write_noisy_maps(folder: Path, scenes: SyntheticScenes, level: float) -> Non
         level: Relative error of depth. Normals get one and a half times of it on every axis: 0.1 is some 12 degrees.
     """
     for index, name in enumerate(scenes.ids):
+        paths = [folder / task / f"{name}.npy" for task in TASKS]
+        if all(path.exists() for path in paths):
+            continue
         rng, size = np.random.default_rng([7, index]), scenes.size(index)
         depth = scenes.label(index, "depth") * (1 + level * smooth_noise(rng, size)[..., 0])
         normals = scenes.label(index, "normals") + 1.5 * level * smooth_noise(rng, size, 3)
         normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-        for task, array in zip(TASKS, ((depth - SHIFT) / SCALE, normals), strict=True):
-            path = folder / task / f"{name}.npy"
-            if not path.exists():
-                with atomic_path(path) as partial, partial.open("wb") as file:
-                    np.save(file, array.astype(np.float32))
+        for path, array in zip(paths, ((depth - SHIFT) / SCALE, normals), strict=True):
+            with atomic_path(path) as partial, partial.open("wb") as file:
+                np.save(file, array.astype(np.float32))

@@ -25,6 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from noisy_maps import smooth_noise
 from PIL import Image
 
 from htt_lightning import HTTModule, NYUDDataModule
@@ -56,8 +57,7 @@ def write_maps(root: Path, count: int, kind: str) -> None:
     """Write another program's maps of the rooms, and for PNG files the rooms themselves."""
     for index in range(count):
         scene = render(0, index, SIZE, 0)
-        error = cv2.GaussianBlur(np.random.default_rng(index).standard_normal(SIZE), (0, 0), 8)
-        error = (1 + 0.05 * error / error.std()).astype(np.float32)
+        error = 1 + 0.05 * smooth_noise(np.random.default_rng(index), SIZE)[..., 0]
         maps = {"semseg": scene["semseg"], "depth": scene["depth"] * error, "normals": scene["normals"]}
         if kind == "png":
             scene["depth"], maps["depth"] = (np.uint16(1000 * depth) for depth in (scene["depth"], maps["depth"]))
