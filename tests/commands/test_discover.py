@@ -291,7 +291,7 @@ def test_pseudo_labels_of_other_dataset_are_rejected(other, word, tmp_path, comp
 def test_two_processes_write_the_files_of_one(copied, complete, checkpoint, tmp_path):
     for path in sorted((copied.folder / "maps").iterdir())[:3]:
         path.unlink()  # an odd number for two processes
-    done = run_ranks("tests.ddp_discover", copied.folder, checkpoint, output=tmp_path / "printed.txt")
+    done = run_ranks("tests.ddp_discover", copied.folder, "--checkpoint", checkpoint, output=tmp_path / "printed.txt")
     assert done.statuses == [0, 0], done.printed
     assert copied.manifest() == complete.manifest()
     assert_same_labels(complete, copied)

@@ -20,6 +20,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.training.trainer import HTTTrainer
 from tests.commands.interruption import interrupted_after
 from tests.commands.test_discover import FEW, QUIET, checkpoint, contents  # noqa: F401
+from tests.ranks import run_ranks
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 SCALE, SHIFT = 2.5, 0.3
@@ -53,9 +54,13 @@ def copied(maps, tmp_path):
     return shutil.copytree(maps, tmp_path / "maps")
 
 
+def maps_of(maps, teachers=TEACHERS):
+    return {task: TeacherOptions(**{"maps": str(maps / task)} | settings) for task, settings in teachers.items()}
+
+
 def ask(maps, out, data=None, teachers=TEACHERS, ckpt_path=None, **options):
     data = data or tiny_data(**FEW)
-    given = {task: TeacherOptions(**{"maps": str(maps / task)} | settings) for task, settings in teachers.items()}
+    given = maps_of(maps, teachers)
     discover(HTTTrainer(**QUIET), tiny_module(data), data, str(out), ckpt_path, given, **options)
     return PseudoLabelStore(out)
 
@@ -123,6 +128,15 @@ def test_interrupted_command_goes_on(maps, complete, tmp_path, monkeypatch):
     monkeypatch.setattr("htt_lightning.discovery.outside.fit.fit_alignment", None)  # the first one stays
     assert contents(ask(maps, out)) == contents(complete)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert PseudoLabelStore(out).manifest() == complete.manifest()
+
+
+@pytest.mark.slow
+def test_two_processes_align_and_write_as_one(maps, complete, tmp_path):
+    out = tmp_path / "out"
+    done = run_ranks("tests.ddp_discover", out, "--maps", maps, output=tmp_path / "printed.txt")
+    assert done.statuses == [0, 0], done.printed
+    assert contents(PseudoLabelStore(out)) == contents(complete)
     assert PseudoLabelStore(out).manifest() == complete.manifest()
 
 
