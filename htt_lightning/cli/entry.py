@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import resources
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -128,27 +129,34 @@ def is_file(name: str) -> bool:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """Read a config, a file or text; empty if it is no mapping, which the parser reports."""
+    """Read a config, a file or text; empty if it is no mapping, which the parser reports.
+
+    Raises:
+        ConfigError: The file is binary, or its syntax is wrong; the parser would not name the file.
+    """
     try:
-        config = yaml.safe_load(Path(name).read_text(encoding="utf-8") if is_file(name) else name)
-    except UnicodeDecodeError as error:  # the parser would not catch it
+        with Path(name).open(encoding="utf-8") if is_file(name) else StringIO(name) as file:
+            config = yaml.safe_load(file)
+    except UnicodeDecodeError as error:
         raise ConfigError(f"--config must be a text file, got {name} ({error}).") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except yaml.YAMLError as error:  # its message has the name of the file and the line
+        step = "Indent with spaces, and close every bracket and quotation mark."
+        raise ConfigError(f"--config must be valid YAML, got: {' '.join(str(error).split())}. {step}") from error
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
 
 def specifies_dataset(words: Sequence[str]) -> bool:
-    """Return True if a command line, or a config that it names, specifies the dataset."""
+    """Return True if a command line, or a config that it names, specifies the dataset; every config is read."""
+    found = False
     for word, following in pairwise([*words, ""]):
-        if word.partition("=")[0] in ("--data", "--data.class_path"):
-            return True
+        found |= word.partition("=")[0] in ("--data", "--data.class_path")
         attached = CONFIG_OPTION.fullmatch(word)
         if attached or word in ("--config", "-c"):
             data = read_config(attached[2] if attached else following).get("data")
-            if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
-                return True
-    return False
+            found |= isinstance(data, str) or (isinstance(data, dict) and "class_path" in data)
+    return found
 
 
 def resolve_config(name: str) -> str:

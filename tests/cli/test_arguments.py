@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from htt_lightning.cli.entry import normalize_args, resolve_config, specifies_dataset
+from htt_lightning.errors import ConfigError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("in_empty_folder")
@@ -51,6 +52,14 @@ def test_specifies_dataset_reads_configs(words, specified):
     Path("without.yaml").write_text("data: {init_args: {batch_size: 2}}")
     Path("empty.yaml").write_text("")
     assert specifies_dataset(words) is specified
+
+
+@pytest.mark.parametrize("command", ["fit", "check"])
+@pytest.mark.parametrize("text", ["model:\n\tlr: 1\n", "model:\n  dilations: [1, 2\n", "model: {}\nlr: 'a\n", "\n\0"])
+def test_syntax_error_names_file_and_line(command, text):
+    Path("run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"--config must be valid YAML, .*\"run\.yaml\", (line [23]|position 1)"):
+        normalize_args([command, "--data=SyntheticDataModule", "--config", "run.yaml"])
 
 
 @pytest.mark.parametrize("word", ["-cdemo.yaml", "-c=demo.yaml", "--config=demo.yaml"])
