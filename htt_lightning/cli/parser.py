@@ -23,12 +23,18 @@ HINT = "Did you mean"
 MIN_SIMILARITY = 0.75
 """Similarity, from 0 to 1, that a suggestion must have with the unknown name."""
 UNBUILT = re.compile(
-    r"class_path '(?:\w+\.)*(?P<cls>\w+)':\s+"
+    r"class_path '(?P<path>(?:\w+\.)*(?P<cls>\w+))':\s+"
     r"(?:the following arguments are required: (?P<missing>\w+)|Option '(?P<refused>\w+)' is not accepted)"
 )
 """jsonargparse on a class that lacks an option, or has none of that name."""
 CHOICES = re.compile(r"Literal\[(?P<choices>[^]]*)\][\s\S]*?(?:Given|Got) value: (?P<value>\S+)")
 """Values that an option may have, and the one that it got."""
+NO_LIST = re.compile(
+    r"(?P<union>Errors:\s+- )?"
+    r"Expected a (?:<class '(?:tuple|list|collections\.abc\.Sequence)'>|tuple with (?P<length>\d+) elements)"
+    r"(?(union)\s+- Expected a <class 'NoneType'>\s+Given value type: .*\s+Given value: |\. Got value: )(?P<got>.+)"
+)
+"""jsonargparse on a single value for a list that may also be null, or on a list of another length."""
 LONG_VALUE = re.compile(r"\n *Given value type: .*\n *Given value: .{200,}")
 """All options of a class at the end of a message, which hide what is wrong."""
 
@@ -42,7 +48,8 @@ class SuggestingParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print a message of jsonargparse with a suggestion and exit with status 2."""
-        if not (text := self.explanation(message)):
+        # A parser of a nested class knows only the end of an option's name.
+        if not (text := self.explanation(message) if self.exit_on_error else ""):
             text = LONG_VALUE.sub("", message)
             text += "" if HINT in text else self.suggestion(text)
         super().error(text, ex)
@@ -51,7 +58,12 @@ class SuggestingParser(LightningArgumentParser):
         """Print nothing: hundreds of lines of usage would hide the error."""
 
     def explanation(self, message: str) -> str:
-        """Return a message for a missing option of a dataset, or one that the default dataset lacks; else nothing."""
+        """Return a message for a list option without a list, or an option that is missing or unknown; else nothing."""
+        if found := NO_LIST.search(message):
+            option, got = ".".join(re.findall(r'Parser key "([\w.]+)"', message[: found.start()])), found["got"]
+            if found["length"]:
+                return f"{option} must be a list of {found['length']} values, got {got}."
+            return f"{option} must be a list, got {got}. Write it in brackets, as in '[{got}, ...]'."
         found = UNBUILT.search(message)
         keys = re.findall(r'Parser key "([\w.]+)"', message[: found.start()]) if found else []
         if not found or keys[:1] != ["data"]:

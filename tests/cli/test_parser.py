@@ -27,6 +27,7 @@ def parser():
         (["--data=SyntheticDataModule", "--data.lables", "full"], "labels"),
         (["--data", "NYUDataModul", "--data.root", "."], "NYUDDataModule"),
         (["--data=SyntheticDataModule", "--trainer.logger", "WandBLogger"], "WandbLogger"),
+        (["--data=SyntheticDataModule", "--trainer.callbacks", "EarlyStoping"], "EarlyStopping"),
         (["--data=SyntheticDataModule", "--data.tasks", "[{class_path: Dept}]"], "Depth"),
         (["--config", "mine.yaml"], "max_epochs"),
         (["--data=SyntheticDataModule", "--discovery.target_type", "sotf"], "soft"),
@@ -57,6 +58,18 @@ FOLDER = "{class_path: FolderDataModule, init_args: {root: ., train: '*', val: '
         (["--config", "folder.yaml"], "data.root must be set for FolderDataModule, got none"),
         (["--data", FOLDER % "{train: '*'}"], "data.label_files.task must be set for LabelFiles, got none"),
         (["--data=SyntheticDataModule", "--data.root", "."], "data.root must be an option of the dataset"),
+        (["--data=SyntheticDataModule", "--data.image_size", "96"], "data.image_size must be a list, got 96."),
+        (["--data=SyntheticDataModule", "--data.image_size", "[96]"], "data.image_size must be a list of 2 values"),
+        (["--data=SyntheticDataModule", "--data.augment.crop", "96"], "data.augment.crop must be a list, got 96."),
+        (["--data=SyntheticDataModule", "--model.dilations", "3"], "model.dilations must be a list, got 3."),
+        (
+            ["--data=SyntheticDataModule", "--data.tasks", "[{class_path: SemSeg, init_args: {classes: sky}}]"],
+            "data.tasks.classes must be a list, got sky.",
+        ),
+        (
+            ["--data", FOLDER % "{task: Depth, train: '*', missing_values: 7}"],
+            "data.label_files.missing_values must be a list, got 7.",
+        ),
     ],
 )
 def test_missing_or_foreign_option_is_named(parser, words, message, capsys):
