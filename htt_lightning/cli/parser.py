@@ -5,7 +5,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from enum import Enum
+from pkgutil import resolve_name
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
@@ -66,6 +68,12 @@ class SuggestingParser(LightningArgumentParser):
             return f"{option} must be a list, got {got}. Write it in brackets, as in '[{got}, ...]'."
         found = UNBUILT.search(message)
         keys = re.findall(r'Parser key "([\w.]+)"', message[: found.start()]) if found else []
+        if found and found["refused"] and is_dataclass(cls := resolve_name(found["path"])):
+            name, known = found["refused"], [field.name for field in fields(cls) if field.init]
+            if f"dict[str, {cls.__module__}.{found['cls']}]" in message:  # then the key is in the value alone
+                keys += re.findall(rf"'(\w+)': {{[^{{}}]*'{name}'", message)[:1]
+            hint = did_you_mean(name, known)
+            return f"An option of {'.'.join(keys)} must be one of {', '.join(known)}, got {name!r}.{hint}"
         if not found or keys[:1] != ["data"]:
             return ""
         name = found["missing"] or found["refused"]

@@ -81,6 +81,23 @@ def test_missing_or_foreign_option_is_named(parser, words, message, capsys):
     assert len(lines) < 3
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "known"),
+    [
+        (["discover", "--out=x", "--teachers={edges: {}, depth: {nonsense: 1}}"], "teachers.depth", "hub, revision"),
+        (["fit", "--data.augment.nonsense=1"], "data.augment", "scale_range, scale_values, crop"),
+        (["fit", "--data.tasks=[{class_path: Depth, init_args: {nonsense: 1}}]"], "data.tasks", "num_bins"),
+    ],
+)
+def test_unknown_option_is_named_beside_those_known(words, option, known, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: An option of {option} must be one of ")
+    assert known in error
+    assert "got 'nonsense'" in error
+
+
 def test_message_leaves_out_all_options_of_a_class(parser, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["fit", "--data", FOLDER % "{task: Depth, train: '*', sacle: 1}"])
