@@ -19,8 +19,9 @@ from htt_lightning.cli.parser import SuggestingParser
 from htt_lightning.cli.quiet import silence_foreign_messages
 from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
 from htt_lightning.errors import ConfigError, did_you_mean
-from htt_lightning.io.run_directory import CONFIG
+from htt_lightning.io.run_directory import CONFIG, RUNS
 from htt_lightning.training.results import load_mapping
+from htt_lightning.training.resume import BEST, LAST, last_or_best_checkpoint, newest_checkpoint_dir
 
 FIT_OPTIONS = {"ckpt_path", "weights_only"}
 """Options of ``fit`` beside those of trainer, model, data and callbacks, which are in the config of a run."""
@@ -70,7 +71,10 @@ def run_command(name: str, args: Sequence[str]) -> None:
     for argument, settings in positional.items():
         parser.add_argument(argument, type=str, **settings)
     parser.add_function_arguments(command, as_group=False, skip=set(positional))
-    command(**parser.parse_args(args).as_dict())
+    options = parser.parse_args(args).as_dict()
+    if (keyword := options.get("ckpt_path")) in (LAST, BEST):
+        options["ckpt_path"] = str(last_or_best_checkpoint(keyword, newest_checkpoint_dir(Path(RUNS))))
+    command(**options)
 
 
 def normalize_args(words: Sequence[str]) -> list[str]:

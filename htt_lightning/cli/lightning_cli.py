@@ -44,7 +44,7 @@ from htt_lightning.commands.report import report
 from htt_lightning.data import PartialLabelDataModule
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.checkpoints import read_checkpoint
-from htt_lightning.io.run_directory import CHECKPOINTS, RUN_RECORD
+from htt_lightning.io.run_directory import CHECKPOINTS, RUN_RECORD, RUNS
 from htt_lightning.module import HTTModule
 from htt_lightning.training.resume import AUTO, BEST, LAST, last_or_best_checkpoint, newest_checkpoint_dir
 from htt_lightning.training.trainer import HTTTrainer
@@ -102,7 +102,7 @@ class HTTCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             trainer_defaults={
-                "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+                "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": RUNS, "name": ""}},
                 "callbacks": RunRecord(),
                 "enable_model_summary": False,  # its layers are those of every run, and its FLOPs are 0
             },
@@ -223,9 +223,11 @@ class HTTCLI(LightningCLI):
         return str(last_or_best_checkpoint(path, self._checkpoint_dir()))
 
     def _checkpoint_dir(self) -> Path:
-        """Find the checkpoints of the run whose config is given, or else of the newest run of the loggers."""
+        """Find the checkpoints of the run that ``run`` or a config names, or else of the newest run of the loggers."""
         if folder := self.options.checkpoint.dirpath:
             return Path(folder)
+        if run := self.options.get("run"):
+            return Path(run) / CHECKPOINTS
         for config in reversed(self.options.get("config") or []):
             run = Path(str(config)).parent if str(config).endswith((".yaml", ".yml")) else Path()  # not text
             if (run / RUN_RECORD).is_file() or (run / CHECKPOINTS).is_dir():

@@ -89,7 +89,7 @@ def export(
     """Export a checkpoint's network to one file, and compare it with PyTorch.
 
     Args:
-        ckpt_path: Checkpoint of this library.
+        ckpt_path: Checkpoint of this library; on the command line also ``last`` or ``best`` of the newest run.
         format: ``onnx``, ``torch-export`` (for ``torch.export.load``) or ``safetensors`` (weights of the network).
         out: Path of the new file.
         overwrite: Whether to replace an existing file.

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+RUNS = "runs"
+"""The folder of runs, unless a logger has another one."""
 CONFIG, TRAIN_CONFIG = "config.yaml", "train_config.yaml"
 """The config of the run, and the training config of the checkpoint that ``test`` scored."""
 RUN_RECORD = "run_record.yaml"

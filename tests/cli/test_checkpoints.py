@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from time import time
 
 import pytest
 import yaml
@@ -81,6 +82,28 @@ def test_untrained_network_is_refused(command, in_empty_folder):
 def test_keyword_without_a_run_is_refused(keyword, in_empty_folder):
     assert "no run below runs has one" in failing("test", ckpt_path=keyword)
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["export", "--format=safetensors", "--out=net", "--ckpt_path=last"], "version_1/checkpoints/last.ckpt"),
+        (["export", "--format=safetensors", "--out=net", "--ckpt_path=best"], "version_1/checkpoints/kept.ckpt"),
+        (["discover", "--out=pseudo", "--ckpt_path=best"], "version_1/checkpoints/kept.ckpt"),
+        (["app", "--ckpt_path=last"], "version_1/checkpoints/last.ckpt"),
+        (["app", "--run=runs/version_0", "--ckpt_path=best"], "version_0/checkpoints/kept.ckpt"),
+    ],
+)
+def test_keyword_is_found_by_commands_of_this_library(words, path, in_empty_folder):
+    for age, version in ((100, 0), (0, 1)):
+        folder = Path(f"runs/version_{version}/checkpoints")
+        folder.mkdir(parents=True)
+        (folder / "best.json").write_text('{"best": "kept.ckpt"}')
+        for name in ("last.ckpt", "kept.ckpt"):
+            (folder / name).write_bytes(b"")
+            os.utime(folder / name, (time() - age, time() - age))
+    with pytest.raises(SystemExit, match=f"--ckpt_path: runs/{path} is corrupt"):
+        main(words)
 
 
 @pytest.mark.parametrize(
