@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from htt_lightning.callbacks import LabelDiscovery
@@ -65,11 +65,12 @@ def discover(
     """
     if not ckpt_path and not teachers:
         raise ConfigError("--ckpt_path must be a checkpoint, or --teachers must have teachers by task, got neither.")
-    checkpoint = _load_checkpoint(trainer, model, ckpt_path) if ckpt_path else None
+    tasks = _tasks_with_thresholds(trainer, model)
+    checkpoint = _load_checkpoint(model, tasks, ckpt_path) if ckpt_path else None
     outside = build_teachers(teachers or {}, datamodule.tasks)
     datamodule.prepare_data()
     store = PseudoLabelStore(Path(out))
-    writer = PseudoLabelWriter(model if ckpt_path else None, datamodule, store, checkpoint, outside, overwrite)
+    writer = PseudoLabelWriter(model if ckpt_path else None, tasks, datamodule, store, checkpoint, outside, overwrite)
     for name, fit in writer.fit(trainer.strategy.root_device).items():
         if fit and trainer.is_global_zero:
             Console(soft_wrap=True).out(f"{name} from outside: {fit}", highlight=False)
@@ -77,16 +78,21 @@ def discover(
         warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # every file exists
         trainer.predict(writer, return_predictions=False)
     if trainer.is_global_zero:
-        Console(soft_wrap=True).out(writer.store.summary(), writer.store.manifest_path, sep="\n", highlight=False)
+        lines = [store.summary(), *writer.confident_shares(), store.manifest_path]
+        Console(soft_wrap=True).out(*lines, sep="\n", highlight=False)
 
 
-def _load_checkpoint(trainer: L.Trainer, model: HTTModule, path: str) -> dict[str, Any]:
+def _tasks_with_thresholds(trainer: L.Trainer, model: HTTModule) -> Sequence[Task]:
+    """Return the tasks of a model with the confidence thresholds of the options ``discovery``."""
+    callbacks = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, LabelDiscovery)]
+    return callbacks[0].tasks_with_overrides(model) if callbacks else model.tasks
+
+
+def _load_checkpoint(model: HTTModule, tasks: Sequence[Task], path: str) -> dict[str, Any]:
     """Load the weights of a checkpoint, and return its description for the manifest."""
     checkpoint = read_checkpoint(path, "--ckpt_path")
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
-    callbacks = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, LabelDiscovery)]
-    tasks = callbacks[0].tasks_with_overrides(model) if callbacks else model.tasks
     thresholds = {task.name: task.confidence_threshold for task in tasks}
     return {"name": Path(path).name, "sha256": sha256_of(Path(path)), "thresholds": thresholds}
 
@@ -111,6 +117,7 @@ class TeacherInputs(Dataset[Batch]):
         name = self.images.ids[key.dataset_index]
         sample: Batch = self.images[key] if self.reads_images else {"id": name}
         tasks = self.missing[name]
+        sample["is_padding"] = key.is_padding
         sample["maps"] = {each.task.name: each.label(name) for each in self.teachers if each.task in tasks}
         return sample
 
@@ -126,6 +133,7 @@ class PseudoLabelWriter(L.LightningModule):
 
     Args:
         model: Network that labels the tasks without a teacher from outside; None leaves these labels missing.
+        confidence_tasks: Tasks whose confidence masks training will apply.
         datamodule: Dataset with its label mask.
         store: Folder for the pseudo-labels.
         checkpoint: Description of the network.
@@ -133,9 +141,12 @@ class PseudoLabelWriter(L.LightningModule):
         overwrite: Whether pseudo-labels of another origin are deleted first.
     """
 
+    pixels: Tensor
+
     def __init__(
         self,
         model: HTTModule | None,
+        confidence_tasks: Sequence[Task],
         datamodule: PartialLabelDataModule,
         store: PseudoLabelStore,
         checkpoint: dict[str, Any] | None,
@@ -154,6 +165,9 @@ class PseudoLabelWriter(L.LightningModule):
         tasks = [task for task in datamodule.tasks if task.supports_pseudo_labels and (model or task.name in outside)]
         self.missing = {name: [t for t in tasks if t.name not in own] for name, own in self.labels.items()}
         self.network_tasks = [task for task in tasks if task.name not in outside]
+        self.confidence_tasks = confidence_tasks
+        # Numbers of confident pixels and of all pixels that this command has written, ``t 2``.
+        self.register_buffer("pixels", torch.zeros(len(confidence_tasks), 2, dtype=torch.long))
 
     def fit(self, device: torch.device) -> dict[str, str]:
         """Check the teachers from outside, align them with given labels, and describe the fits by task.
@@ -218,12 +232,27 @@ class PseudoLabelWriter(L.LightningModule):
         found: list[dict[str, LabelWithConfidence]] = batch["maps"]
         if "image" in batch:
             self._run_models(batch, found)
-        for name, labels in zip(names, found, strict=True):
-            if name in self.pending:
-                self.store.write(name, {task.name: (task, *labels[task.name]) for task in self.missing[name]})
+        for name, labels, is_padding in zip(names, found, batch["is_padding"], strict=True):
+            if name in self.pending and not is_padding:  # another rank writes the image
+                maps = {task.name: (task, *labels[task.name]) for task in self.missing[name]}
+                self.store.write(name, maps)
+                for row, task in enumerate(self.confidence_tasks):
+                    if task.name in maps:
+                        confident = task.confidence_mask(torch.from_numpy(labels[task.name][1]))
+                        self.pixels[row] += torch.tensor([confident.sum(), confident.numel()], device=self.device)
         if self.trainer.received_sigterm:  # Lightning stops only a training run
             raise SIGTERMException
         return names
+
+    def on_predict_epoch_end(self) -> None:
+        """Add up the pixels of all ranks."""
+        self.pixels = self.trainer.strategy.reduce(self.pixels, reduce_op="sum")
+
+    def confident_shares(self) -> list[str]:
+        """Describe, in one line, the share of confident pixels by task; without new labels there is no line."""
+        counts = zip(self.confidence_tasks, self.pixels.tolist(), strict=True)
+        shares = [f"{task.name} {100 * confident / total:.1f} %" for task, (confident, total) in counts if total]
+        return [f"Confident pixels of the labels written now: {', '.join(shares)}"] if shares else []
 
     def _run_models(self, batch: Batch, found: list[dict[str, LabelWithConfidence]]) -> None:
         """Add the labels that the network and the models from outside give to the images of a batch."""

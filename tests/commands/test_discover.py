@@ -1,6 +1,7 @@
 """The command ``discover``, and training on its pseudo-labels."""
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,29 @@ def test_discover_writes_predictions_of_network(complete, checkpoint):
         expected = found.label[0].numpy()
         expected = expected.transpose(1, 2, 0).squeeze() if task.field_channels else expected
         np.testing.assert_allclose(label.squeeze(), expected, rtol=1e-3, atol=0.01 if task.field_channels == 3 else 0)
+
+
+def stored_confidences(store, task):
+    names = [name for name in store.manifest()["images"] if task.name in discovered(store, name)]
+    return torch.tensor(np.stack([store.read(name, [task])[f"{task.name}.confidence"] for name in names]))
+
+
+def test_discover_prints_share_of_confident_pixels(tmp_path, complete, checkpoint, capsys):
+    data, out = tiny_data(**FEW), tmp_path / "out"
+    module, depth = tiny_module(data), next(task for task in data.tasks if task.name == "depth")
+    above_lowest = stored_confidences(complete, depth).min().item() + 0.5 / 255  # between two values of files
+    callback = LabelDiscovery(confidence_thresholds={"depth": above_lowest})
+    discover(HTTTrainer(callbacks=[callback], **QUIET), module, data, str(out), checkpoint)
+    summary, shares, path = capsys.readouterr().out.splitlines()[-3:]
+    store = PseudoLabelStore(out)
+    assert (summary, path) == (store.summary(), str(store.manifest_path))
+    printed = {name: float(share) for name, share in re.findall(r"(\w+) ([\d.]+) %", shares)}
+    for task in callback.tasks_with_overrides(module):
+        expected = task.confidence_mask(stored_confidences(store, task)).float().mean().item()
+        assert printed[task.name] == pytest.approx(100 * expected, abs=0.1 if task.name == "depth" else 1)
+    assert 0 < printed["depth"] < 100
+    discover(HTTTrainer(**QUIET), module, data, str(out), checkpoint)
+    assert "Confident pixels" not in capsys.readouterr().out  # nothing was left to write
 
 
 def test_discover_resumes(tmp_path, complete, checkpoint, monkeypatch):
