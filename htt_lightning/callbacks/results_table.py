@@ -111,6 +111,11 @@ class ResultsTable(Callback):
             return None
         return constant_baseline_scores(data, tasks)
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Turn off Lightning's own table of the metrics that ``on_test_end`` prints."""
+        if self._folder is not None and isinstance(pl_module, HTTModule):
+            cast(Any, trainer).test_loop.verbose = False
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the test metrics and write them as JSON and Markdown."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):

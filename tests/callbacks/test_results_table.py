@@ -127,6 +127,17 @@ def tested(tmp_path_factory):
         return evaluate(tmp_path_factory.mktemp("tested"), module, data, enable_progress_bar=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"fast_dev_run": True}])
+@pytest.mark.parametrize("callbacks", [[], [ResultsTable()]])
+def test_test_prints_one_table(tmp_path, monkeypatch, capsys, callbacks, options):
+    monkeypatch.chdir(tmp_path)
+    data = tiny_data(tasks=["depth"], labels="full", train_images=4)
+    tiny_trainer(tmp_path, callbacks=callbacks, **options).test(tiny_module(data), data)
+    printed, has_own = capsys.readouterr().out, bool(callbacks) and not options
+    assert ("Random weights" in printed) == has_own
+    assert ("test/depth/abs_err" in printed) != has_own  # in Lightning's table alone
+
+
 def test_test_metrics_hold_every_metric_with_its_spec(tested):
     tasks, rows = tested.data.tasks, read(tested.folder / "test_metrics.json")
     specs = {f"test/{t.name}/{name}": t.metric_spec(name) for t in tasks for name in t.metrics().compute()}
