@@ -253,8 +253,6 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
                 rank_zero_warn(warning)
             if self.pseudo_labels:
                 rank_zero_info(self.pseudo_labels.summary())
-                if rejected := sum(map(len, self.pseudo_labels.rejected().values())):
-                    rank_zero_info(f"{rejected} rejected pseudo-labels of {self.pseudo_labels.folder} are left out.")
             for name in sorted({task.name for task in self.tasks}.difference(*self.train.origins.values())):
                 rank_zero_info(f"No training image has a label of {name}, unless a teacher makes it. Check its files.")
             if self.trainer and (folder := run_directory(self.trainer)) and self.trainer.is_global_zero:

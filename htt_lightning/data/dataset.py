@@ -18,7 +18,7 @@ from htt_lightning.data.batch import Arrays, Batch, SampleIndex, to_sample
 from htt_lightning.data.derivation.camera import PinholeCamera
 from htt_lightning.data.derivation.derived_labels import DerivedLabels
 from htt_lightning.data.origin import NO_LABEL, Origin, WeightTable
-from htt_lightning.data.pseudo_labels import PseudoLabelStore, to_pseudo_label
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, pseudo_label_tasks, to_pseudo_label, usable_origins
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.progress import track
@@ -182,12 +182,12 @@ class PartialLabelDataset(Dataset[Batch]):
         origin_weights: WeightTable | None = None,
     ) -> None:
         self.pseudo_labels, self.derived, self.origin_weights = pseudo_labels, derived, origin_weights
-        self._stored_tasks = pseudo_labels.tasks() if pseudo_labels else set[str]()
+        manifest = pseudo_labels.manifest() if pseudo_labels else {"images": {}}
+        self._stored_tasks, stored = pseudo_label_tasks(manifest), usable_origins(manifest)
         self.dataset, self.tasks, self.transform, self.size, self.seed = dataset, tuple(tasks), transform, size, seed
         indices = {name: index for index, name in enumerate(dataset.ids)}
         self.ids = list(labels)
         self.items = [(indices[name], tuple(labels[name])) for name in self.ids]
-        stored = pseudo_labels.usable_origins() if pseudo_labels else {}
         for index, labeled in self.items:
             derived.check_camera(labeled, dataset.camera_of(index), type(dataset).__name__)
         self.origins = {name: stored.get(name, {}) | own for name, own in derived.origins(labels).items()}

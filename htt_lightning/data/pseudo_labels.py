@@ -77,27 +77,17 @@ class PseudoLabelStore:
         """
         write_text(self.manifest_path, json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n")
 
-    def tasks(self) -> set[str]:
-        """Read which tasks have pseudo-labels; labels of others stay missing."""
-        return pseudo_label_tasks(self.manifest())
-
     def rejected(self) -> dict[str, list[str]]:
         """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
         return self.manifest().get("rejected", {}) if self.manifest_path.is_file() else {}
 
-    def usable_origins(self) -> dict[str, dict[str, Origin]]:
-        """Read the origins of the pseudo-labels that are not rejected, by image id and task; {} without a manifest."""
-        manifest = self.manifest() if self.manifest_path.is_file() else {"images": {}}
-        rejected = manifest.get("rejected", {})
-        return {
-            name: {task: origins[task] for task in stored_tasks(origins) if task not in rejected.get(name, ())}
-            for name, origins in manifest["images"].items()
-        }
-
     def summary(self) -> str:
-        """Count the pseudo-labels that are not rejected by task, in one line."""
-        counts = Counter(task for origins in self.usable_origins().values() for task in origins)
-        return f"Pseudo-labels of {self.folder}: {', '.join(f'{task} {n}' for task, n in counts.items()) or 'none'}"
+        """Count the pseudo-labels that are not rejected by task, in one line, and the rejected ones in another."""
+        manifest = self.manifest()
+        counts = Counter(task for origins in usable_origins(manifest).values() for task in origins)
+        rejected = sum(map(len, manifest.get("rejected", {}).values()))
+        used = f"Pseudo-labels of {self.folder}: {', '.join(f'{task} {n}' for task, n in counts.items()) or 'none'}"
+        return used + (f"\n{rejected} rejected pseudo-labels of {self.folder} are left out." if rejected else "")
 
     def set_rejected(self, name: str, task: str, rejected: bool = True) -> None:
         """Reject an image's pseudo-label in the manifest, so that training does without it, or keep it again.
@@ -186,8 +176,17 @@ class PseudoLabelStore:
 
 
 def pseudo_label_tasks(manifest: Mapping[str, Any]) -> set[str]:
-    """Return the tasks that have pseudo-labels, by a manifest."""
+    """Return the tasks that have pseudo-labels, by a manifest; labels of others stay missing."""
     return {task for origins in manifest["images"].values() for task in stored_tasks(origins)}
+
+
+def usable_origins(manifest: Mapping[str, Any]) -> dict[str, dict[str, Origin]]:
+    """Return the origins of the pseudo-labels that are not rejected, by image id and task, by a manifest."""
+    rejected = manifest.get("rejected", {})
+    return {
+        name: {task: origins[task] for task in stored_tasks(origins) if task not in rejected.get(name, ())}
+        for name, origins in manifest["images"].items()
+    }
 
 
 def stored_tasks(origins: Mapping[str, Origin]) -> list[str]:

@@ -14,7 +14,7 @@ from htt_lightning.commands.app.review import Review
 from htt_lightning.commands.discover import PseudoLabelWriter, discover
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from htt_lightning.data.origin import Origin
-from htt_lightning.data.pseudo_labels import PseudoLabelStore
+from htt_lightning.data.pseudo_labels import PseudoLabelStore, pseudo_label_tasks
 from htt_lightning.discovery.outside import TeacherOptions
 from htt_lightning.errors import HTTError
 from htt_lightning.training.trainer import HTTTrainer
@@ -89,7 +89,7 @@ def test_maps_become_labels_from_outside(complete):
         expected = dict.fromkeys(TEACHERS, Origin.OUTSIDE) | dict.fromkeys(labels[name], Origin.GIVEN)
         assert origins == expected
     assert manifest["checkpoint"] is None
-    assert complete.tasks() == TEACHERS.keys()
+    assert pseudo_label_tasks(manifest) == TEACHERS.keys()
     for label, confidence, truth in stored_labels(complete, "semseg"):
         np.testing.assert_array_equal(label, truth)
         assert (confidence == 1).all()

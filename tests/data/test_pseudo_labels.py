@@ -94,6 +94,13 @@ def test_mean_confidences_are_those_of_the_archive(tmp_path):
         store.mean_confidences("3", [of_kind(store, "3", Origin.GIVEN)])
 
 
+def test_setup_reads_manifest_for_dataset_and_summary_alone(store, monkeypatch):
+    reads, read = [], PseudoLabelStore.manifest
+    monkeypatch.setattr(PseudoLabelStore, "manifest", lambda self: reads.append(self.folder) or read(self))
+    tiny_data(**FEW, pseudo_labels=str(store.folder)).setup("fit")
+    assert reads == [store.folder] * 2
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_have_no_rejected_label(num_workers, store, caplog):
     rejected = {(name, of_kind(store, name, Origin.DISCOVERED)) for name in ("0", "3", "5")}

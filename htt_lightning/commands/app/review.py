@@ -11,7 +11,7 @@ from htt_lightning.callbacks.panel import PanelEntry, draw_label, draw_map, draw
 from htt_lightning.data.batch import Arrays, to_chw_tensor, to_target
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.origin import Origin
-from htt_lightning.data.pseudo_labels import ConfidenceMap, PseudoLabelMap, PseudoLabelStore
+from htt_lightning.data.pseudo_labels import ConfidenceMap, PseudoLabelMap, PseudoLabelStore, pseudo_label_tasks
 from htt_lightning.errors import HTTError
 from htt_lightning.io.arrays import resize
 from htt_lightning.io.progress import track
@@ -41,11 +41,12 @@ class Review:
         self.dataset, self.derived = datamodule.build_dataset("train"), datamodule.derived
         self.origins = datamodule.origins_per_image(self.dataset)
         store.check(self.origins, datamodule.tasks, datamodule.fingerprint())
-        stored, self._stored = store.tasks(), store.manifest()["images"]
+        manifest = store.manifest()
+        stored, self._stored = pseudo_label_tasks(manifest), manifest["images"]
         self.tasks = [task for task in datamodule.tasks if task.name in stored]
         self._indices = {name: index for index, name in enumerate(self.dataset.ids)}
         self._available = {task.name: self.dataset.available(task.name) for task in self.tasks}
-        self._rejected, self._lock = store.rejected(), Lock()
+        self._rejected, self._lock = manifest.get("rejected", {}), Lock()
         self.confidences = self._read_confidences()
 
     def order(self, task: str | None = None) -> list[str]:
