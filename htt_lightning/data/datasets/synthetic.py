@@ -13,7 +13,7 @@ from htt_lightning.data.dataset import DenseDataset
 from htt_lightning.data.datasets.nyud import CLASSES
 from htt_lightning.data.derivation.camera import PinholeCamera
 from htt_lightning.data.synthetic_scenes import TASKS, has_people, render
-from htt_lightning.data.synthetic_scenes.rooms import TANGENT
+from htt_lightning.data.synthetic_scenes.rooms import STYLES, TANGENT, StyleName
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.files import atomic_path
 from htt_lightning.io.progress import track
@@ -34,23 +34,35 @@ class SyntheticScenes(DenseDataset):
         size: Height and width in pixels.
         seed: Seed of the collection.
         cache: Folder for rendered scenes; by default scenes are rendered each time they are read.
+        style: Look of the images, ``day`` or ``night``; the labels of a scene are the same in both.
 
     Raises:
-        ConfigError: The split is unknown, or count, size or seed are out of range.
+        ConfigError: Split or style is unknown, or count, size or seed are out of range.
     """
 
-    def __init__(self, split: str, count: int, size: tuple[int, int], seed: int = 0, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        split: str,
+        count: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        cache: Path | None = None,
+        style: StyleName = "day",
+    ) -> None:
         if split not in _SPLIT_STREAMS:
             raise ConfigError(f"The split of synthetic scenes must be train or val, got {split!r}.")
         if count < 1 or min(size) < 1 or seed < 0:
             given = f"count {count}, size {tuple(size)}, seed {seed}"
             raise ConfigError(f"Synthetic scenes must have count and size above 0 and seed at least 0, got {given}.")
+        if style not in STYLES:
+            raise ConfigError(f"The style of synthetic scenes must be {' or '.join(STYLES)}, got {style!r}.")
         self.ids = [str(index) for index in range(count)]
         self.tasks = TASKS
         self._key = (seed, _SPLIT_STREAMS[split], size)
+        self.style: StyleName = style
         focal_length = max(size) / (2 * TANGENT)
         self.camera = PinholeCamera((focal_length, focal_length), (size[1] / 2, size[0] / 2), size)
-        name = f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}"
+        name = f"v{RENDERER_VERSION}-seed{seed}-{size[0]}x{size[1]}" + ("" if style == "day" else f"-{style}")
         self._folder = Path(cache) / name / split if cache else None
         self._last: tuple[int, Arrays] | None = None  # image and labels of a scene are read in turn
 
@@ -104,7 +116,7 @@ class SyntheticScenes(DenseDataset):
     def _scene(self, index: int) -> Arrays:
         if self._last is None or self._last[0] != index:
             seed, stream, size = self._key
-            self._last = index, render(seed, index, size, stream)
+            self._last = index, render(seed, index, size, stream, self.style)
         return self._last[1]
 
 
@@ -143,6 +155,8 @@ class SyntheticDataModule(PartialLabelDataModule):
         scene_seed: Seed of the collection of scenes; ``seed`` is that of order, augmentation and labels.
         cache: Folder for all scenes, rendered before training; by default they are rendered during training.
         batch_size: Images per batch and process.
+        style: Look of the images: ``day``, or ``night`` with blue light, dark shadows and grain. Labels do not depend
+            on it.
         **kwargs: Arguments of ``PartialLabelDataModule``.
     """
 
@@ -154,8 +168,10 @@ class SyntheticDataModule(PartialLabelDataModule):
         scene_seed: int = 0,
         cache: str | None = None,
         batch_size: int = 8,
+        style: StyleName = "day",
         **kwargs: Any,
     ) -> None:
+        self.style: StyleName = style
         self.counts = {"train": train_images, "val": val_images}
         self.scene_seed, self.cache = scene_seed, Path(cache) if cache else None
         super().__init__(image_size=image_size, batch_size=batch_size, **kwargs)
@@ -182,4 +198,4 @@ class SyntheticDataModule(PartialLabelDataModule):
     def build_dataset(self, split: Split) -> SyntheticScenes:
         """Return the scenes of a split."""
         size = cast(tuple[int, int], self.image_size)
-        return SyntheticScenes(split, self.counts[split], size, self.scene_seed, self.cache)
+        return SyntheticScenes(split, self.counts[split], size, self.scene_seed, self.cache, self.style)

@@ -8,6 +8,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,25 @@ TASKS = ("semseg", "human_parts", "saliency", "normals", "depth", "edges")
 
 DEPTH_RANGE = (0.67, 10.0)
 """Range of depth in meters."""
+
+StyleName = Literal["day", "night"]
+
+
+class Style(NamedTuple):
+    """Look of all scenes of a collection; labels do not depend on it.
+
+    Attributes:
+        tint: Factor of linear RGB radiance, ``3``.
+        ambient: Factor of the light that reaches shadows.
+        grain: Factor of the noise of the camera.
+    """
+
+    tint: tuple[float, float, float]
+    ambient: float
+    grain: float
+
+
+STYLES: dict[StyleName, Style] = {"day": Style((1, 1, 1), 1, 1), "night": Style((0.45, 0.7, 1.7), 0.15, 3)}
 
 TANGENT = 0.7
 """Tangent of half the field of view: one lens for all scenes, as sizes would not tell distances otherwise."""
@@ -49,7 +69,9 @@ class Scene:
     """Instance ids of salient objects."""
 
 
-def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dict[str, np.ndarray]:
+def render(
+    seed: int, index: int, size: tuple[int, int], stream: int = 0, style: StyleName = "day"
+) -> dict[str, np.ndarray]:
     """Render a scene: uint8 RGB ``image`` and the maps of ``TASKS``.
 
     Args:
@@ -57,13 +79,14 @@ def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dic
         index: Index of the scene in its stream.
         size: Height and width.
         stream: Index of a disjoint sequence of scenes, such as a split.
+        style: Look of the image: ``day``, or ``night`` with blue light, dark shadows and grain.
     """
-    scene = compose(seed, index, stream)
-    view = cast_rays(scene.solids, scene.camera, size, scene.lights, scene.ambient)
+    scene, look = compose(seed, index, stream), STYLES[style]
+    view = cast_rays(scene.solids, scene.camera, size, scene.lights, scene.ambient * look.ambient)
     ids = np.array([(solid.label, solid.part, solid.instance) for solid in scene.solids])
     label, part, instance = np.moveaxis(ids[view.hit], -1, 0)
     return {
-        "image": _tone_map(view.color, np.random.default_rng([seed, stream, index, 1])),
+        "image": _tone_map(view.color * look.tint, np.random.default_rng([seed, stream, index, 1]), look.grain),
         "semseg": label.astype(np.uint8),
         "human_parts": (part if part.any() else np.full(size, IGNORE_INDEX)).astype(np.uint8),
         "saliency": np.isin(instance, scene.salient).astype(np.uint8),
@@ -73,13 +96,13 @@ def render(seed: int, index: int, size: tuple[int, int], stream: int = 0) -> dic
     }
 
 
-def _tone_map(color: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Convert radiance to uint8 ``h w 3``, with vignette and noise."""
+def _tone_map(color: np.ndarray, rng: np.random.Generator, grain: float) -> np.ndarray:
+    """Convert radiance to uint8 ``h w 3``, with vignette and noise that is multiplied by ``grain``."""
     height, width, _ = color.shape
     gain = rng.uniform(0.15, 0.55) / np.median(color) * rng.uniform(0.85, 1.15, 3)
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     photo = (1 - np.exp(-gain * color)) ** (1 / 2.2) * (1 - rng.uniform(0, 0.15) * (x**2 + y**2))[..., None]
-    photo += rng.uniform(0.003, 0.03) * rng.standard_normal(photo.shape)
+    photo += grain * rng.uniform(0.003, 0.03) * rng.standard_normal(photo.shape)
     pixels: np.ndarray = np.clip(photo * 255, 0, 255).round().astype(np.uint8)
     return pixels
 

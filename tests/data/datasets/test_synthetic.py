@@ -144,8 +144,26 @@ def test_caches_differ_by_seed_size_split_and_version(tmp_path, monkeypatch, ren
     assert len(renders) == 5
 
 
+def test_night_changes_images_and_no_labels(tmp_path):
+    day = tiny_data(train_images=3, cache=tmp_path).build_dataset("train")
+    night = tiny_data(train_images=3, cache=tmp_path, style="night").build_dataset("train")
+    for index in range(3):
+        assert all((day.label(index, task) == night.label(index, task)).all() for task in day.tasks)
+        blue, dark = (image.mean((0, 1)) for image in (day.image(index), night.image(index)))
+        assert dark[2] / dark[0] > 1.3 * blue[2] / blue[0]
+        assert (day.image(index) != night.image(index)).mean() > 0.9
+    assert {path.parent.parent.name for path in tmp_path.rglob("*.npz")} == {"v1-seed0-32x48", "v1-seed0-32x48-night"}
+
+
 @pytest.mark.parametrize(
-    "arguments", [("test", 1, SIZE), ("train", 0, SIZE), ("train", 1, (0, 9)), ("train", 1, SIZE, -1)]
+    "arguments",
+    [
+        ("test", 1, SIZE),
+        ("train", 0, SIZE),
+        ("train", 1, (0, 9)),
+        ("train", 1, SIZE, -1),
+        ("train", 1, SIZE, 0, None, "dusk"),
+    ],
 )
 def test_invalid_collections_are_rejected(arguments):
     with pytest.raises(HTTError):
