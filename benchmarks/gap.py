@@ -14,6 +14,8 @@ Row = dict[str, str | float]
 TASKS = [task.name for task in SyntheticDataModule().tasks]
 SIGNS = {task.name: 1 if task.higher_is_better else -1 for task in SyntheticDataModule().tasks}
 SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
+FULL_LABELS = {"one-label": "full", "random-label": "full", "by-source": "full-by-source"}
+"""Labels of the rows with all of them, by protocol."""
 
 
 def read(path: Path) -> list[Row]:
@@ -37,10 +39,10 @@ def summary(rows: Sequence[Row], methods: Sequence[str]) -> str:
     Delta_m is the mean gain over the tasks, relative to supervised training of 2N epochs with the same seed.
     """
     lines: list[str] = []
-    settings = [(row["backbone"], row["images"], row["labels"]) for row in rows if row["labels"] != "full"]
+    settings = [(row["backbone"], row["images"], row["labels"]) for row in rows if row["labels"] in FULL_LABELS]
     for backbone, images, labels in dict.fromkeys(settings):
         mine = [row for row in rows if (row["backbone"], row["images"]) == (backbone, images)]
-        mine = [row for row in mine if row["labels"] in (labels, "full")]
+        mine = [row for row in mine if row["labels"] in (labels, FULL_LABELS[str(labels)])]
         values: dict[tuple[str, str], list[float]] = {}
         for row in mine:
             values.setdefault((str(row["method"]), str(row["task"])), []).append(float(row["value"]))
@@ -104,24 +106,10 @@ def cell(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3g}{spread}"
 
 
-def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
-    """Draw the metric of every method by task, one point per seed, beside full labels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    first = min((row["backbone"], row["images"]) for row in rows)
-    chosen = [row for row in rows if (row["backbone"], row["images"]) == first and row["labels"] != "random-label"]
-    methods = [method for method in methods if any(row["method"] == method for row in chosen)]
-    figure, axes = pyplot.subplots(1, len(TASKS), figsize=(3 * len(TASKS), 0.35 * len(methods) + 1.5), sharey=True)
-    for axis, task in zip(axes, TASKS, strict=True):
-        mine = [row for row in chosen if row["task"] == task]
-        axis.scatter([row["value"] for row in mine], [methods.index(str(row["method"])) for row in mine], s=14)
-        axis.set_title(str(mine[0]["metric"]).removeprefix("val/") if mine else task, fontsize=9)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
-    axes[0].invert_yaxis()
-    figure.tight_layout()
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+def first_setting(rows: Sequence[Row]) -> list[Row]:
+    """Select the rows of the first protocol and backbone, with any number of images."""
+    present = {row["labels"] for row in rows}
+    names = next({own, full} for own, full in FULL_LABELS.items() if {own, full} & present)
+    rows = [row for row in rows if row["labels"] in names]
+    backbone = min(str(row["backbone"]) for row in rows)
+    return [row for row in rows if row["backbone"] == backbone]

@@ -1,8 +1,13 @@
-"""Measure the gain of label discovery: train every method on rendered scenes and compare metrics.
+r"""Measure the gain of label discovery: train every method on rendered scenes and compare metrics.
 
     python benchmarks/label_efficiency.py --out runs/label_efficiency                 # everything, hours
-    python benchmarks/label_efficiency.py --out runs/label_efficiency_quick --quick   # some of it, 15 minutes
+    python benchmarks/label_efficiency.py --out runs/label_efficiency_quick --quick   # the main rows, shorter
     python benchmarks/label_efficiency.py --out runs/label_efficiency --images 60 120 240 --only "supervised, 2N"
+    python benchmarks/label_efficiency.py --out runs/by_source --labels by-source --backbones pretrained \
+        --only "supervised, N" "supervised, 2N" "mean teacher" "label discovery" "full labels"
+
+Under ``by-source``, half of the scenes are of another style, and each style has the labels of three tasks. Validation
+scenes of both styles keep all labels.
 
 Finished runs are not repeated and an interrupted one resumes at its last epoch, so the same command continues; runs
 share their teachers. Results: ``results.csv``, ``table.md`` (mean, standard deviation, gap closed) and ``figure.png``.
@@ -18,7 +23,9 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
-from gap import FULL, LONGER, SUPERVISED, TASKS, Row, draw, read, summary, write
+from by_source import BY_SOURCE, Sources
+from figures import draw
+from gap import FULL, FULL_LABELS, LONGER, SUPERVISED, TASKS, Row, read, summary, write
 from noisy_maps import write_noisy_maps
 from runs import fit_words, metrics_of, run_folder, run_htt
 
@@ -42,7 +49,8 @@ BACKBONES: dict[str, tuple[str, ...]] = {
 """Arguments of ``htt fit`` by backbone."""
 
 PROTOCOLS = ["one-label", "random-label"]
-DISCOVERY, DISCOVERY_3N = "label discovery", "label discovery, 3N"
+"""Protocols by which ``htt`` draws masks of one collection of scenes."""
+DISCOVERY, DISCOVERY_3N, RIVAL = "label discovery", "label discovery, 3N", "mean teacher"
 MULTITASK = ("--model.network", "multitask")
 AVERAGE = ("--discovery.teacher", "ema", "--discovery.ema_decay", "0.99", "--discovery.rampup_epochs", "N")
 FEATURES = ("--discovery.loss_weights.feature_labeled", "1", "--discovery.loss_weights.feature_unlabeled", "1")
@@ -91,7 +99,7 @@ METHODS = {
         Method("cross-task consistency", ("--model.consistency", "cross_task"), stages=2),
         Method("joint-task regularization", ("--model.consistency", "joint_task"), stages=2),
         Method("FixMatch", ("--model.consistency", "fixmatch"), stages=2),
-        Method("mean teacher", AVERAGE, stages=2),
+        Method(RIVAL, AVERAGE, stages=2),
         Method("published recipe", PUBLISHED, teacher=SUPERVISED),
         Method(DISCOVERY, teacher=SUPERVISED),  # the recipe of synthetic.yaml
         Method(DISCOVERY_3N, teacher=DISCOVERY),
@@ -119,7 +127,7 @@ class Run:
 
     Attributes:
         method: What is trained.
-        labels: Protocol of the mask; ``full`` for the rows with all labels.
+        labels: Protocol of the mask, or its entry in ``FULL_LABELS`` for the rows with all labels.
         seed: Of everything random but the scenes.
         backbone: Key of ``BACKBONES``.
         images: Number of training scenes.
@@ -169,8 +177,18 @@ class Study:
 
     def __init__(self, out: Path, scenes: int, epochs: int, extra: Sequence[str] = ()) -> None:
         self.out, self.scenes, self.epochs, self.extra = out, scenes, epochs, list(extra)
-        self.data = ["--data.val_images", str(VALIDATION), "--data.scene_seed", str(scenes)]
-        self.data += ["--data.cache", str(out / "scenes"), "--data.num_workers", "0"]
+
+    def prepare(self, images: Sequence[int], protocols: Sequence[str], workers: int) -> None:
+        """Render the scenes of the protocols, and write the masks that ``htt`` does not draw."""
+        if {*protocols} & {*PROTOCOLS}:
+            cache = {"scene_seed": self.scenes, "cache": str(self.out / "scenes"), "num_workers": workers}
+            SyntheticDataModule(max(images), VALIDATION, SIZE, **cache).prepare_data()
+        for count in images if BY_SOURCE in protocols else ():
+            self.sources(count).prepare(workers)
+
+    def sources(self, images: int) -> Sources:
+        """Return the two collections of ``by-source`` with a number of training scenes."""
+        return Sources(self.out, images, VALIDATION, SIZE, self.scenes)
 
     def folder(self, run: Run) -> Path:
         """Return the folder of a run."""
@@ -182,8 +200,12 @@ class Study:
 
     def data_words(self, run: Run) -> list[str]:
         """Return the arguments of ``htt`` that give a run its images and labels."""
-        words = [*self.data, "--data.train_images", str(run.images), "--data.labels", run.labels]
-        return [*words, "--seed_everything", str(run.seed)]
+        shared = ["--data.num_workers", "0", "--seed_everything", str(run.seed)]
+        if run.labels in (BY_SOURCE, FULL_LABELS[BY_SOURCE]):
+            return [*self.sources(run.images).words(run.method.full), *shared]
+        words = ["--data.val_images", str(VALIDATION), "--data.scene_seed", str(self.scenes)]
+        words += ["--data.cache", str(self.out / "scenes"), "--data.train_images", str(run.images)]
+        return [*words, "--data.labels", run.labels, *shared]
 
     def command(self, run: Run) -> list[str]:
         """Return the arguments of ``htt`` that train a run or resume it."""
@@ -233,16 +255,19 @@ class Study:
 
 
 def plan(given: argparse.Namespace) -> list[Run]:
-    """List all runs in order; what differs from the first backbone, protocol and size has the main rows alone."""
+    """List all runs in order.
+
+    The main rows and the best rival alone have another backbone, protocol or number of images than the first.
+    """
     runs = []
     for backbone, labels, images in itertools.product(given.backbones, given.labels, given.images):
         changes = (backbone != "pretrained") + (labels != "one-label") + (images != given.images[0])
         for method in METHODS.values():
             main = method.name in MAIN
-            if method.name not in given.only or changes > main or (given.quick and not main):
+            if method.name not in given.only or changes > (main or method.name == RIVAL) or (given.quick and not main):
                 continue
             seeds = given.seeds or (1 if given.quick else 5 if main and not changes else 3)
-            protocol = "full" if method.full else labels
+            protocol = FULL_LABELS[labels] if method.full else labels
             tasks = TASKS if method.single else [None]
             runs += [Run(method, protocol, seed, backbone, images, task) for seed in range(seeds) for task in tasks]
     return sorted(dict.fromkeys(runs), key=attrgetter("turn"))
@@ -259,7 +284,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[60], help="Numbers of training scenes.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="Runs at a time, one thread each.")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), help="Rows to run, with teachers.")
-    parser.add_argument("--labels", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="Protocols to run.")
+    parser.add_argument("--labels", nargs="+", choices=FULL_LABELS, default=list(FULL_LABELS), help="Protocols to run.")
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES), help="Backbones to run.")
     parser.add_argument("--known", type=Path, help="Results (CSV) of earlier runs, which are not repeated.")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="Further arguments of every htt fit.")
@@ -276,8 +301,7 @@ def main(words: Sequence[str] | None = None) -> None:
     while teachers := {run.teacher for run in wanted if run.teacher} - wanted:
         wanted |= teachers
     runs = sorted([*runs, *(wanted - {*runs})], key=attrgetter("turn"))
-    cache = {"scene_seed": BLOCKS[given.block], "cache": str(given.out / "scenes"), "num_workers": given.jobs}
-    SyntheticDataModule(max(given.images), VALIDATION, **cache).prepare_data()
+    study.prepare(given.images, given.labels, given.jobs)
     jobs: dict[Run, Future[None]] = {}
     with ThreadPoolExecutor(given.jobs) as pool:
         for run in runs:  # teachers come first, so no job waits for one that is not begun
