@@ -1,9 +1,10 @@
-"""Figures of the studies: every metric by method."""
+"""Figures of the studies: every metric by method, and the gain by the number of labels."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gap import TASKS, Row, first_setting
+from gap import LONGER, TASKS, Row, first_setting
 from matplotlib.figure import Figure
 
 from htt_lightning.io.files import atomic_path
@@ -24,6 +25,25 @@ def draw(rows: Sequence[Row], methods: Sequence[str], path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(methods)), methods, fontsize=8)
     axes[0].invert_yaxis()
+    save(figure, path)
+
+
+def draw_budget(curves: Mapping[str, Mapping[float, Sequence[float]]], path: Path) -> None:
+    """Draw what ``budget`` computes, mean and standard deviation over seeds."""
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
+    for method, gains in curves.items():
+        means = [statistics.mean(values) for values in gains.values()]
+        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in gains.values()]
+        axis.errorbar(list(gains), means, spreads, marker="o", markersize=4, capsize=3, label=method)
+    ticks = sorted({labeled for gains in curves.values() for labeled in gains})
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{labeled:g}" for labeled in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("labeled images per task")
+    axis.set_ylabel(f"Delta_m in %, over {LONGER}\nwith the fewest images and the same seed")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     save(figure, path)
 
 

@@ -16,6 +16,8 @@ SIGNS = {task.name: 1 if task.higher_is_better else -1 for task in SyntheticData
 SUPERVISED, LONGER, FULL = "supervised, N", "supervised, 2N", "full labels"
 FULL_LABELS = {"one-label": "full", "random-label": "full", "by-source": "full-by-source"}
 """Labels of the rows with all of them, by protocol."""
+LABELED_SHARE = {"one-label": 1 / 6, "random-label": 1 / 2, "by-source": 1 / 2}
+"""Average share of the training images that have the label of a task; that of full labels is 1."""
 
 
 def read(path: Path) -> list[Row]:
@@ -113,3 +115,27 @@ def first_setting(rows: Sequence[Row]) -> list[Row]:
     rows = [row for row in rows if row["labels"] in names]
     backbone = min(str(row["backbone"]) for row in rows)
     return [row for row in rows if row["backbone"] == backbone]
+
+
+def budget(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, dict[float, list[float]]]:
+    """Compute Delta_m by the number of labeled images per task, for methods with several numbers of images.
+
+    The base is supervised training of 2N epochs with the fewest images and the same seed.
+
+    Returns:
+        One value per seed, by method and number of labeled images per task.
+    """
+    rows = first_setting(rows)
+    fewest = min(int(row["images"]) for row in rows)
+    base = [row for row in rows if row["method"] == LONGER and row["images"] == fewest]
+    curves: dict[str, dict[float, list[float]]] = {}
+    for method in methods:
+        points: dict[float, list[Row]] = {}
+        for row in rows:
+            if row["method"] == method:
+                labeled = int(row["images"]) * LABELED_SHARE.get(str(row["labels"]), 1)
+                points.setdefault(labeled, []).append(row)
+        gains = {labeled: found for labeled, own in sorted(points.items()) if (found := gain(own, base))}
+        if len(gains) > 1:
+            curves[method] = gains
+    return curves

@@ -2,7 +2,8 @@ r"""Measure the gain of label discovery: train every method on rendered scenes a
 
     python benchmarks/label_efficiency.py --out runs/label_efficiency                 # everything, hours
     python benchmarks/label_efficiency.py --out runs/label_efficiency_quick --quick   # the main rows, shorter
-    python benchmarks/label_efficiency.py --out runs/label_efficiency --images 60 120 240 --only "supervised, 2N"
+    python benchmarks/label_efficiency.py --out runs/budget --labels one-label --backbones pretrained \
+        --images 60 120 240 --only "supervised, 2N" "mean teacher" "label discovery"
     python benchmarks/label_efficiency.py --out runs/by_source --labels by-source --backbones pretrained \
         --only "supervised, N" "supervised, 2N" "mean teacher" "label discovery" "full labels"
 
@@ -10,7 +11,8 @@ Under ``by-source``, half of the scenes are of another style, and each style has
 scenes of both styles keep all labels.
 
 Finished runs are not repeated and an interrupted one resumes at its last epoch, so the same command continues; runs
-share their teachers. Results: ``results.csv``, ``table.md`` (mean, standard deviation, gap closed) and ``figure.png``.
+share their teachers. Results: ``results.csv``, ``table.md`` (mean, standard deviation, gap closed) and ``figure.png``;
+with several ``--images`` also ``budget.png``, Delta_m by the number of labeled images per task.
 Choices are made on one block of scenes (``--block tune``), reported on another (``report``).
 """
 
@@ -24,8 +26,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from by_source import BY_SOURCE, Sources
-from figures import draw
-from gap import FULL, FULL_LABELS, LONGER, SUPERVISED, TASKS, Row, read, summary, write
+from figures import draw, draw_budget
+from gap import FULL, FULL_LABELS, LONGER, SUPERVISED, TASKS, Row, budget, read, summary, write
 from noisy_maps import write_noisy_maps
 from runs import fit_words, metrics_of, run_folder, run_htt
 
@@ -317,6 +319,8 @@ def main(words: Sequence[str] | None = None) -> None:
         table = summary(rows, list(METHODS))
         (given.out / "table.md").write_text(table, encoding="utf-8")
         draw(rows, list(METHODS), given.out / "figure.png")
+        if curves := budget(rows, list(METHODS)):
+            draw_budget(curves, given.out / "budget.png")
         print(table)
 
 

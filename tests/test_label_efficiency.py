@@ -12,6 +12,7 @@ from htt_lightning.data import SyntheticScenes
 
 sys.path.append(str(Path(gap.__file__).parent))  # as for a script in that folder
 from by_source import LABELED_TASKS, Sources
+from figures import draw_budget
 from label_efficiency import BY_SOURCE, LONGER, MAIN, METHODS, PROTOCOLS, RIVAL, Study, plan
 
 
@@ -72,6 +73,18 @@ def test_every_number_of_images_and_protocol_has_a_table():
     ]
     assert ["| 20 ± 0 |" in section for section in sections] == [True, False, False]
     assert ["| 40 ± 0 |" in section for section in sections] == [False, False, True]
+
+
+def test_budget_counts_labels_and_starts_at_the_fewest_images(tmp_path):
+    rows = [*rows_of(LONGER, 120, 1), *rows_of(LONGER, 60, 0), *rows_of(RIVAL, 60, 3), *rows_of(RIVAL, 120, 4, seeds=3)]
+    rows += [*rows_of(gap.FULL, 60, 5, "full"), *rows_of(gap.FULL, 120, 6, "full"), *rows_of("FixMatch", 60, 2)]
+    curves = gap.budget([*rows, *rows_of(LONGER, 60, 9, BY_SOURCE)], [RIVAL, LONGER, "FixMatch", gap.FULL])
+    assert list(curves) == [RIVAL, LONGER, gap.FULL]
+    assert curves[RIVAL] == {10: pytest.approx([30, 30]), 20: pytest.approx([40, 40])}
+    assert curves[LONGER] == {10: [0, 0], 20: pytest.approx([10, 10])}
+    assert list(curves[gap.FULL]) == [60, 120]
+    draw_budget(curves, tmp_path / "budget.png")
+    assert (tmp_path / "budget.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sources_have_labels_of_their_own_and_no_other_is_read(tmp_path, monkeypatch):
