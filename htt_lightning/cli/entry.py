@@ -144,7 +144,7 @@ def read_config(name: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config must be a text file, got {name} ({error}).") from error
     except yaml.YAMLError as error:  # its message has the name of the file and the line
-        step = "Indent with spaces, and close every bracket and quotation mark."
+        step = "Indent with spaces, close every bracket and quotation mark, and use no tags (!)."
         raise ConfigError(f"--config must be valid YAML, got: {' '.join(str(error).split())}. {step}") from error
     except (OSError, ValueError, RecursionError):
         return {}
