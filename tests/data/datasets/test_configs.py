@@ -1,5 +1,6 @@
 """The packaged config of every dataset: recipe, and a run from check to test."""
 
+import json
 import re
 import shutil
 import sys
@@ -74,7 +75,7 @@ def documented(path, setting):
         ("folder", folder, "test/normals/mean", ""),
     ],
 )
-def test_config_checks_fits_validates_and_tests(config, write, metric, overrides, tmp_path, capsys):
+def test_config_checks_fits_validates_and_tests(config, write, metric, overrides, tmp_path):
     root = tmp_path / "data"
     data = ["--config", f"{config}.yaml", "--data.root", str(root), "--data.num_workers", "0", *write(root)]
     options = ["--data.batch_size", "2", "--model.backbone", BACKBONE, "--model.pretrained", "false",
@@ -86,7 +87,8 @@ def test_config_checks_fits_validates_and_tests(config, write, metric, overrides
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
     for command in ("validate", "test"):
         main([command, *data, *options, "--ckpt_path", str(checkpoint)])
-    assert metric in capsys.readouterr().out
+    (scores,) = Path("runs").glob("*/test_metrics.json")
+    assert metric in json.loads(scores.read_text())
     stored = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["tasks"]
     settings = {task["init_args"]["name"]: task["init_args"] for task in stored}
     for task, expected in yaml.safe_load(overrides).items() if overrides else ():
