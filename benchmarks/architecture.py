@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 from cost import make_batch
+from figures import draw_curve, save
 from gap import TASKS, Row, cell, gain, read, write
 from label_efficiency import BLOCKS, PROTOCOLS, SIZE, VALIDATION
+from matplotlib.figure import Figure
 from runs import fit_words, metrics_of, run_folder, run_htt
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -178,36 +180,27 @@ def table(rows: Sequence[Row], costs: dict[tuple[str, str], dict[str, float]]) -
 
 def draw(rows: Sequence[Row], costs: dict[tuple[str, str], dict[str, float]], path: Path) -> None:
     """Draw Delta_m over the short baseline against time in units of the short baseline's training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     settings = list(dict.fromkeys((row["backbone"], row["labels"]) for row in rows))
-    figure, axes = pyplot.subplots(1, len(settings), figsize=(5 * len(settings), 4), squeeze=False)
+    figure = Figure(figsize=(5 * len(settings), 4))
+    axes = figure.subplots(1, len(settings), squeeze=False)
     for axis, setting in zip(axes[0], settings, strict=True):
         mine = [row for row in rows if (row["backbone"], row["labels"]) == setting]
         base = [row for row in mine if row["network"] == BASELINE and row["length"] == "short"]
         for name in NETWORKS:
-            points = []
+            points: dict[float, list[float]] = {}
             for length, epochs in LENGTHS.items():
                 gains = gain([row for row in mine if (row["network"], row["length"]) == (name, length)], base)
                 if gains and (name, setting[0]) in costs:
-                    points.append((costs[name, str(setting[0])]["step"] * epochs / LENGTHS["short"], gains))
+                    points[costs[name, str(setting[0])]["step"] * epochs / LENGTHS["short"]] = gains
             if points:
-                x, y = [time for time, _ in points], [statistics.mean(gains) for _, gains in points]
-                spread = [statistics.stdev(gains) if len(gains) > 1 else 0.0 for _, gains in points]
-                axis.errorbar(x, y, spread, marker="o", capsize=3, label=name)
+                draw_curve(axis, points, name)
         axis.set_title(", ".join(map(str, setting)), fontsize=9)
         axis.set_xlabel("time of training, short baseline = 1")
         axis.set_ylabel("Delta_m over the short baseline, %")
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
-    figure.tight_layout()
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main(words: Sequence[str] | None = None) -> None:

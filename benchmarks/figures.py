@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gap import LONGER, TASKS, Row, first_setting
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from htt_lightning.io.files import atomic_path
@@ -33,9 +34,7 @@ def draw_budget(curves: Mapping[str, Mapping[float, Sequence[float]]], path: Pat
     figure = Figure(figsize=(6, 4))
     axis = figure.subplots()
     for method, gains in curves.items():
-        means = [statistics.mean(values) for values in gains.values()]
-        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in gains.values()]
-        axis.errorbar(list(gains), means, spreads, marker="o", markersize=4, capsize=3, label=method)
+        draw_curve(axis, gains, method)
     ticks = sorted({labeled for gains in curves.values() for labeled in gains})
     axis.set_xscale("log")
     axis.set_xticks(ticks, [f"{labeled:g}" for labeled in ticks])
@@ -45,6 +44,13 @@ def draw_budget(curves: Mapping[str, Mapping[float, Sequence[float]]], path: Pat
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     save(figure, path)
+
+
+def draw_curve(axis: Axes, values: Mapping[float, Sequence[float]], label: str) -> None:
+    """Draw mean and standard deviation over seeds of the values at every x."""
+    means = [statistics.mean(own) for own in values.values()]
+    spreads = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in values.values()]
+    axis.errorbar(list(values), means, spreads, marker="o", markersize=4, capsize=3, label=label)
 
 
 def save(figure: Figure, path: Path) -> None:
