@@ -193,9 +193,7 @@ def _run_exporter(format: str, model: ExportWrapper, path: Path, opset: int | No
 
 def model_metadata(model: ExportWrapper) -> dict[str, Any]:
     """Describe an exported program in plain values: library, version, network, input, and the outputs by task."""
-    normalization = {
-        key: buffer.flatten().tolist() for key, buffer in model.net.named_buffers() if key in ("mean", "std")
-    }
+    normalization = {key: model.net.get_buffer(key).flatten().tolist() for key in ("mean", "std")}
     with torch.no_grad():
         maps = model(model.random_image((1, 3, MIN_SIZE, MIN_SIZE)))
     return {
@@ -291,6 +289,7 @@ def _write_onnx(model: ExportWrapper, metadata: dict[str, Any], path: Path, opse
     """Write an ONNX file, and return what onnxruntime computes from it."""
     import onnx
     import onnxruntime
+    from onnxscript.optimizer import optimize_ir
 
     names = [task.name for task in model.tasks]
     part: Any
@@ -303,11 +302,12 @@ def _write_onnx(model: ExportWrapper, metadata: dict[str, Any], path: Path, opse
             exported: Any = torch.onnx.export(
                 to_exported_program(model),
                 dynamo=True,
-                input_names=["image"],
                 output_names=names,
                 opset_version=opset,
+                optimize=False,
                 verbose=False,
             )
+            optimize_ir(exported.model, num_iterations=1)  # the second of two takes seconds and changes little
     finally:
         logging.disable(logging.NOTSET)
     proto = exported.model_proto
