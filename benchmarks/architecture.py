@@ -41,8 +41,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "exchange, no global tokens": {"use_global_tokens": False},
     "exchange, no token attention": {"use_token_attention": False},
     "exchange, no fine-grained tokens": {"use_fine_tokens": False},
-    "released, no global tokens": {"tokens": "released", "use_global_tokens": False},
-    "released, no fine-grained tokens": {"tokens": "released", "use_fine_tokens": False},
     SINGLE: {"network": "multitask"},
 }
 """Options of the model by row."""
