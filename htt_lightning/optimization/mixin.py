@@ -124,9 +124,23 @@ class OptimizationMixin(L.LightningModule):
         return {name: weight * learned.weight(name).detach() for name, weight in self.loss_weights.items()}
 
     def on_train_epoch_end(self) -> None:
-        """Log the learned weights of the tasks."""
+        """Log the learned weights of the tasks, and advance schedules that wait for a metric."""
         if self.uncertainty is not None:
             self.log_dict({f"train/{name}/weight": float(weight) for name, weight in self.task_weights().items()})
+        for config in self._plateaus:
+            metric = self.trainer.callback_metrics.get(config.monitor)
+            if metric is not None and (self.current_epoch + 1) % config.frequency == 0:
+                config.scheduler.step(metric)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Advance a schedule, except one that ``on_train_epoch_end`` advances."""
+        if all(scheduler is not config.scheduler for config in self._plateaus):
+            super().lr_scheduler_step(scheduler, metric)
+
+    @property
+    def _plateaus(self) -> list[Any]:
+        """Schedules that wait for a metric per epoch. Lightning advances them after it has saved the checkpoint."""
+        return [x for x in self.trainer.lr_scheduler_configs if x.reduce_on_plateau and x.interval == "epoch"]
 
     def _schedule_length(self) -> int:
         """Return the number of epochs or steps of a stage."""

@@ -92,8 +92,12 @@ def test_run_resumed_in_its_warmup_equals_an_uninterrupted_one(tmp_path):
 def test_plateau_schedule_follows_its_metric(tmp_path):
     spec = {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau"}
     spec["init_args"] = {"monitor": "train/loss", "patience": 0, "factor": 0.5, "threshold": 1e6}
-    _, seen = trained(tmp_path, max_epochs=3, lr_scheduler=spec)
+    module, seen = trained(tmp_path, max_epochs=3, lr_scheduler=spec)
     assert seen.rates[::3] == pytest.approx([1e-3, 5e-4, 2.5e-4])
+    path = tmp_path / "kept" / "epoch=1.ckpt"
+    again, seen = trained(tmp_path / "again", None, path, max_epochs=3, lr_scheduler=spec)
+    assert seen.rates == pytest.approx(3 * [2.5e-4])
+    assert_same(weights(module), weights(again))
 
 
 def groups_of(**options):
