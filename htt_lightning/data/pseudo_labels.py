@@ -252,7 +252,7 @@ def with_pseudo_label_maps(tasks: Sequence[Task]) -> list[MapTransform]:
 
 def to_pseudo_label(arrays: Arrays, task: Task, size: tuple[int, int]) -> PseudoLabel:
     """Convert a transformed pseudo-label without missing pixels to tensors; without one, the confidence is 0."""
-    label = arrays.get(PseudoLabelMap(task).name, task.empty_target(*size))
+    label = arrays.get(PseudoLabelMap(task).name, np.zeros_like(task.empty_target(*size)))
     confidence = arrays.get(ConfidenceMap(task).name, np.zeros(size, np.float32))
     return PseudoLabel(to_target(label, task).nan_to_num(0), torch.from_numpy(np.ascontiguousarray(confidence)))
 

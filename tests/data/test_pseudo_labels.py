@@ -129,7 +129,7 @@ def test_rejected_labels_add_no_loss(tmp_path, store):
 
     def fit(**options):
         torch.manual_seed(0)
-        overrides = {"edges": {"confidence_rule": "below_as_released"}}
+        overrides = {"edges": {"confidence_rule": "below_as_released"}, "semseg": {"class_weights": "median_frequency"}}
         data = tiny_data(**FEW, task_overrides=overrides, augment=None, **options)
         module = tiny_module(data)
         trainer = tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)])
