@@ -252,7 +252,7 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
             for warning in unpaired_sides(self.tasks) if self.augment and self.augment.hflip_prob else ():
                 rank_zero_warn(warning)
             if self.pseudo_labels:
-                rank_zero_info(self.pseudo_labels.summary())
+                rank_zero_info(self.pseudo_labels.summary({*self.train.ids}, [task.name for task in self.tasks]))
             for name in sorted({task.name for task in self.tasks}.difference(*self.train.origins.values())):
                 rank_zero_info(f"No training image has a label of {name}, unless a teacher makes it. Check its files.")
             if self.trainer and (folder := run_directory(self.trainer)) and self.trainer.is_global_zero:

@@ -9,7 +9,7 @@ does without them.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,14 @@ class PseudoLabelStore:
         """Read the tasks whose pseudo-label is rejected, by image id; a folder without manifest has none."""
         return self.manifest().get("rejected", {}) if self.manifest_path.is_file() else {}
 
-    def summary(self) -> str:
-        """Count the pseudo-labels that are not rejected by task, in one line, and the rejected ones in another."""
+    def summary(self, images: Container[str] | None = None, tasks: Container[str] | None = None) -> str:
+        """Count the pseudo-labels that are not rejected by task, in one line, and the rejected ones in another.
+
+        The first line counts those of the images and tasks of a run; by default of all.
+        """
         manifest = self.manifest()
-        counts = Counter(task for origins in usable_origins(manifest).values() for task in origins)
+        usable = {name: own for name, own in usable_origins(manifest).items() if images is None or name in images}
+        counts = Counter(task for own in usable.values() for task in own if tasks is None or task in tasks)
         rejected = sum(map(len, manifest.get("rejected", {}).values()))
         used = f"Pseudo-labels of {self.folder}: {', '.join(f'{task} {n}' for task, n in counts.items()) or 'none'}"
         return used + (f"\n{rejected} rejected pseudo-labels of {self.folder} are left out." if rejected else "")

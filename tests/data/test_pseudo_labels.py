@@ -63,6 +63,13 @@ def test_summary_counts_labels_that_are_not_rejected(store):
     assert f"{task} {count - 1}" in store.summary()
 
 
+def test_run_counts_the_pseudo_labels_that_it_uses(store, caplog):
+    """A run of a single task leaves out images without its label, and pseudo-labels with them."""
+    with caplog.at_level("INFO"):
+        tiny_data(**(FEW | {"tasks": "depth"}), pseudo_labels=str(store.folder), batch_size=1).setup("fit")
+    assert f"Pseudo-labels of {store.folder}: none" in caplog.text
+
+
 @pytest.mark.parametrize("rejected", [3, None, ["3"], {"3": "depth"}, {"3": [1]}])
 def test_corrupt_rejections_are_named(rejected, store):
     store.manifest_path.write_text(json.dumps(store.manifest() | {"rejected": rejected}))
