@@ -1,6 +1,7 @@
 """Rejection of stored pseudo-labels, and training without them."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -68,6 +69,16 @@ def test_run_counts_the_pseudo_labels_that_it_uses(store, caplog):
     with caplog.at_level("INFO"):
         tiny_data(**(FEW | {"tasks": "depth"}), pseudo_labels=str(store.folder), batch_size=1).setup("fit")
     assert f"Pseudo-labels of {store.folder}: none" in caplog.text
+
+
+def test_training_without_the_callback_is_warned_of():
+    """Only ``LabelDiscovery`` turns pseudo-labels into a loss."""
+    module = tiny_module(tiny_data(tasks="depth"))
+    module.trainer = Mock(datamodule=Mock(pseudo_labels="store"), callbacks=[], state=Mock(fn="fit"))
+    with pytest.warns(UserWarning, match=r"data\.pseudo_labels.*LabelDiscovery"):
+        module.configure_callbacks()
+    module.trainer.callbacks.append(LabelDiscovery())
+    module.configure_callbacks()
 
 
 @pytest.mark.parametrize("rejected", [3, None, ["3"], {"3": "depth"}, {"3": [1]}])
