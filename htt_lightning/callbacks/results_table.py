@@ -31,9 +31,10 @@ Rows = dict[str, dict[str, Any]]  # entries of a metric file by logged key
 class ResultsTable(Callback):
     """Print the metrics of a run and write them into the run directory.
 
-    ``fit`` ends with the primary metric of each task (``val_metrics.json``). ``test`` ends with all metrics, as JSON
-    (``test_metrics.json``) and as a row of a paper's table (``test_metrics.md``), both with the scores of each class. A
-    picture of the confusion matrix is in ``confusion_<task>.png``.
+    ``fit`` ends with the primary metric of each task, and with Delta_m if the network has baselines
+    (``val_metrics.json``). ``test`` ends with all metrics, as JSON (``test_metrics.json``) and as a row of a paper's
+    table (``test_metrics.md``), both with the scores of each class. A picture of the confusion matrix is in
+    ``confusion_<task>.png``.
 
     Args:
         constant_baseline: Also score the best constant prediction of each task after ``fit``, fitted to the training
@@ -70,7 +71,7 @@ class ResultsTable(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the primary metrics."""
         if isinstance(pl_module, HTTModule) and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            keys = [f"val/{task.name}/{task.primary_metric}" for task in pl_module.tasks]
+            keys = [*(f"val/{task.name}/{task.primary_metric}" for task in pl_module.tasks), "val/delta_m"]
             metrics = trainer.callback_metrics
             self._values = {key: float(metrics[key]) for key in keys if key in metrics}
             self._val_epoch = trainer.current_epoch
@@ -81,7 +82,7 @@ class ResultsTable(Callback):
             return
         tasks = {f"val/{task.name}/{task.primary_metric}": task for task in pl_module.tasks}
         specs = {key: task.metric_spec(task.primary_metric) for key, task in tasks.items()}
-        values = self._values
+        specs["val/delta_m"], values = MetricSpec(), self._values
         rows = {key: _row(values[key], spec, True, self._val_epoch) for key, spec in specs.items() if key in values}
         if rows:
             self._report_validation(trainer, self._folder, rows, tasks)
@@ -92,10 +93,10 @@ class ResultsTable(Callback):
     def _report_validation(self, trainer: L.Trainer, folder: Path, rows: Rows, tasks: Mapping[str, Task]) -> None:
         """Add the constant baselines if they are on, write the rows, and print them."""
         if (constants := self._constants(trainer, [*tasks.values()])) is not None:
-            for key, row in rows.items():
+            for key in rows.keys() & tasks.keys():
                 task, constant = tasks[key], constants.get(tasks[key].name, math.nan)
-                gain = task.metric_spec(task.primary_metric).relative_gain(row["value"], constant)
-                row |= {"constant": constant, "gain_percent": gain}
+                gain = task.metric_spec(task.primary_metric).relative_gain(rows[key]["value"], constant)
+                rows[key] |= {"constant": constant, "gain_percent": gain}
         path = folder / RESULTS["val"]
         _write_json(path, rows)
         panels = [callback.path for callback in cast(Any, trainer).callbacks if isinstance(callback, PredictionPanel)]

@@ -75,6 +75,17 @@ def test_val_table_shows_every_metric_and_ends_with_paths(fitted):
     assert any("after 2 epochs" in line for line in fitted.lines)
 
 
+def test_val_metrics_end_with_delta_m(tmp_path, capsys):
+    data = tiny_data(tasks=["depth"], labels="full", train_images=4)
+    module = tiny_module(data, single_task_baselines={"depth": 10.0})
+    tiny_trainer(tmp_path, callbacks=[ResultsTable(constant_baseline=True)]).fit(module, data)
+    depth, gain = read(tmp_path / "val_metrics.json").values()
+    assert gain["value"] == pytest.approx(100 * (10 - depth["value"]) / 10, rel=1e-4)
+    assert (gain["unit"], gain["higher_is_better"], "constant" in gain) == ("%", True, False)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "val/delta_m" in line)
+    assert f"{gain['value']:.3f} %" in line
+
+
 def test_constant_baseline_is_off_by_default(tmp_path, capsys):
     data = tiny_data(tasks=["depth"], labels="full", train_images=4)
     tiny_trainer(tmp_path, callbacks=[ResultsTable()]).fit(tiny_module(data), data)

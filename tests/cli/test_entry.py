@@ -188,7 +188,7 @@ def test_config_may_define_another_task():
     Path("mine.yaml").write_text(yaml.safe_dump(config))
     htt("fit", "--config", "mine.yaml", over=SCENES | {"--data.labels": "full"})
     results = json.loads((run_directory() / "val_metrics.json").read_text())
-    assert set(results) == {"val/depth/abs_err", "val/height/abs_err"}
+    assert set(results) == {"val/depth/abs_err", "val/height/abs_err", "val/delta_m"}
     loaded = HTTModule.load_from_checkpoint(run_directory() / "checkpoints" / "last.ckpt")
     assert loaded.tasks[1].reach == 5.0
     assert loaded.net.heads["height"].classify.out_channels == 1
