@@ -33,6 +33,8 @@ POSITIONAL_ARGS: dict[str, dict[str, Any]] = {
 """Parameters of commands that are given without the name of an option."""
 CONFIG_OPTION = re.compile(r"(--config=|-c=?)(.+)", re.DOTALL)
 """A config in one word with its option: ``--config=FILE``, ``-c=FILE`` or ``-cFILE``."""
+NEGATIVE_POWER = re.compile(r"-[\d.]+e[-+]?\d+", re.IGNORECASE)
+"""A negative number such as -1e-3, which argparse takes for an option and not for a value."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -78,7 +80,7 @@ def run_command(name: str, args: Sequence[str]) -> None:
 
 
 def normalize_args(words: Sequence[str]) -> list[str]:
-    """Complete a command line: paths of configs, the value of ``--overwrite``, and the default dataset.
+    """Complete a command line: paths of configs, the value of ``--overwrite``, -1e-3, and the default dataset.
 
     The embedded scenes are the default. As a default of the parser, their image and batch size would carry over to any
     other dataset.
@@ -95,6 +97,8 @@ def normalize_args(words: Sequence[str]) -> list[str]:
             word = command_config(resolve_config(word), command)
         elif word == "--overwrite" and "".join(words[place + 1 : place + 2]).lower() not in ("true", "false"):
             word = "--overwrite=true"
+        elif place > 1 and NEGATIVE_POWER.fullmatch(word) and full[-1].startswith("--"):
+            word = f"{full.pop()}={word}"
         full.append(word)
     needs_data = built_objects(COMMANDS[command]) if command in COMMANDS else command in LightningCLI.subcommands()
     return [command, default_dataset(full), *full[1:]] if needs_data and not specifies_dataset(full) else full

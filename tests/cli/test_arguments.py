@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("in_empty_folder")
         (["report", "--overwrite", "runs"], ["report", "--overwrite=true", "runs"]),
         (["report", "--overwrite", "false", "runs"], ["report", "--overwrite", "false", "runs"]),
         (["fit", "--model.lr", "1"], ["fit", "--data=SyntheticDataModule", "--model.lr", "1"]),
+        (["fit", "--data=A", "--model.lr", "-1e-3"], ["fit", "--data=A", "--model.lr=-1e-3"]),
         (["check"], ["check", "--data=SyntheticDataModule"]),
         (["info"], ["info"]),
         ([], []),
