@@ -65,7 +65,8 @@ class Folder(FileDataset):
         self._finder, self._split, self.uniform_size = FileFinder(), split, uniform_size
         self.root = self._finder.find(Path(root).expanduser()) or Path(root)
         if not self.root.is_dir():
-            raise DataError(f"data.root must be the folder of data.train and data.val, got {self.root}.", self.root)
+            rule = "be an existing folder, which data.train and data.val are in"
+            raise DataError(f"data.root must {rule}, got {self.root}. Check its path.", self.root)
         self.label_files = {files.task.name: files for files in label_files}
         is_table, errors = images.lower().endswith(".csv"), list[HTTError]()
         self._pattern = "" if is_table else images

@@ -72,6 +72,11 @@ def test_existing_files_are_the_labels(root):
     assert source.ids == ["1", "2", "3", "10", "11", "12"]
 
 
+def test_a_root_that_does_not_exist_is_named(root):
+    with pytest.raises(DataError, match=r"data\.root must be an existing folder, .* got .*mien\. Check"):
+        folder(root.with_name("mien")).setup("fit")
+
+
 def test_unlabeled_training_images_are_left_out_with_a_warning(root, caplog):
     with caplog.at_level(logging.WARNING):
         data = folder(root)
