@@ -38,7 +38,8 @@ def resolve_monitors(trainer: L.Trainer, module: L.LightningModule, datamodule: 
                 _wait_for_epoch_end(callback)
         elif monitor == "val/delta_m":
             rule = f"have a value per task, as {option} is {monitor}"
-            raise ConfigError(f"model.single_task_baselines must {rule}, got none.")
+            step = f"Set it, such as {{{module.tasks[0].name}: 40}}, or monitor the metric of a task."
+            raise ConfigError(f"model.single_task_baselines must {rule}, got none. {step}")
         elif all_known:
             nearest = [name for name in known if name.endswith(f"/{monitor}")] or known
             hint = did_you_mean(monitor, nearest, cutoff=0)

@@ -205,7 +205,7 @@ def test_monitors_take_the_direction_of_the_metric(monitor, mode):
     [
         (RunCheckpoint("val/dpeth/abs_er"), {}, "checkpoint.monitor must .*'val/dpeth/abs_er'.*'val/depth/abs_err'"),
         (EarlyStopping("rmse"), {}, "EarlyStopping.monitor must be .*'rmse'. Did you mean 'val/depth/rmse'"),
-        (RunCheckpoint("val/delta_m"), {}, "model.single_task_baselines must .*checkpoint.monitor is val/delta_m"),
+        (RunCheckpoint("val/delta_m"), {}, "single_task_baselines must .*monitor is val/delta_m, got none. Set it"),
         (RunCheckpoint("val/delta_m", mode="min"), BASELINES, "checkpoint.mode must be max for val/delta_m, got min"),
         (RunCheckpoint("train/pseudo_label_loss"), {"discovery": LabelDiscovery(stages=1)}, "got 'train/pseudo_label"),
         (RunCheckpoint("val/depth/rmse"), {"limit_val_batches": 0}, "trainer.limit_val_batches must be above 0"),
