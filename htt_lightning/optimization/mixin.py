@@ -58,8 +58,9 @@ class OptimizationMixin(L.LightningModule):
                 raise ConfigError(f"model.{option} must be one of {', '.join(values)}, got {value!r}.")
         if not (factor := self.hparams["backbone_lr_factor"]) > 0:
             raise ConfigError(f"model.backbone_lr_factor must be above 0, got {factor}. Or set model.freeze_backbone.")
-        if (warmup := self.hparams["warmup"]) < 0:
-            raise ConfigError(f"model.warmup must be at least 0, got {warmup}.")
+        for option in ("lr", "weight_decay", "warmup"):
+            if not (value := self.hparams[option]) >= 0:
+                raise ConfigError(f"model.{option} must be at least 0, got {value}.")
         if (schedule := self.hparams["lr_scheduler"]) is not None:
             check_spec("lr_scheduler", schedule)
 

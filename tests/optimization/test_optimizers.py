@@ -157,6 +157,8 @@ def test_optimizer_that_cannot_be_made_is_named(options, message, tmp_path):
         ({"weight_decay_on": "none"}, r"model\.weight_decay_on must be one of all, weights"),
         ({"backbone_lr_factor": 0.0}, r"model\.backbone_lr_factor must be above 0, got 0.0"),
         ({"warmup": -1}, r"model\.warmup must be at least 0, got -1"),
+        ({"lr": -1e-3}, r"model\.lr must be at least 0, got -0\.001"),
+        ({"weight_decay": -1e-4}, r"model\.weight_decay must be at least 0, got -0\.0001"),
     ],
 )
 def test_wrong_arguments_of_the_optimizer_are_named(options, message):
