@@ -87,7 +87,7 @@ def test_every_draw_of_a_sweep_is_a_valid_command(path, agent, monkeypatch, caps
     sweep = yaml.safe_load(path.read_text())
     for values in draws(sweep["parameters"], 3):
         start(agent, sweep, values)
-        assert commands[-1][:3] == ["/usr/bin/env", "lightning", "fit"]
+        assert commands[-1][:3] == ["/usr/bin/env", "htt", "fit"]
         words = commands[-1][2:]
         main(words)
         capsys.readouterr()
