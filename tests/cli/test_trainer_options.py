@@ -1,6 +1,5 @@
 """Options of the trainer: callbacks, loggers, limits and intervals of Lightning."""
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,8 +73,7 @@ def test_timer_limits_training_and_is_in_the_config():
 
 
 @pytest.mark.slow
-def test_ddp_spawn_trains(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["htt"])
+def test_ddp_spawn_trains():
     spawn = ["--trainer.strategy=ddp_spawn", "--trainer.devices=2"]
     main(["fit", *DEPTH, *SMALL, *spawn])
     (results,) = Path("runs").glob("*/val_metrics.json")

@@ -15,11 +15,7 @@ from htt_lightning.tasks import Depth
 from tests.commands.report.runs import evaluated_run, fitted_run
 from tests.tiny import BACKBONE
 
-
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 def test_info_describes_versions_and_devices(capsys):

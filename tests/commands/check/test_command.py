@@ -1,7 +1,6 @@
 """The command ``check`` on the command line."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,7 @@ from htt_lightning.data.datasets.synthetic import write_nyud_tree
 SIZE = (24, 32)
 
 
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,7 @@ FILES = {"comparison.md", "comparison.csv", "comparison.png"}
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+def runs(in_empty_folder):
     for seed in (0, 1):
         for labels in ("one-label", "full"):
             metrics = {"semseg/miou": 30.0 + seed + (labels == "full"), "depth/abs_err": 0.5}

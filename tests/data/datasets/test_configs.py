@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,7 @@ from tests.conftest import ROOT
 from tests.data.datasets import folder_tree, pascal_tree, test_cityscapes, test_nyud, test_nyud40
 from tests.tiny import BACKBONE
 
-
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+pytestmark = pytest.mark.usefixtures("in_empty_folder")
 
 
 def cityscapes(root, classes):

@@ -1,7 +1,6 @@
 """Your own images and labels, found by patterns."""
 
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -293,19 +292,13 @@ def test_metrics_are_those_of_each_task_alone(root, tmp_path):
         assert whole[f"val/{task.name}/{task.primary_metric}"] == pytest.approx(float(metric.compute()), rel=1e-5)
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
-
-
 TRIAL = """
 model: {backbone: test_resnet, token_dim: 8}
 trainer: {fast_dev_run: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
 """
 
 
-def test_a_folder_trains_from_a_config(root, elsewhere):
+def test_a_folder_trains_from_a_config(root, in_empty_folder):
     for split in ("train", "val"):
         for name in KEPT:
             save(root / split / "height" / f"{name}.png", stored_map("depth", np.random.default_rng(int(name))))
@@ -338,6 +331,6 @@ data:
     main(["fit", "--config", "mine.yaml", "--data.root", str(root), "--data.labels", "random-label"])
 
 
-def test_the_command_line_names_the_pattern(root, elsewhere):
+def test_the_command_line_names_the_pattern(root, in_empty_folder):
     with pytest.raises(SystemExit, match=r"error: No image matches data\.train: looked for .*train/images/\*\.jpg"):
         main(["fit", "--config", "folder.yaml", "--data.root", str(root), "--model.pretrained", "false"])

@@ -1,5 +1,4 @@
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,13 +154,7 @@ def predict(*argv):
     main(["predict", "--data", "ImageFolder", *argv, *quiet])
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
-
-
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("in_empty_folder")
 def test_predict_skips_corrupt_images_and_names_them(photos, checkpoint, capsys):
     argv = ["--data.root", str(photos), "--ckpt_path", checkpoint, "--out", "photos/maps"]
     with pytest.raises(SystemExit, match=r"^error: 1 of 6 images[\s\S]*4\.jpg"):
@@ -184,7 +177,7 @@ def test_predict_skips_corrupt_images_and_names_them(photos, checkpoint, capsys)
     assert not list(maps.glob("maps*npy"))  # predictions are not predicted on
 
 
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("in_empty_folder")
 def test_predict_names_what_is_missing(photos, checkpoint):
     torch.save({"model": {}}, "other.ckpt")
     for argv, named in (
@@ -211,7 +204,7 @@ def test_the_panel_of_a_padded_image_shows_the_image_alone(photos, checkpoint, t
         assert module.predict_step(batch, 0)["depth"].shape == (1, 1, 40, 60)
 
 
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("in_empty_folder")
 def test_predict_reads_a_folder_of_phone_photographs(tmp_path, checkpoint, caplog):
     pillow_heif = pytest.importorskip("pillow_heif")
     forget_notices()

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -307,9 +306,7 @@ def test_missing_labels_of_all_datasets_are_discovered(roots, tmp_path):
         mixed(mine(roots), rooms(roots), pseudo_labels=str(out)).prepare_data()
 
 
-def test_a_mixture_trains_from_a_config(roots, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+def test_a_mixture_trains_from_a_config(roots, in_empty_folder):
     Path("mixed.yaml").write_text(f"""
 model: {{backbone: test_resnet, token_dim: 8}}
 trainer: {{fast_dev_run: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}}

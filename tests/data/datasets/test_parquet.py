@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import datasets
@@ -151,9 +150,7 @@ def test_published_number_of_rows_is_compared(scenes):
     assert "5 images found, but 795 were published. Download" in warning
 
 
-def test_check_and_fit_run_on_shards(root, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+def test_check_and_fit_run_on_shards(root, in_empty_folder, capsys):
     data = ["--config", "nyud.yaml", "--data.root", str(root), "--data.augment.crop", "[32, 48]",
             "--data.num_workers", "0", "--data.batch_size", "2"]  # fmt: skip
     main(["check", *data])

@@ -1,6 +1,5 @@
 """Parquet files of one's own, declared in a config."""
 
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -78,12 +77,10 @@ def test_wrong_declarations_are_named(scenes, arguments, message):
         folder_data(**{"root": scenes / "features"} | arguments).build_dataset("train")
 
 
-def test_config_names_a_dataset_of_the_hub(scenes, tmp_path, monkeypatch, capsys):
+def test_config_names_a_dataset_of_the_hub(scenes, monkeypatch, in_empty_folder, capsys):
     asked = []
     answer = lambda repo, **settings: asked.append((repo, settings)) or str(scenes / "features")  # noqa: E731
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
     labels = [{"task": "Depth", "train": "depth", "val": "depth"}, {"task": "Normals", "train": "normal"}]
     settings = {
         "root": "hub",

@@ -1,6 +1,5 @@
 """Videos and cameras, whose frames are predicted and written beside their maps."""
 
-import sys
 from typing import ClassVar
 
 import cv2
@@ -66,9 +65,7 @@ def test_consecutive_frames_make_batches(clip, checkpoint):
     assert data.count == len(LEVELS)
 
 
-def test_predict_writes_a_video_of_frames_beside_maps(clip, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
+def test_predict_writes_a_video_of_frames_beside_maps(clip, checkpoint, tmp_path, in_empty_folder):
     words = ["--data", "ImageFolder", "--data.root", str(clip), "--ckpt_path", checkpoint, "--out", "maps"]
     main(["predict", *words, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["clip_panel.mp4", "maps.json"]
@@ -109,11 +106,9 @@ class FakeCamera:
 
 
 @pytest.fixture
-def predict_camera(checkpoint, tmp_path, monkeypatch):
+def predict_camera(checkpoint, tmp_path, monkeypatch, in_empty_folder):
     """Run ``htt predict`` on a camera, and return the exit status and the brightness of the frames it wrote."""
     read_video = cv2.VideoCapture
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["htt"])
 
     def run(*more, root="camera:1", **camera):
         monkeypatch.setattr(cv2, "VideoCapture", type("Camera", (FakeCamera,), {**camera, "opened": []}))
