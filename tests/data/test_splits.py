@@ -114,7 +114,7 @@ def test_prepare_data_warns_of_shared_images(build, count, name, trees, tmp_path
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_prepare_data_decodes_nothing(name, trees, monkeypatch):
+def test_checks_before_training_decode_nothing(name, trees, monkeypatch):
     data = MODULES[name](trees)
     parts = data.datasets if name == "mixed" else [data]
     for part in parts:
@@ -122,4 +122,7 @@ def test_prepare_data_decodes_nothing(name, trees, monkeypatch):
             kind = type(part.build_dataset("train"))
             if hasattr(kind, attribute):
                 monkeypatch.setattr(kind, attribute, lambda *_, attribute=attribute: pytest.fail(attribute))
+    monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("decoded a file"))
     data.prepare_data()
+    for split in ("train", "val"):
+        data.partial_label_dataset(split)

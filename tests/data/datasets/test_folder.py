@@ -184,13 +184,6 @@ def test_arrays_of_other_types_are_rejected_as_images(root, array):
         folder(root, train="train/images/*").build_dataset("train").image(0)
 
 
-def test_check_decodes_no_pixels(root, monkeypatch):
-    monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("decoded a file"))
-    data = folder(root)
-    data.prepare_data()
-    data.setup("fit")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -135,14 +135,6 @@ def test_files_are_closed(root):
 # Checking
 
 
-def test_check_decodes_no_values(root, monkeypatch):
-    data = NYUDDataModule(str(root), labels="full", batch_size=2, num_workers=0, seed=0)
-    for read in ("image", "label"):
-        monkeypatch.setattr(NYUD, read, lambda *_: pytest.fail("decoded a file"))
-    data.prepare_data()
-    data.setup("fit")
-
-
 @pytest.mark.parametrize("change", ["no root", "no split", "empty split"])
 def test_missing_folders_are_reported_with_the_layout(root, change):
     if change == "no split":

@@ -120,13 +120,6 @@ def test_normals_of_other_sizes_are_interpolated(root):
     np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
 
 
-def test_check_decodes_no_pixels(root, monkeypatch):
-    data = NYUD40DataModule(str(root), labels="full", batch_size=2, num_workers=0, seed=0)
-    monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("decoded a file"))
-    data.prepare_data()
-    data.setup("fit")
-
-
 def test_missing_roots_are_reported_with_the_layout(tmp_path):
     with pytest.raises(HTTError, match=r"nowhere[\s\S]*segmentation/<id>\.png"):
         NYUD40(tmp_path / "nowhere", "train")
