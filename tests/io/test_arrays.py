@@ -73,7 +73,7 @@ def test_read_npy_maps_the_file(tmp_path):
     np.testing.assert_array_equal(read_npy(tmp_path / "a.npy"), array)
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", None, "longer", "objects"])
+@pytest.mark.parametrize("content", [b"", b"no array", b"PK\x03\x04" + bytes(99), None, "longer", "objects"])
 def test_read_npy_names_corrupt_files(tmp_path, content):
     path = tmp_path / "a.npy"
     np.save(path, np.array([{}]) if content == "objects" else np.arange(9), allow_pickle=True)
