@@ -87,14 +87,6 @@ def test_random_label_of_two_tasks_is_rejected(root):
         data.label_mask(data.build_dataset("train"))
 
 
-def test_masks_in_the_published_format_are_read(root, tmp_path, caplog):
-    weights = torch.tensor([[1, 0], [0, 1], [0, 1], [1, 0]], dtype=torch.float32)
-    torch.save({"labels_weights": weights}, tmp_path / "onelabel.pth")
-    data = CityscapesDataModule(str(root), labels=str(tmp_path / "onelabel.pth"))
-    np.testing.assert_array_equal(data.label_mask(data.build_dataset("train")).labeled, weights == 1)
-    assert "onelabel.pth" in caplog.text
-
-
 def test_zoom_multiplies_inverse_depth_and_divides_depth():
     array, divided = np.array([[0.1, np.nan]], np.float32), InverseDepth(scale_with_zoom="divide")
     multiplied = InverseDepth().rescale_values(array, 2.0)

@@ -73,15 +73,6 @@ def test_gray_images_keep_their_values(file, high, dtype, suffix):
     assert size_of(path, ImageFormat.ANY) == LabelFiles(Edges(), "").size(path) == SIZE
 
 
-@pytest.mark.parametrize("array", [integers(256, shape=(*SIZE, 3)), integers(256), integers(2) > 0])
-def test_images_of_many_modes_have_colors(file, array):
-    colors = read_rgb(file(array), ImageFormat.ANY)
-    assert colors.dtype == np.uint8
-    gray = array.astype(np.uint8) * (255 if array.dtype == bool else 1)
-    np.testing.assert_array_equal(colors, gray[..., :3] if array.ndim == 3 else np.dstack([gray] * 3))
-    colors[:] = 0  # it may be written to
-
-
 def test_transparent_images_are_put_on_white_with_a_word(file, caplog):
     forget_notices()
     path = file(np.full((*SIZE, 4), (10, 20, 30, 51), np.uint8))  # a fifth of the color, four fifths white
@@ -127,11 +118,6 @@ def test_truncated_files_are_named(file, suffix, part):
 class Trap:
     def __reduce__(self):
         return (pytest.fail, ("a file was unpickled",))
-
-
-def test_arrays_are_never_unpickled(file):
-    with pytest.raises(HTTError, match=r"map\.npy"):
-        LabelFiles(SEMSEG, "").read(file(np.array([[Trap()]], object), ".npy"))
 
 
 @given(st.dictionaries(st.integers(-5, 300), st.integers(0, 3), min_size=1), st.sets(st.integers(-5, 300)))

@@ -11,10 +11,10 @@ import torch
 
 from htt_lightning.data import read_mask
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
-from htt_lightning.data.masks.files import check_label_source, protocol_of
+from htt_lightning.data.masks.files import protocol_of
 from htt_lightning.data.masks.label_mask import sample_mask
 from htt_lightning.data.masks.published import PUBLISHED
-from htt_lightning.errors import ConfigError, DataError
+from htt_lightning.errors import DataError
 from tests.conftest import ROOT
 
 NYUD = ("semseg", "depth", "normals")
@@ -64,12 +64,6 @@ def test_corrupt_json_masks_are_named(tmp_path, content, named):
 def test_missing_masks_are_named(tmp_path, name):
     with pytest.raises(DataError, match=re.escape(str(tmp_path / name))):
         read_mask(tmp_path / name, FEW, NYUD)
-
-
-@pytest.mark.parametrize(("labels", "named"), [("masks/absent.json", "absent.json"), ("one-lable", "one-label")])
-def test_label_sources_are_checked(labels, named):
-    with pytest.raises(ConfigError, match=rf"data\.labels.*{named}"):
-        check_label_source(labels)
 
 
 def write_tensor(path, weights):
