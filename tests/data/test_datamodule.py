@@ -71,7 +71,7 @@ def test_resumed_masks_keep_the_protocol_and_threshold(tree, tmp_path, monkeypat
         kept = [[1, 0, 0], [0, 1, 1], [1, 0, 1]]
         torch.save({"labels_weights": torch.tensor(kept).repeat(3, 1)}, path)
         labels = str(path)
-        known = next(mask for mask in PUBLISHED.values() if mask.name == "the published NYUD random-label mask")
+        known = next(mask for mask in PUBLISHED.values() if mask.origin == "the published NYUD random-label mask")
         md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         monkeypatch.setattr("htt_lightning.data.masks.published.PUBLISHED", {md5: known})
     for run in ("first", "second"):
@@ -87,7 +87,7 @@ def test_resumed_masks_keep_the_protocol_and_threshold(tree, tmp_path, monkeypat
         )
         mask = json.loads(Path(labels).read_text())
         assert mask["protocol"] == "random-label"
-        assert (mask["seed"], mask["origin"]) == ((None, known.name) if kind == "published" else (1, None))
+        assert (mask["seed"], mask["origin"]) == ((None, known.origin) if kind == "published" else (1, None))
     assert taus == [0.95] * 2
 
 

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from htt_lightning.data.masks.label_mask import (
     natural_sort,
     unknown_protocol_error,
 )
-from htt_lightning.data.masks.published import find_by_md5
+from htt_lightning.data.masks.published import Provenance, find_by_md5
 from htt_lightning.errors import ConfigError, DataError, HTTError
 from htt_lightning.io.file_names import nfc
 from htt_lightning.io.weights import safe_torch_load
@@ -42,18 +42,10 @@ Labels = dict[str, list[str]]
 """Names of the labeled tasks, by image id."""
 
 
-class Provenance(NamedTuple):
-    """Protocol, seed and origin of a mask file; see ``LabelMask``."""
-
-    protocol: str = "file"
-    seed: int | None = None
-    origin: str | None = None
-
-
 def read_provenance(path: Path, content: bytes) -> Provenance:
     """Read how the mask in a file was drawn: a published file is known by its MD5, the library's own files state it."""
     if published := find_by_md5(content):
-        return Provenance(published.protocol, origin=published.name)
+        return published
     try:
         stored = json.loads(content)
     except (ValueError, RecursionError):  # a published form, which states nothing, or a corrupt file

@@ -9,34 +9,31 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from htt_lightning.data.masks.label_mask import Protocol
+
+class Provenance(NamedTuple):
+    """Protocol, seed and origin of a mask file; see ``LabelMask``."""
+
+    protocol: str = "file"
+    seed: int | None = None
+    origin: str | None = None
 
 
-class PublishedMask(NamedTuple):
-    """Name and protocol of a published label mask."""
-
-    name: str
-    protocol: Protocol
-
-
-_PASCAL_ONE = PublishedMask("the published PASCAL-Context one-label mask", "one-label")
-_PASCAL_RANDOM = PublishedMask("the published PASCAL-Context random-label mask", "random-label")
-
-PUBLISHED: Mapping[str, PublishedMask] = MappingProxyType(
-    {
-        "aa12f1e3daaa525c0f03907d833b13c6": PublishedMask("the published NYUD one-label mask", "one-label"),
-        "c83e18adccde926a65ac5de96ffa033f": PublishedMask("the published NYUD random-label mask", "random-label"),
-        "2a62911cac09f8c9e1bcd1bb499c4eca": PublishedMask("the published Cityscapes one-label mask", "one-label"),
-        # The same masks twice: as image ids by task, and as a table by image id.
-        "d6efcccebc42e2f317de908375321346": _PASCAL_ONE,
-        "c127e1d99899ca42fb7aee29c70d4e05": _PASCAL_ONE,
-        "45746c0a24ae0658f15c2bec338a11c6": _PASCAL_RANDOM,
-        "0e9b39814e8d5dee3e15ec4e96672b92": _PASCAL_RANDOM,
-    }
+_MASKS = {
+    "aa12f1e3daaa525c0f03907d833b13c6": ("NYUD", "one-label"),
+    "c83e18adccde926a65ac5de96ffa033f": ("NYUD", "random-label"),
+    "2a62911cac09f8c9e1bcd1bb499c4eca": ("Cityscapes", "one-label"),
+    # The same masks twice: as image ids by task, and as a table by image id.
+    "d6efcccebc42e2f317de908375321346": ("PASCAL-Context", "one-label"),
+    "c127e1d99899ca42fb7aee29c70d4e05": ("PASCAL-Context", "one-label"),
+    "45746c0a24ae0658f15c2bec338a11c6": ("PASCAL-Context", "random-label"),
+    "0e9b39814e8d5dee3e15ec4e96672b92": ("PASCAL-Context", "random-label"),
+}
+PUBLISHED: Mapping[str, Provenance] = MappingProxyType(
+    {md5: Provenance(kind, origin=f"the published {name} {kind} mask") for md5, (name, kind) in _MASKS.items()}
 )
 """Published masks by the MD5 of their files."""
 
 
-def find_by_md5(content: bytes) -> PublishedMask | None:
+def find_by_md5(content: bytes) -> Provenance | None:
     """Return the published mask with this file content, if there is one."""
     return PUBLISHED.get(hashlib.md5(content, usedforsecurity=False).hexdigest())

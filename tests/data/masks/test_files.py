@@ -83,7 +83,7 @@ def test_tensors_are_read_by_position(tmp_path, caplog):
 
 def publish(monkeypatch, path, name="the published NYUD random-label mask"):
     """Register a file as the published mask of that name."""
-    mask = next(mask for mask in PUBLISHED.values() if mask.name == name)
+    mask = next(mask for mask in PUBLISHED.values() if mask.origin == name)
     md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     monkeypatch.setattr("htt_lightning.data.masks.published.PUBLISHED", {md5: mask})
 
@@ -263,9 +263,9 @@ def test_published_masks_state_their_protocol(tmp_path, monkeypatch):
     assert protocol_of(str(tmp_path / "absent.json")) == "file"
     assert len(PUBLISHED) == 7
     for mask in PUBLISHED.values():
-        publish(monkeypatch, path, mask.name)
+        publish(monkeypatch, path, mask.origin)
         assert protocol_of(str(path)) == mask.protocol
-        assert mask.protocol in mask.name
+        assert mask.protocol in mask.origin
 
 
 @pytest.mark.parametrize(("stored", "known"), [("NFC", "NFD"), ("NFD", "NFC")])
