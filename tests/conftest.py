@@ -27,6 +27,14 @@ def render_once() -> None:
     synthetic.render = lru_cache(maxsize=1000)(synthetic.render)
 
 
+@pytest.fixture(autouse=True)
+def forget_notices() -> None:
+    """Let every kind of notice be given again."""
+    from htt_lightning.io import notices  # after the variables above
+
+    notices._given.clear()
+
+
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
     """Run commands in a folder, without pytest's own command line in ``sys.argv``."""

@@ -5,7 +5,6 @@ from PIL import Image
 
 from htt_lightning import HTTPredictor
 from htt_lightning.errors import CheckpointError, ConfigError, HTTError
-from htt_lightning.io.notices import forget_notices
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -106,7 +105,6 @@ def test_gray_palette_and_cmyk_images_are_read(predictor, pixels, tmp_path):
 
 
 def test_first_frames_and_white_backgrounds_are_predicted(predictor, pixels, tmp_path, caplog):
-    forget_notices()
     color = Image.fromarray(pixels)
     color.save(tmp_path / "pages.tiff", save_all=True, append_images=[color.rotate(90)])
     transparent = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])

@@ -12,8 +12,3 @@ def notify_once(kind: str, message: str) -> None:
     if kind not in _given:
         _given.add(kind)
         logger.warning("%s This is said of the first such file.", message)
-
-
-def forget_notices() -> None:
-    """Let every kind of notice be given again."""
-    _given.clear()

@@ -12,7 +12,6 @@ from PIL import Image
 from htt_lightning.errors import DataError, HTTError
 from htt_lightning.io.image_files import ImageFormat, has_heif, is_turned, readable_suffixes, size_of
 from htt_lightning.io.images import read_colors, read_gray, read_index, read_normals, read_photograph, read_rgb
-from htt_lightning.io.notices import forget_notices
 
 COLORS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 UPRIGHT = {
@@ -25,11 +24,6 @@ UPRIGHT = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
 }
-
-
-@pytest.fixture(autouse=True)
-def notices():
-    forget_notices()
 
 
 def exif(orientation):

@@ -9,7 +9,6 @@ from PIL import Image
 from htt_lightning.errors import DataError
 from htt_lightning.io.image_files import ImageFormat, size_of
 from htt_lightning.io.images import read_colors, read_gray, read_index, read_normals, read_photograph, read_rgb
-from htt_lightning.io.notices import forget_notices
 
 RNG = np.random.default_rng(0)
 COLORS = RNG.integers(0, 256, (6, 9, 3), np.uint8)
@@ -209,7 +208,6 @@ def test_readers_refuse_several_frames(tmp_path):
 
 
 def test_photographs_with_16_bits_keep_the_upper_half(tmp_path, caplog):
-    forget_notices()
     cv2.imwrite(str(tmp_path / "a.png"), COLORS[..., ::-1].astype(np.uint16) * 256 + 7)
     np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), COLORS)
     assert caplog.messages == []
@@ -221,7 +219,6 @@ def test_photographs_with_16_bits_keep_the_upper_half(tmp_path, caplog):
 
 
 def test_first_frame_and_first_bands_are_read_with_a_word(tmp_path, caplog):
-    forget_notices()
     frames = [Image.fromarray(np.roll(COLORS, k)) for k in range(3)]
     path = saved(tmp_path / "a.tiff", frames[0], save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read_photograph(path), COLORS)
@@ -235,7 +232,6 @@ def test_first_frame_and_first_bands_are_read_with_a_word(tmp_path, caplog):
 
 
 def test_previews_of_a_camera_are_no_frames(tmp_path, caplog):
-    forget_notices()
     path = saved(tmp_path / "a.jpg", Image.fromarray(COLORS), format="MPO", save_all=True,
                  append_images=[Image.fromarray(COLORS[:3])])  # fmt: skip
     assert read_photograph(path).shape == COLORS.shape

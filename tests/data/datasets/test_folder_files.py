@@ -12,16 +12,10 @@ from htt_lightning.commands.check.command import inspect
 from htt_lightning.data import LabelFiles
 from htt_lightning.errors import DataError, HTTError
 from htt_lightning.io.images import read_photograph
-from htt_lightning.io.notices import forget_notices
 from htt_lightning.tasks import Depth, Normals, SemSeg
 from tests.data.datasets.folder_tree import MAPS, SIZE, folder, save, write_table, write_tree
 
 DEPTH_FILES = LabelFiles(Depth(), "train/depth/{id}.png", "val/depth/{id}.png", scale=0.001)
-
-
-@pytest.fixture(autouse=True)
-def notices():
-    forget_notices()
 
 
 @pytest.fixture

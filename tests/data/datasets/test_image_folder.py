@@ -11,7 +11,6 @@ from htt_lightning.callbacks.prediction_writer import crop_padding
 from htt_lightning.cli import main
 from htt_lightning.data.datasets.image_search import find_images
 from htt_lightning.errors import ConfigError, DataError
-from htt_lightning.io.notices import forget_notices
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -207,7 +206,6 @@ def test_the_panel_of_a_padded_image_shows_the_image_alone(photos, checkpoint, t
 @pytest.mark.usefixtures("in_empty_folder")
 def test_predict_reads_a_folder_of_phone_photographs(tmp_path, checkpoint, caplog):
     pillow_heif = pytest.importorskip("pillow_heif")
-    forget_notices()
     upright = np.kron(np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
     stored, turned = Image.fromarray(np.rot90(upright)), Image.Exif()
     turned[0x0112] = 6

@@ -13,7 +13,6 @@ from htt_lightning.data.datasets.label_files import LabelFiles
 from htt_lightning.errors import ConfigError, DataError, HTTError
 from htt_lightning.io.image_files import ImageFormat, size_of
 from htt_lightning.io.images import read_gray, read_rgb
-from htt_lightning.io.notices import forget_notices
 from htt_lightning.tasks import Depth, Edges, InverseDepth, Normals, Saliency, SemSeg
 from tests.flow import Height
 
@@ -74,7 +73,6 @@ def test_gray_images_keep_their_values(file, high, dtype, suffix):
 
 
 def test_transparent_images_are_put_on_white_with_a_word(file, caplog):
-    forget_notices()
     path = file(np.full((*SIZE, 4), (10, 20, 30, 51), np.uint8))  # a fifth of the color, four fifths white
     for _ in range(2):
         np.testing.assert_array_equal(read_rgb(path, ImageFormat.ANY)[0, 0], [206, 208, 210])
