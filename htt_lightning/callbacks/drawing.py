@@ -7,11 +7,10 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 from torch import Tensor
 
 from htt_lightning.data.batch import Batch
-from htt_lightning.io.files import atomic_path
+from htt_lightning.io.images import write_png
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.tasks import PseudoLabel
 
@@ -43,8 +42,7 @@ class EpochImageLogger(Callback):
 
 def save_and_log(trainer: L.Trainer, path: Path, key: str, picture: np.ndarray) -> None:
     """Write a picture, uint8 ``h w 3``, as PNG and send it to the loggers that take images."""
-    with atomic_path(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+    write_png(path, picture)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, picture, trainer.global_step, dataformats="HWC")

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from htt_lightning.data.batch import Batch
 from htt_lightning.data.datasets.image_search import DESCRIPTION_FILE
 from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.files import atomic_path, check_output_dir, write_text
+from htt_lightning.io.images import write_png
 from htt_lightning.io.run_directory import run_directory
 from htt_lightning.module import HTTModule
 from htt_lightning.output import ImageView
@@ -134,9 +134,9 @@ class PredictionWriter(BasePredictionWriter):
             if self.save_visualizations or image is not None:
                 pictures[task.name] = draw_map(task, values[0])
             if self.save_visualizations:
-                _save_png(stem.with_name(f"{stem.name}_{task.name}_view.png"), pictures[task.name])
+                write_png(stem.with_name(f"{stem.name}_{task.name}_view.png"), pictures[task.name])
         if image is not None:
-            _save_png(stem.with_name(f"{stem.name}_panel.png"), _panel(stem.name, image[0], pictures, tasks))
+            write_png(stem.with_name(f"{stem.name}_panel.png"), _panel(stem.name, image[0], pictures, tasks))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait for the threads, print the folder, and raise the collected errors."""
@@ -180,16 +180,11 @@ def write_map(stem: Path, task: Task, values: np.ndarray, format: Format = "png"
     pixels = task.to_png(values) if format == "png" else None
     path = stem.with_name(f"{stem.name}.{'npy' if pixels is None else 'png'}")
     if pixels is not None:
-        _save_png(path, pixels)
+        write_png(path, pixels)
     else:
         with atomic_path(path) as partial, partial.open("wb") as file:
             np.save(file, values)
     return path
-
-
-def _save_png(path: Path, picture: np.ndarray) -> None:
-    with atomic_path(path) as partial:
-        Image.fromarray(picture).save(partial, format="PNG", compress_level=1)  # higher is slow
 
 
 def _draw_frame(stem: Path, tasks: Sequence[Task], maps: Mapping[str, Tensor], image: Tensor) -> np.ndarray:

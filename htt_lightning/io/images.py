@@ -1,4 +1,4 @@
-"""Read image files: photographs, index maps, gray levels, and normals coded as colors.
+"""Read image files: photographs, index maps, gray levels, and normals coded as colors; write PNG files.
 
 Pillow keeps the indices of a palette and refuses most truncated files; OpenCV does neither.
 """
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from htt_lightning.errors import DataError
 from htt_lightning.io.arrays import normalize_, resize, vector_norm
+from htt_lightning.io.files import atomic_path
 from htt_lightning.io.image_files import ImageFormat, bits_are_16, open_image, orientation_of
 from htt_lightning.io.notices import notify_once
 
@@ -121,6 +122,12 @@ def read_normals(path: Path, size: tuple[int, int], absent: NDArray[np.bool_] | 
         missing |= absent
     np.copyto(norm, np.nan, where=missing)
     return normalize_(vectors, norm)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a picture or map of integers atomically as PNG."""
+    with atomic_path(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG", compress_level=1)  # higher is slow
 
 
 def _notice_frames_and_bands(image: Image.Image, name: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +19,8 @@ from htt_lightning.data.label_statistics import label_warnings
 from htt_lightning.data.masks.label_mask import impossible_label_message
 from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
 from htt_lightning.io.arrays import resize
-from htt_lightning.io.files import atomic_path, check_output_dir, write_text
+from htt_lightning.io.files import check_output_dir, write_text
+from htt_lightning.io.images import write_png
 from htt_lightning.tasks.semseg import unpaired_sides
 
 
@@ -48,8 +48,7 @@ def check(
     print_report(report, datamodule.label_summary)
     if folder:
         if num_images and (picture := contact_sheet(scanners, num_images)) is not None:
-            with atomic_path(folder / "contact_sheet.png") as partial:
-                Image.fromarray(picture).save(partial, format="PNG")
+            write_png(folder / "contact_sheet.png", picture)
         if datamodule.mask:
             datamodule.mask.save(folder / LABEL_MASK)
         write_text(folder / "check.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
