@@ -224,10 +224,8 @@ class PseudoLabelMap:
         return array
 
 
-class ConfidenceMap:
+class ConfidenceMap(PseudoLabelMap):
     """The confidence of a pseudo-label in transforms: float32 ``h w`` in [0, 1], 0 on padding."""
-
-    guides_crop = False
 
     def __init__(self, task: Task) -> None:
         self.name = f"{task.name}.confidence"
@@ -243,10 +241,6 @@ class ConfidenceMap:
     def empty_target(self, height: int, width: int) -> np.ndarray:
         """Return a confidence of 0."""
         return np.zeros((height, width), np.float32)
-
-    def postprocess_target(self, array: np.ndarray) -> np.ndarray:
-        """Return the map itself."""
-        return array
 
 
 def with_pseudo_label_maps(tasks: Sequence[Task]) -> list[MapTransform]:
