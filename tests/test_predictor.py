@@ -83,13 +83,6 @@ def test_training_crop_is_the_minimum_size():
     assert data.input_size == {"image_size": None, "min_size": [64, 64]}
 
 
-def test_exif_orientation_is_applied(predictor, pixels, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / "it.png", exif=exif)
-    assert predictor(tmp_path / "it.png")["semseg"].shape == (70, 50)
-
-
 def test_gray_palette_and_cmyk_images_are_read(predictor, pixels, tmp_path):
     color = Image.fromarray(pixels)
     for name, image in {
@@ -102,20 +95,6 @@ def test_gray_palette_and_cmyk_images_are_read(predictor, pixels, tmp_path):
         image.save(tmp_path / name)
         assert predictor(tmp_path / name)["semseg"].shape == (50, 70)
     assert predictor(pixels[..., 0])["semseg"].shape == (50, 70)
-
-
-def test_first_frames_and_white_backgrounds_are_predicted(predictor, pixels, tmp_path, caplog):
-    color = Image.fromarray(pixels)
-    color.save(tmp_path / "pages.tiff", save_all=True, append_images=[color.rotate(90)])
-    transparent = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
-    transparent[:20, :, 3] = 0
-    Image.fromarray(transparent).save(tmp_path / "glass.png")
-    white = pixels.copy()
-    white[:20] = 255
-    for name, expected in (("pages.tiff", pixels), ("glass.png", white)):
-        maps = predictor(tmp_path / name)
-        assert all(torch.equal(maps[task], values) for task, values in predictor(expected).items())
-    assert [name in text for name, text in zip(("pages", "glass"), caplog.messages, strict=True)] == [True, True]
 
 
 def test_batches_equal_images_one_at_a_time(predictor, pixels, tmp_path):
