@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htt_lightning.errors import ConfigError
-from htt_lightning.output import TaskOutput, upsample_to_image
+from htt_lightning.output import upsample_to_image
 from tests.tasks.samples import enlarge
 
 few = settings(max_examples=40)
@@ -19,20 +19,6 @@ def cells(height, width, stride, channels=2, b=2):
     generator = torch.Generator().manual_seed(0)
     shape = (b, channels, math.ceil(height / stride), math.ceil(width / stride))
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def test_task_output_is_a_tuple_of_three_fields():
-    assert TaskOutput._fields == ("logits", "feature", "confidence")
-    assert isinstance(TaskOutput(torch.zeros(1), torch.zeros(1), torch.zeros(1)), tuple)
-
-
-@given(rows=st.integers(1, 9), columns=st.integers(1, 9), stride=st.sampled_from([1, 2, 4, 8, 16]))
-@few
-def test_upsample_multiples_of_the_stride_equals_interpolate(rows, columns, stride):
-    size = (rows * stride, columns * stride)
-    values = cells(*size, stride)
-    expected = F.interpolate(values, size, mode="bilinear", align_corners=False)
-    assert torch.equal(upsample_to_image(values, size), expected)
 
 
 @STRIDES

@@ -218,8 +218,3 @@ def test_limit_val_labels_spreads_them_evenly(images, limit, draw):
     assert len(chosen) == min(limit, len(owners))
     gaps = np.diff([owners.index(name) for name in chosen] + ([len(owners)] if owners else []))
     assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
-
-
-def test_max_val_images_is_at_least_one():
-    with pytest.raises(HTTError, match="val_images"):
-        Depth(max_val_images=0)

@@ -17,7 +17,7 @@ from htt_lightning.data.extra_transforms import KEEPS_VALUES, ExtraTransforms
 from htt_lightning.data.pseudo_labels import with_pseudo_label_maps
 from htt_lightning.data.transforms import AugmentConfig, TrainTransform
 from htt_lightning.errors import ConfigError
-from htt_lightning.tasks import Depth, Edges, HumanParts, Normals, SemSeg
+from htt_lightning.tasks import Depth, HumanParts, Normals, SemSeg
 from tests.data.aligned import STILL, TASKS, assert_same, scene, train
 from tests.tiny import tiny_data
 
@@ -236,8 +236,3 @@ def test_config_names_any_transform(monkeypatch):
         assert (type(first), first.limit, first.p) == (A.Rotate, (-10, 10), 1)
         assert [type(step) for step in second.transforms] == [A.ToGray, A.Rotate]
     assert len(built) == 2
-
-
-def test_edges_are_moved_as_classes():
-    assert not Edges().view_changes_values
-    assert not SemSeg(classes=("a",)).mirror_changes_values

@@ -1,6 +1,4 @@
-import os
 import pickle
-import runpy
 
 import albumentations
 import cv2
@@ -9,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from htt_lightning.data import transforms
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.errors import ConfigError
 from htt_lightning.tasks import HumanParts, SemSeg
@@ -296,9 +293,3 @@ def test_transforms_can_be_pickled():
 def test_augment_config_validates_its_values(wrong):
     with pytest.raises(ConfigError, match=rf"data\.augment\.{next(iter(wrong))} "):
         AugmentConfig(**wrong)
-
-
-def test_update_variable_of_albumentations_is_kept(monkeypatch):
-    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "true")
-    runpy.run_path(transforms.__file__)  # as its import does
-    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "true"

@@ -94,8 +94,6 @@ def test_zoom_multiplies_inverse_depth_and_divides_depth():
     np.testing.assert_allclose(1 / multiplied, Depth().rescale_values(1 / array, 2.0), rtol=1e-6)
     np.testing.assert_allclose(divided.rescale_values(array, 2.0), [[0.05, np.nan]], rtol=1e-6)
     assert divided.output_settings == InverseDepth().output_settings
-    with pytest.raises(HTTError, match="scale_with_zoom"):
-        InverseDepth(scale_with_zoom="divided")
 
 
 def test_inverse_depth_decodes_within_its_bins():
