@@ -229,17 +229,6 @@ def test_fit_discover_and_fit_on_pseudo_labels(capsys):
     assert "train/depth/pseudo_label_coverage" in (run_directory() / "metrics.csv").read_text()
 
 
-def test_check_takes_config_and_options_of_a_run(capsys):
-    htt("check", "--config", "synthetic.yaml", "--data.tasks", "depth", "--out", "checked", over=SCENES)
-    assert "Labels of 9 training images" in capsys.readouterr().out
-    assert (Path("checked") / "check.json").is_file()
-    assert not Path("runs").exists()
-
-
-def test_augmentation_can_be_switched_off():
-    htt("fit", "--config", "synthetic.yaml", "--data.augment", "null", "--trainer.fast_dev_run", "1", over=SCENES)
-
-
 def test_fit_resumes_from_checkpoint(trained):
     more = SCENES | {"--data.labels": "full", "--trainer.max_epochs": "2", "--ckpt_path": trained}
     htt("fit", *DEPTH, over=more)
@@ -304,11 +293,6 @@ def test_unknown_command_or_config_has_suggestion(words, meant):
         main(words)
 
 
-def test_missing_dataset_shows_expected_layout():
-    with pytest.raises(SystemExit, match=r"error: [\s\S]*train/"):
-        htt("fit", "--config", "nyud.yaml", "--data.root", "nowhere")
-
-
 def test_config_of_user_is_kept(logged_out):
     own = "data: {class_path: SyntheticDataModule}  # mine\nmodel: {lr: 0.001}\n"
     Path("config.yaml").write_text(own)
@@ -329,11 +313,6 @@ def test_predict_writes_to_out_and_overwrites_on_demand(trained, capsys):
     with pytest.raises(SystemExit, match=r"error: --out .*mine.*--overwrite"):
         htt(*predict, over=SCENES)
     htt(*predict, "--overwrite", "true", over=SCENES)
-
-
-def test_test_takes_single_task_baselines(trained, capsys):
-    htt("test", *DEPTH, "--model.single_task_baselines", "{depth: 2.0}", "--ckpt_path", trained, over=SCENES)
-    assert "delta_m" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["check", "discover", "validate"])

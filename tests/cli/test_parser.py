@@ -127,11 +127,6 @@ def test_value_in_place_of_options_is_rejected(group, value):
     assert error.startswith(f"error: {group} must hold options, got {'NaN' if value == '.nan' else value}")
 
 
-def test_value_in_inline_config_is_rejected():
-    with pytest.raises(SystemExit, match="discovery must hold options, got 3"):
-        main(["fit", "--config={discovery: 3}"])
-
-
 @pytest.mark.parametrize(
     ("config", "key"),
     [

@@ -34,11 +34,6 @@ def test_limit_or_interval_of_zero_is_refused(command, option):
     assert f"error: trainer.{option} must be above 0" in failing(command, f"--trainer.{option}=0")
 
 
-def test_best_checkpoints_without_metric_are_refused():
-    message = failing("fit", "--checkpoint.save_top_k=3")
-    assert message.startswith("error: checkpoint.save_top_k must be -1, 0 or 1 without checkpoint.monitor, got 3.")
-
-
 def test_wandb_offline_with_models_is_refused():
     words = ["--trainer.logger=WandbLogger", "--trainer.logger.offline=true", "--trainer.logger.log_model=all"]
     rule = "trainer.logger.log_model must be false with trainer.logger.offline true"
