@@ -5,8 +5,7 @@ import pytest
 import torch
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
-from htt_lightning.tasks import Depth, SemSeg
-from htt_lightning.tasks.metric_spec import delta_m
+from htt_lightning.tasks import Depth
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -55,10 +54,3 @@ def test_metrics_are_independent_of_batch_size_and_history(tmp_path):
         results += [tiny_trainer(tmp_path).validate(module, data, verbose=False)[0] for _ in range(2)]
     for result in results[1:]:
         assert result == pytest.approx(results[0], rel=1e-5)
-
-
-def test_delta_m_has_the_sign_of_the_metric_direction():
-    tasks = [SemSeg(classes=("a", "b")), Depth()]
-    kinds = {task.name: task.metric_spec(task.primary_metric) for task in tasks}
-    single = {"semseg": 40.0, "depth": 0.5}
-    assert delta_m(kinds, {"semseg": 44.0, "depth": 0.4}, single) == pytest.approx(100 * (0.1 + 0.2) / 2)

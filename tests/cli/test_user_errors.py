@@ -11,7 +11,7 @@ from torch import nn
 
 from htt_lightning.callbacks import RunCheckpoint
 from htt_lightning.cli.user_errors import error_message, exit_status, find_user_error
-from htt_lightning.errors import ConfigError, DataError, HTTError, combine_errors
+from htt_lightning.errors import ConfigError, DataError, HTTError
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 
@@ -93,10 +93,6 @@ def test_error_of_a_class_in_the_options_is_one_line():
     assert str(find_user_error(wrapped)) == "The file store is in maintenance mode."
     wrapped.__cause__ = TypeError("a fault of the program")
     assert find_user_error(wrapped) is None
-
-
-def test_combined_errors_are_named_once():
-    assert error_message(combine_errors([DataError("one."), DataError("two.")], shown=None)) == "one.\ntwo."
 
 
 def test_exit_status_is_that_of_shells():
