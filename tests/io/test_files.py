@@ -37,12 +37,6 @@ def test_atomic_path_keeps_old_file_on_failure(tmp_path, error):
     assert names(tmp_path) == ["file.txt"]
 
 
-def test_atomic_path_leaves_no_file_on_failure(tmp_path):
-    with pytest.raises(RuntimeError), atomic_path(tmp_path / "file.txt") as partial:
-        interrupt(partial, RuntimeError())
-    assert names(tmp_path) == []
-
-
 def test_atomic_path_names_file_in_error(tmp_path):
     (tmp_path / "occupied").write_text("a file where a folder should be")
     path = tmp_path / "occupied" / "file.txt"

@@ -236,15 +236,3 @@ def test_save_writes_one_line_per_image(tmp_path):
         '  "labels": {\n    "0": ["semseg"],\n    "1": ["depth"],\n    "2": ["semseg", "depth"],\n'
         '    "10": ["normals"]\n  }\n}\n'
     )
-
-
-def test_save_is_atomic(tmp_path, monkeypatch):
-    path = tmp_path / "mask.json"
-    path.write_text("before")
-    small().save(path)
-    good = path.read_text()
-    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "disk full")))
-    with pytest.raises(HTTError, match=r"Cannot write .*mask\.json: disk full"):
-        sample_mask("full", FEW, NYUD, 0).save(path)
-    assert path.read_text() == good
-    assert [p.name for p in tmp_path.iterdir()] == ["mask.json"]
