@@ -74,10 +74,7 @@ def test_images_of_a_table_are_in_natural_order(root):
         (rows_of(LABELLED), ["image", "semseg", "semseg", "normals"], "one column 'semseg'"),
         ([["train/images/1.png", "", "", ""]], None, "label of semseg: .*the column 'semseg'"),
         ([["../outside.png", "x", "x", "x"]], None, r"line 2 .* got '\.\./outside\.png'"),
-        ([["train/../../outside.png", "x", "x", "x"]], None, "line 2 must be relative"),
-        ([["train/images/1.png", "/etc/passwd", "x", "x"]], None, "line 2 .* got '/etc/passwd'"),
         ([["train/images/1.png", "link.png", "x", "x"]], None, r"line 2: 'link\.png' must stay in"),
-        ([["train/images/1.png", "out/outside.png", "x", "x"]], None, r"line 2: 'out/outside\.png' must stay in"),
         ([["train/images/1.png", "circle/a.png", "x", "x"]], None, "must stay in|is missing|many levels of"),
         ([["train/images/1.png", "a\0b", "x", "x"]], None, "must stay in|must be a CSV table"),
     ],
@@ -85,7 +82,6 @@ def test_images_of_a_table_are_in_natural_order(root):
 def test_invalid_tables_are_named_with_the_line(root, rows, columns, message):
     save(root.parent / "outside.png", np.zeros(SIZE, np.uint8))
     (root / "link.png").symlink_to(root.parent / "outside.png")
-    (root / "out").symlink_to(root.parent)
     (root / "circle").symlink_to("circle")
     write_table(root, rows, columns=columns or ["image", "semseg", "depth", "normals"])
     with pytest.raises(HTTError, match=message):
