@@ -33,18 +33,10 @@ def draw_matrix(heading: str, names: Sequence[str], shares: Tensor) -> np.ndarra
     width = max(margin + matrix.width + GAP, round(font.getlength(heading)) + 2 * GAP)
     canvas = Image.new("RGB", (width, line + margin + matrix.height + GAP), "white")
     ImageDraw.Draw(canvas).text((GAP, GAP), heading, "black", font)
-    labels = _labels(names, margin, cell, font)
+    labels = Image.new("RGB", (margin, cell * len(names)), "white")
+    for k, name in enumerate(names):
+        ImageDraw.Draw(labels).text((GAP, round((k + 0.5) * cell)), name, "black", font, anchor="lm")
     canvas.paste(labels.rotate(90, expand=True), (margin, line))
     canvas.paste(labels, (0, line + margin))
     canvas.paste(matrix, (margin, line + margin))
     return np.asarray(canvas)
-
-
-def _labels(
-    names: Sequence[str], width: int, cell: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> Image.Image:
-    """Draw names below each other, as high as the cells of the matrix."""
-    labels = Image.new("RGB", (width, cell * len(names)), "white")
-    for k, name in enumerate(names):
-        ImageDraw.Draw(labels).text((GAP, round((k + 0.5) * cell)), name, "black", font, anchor="lm")
-    return labels

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -196,8 +196,8 @@ class HTTCLI(LightningCLI):
         hyperparameters = read_checkpoint(path, "--ckpt_path")["hyper_parameters"]
         known = {*vars(options), *CLASSES} - {"tasks", "single_task_baselines"}
         stored = {key: value for key, value in hyperparameters.items() if key in known}
-        if stored.get("optimizer"):  # a module keeps the learning rate apart
-            stored["optimizer"] = with_lr(stored["optimizer"], stored["lr"])
+        if spec := stored.get("optimizer"):  # a module keeps the learning rate apart
+            stored["optimizer"] = {**spec, "init_args": {**spec["init_args"], "lr": stored["lr"]}}
         for key, value in stored.items():
             option, given, default = f"model.{key}", options.get(key), defaults.get(key)
             if key in CLASSES:
@@ -277,11 +277,6 @@ def to_plain(spec: Namespace | None) -> dict[str, Any] | None:
     arguments: dict[str, Any] = spec.as_dict().get("init_args") or {}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
     return {"class_path": spec.class_path, "init_args": plain}
-
-
-def with_lr(spec: Mapping[str, Any], lr: float) -> dict[str, Any]:
-    """Return the class and arguments of an optimizer with its learning rate."""
-    return {**spec, "init_args": {**spec["init_args"], "lr": lr}}
 
 
 def summary(command: Callable[..., None]) -> str:
