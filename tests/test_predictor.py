@@ -5,17 +5,12 @@ from PIL import Image
 
 from htt_lightning import HTTPredictor
 from htt_lightning.errors import CheckpointError, ConfigError, HTTError
-from tests.tiny import tiny_data, tiny_module, tiny_trainer
+from tests.tiny import tiny_checkpoint, tiny_data
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    data = tiny_data(labels="full")
-    trainer = tiny_trainer(folder)
-    trainer.fit(tiny_module(data), data)
-    trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
-    return folder / "last.ckpt"
+    return tiny_checkpoint(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -39,3 +39,11 @@ def tiny_trainer(folder: Path, **changes: Any) -> L.Trainer:
         "log_every_n_steps": 1,
     }
     return L.Trainer(**(settings | changes))
+
+
+def tiny_checkpoint(folder: Path, **changes: Any) -> str:
+    """Train on tiny data with all labels, and return the checkpoint."""
+    data, trainer = tiny_data(labels="full", **changes), tiny_trainer(folder)
+    trainer.fit(tiny_module(data), data)
+    trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
+    return str(folder / "last.ckpt")

@@ -11,17 +11,12 @@ from htt_lightning.callbacks.prediction_writer import crop_padding
 from htt_lightning.cli import main
 from htt_lightning.data.datasets.image_search import find_images
 from htt_lightning.errors import ConfigError, DataError
-from tests.tiny import tiny_data, tiny_module, tiny_trainer
+from tests.tiny import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    data = tiny_data(labels="full", tasks="semseg,depth,edges")
-    trainer = tiny_trainer(folder)
-    trainer.fit(tiny_module(data), data)
-    trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
-    return str(folder / "last.ckpt")
+    return tiny_checkpoint(tmp_path_factory.mktemp("run"), tasks="semseg,depth,edges")
 
 
 def paint(path, height=4, width=4, seed=0):

@@ -11,7 +11,7 @@ from htt_lightning.callbacks.video_file import VideoFile
 from htt_lightning.cli import main
 from htt_lightning.data.datasets.video import video_frames, video_info
 from htt_lightning.errors import DataError, HTTError
-from tests.tiny import tiny_data, tiny_module, tiny_trainer
+from tests.tiny import tiny_checkpoint
 
 LEVELS = [20, 60, 100, 140, 180, 220, 250]
 SIZE = (48, 64)
@@ -19,12 +19,7 @@ SIZE = (48, 64)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    data = tiny_data(labels="full", tasks="semseg,depth")
-    trainer = tiny_trainer(folder, fast_dev_run=True)
-    trainer.fit(tiny_module(data), data)
-    trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
-    return str(folder / "last.ckpt")
+    return tiny_checkpoint(tmp_path_factory.mktemp("run"), tasks="semseg,depth")
 
 
 @pytest.fixture
