@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wandb
-import yaml
 from PIL import Image
 
 from htt_lightning.cli import main
+from tests.cli.test_entry import printed_config
 from tests.conftest import ROOT
 from tests.tiny import BACKBONE, SCENES
 
@@ -58,13 +58,6 @@ def images_in_run(run, epoch):
 def logged_images(folder, key):
     """Return the images of one name in a folder of Weights & Biases."""
     return [pixels(path) for path in (folder / "files/media/images").glob(f"{key}_*.png")]
-
-
-def printed_config(capsys, *words):
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", *words, "--print_config"])
-    assert stop.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -17,7 +17,7 @@ from htt_lightning.cli.entry import main
 from htt_lightning.cli.lightning_cli import COMMANDS, HTTCLI
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.io import checkpoints
-from tests.conftest import ROOT, working_in
+from tests.conftest import working_in
 
 TINY = {
     "--model.backbone": "test_resnet",
@@ -161,13 +161,6 @@ def test_mean_teacher_config_has_one_stage_on_top_of_others(capsys):
     assert config["discovery"]["teacher"] == "ema"
     assert config["discovery"]["rampup_epochs"] == config["trainer"]["max_epochs"] / 2
     assert config["data"]["class_path"].endswith("NYUDDataModule")
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_packaged_config_is_valid(path, capsys):
-    below = [] if "class_path" in yaml.safe_load(path.read_text())["data"] else ["--config", "nyud.yaml"]
-    root = [] if path.stem in ("demo", "synthetic") else ["--data.root", "."]
-    printed_config(capsys, *below, "--config", path.name, *root)
 
 
 def test_help_lists_every_command(capsys):
