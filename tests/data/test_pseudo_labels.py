@@ -81,15 +81,11 @@ def test_training_without_the_callback_is_warned_of():
     module.configure_callbacks()
 
 
-@pytest.mark.parametrize("rejected", [3, None, ["3"], {"3": "depth"}, {"3": [1]}])
-def test_corrupt_rejections_are_named(rejected, store):
-    store.manifest_path.write_text(json.dumps(store.manifest() | {"rejected": rejected}))
-    with pytest.raises(DataError, match=r"manifest\.json"):
-        store.rejected()
+CORRUPT = [{"rejected": rejected} for rejected in (3, None, ["3"], {"3": "depth"}, {"3": [1]})]
 
 
-@pytest.mark.parametrize("change", [{"format": 1}, {"images": {"3": {"depth": "pseudo_label"}}}])
-def test_manifest_of_other_format_is_named(change, store):
+@pytest.mark.parametrize("change", [*CORRUPT, {"format": 1}, {"images": {"3": {"depth": "pseudo_label"}}}])
+def test_corrupt_manifest_is_named(change, store):
     store.manifest_path.write_text(json.dumps(json.loads(store.manifest_path.read_text()) | change))
     with pytest.raises(DataError, match=r"manifest\.json"):
         store.manifest()

@@ -32,13 +32,15 @@ def maps(draw, max_side=7):
     return probability, truth, valid | draw(st.booleans())
 
 
+@pytest.mark.parametrize("thinned", [False, True])
 @settings(deadline=None)
 @given(maps(), RADII)
-def test_counts_equal_those_of_scipy(case, radius):
+def test_counts_equal_those_of_scipy(thinned, case, radius):
     probability, truth, valid = case
-    counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius)
+    counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius, thinned)
     for threshold, matched, predicted in zip(THRESHOLDS, *counts, strict=True):
         binary = (probability >= threshold) & valid
+        binary = thin(binary) if thinned else binary
         assert predicted == binary.sum()
         assert matched == largest_matching(pairs_within(binary, truth & valid, radius))
 
@@ -69,14 +71,3 @@ def test_constant_maps_are_counted(value, truth):
     counts = match_boundaries(probability, np.full((3, 4), truth), np.full((3, 4), True), THRESHOLDS, 1)
     np.testing.assert_array_equal(counts[1], 12 * (np.nan_to_num(value) >= THRESHOLDS))
     np.testing.assert_array_equal(counts[0], counts[1] * truth)
-
-
-@settings(deadline=None)
-@given(maps(), RADII)
-def test_thinned_counts_equal_those_of_scipy(case, radius):
-    probability, truth, valid = case
-    counts = match_boundaries(probability, truth, valid, THRESHOLDS, radius, thin_predictions=True)
-    for threshold, matched, predicted in zip(THRESHOLDS, *counts, strict=True):
-        binary = thin((probability >= threshold) & valid)
-        assert predicted == binary.sum()
-        assert matched == largest_matching(pairs_within(binary, truth & valid, radius))
