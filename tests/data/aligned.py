@@ -12,7 +12,7 @@ STILL = AugmentConfig(scale_range=(1, 1), hflip_prob=0, photometric_prob=0)
 GEOMETRY = AugmentConfig(photometric_prob=0)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 seeds = st.integers(0, 2**32 - 1)
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 def scene(height=36, width=48, seed=0, holes=0.2):

@@ -44,7 +44,7 @@ def reference(image, brightness, contrast, saturation, hue, contrast_first):
     return image if contrast_first else cut(image.astype(float) * contrast)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.floats(-32, 32),
     st.floats(0.5, 1.5),

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_array
@@ -33,7 +33,6 @@ def maps(draw, max_side=7):
 
 
 @pytest.mark.parametrize("thinned", [False, True])
-@settings(deadline=None)
 @given(maps(), RADII)
 def test_counts_equal_those_of_scipy(thinned, case, radius):
     probability, truth, valid = case

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from skimage.morphology import thin
 from torch import Tensor
@@ -55,7 +55,6 @@ def assert_same(one, other):
 
 
 @every_metric
-@settings(deadline=None)
 @given(seed=SEEDS)
 def test_metrics_agree_with_numpy(make, case, expected, seed):
     pred, target = case(seed)
@@ -68,7 +67,6 @@ def test_metrics_agree_with_numpy(make, case, expected, seed):
 
 
 @every_metric
-@settings(deadline=None)
 @given(seed=SEEDS, cut=st.integers(1, 3))
 def test_batches_and_merged_states_add_up(make, case, expected, seed, cut):
     pred, target = case(seed)

@@ -22,7 +22,6 @@ def tilted(degrees):
     return torch.stack([angle.sin(), 0 * angle, angle.cos()])[None, :, None].float(), UP.expand(-1, -1, -1, len(angle))
 
 
-@settings(deadline=None)
 @given(seed=SEEDS)
 def test_perfect_prediction_has_best_values(seed):
     classes, _ = index_maps(seed, 4)
@@ -94,7 +93,6 @@ def test_angles_of_opposite_and_zero_vectors():
         assert [result[name].item() for name in ("mean", "median", "rmse")] == pytest.approx([angle] * 3)
 
 
-@settings(deadline=None)
 @given(angles=st.lists(st.floats(0, 180), min_size=1, max_size=40), cuts=st.lists(st.integers(0, 40), max_size=3))
 def test_median_is_pooled_over_batches(angles, cuts):
     metric = NormalErrors()
@@ -194,7 +192,7 @@ def test_ois_f_prefers_the_highest_threshold():
 
 
 @given(seed=SEEDS)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_ois_f_of_one_image_is_ods_f(seed):
     target, g = index_maps(seed, 2, b=1)
     result = values(BoundaryFMeasure(0.2), torch.rand(target.shape, generator=g), target)

@@ -35,7 +35,7 @@ def test_fusion_equals_concatenation():
     torch.testing.assert_close(fusion(maps).materialize(), theirs)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(1, 13), st.integers(1, 13)), min_size=1, max_size=4),
     st.sampled_from([1, 3, 5]),

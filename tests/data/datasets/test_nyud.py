@@ -201,7 +201,7 @@ def test_files_are_never_unpickled(root, kind):
         check_all(root)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 127), value=st.integers(0, 255))
 def test_a_corrupt_header_is_read_or_reported(root, position, value):
     content = (root / "train" / "depth" / "1.npy").read_bytes()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -18,11 +18,6 @@ IDS = tuple(str(i) for i in range(795))
 FEW = ("0", "1", "2", "10")
 PARTIAL = pytest.mark.parametrize("protocol", ["one-label", "random-label"])
 SEEDS = st.integers(0, 2**63)
-
-
-def law(**strategies):
-    """A property test without a deadline, which a busy machine would miss."""
-    return lambda test: settings(deadline=None)(given(**strategies)(test))
 
 
 def people():
@@ -91,7 +86,7 @@ def test_one_label_gives_a_scarce_task_all_it_has():
     assert mask.summary == {"semseg": 24, "human_parts": 4, "saliency": 24, "normals": 24, "edges": 24}
 
 
-@law(images=st.integers(0, 60), tasks=st.integers(1, 6), seed=SEEDS)
+@given(images=st.integers(0, 60), tasks=st.integers(1, 6), seed=SEEDS)
 def test_one_label_is_a_balanced_partition(images, tasks, seed):
     labeled = sample_mask("one-label", names(images), PASCAL[:tasks] + ("depth",) * (tasks > 5), seed).labeled
     assert (labeled.sum(1) == 1).all()
@@ -99,7 +94,7 @@ def test_one_label_is_a_balanced_partition(images, tasks, seed):
 
 
 @PARTIAL
-@law(available=availabilities(), seed=SEEDS)
+@given(available=availabilities(), seed=SEEDS)
 def test_partial_masks_keep_some_labels_and_not_all(protocol, available, seed):
     images, tasks = available.shape
     labeled = sample_mask(protocol, names(images), (*PASCAL, "depth")[:tasks], seed, available).labeled
@@ -111,7 +106,7 @@ def test_partial_masks_keep_some_labels_and_not_all(protocol, available, seed):
 
 
 @PARTIAL
-@law(available=availabilities(), seed=SEEDS, data=st.data())
+@given(available=availabilities(), seed=SEEDS, data=st.data())
 def test_masks_do_not_depend_on_the_order_of_ids(protocol, available, seed, data):
     images, tasks = available.shape
     order = data.draw(st.permutations(range(images)))
@@ -140,7 +135,7 @@ def test_natural_sort_orders_numbers():
     assert natural_sort(["10", "b2", "2", "b10", "02", "b2x"]) == ("02", "2", "10", "b2", "b2x", "b10")
 
 
-@law(ids=st.lists(st.text(max_size=6) | st.from_regex(r"[a-z0-9_٣²-]{0,6}", fullmatch=True), unique=True))
+@given(ids=st.lists(st.text(max_size=6) | st.from_regex(r"[a-z0-9_٣²-]{0,6}", fullmatch=True), unique=True))
 def test_natural_sort_is_a_total_order(ids):
     ordered = natural_sort(ids)
     assert sorted(ordered) == sorted(ids)
@@ -214,7 +209,7 @@ def test_label_mask_validates_shape_and_order():
         LabelMask(NYUD, ("10", "2"), np.ones((2, 3), bool), "file")
 
 
-@law(available=availabilities(), seed=SEEDS, data=st.data())
+@given(available=availabilities(), seed=SEEDS, data=st.data())
 def test_saved_masks_are_read_back_equal(tmp_path_factory, available, seed, data):
     images, tasks = available.shape[0], (*PASCAL, "dépth")[: available.shape[1]]
     text = st.text(st.characters(codec="utf-8"), max_size=5)
