@@ -89,7 +89,9 @@ def test_error_without_package_and_hub_names_both(monkeypatch):
 
     monkeypatch.setattr(pretrained, "distribution", missing)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
-    with pytest.raises(ConfigError, match=r"timm's hub[\s\S]*weights file[\s\S]*htt-lightning\[pretrained\]"):
+    with pytest.raises(
+        ConfigError, match=r"timm's hub: ConnectionError[\s\S]*model\.pretrained[\s\S]*htt-lightning\[pretrained\]"
+    ):
         Backbone(NAME, pretrained=True)
 
 
