@@ -9,7 +9,6 @@ import pytest
 
 from htt_lightning.data import (
     CityscapesDataModule,
-    FolderDataModule,
     MixedDataModule,
     NYUD40DataModule,
     NYUDDataModule,
@@ -17,7 +16,7 @@ from htt_lightning.data import (
 )
 from htt_lightning.data.dataset import find_train_val_overlap
 from htt_lightning.data.datasets.synthetic import write_nyud_tree
-from tests.data.datasets.folder_tree import MAPS
+from tests.data.datasets.folder_tree import MAPS, folder
 from tests.data.datasets.folder_tree import write_tree as write_folder
 from tests.data.datasets.pascal_tree import write_tree as write_pascal
 from tests.data.datasets.test_cityscapes import write_tree as write_cityscapes
@@ -37,8 +36,7 @@ def trees(tmp_path_factory):
 
 
 def mine(root, **changes):
-    settings = {"train": "train/images/*.png", "val": "val/images/*.png", "label_files": MAPS, "batch_size": 2}
-    return FolderDataModule(str(root / "mine"), num_workers=0, seed=0, **(settings | changes))
+    return folder(root / "mine", **changes)
 
 
 MODULES = {

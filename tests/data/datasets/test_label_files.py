@@ -14,6 +14,7 @@ from htt_lightning.errors import ConfigError, DataError, HTTError
 from htt_lightning.io.image_files import ImageFormat, size_of
 from htt_lightning.io.images import read_gray, read_rgb
 from htt_lightning.tasks import Depth, Edges, InverseDepth, Normals, Saliency, SemSeg
+from tests.data.datasets.test_nyud import Trap
 from tests.flow import Height
 
 SEMSEG = SemSeg(classes=("a", "b", "c", "d"))
@@ -111,11 +112,6 @@ def test_truncated_files_are_named(file, suffix, part):
     path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(HTTError, match=rf"map\{suffix} "):
         LabelFiles(SEMSEG, "").read(path)
-
-
-class Trap:
-    def __reduce__(self):
-        return (pytest.fail, ("a file was unpickled",))
 
 
 @given(st.dictionaries(st.integers(-5, 300), st.integers(0, 3), min_size=1), st.sets(st.integers(-5, 300)))

@@ -9,13 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from htt_lightning import (
-    FolderDataModule,
-    MixedDataModule,
-    NYUD40DataModule,
-    NYUDDataModule,
-    PASCALContextDataModule,
-)
+from htt_lightning import MixedDataModule, NYUD40DataModule, NYUDDataModule, PASCALContextDataModule
 from htt_lightning.cli import main
 from htt_lightning.commands.discover import discover
 from htt_lightning.data import LabelFiles
@@ -23,7 +17,7 @@ from htt_lightning.data.datasets.synthetic import write_nyud_tree
 from htt_lightning.errors import ConfigError, HTTError
 from htt_lightning.tasks import Depth, Edges, HumanParts
 from htt_lightning.training.trainer import HTTTrainer
-from tests.data.datasets.folder_tree import MAPS, write_tree
+from tests.data.datasets.folder_tree import MAPS, folder, write_tree
 from tests.tiny import tiny_data, tiny_module, tiny_trainer
 
 SIZE = (32, 48)
@@ -44,13 +38,7 @@ def rooms(roots, **changes):
 
 
 def mine(roots, **changes):
-    settings = {
-        "root": str(roots / "mine"),
-        "train": "train/images/*.png",
-        "val": "val/images/*.png",
-        "label_files": [DEPTH],
-    }
-    return FolderDataModule(**(settings | changes))
+    return folder(roots / "mine", **({"label_files": [DEPTH]} | changes))
 
 
 def mixed(*parts, **changes):
