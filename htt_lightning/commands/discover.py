@@ -1,5 +1,6 @@
 """The command ``discover``: write pseudo-labels for the labels that training images lack."""
 
+import hashlib
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from htt_lightning.data.batch import Batch, SampleIndex
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.origin import Origin
-from htt_lightning.data.pseudo_labels import PseudoLabelStore, sha256_of
+from htt_lightning.data.pseudo_labels import PseudoLabelStore
 from htt_lightning.data.samplers import PaddedEvalSampler
 from htt_lightning.discovery.outside import Alignment, TeacherOptions
 from htt_lightning.discovery.outside.fit import build_teachers, fit_to_given_labels, image_sizes
@@ -94,7 +95,9 @@ def _load_checkpoint(model: HTTModule, tasks: Sequence[Task], path: str) -> dict
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     thresholds = {task.name: task.confidence_threshold for task in tasks}
-    return {"name": Path(path).name, "sha256": sha256_of(Path(path)), "thresholds": thresholds}
+    with Path(path).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": Path(path).name, "sha256": sha256, "thresholds": thresholds}
 
 
 class TeacherInputs(Dataset[Batch]):

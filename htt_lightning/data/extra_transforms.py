@@ -42,12 +42,6 @@ def single_transforms(steps: Iterable[ExtraTransform]) -> Iterator[A.BasicTransf
         yield from single_transforms(step.transforms) if isinstance(step, A.BaseCompose) else (step,)
 
 
-def keeps_values(step: A.BasicTransform) -> bool:
-    """Return whether the values of a moved map are right whatever they mean."""
-    own = type(step).__module__.startswith("albumentations.") and type(step).__name__ in KEEPS_VALUES
-    return own or isinstance(step, A.ImageOnlyTransform)
-
-
 def check_transforms(steps: Sequence[ExtraTransform]) -> None:
     """Raise a ``ConfigError`` for transforms that images and maps of this library cannot take."""
     for step in single_transforms(steps):
@@ -67,7 +61,8 @@ def check_transforms(steps: Sequence[ExtraTransform]) -> None:
 def check_values_stay_right(steps: Sequence[ExtraTransform], tasks: Iterable[Task]) -> None:
     """Raise a ``ConfigError`` for transforms that would leave a map with wrong values, such as turned normals."""
     for step in single_transforms(steps):
-        moves = not keeps_values(step)
+        keeps = type(step).__module__.startswith("albumentations.") and type(step).__name__ in KEEPS_VALUES
+        moves = not (keeps or isinstance(step, A.ImageOnlyTransform))
         mirrors = isinstance(step, MIRRORS) or getattr(step, "border_mode", None) in MIRROR_BORDERS
         for task in tasks:
             if (moves and task.view_changes_values) or (mirrors and task.mirror_changes_values):

@@ -6,7 +6,6 @@ of an image holds its labels that are discovered or from outside: the map under 
 does without them.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -253,9 +252,3 @@ def to_pseudo_label(arrays: Arrays, task: Task, size: tuple[int, int]) -> Pseudo
     label = arrays.get(PseudoLabelMap(task).name, np.zeros_like(task.empty_target(*size)))
     confidence = arrays.get(ConfidenceMap(task).name, np.zeros(size, np.float32))
     return PseudoLabel(to_target(label, task).nan_to_num(0), torch.from_numpy(np.ascontiguousarray(confidence)))
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

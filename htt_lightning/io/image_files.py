@@ -139,11 +139,6 @@ def orientation_of(image: Image.Image) -> int:
     return int(value or 1) if value in range(1, 9) else 1
 
 
-def bits_are_16(image: Image.Image) -> bool:
-    """Return whether the colors of a file have 16 bits, of which Pillow keeps the upper half; before it is decoded."""
-    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-
-
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height as stored; new versions of Pillow exchange those of a turned TIFF file."""
     tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from htt_lightning.errors import DataError
 from htt_lightning.io.arrays import normalize_, resize, vector_norm
 from htt_lightning.io.files import atomic_path
-from htt_lightning.io.image_files import ImageFormat, bits_are_16, open_image, orientation_of
+from htt_lightning.io.image_files import ImageFormat, open_image, orientation_of
 from htt_lightning.io.notices import notify_once
 
 HIGH_BIT_DEPTH_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -48,7 +48,8 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in (*HIGH_BIT_DEPTH_MODES, "F"):
         raise DataError(f"{name} must have 8 bits per channel, got {image.mode}. Save it with 8 bits.")
     _notice_frames_and_bands(image, name)
-    has_16_bits = bits_are_16(image)
+    # Of these Pillow keeps the upper half; a decoded image does not tell.
+    has_16_bits = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image = to_upright(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")  # Pillow warns unless transparency of a palette is made explicit first
