@@ -1,6 +1,6 @@
 """Size at which the network sees images of any size."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, Literal, Self
@@ -72,16 +72,12 @@ class InputResizer:
         offset = int(valid.any(1).argmax()), int(valid.any(0).argmax())
         return padded["image"], ImageView(size, resized, offset)
 
-    def needs_tiling(self, size: Sequence[int]) -> bool:
-        """Return whether a sliding window is used for a network input of ``(h, w)`` pixels."""
-        return self.tile_size is not None and max(size) > self.tile_size
-
     def batches(
         self, images: Iterable[tuple[str, Tensor, ImageView]], batch_size: int
     ) -> Iterator[tuple[list[str], Tensor, ImageView]]:
         """Stack consecutive named inputs ``3 h w`` of one size and type; one that needs tiling goes alone."""
         for (view, shape, _), group in groupby(images, lambda item: (item[2], item[1].shape, item[1].dtype)):
-            limit = 1 if self.needs_tiling(shape[1:]) else batch_size
+            limit = 1 if self.tile_size is not None and max(shape[1:]) > self.tile_size else batch_size
             while items := list(islice(group, limit)):
                 yield [name for name, _, _ in items], torch.stack([image for _, image, _ in items]), view
 

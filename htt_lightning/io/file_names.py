@@ -71,14 +71,11 @@ class FileFinder:
         folder = path.parent if path.parent.is_dir() else self.find(path.parent)
         if folder is None or path.parent == path or not folder.is_dir():
             return None
-        name = self._listing(folder).get(_key(path.name))
-        return folder / name if name else None
-
-    def _listing(self, folder: Path) -> dict[str, str]:
         if folder not in self._listings:
             names = sorted((child.name for child in folder.iterdir()), reverse=True)
             self._listings[folder] = {_key(name): name for name in names}
-        return self._listings[folder]
+        found = self._listings[folder].get(_key(path.name))
+        return folder / found if found else None
 
 
 def _key(name: str) -> str:
