@@ -118,6 +118,9 @@ class LabelDiscovery(Callback):
         """Extend the training loop to all stages, and let other callbacks follow this one, which begins a stage."""
         if stage != "fit" or not isinstance(pl_module, HTTModule):
             return
+        if self.teacher == EMA and trainer.precision in ("bf16-true", "16-true"):
+            rule = "be 32-true, 64-true or mixed with discovery.teacher ema, as an average of 16 bits hardly moves"
+            raise ConfigError(f"trainer.precision must {rule}, got {trainer.precision}. Set bf16-mixed.")
         loops: Any = trainer
         loops.callbacks = [self, *(callback for callback in loops.callbacks if callback is not self)]
         self._stage_callbacks = StageCallbacks(trainer)

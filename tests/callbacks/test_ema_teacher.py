@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from htt_lightning import LabelDiscovery
+from htt_lightning.errors import ConfigError
 from tests.callbacks.test_label_discovery import few, fitted, run, teacher_of
 from tests.test_module import assert_same, weights
 from tests.tiny import tiny_data, tiny_module
@@ -26,6 +27,11 @@ def test_ema_is_updated_once_per_optimizer_step(tmp_path, monkeypatch):
     monkeypatch.setattr("htt_lightning.callbacks.label_discovery.update_ema", lambda *args: updates.append(args))
     _, trainer = fitted(tmp_path, LabelDiscovery(teacher="ema"), data=few(batch_size=2), accumulate_grad_batches=2)
     assert len(updates) == trainer.global_step > 0
+
+
+def test_ema_of_16_bits_which_hardly_moves_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.precision must be .* ema.* got bf16-true"):
+        fitted(tmp_path, LabelDiscovery(teacher="ema"), precision="bf16-true")
 
 
 def test_ema_does_not_rebalance_classes_by_default():
