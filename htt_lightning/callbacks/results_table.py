@@ -57,10 +57,11 @@ class ResultsTable(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the run directory on all ranks."""
         self._folder, self._values = run_directory(trainer), {}
-        self._val_epoch = None
+        self._val_epoch, self._trains = None, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if validation is on and no epoch has one."""
+        self._trains = True
         interval, epochs = trainer.check_val_every_n_epoch or 0, trainer.max_epochs or 0
         if interval > epochs > 0 and trainer.limit_val_batches and isinstance(pl_module, HTTModule):
             rank_zero_warn(
@@ -80,6 +81,8 @@ class ResultsTable(Callback):
         """Print the table and write ``val_metrics.json``."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
+        if not self._trains:
+            rank_zero_warn("Nothing was trained, as --ckpt_path ends the run. Increase trainer.max_epochs to train on.")
         tasks = {f"val/{task.name}/{task.primary_metric}": task for task in pl_module.tasks}
         specs = {key: task.metric_spec(task.primary_metric) for key, task in tasks.items()}
         specs["val/delta_m"], values = MetricSpec(), self._values

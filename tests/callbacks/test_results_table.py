@@ -53,6 +53,15 @@ def test_fit_logs_the_contract_keys(fitted):
     assert last["value"] == pytest.approx(float(validated[-1]["val/depth/abs_err"]))
 
 
+def test_run_resumed_at_its_end_shows_its_metrics_and_says_so(fitted, tmp_path):
+    callbacks = [ResultsTable(), ModelCheckpoint(tmp_path / "checkpoints")]
+    trainer = tiny_trainer(tmp_path, callbacks=callbacks, max_epochs=2, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match=r"Nothing was trained.*trainer\.max_epochs"):
+        trainer.fit(tiny_module(fitted.data), fitted.data, ckpt_path=fitted.checkpoint, weights_only=True)
+    values = [row["value"] for row in read(fitted.folder / "val_metrics.json").values()]
+    assert [row["value"] for row in read(tmp_path / "val_metrics.json").values()] == values
+
+
 def test_val_metrics_hold_unit_epoch_constant_and_gain(fitted):
     rows = read(fitted.folder / "val_metrics.json")
     assert {key: row["unit"] for key, row in rows.items()} == PRIMARY
