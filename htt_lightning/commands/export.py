@@ -18,7 +18,6 @@ import torch
 from rich.console import Console
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from htt_lightning.errors import ConfigError, HTTError, did_you_mean, missing_extra
@@ -35,8 +34,11 @@ REQUIRED_PACKAGES: Mapping[str, tuple[str, ...]] = {
     "safetensors": (),
 }
 """Packages of the extra ``export`` by format."""
-MIN_SIZE, MAX_SIZE = 32, 8192
-"""Smallest and largest height and width in pixels of an exported program's input."""
+MIN_SIZE, MAX_SIZE = 33, 8192
+"""Smallest and largest height and width in pixels of a program for any size, whose coarsest map is not a single pixel.
+
+Layers with channels last distinguish maps of a single pixel, and a program has one form for all sizes.
+"""
 MIN_OPSET = 18
 """Oldest version of ONNX's operators that PyTorch's exporter writes."""
 TRACE_SHAPE = (2, 3, 72, 104)
@@ -140,9 +142,9 @@ def _check_options(format: str, opset: int | None, image_size: tuple[int, int] |
         newest = onnx_opset_version()
         if format != "onnx" or not MIN_OPSET <= opset <= newest:
             raise ConfigError(f"--opset must be from {MIN_OPSET} to {newest}, for --format onnx, got {opset}.")
-    if image_size is not None and (format == "safetensors" or not all(MIN_SIZE <= n <= MAX_SIZE for n in image_size)):
+    if image_size is not None and (format == "safetensors" or not all(STRIDE <= n <= MAX_SIZE for n in image_size)):
         raise ConfigError(
-            f"--image_size must be a height and a width from {MIN_SIZE} to {MAX_SIZE}, for a program, got {image_size}."
+            f"--image_size must be a height and a width from {STRIDE} to {MAX_SIZE}, for a program, got {image_size}."
         )
 
 
@@ -172,13 +174,7 @@ def _run_exporter(format: str, model: ExportWrapper, path: Path, opset: int | No
     writers: dict[str, Callable[..., Program | None]]
     writers = {"onnx": onnx, "torch-export": _write_program, "safetensors": _write_weights}
     try:
-        try:
-            program = writers[format](model, model_metadata(model), path)
-        except UserError:  # a size has two sides: layers with channels last distinguish maps of a single pixel
-            if model.min_size != (MIN_SIZE, MIN_SIZE):
-                raise
-            model.min_size = MIN_SIZE + 1, MIN_SIZE + 1
-            program = writers[format](model, model_metadata(model), path)
+        program = writers[format](model, model_metadata(model), path)
         return check_parity(model, program) if program else {}
     except (HTTError, OSError):  # they name their file elsewhere
         raise
