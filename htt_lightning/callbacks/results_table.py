@@ -81,7 +81,7 @@ class ResultsTable(Callback):
         """Print the table and write ``val_metrics.json``."""
         if self._folder is None or not trainer.is_global_zero or not isinstance(pl_module, HTTModule):
             return
-        if not self._trains:
+        if trainer.ckpt_path and not self._trains:
             rank_zero_warn("Nothing was trained, as --ckpt_path ends the run. Increase trainer.max_epochs to train on.")
         tasks = {f"val/{task.name}/{task.primary_metric}": task for task in pl_module.tasks}
         specs = {key: task.metric_spec(task.primary_metric) for key, task in tasks.items()}

@@ -287,7 +287,7 @@ def test_corrupt_pseudo_labels_are_rejected_before_training(damage, file, tmp_pa
     damage(copied.folder)
     data = tiny_data(**FEW, pseudo_labels=str(copied.folder))
     with pytest.raises(HTTError, match=file):
-        tiny_trainer(tmp_path).fit(tiny_module(data), data)
+        tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)]).fit(tiny_module(data), data)
 
 
 def test_corrupt_archive_is_named(copied):
@@ -308,7 +308,7 @@ def test_corrupt_archive_is_named(copied):
 def test_pseudo_labels_of_other_dataset_are_rejected(other, word, tmp_path, complete):
     data = tiny_data(**(FEW | {"pseudo_labels": str(complete.folder)} | other))
     with pytest.raises(HTTError, match=word):
-        tiny_trainer(tmp_path).fit(tiny_module(data), data)
+        tiny_trainer(tmp_path, callbacks=[LabelDiscovery(stages=1)]).fit(tiny_module(data), data)
 
 
 @pytest.mark.slow
