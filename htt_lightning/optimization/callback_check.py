@@ -13,21 +13,25 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.callbacks.finetuning import BaseFinetuning
+from lightning.pytorch.utilities import rank_zero_warn
 
 from htt_lightning.errors import ConfigError
 
 
-def check_callbacks(callbacks: Iterable[Callback], counts_steps: bool) -> None:
-    """Raise a ``ConfigError`` for a callback that would not do what it promises.
+def check_callbacks(callbacks: Iterable[Callback], counts_steps: bool, has_pseudo_labels: bool) -> None:
+    """Raise a ``ConfigError`` for a callback that would not do what it promises, and warn if one is missing.
 
     Args:
         callbacks: Callbacks of the trainer.
         counts_steps: Whether the learning rate needs the number of steps of a stage.
+        has_pseudo_labels: Whether the data has stored pseudo-labels.
     """
-    callbacks = list(callbacks)
-    counts = [getattr(callback, "stages", 1) for callback in callbacks]  # of LabelDiscovery
+    found: list[Any] = list(callbacks)
+    counts = [callback.stages for callback in found if hasattr(callback, "stages")]  # of LabelDiscovery
     stages = max((count for count in counts if isinstance(count, int)), default=1)
-    for callback in callbacks:
+    if has_pseudo_labels and not counts:
+        rank_zero_warn("Training without data.pseudo_labels. Add the callback LabelDiscovery(stages=1).")
+    for callback in found:
         for reason in _reasons(callback, stages, counts_steps):
             raise ConfigError(f"trainer.callbacks must be without {type(callback).__name__}, which {reason}")
 

@@ -7,7 +7,6 @@ from typing import Any, cast, get_args
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -67,11 +66,8 @@ class OptimizationMixin(L.LightningModule):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Refuse callbacks of the trainer that would not do what they promise, and warn if one is missing."""
         if self.trainer.state.fn == "fit":
-            callbacks = cast(Any, self.trainer).callbacks
-            check_callbacks(callbacks, self._decays_per_step)
             stored = getattr(getattr(self.trainer, "datamodule", None), "pseudo_labels", None)
-            if stored is not None and not any(hasattr(callback, "stages") for callback in callbacks):
-                rank_zero_warn("Training without data.pseudo_labels. Add the callback LabelDiscovery(stages=1).")
+            check_callbacks(cast(Any, self.trainer).callbacks, self._decays_per_step, stored is not None)
         return []
 
     @property
