@@ -128,9 +128,9 @@ def _changes_of(name: str, length: str) -> int:
         return 0 if name == BASELINE else -1
     if name in MAIN:
         return 1
-    if name == "released":
-        return 1 if length == "short" else 0
-    return 0 if length == "short" else -1
+    if (name, length) == (SINGLE, "long"):
+        return -1
+    return int((name, length) == ("released", "short"))
 
 
 def cost(name: str, backbone: str, rounds: int = 5) -> dict[str, float]:
