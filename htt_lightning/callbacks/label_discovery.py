@@ -209,6 +209,7 @@ class LabelDiscovery(Callback):
             if trainer.global_step == 0:  # pretrained weights are loaded by now
                 self._stage_callbacks.begin_stage(trainer, pl_module)
             self._start_next_stage(trainer, pl_module)
+            self._ramp_up(trainer, pl_module)  # no epoch starts where a run resumes inside one
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the next stage when the last one has ended, and ramp up the loss."""
@@ -216,9 +217,12 @@ class LabelDiscovery(Callback):
             self._start_next_stage(trainer, pl_module)
             if trainer.should_stop and self._stage_callbacks.can_stop and not self._stage_callbacks.stopped:
                 raise StopIteration  # ends the run, which another callback stopped as the last epoch ended
-            if self.rampup_epochs and pl_module.discovery is not None:
-                progress = min((trainer.current_epoch - self.stage_start_epoch) / self.rampup_epochs, 1)
-                pl_module.discovery.scale = math.exp(-5 * (1 - progress) ** 2)
+            self._ramp_up(trainer, pl_module)
+
+    def _ramp_up(self, trainer: L.Trainer, module: HTTModule) -> None:
+        if self.rampup_epochs and module.discovery is not None:
+            progress = min((trainer.current_epoch - self.stage_start_epoch) / self.rampup_epochs, 1)
+            module.discovery.scale = math.exp(-5 * (1 - progress) ** 2)
 
     def _start_next_stage(self, trainer: L.Trainer, module: HTTModule) -> None:
         loop, minimum = trainer.fit_loop, self._loop_limits[2] or 0

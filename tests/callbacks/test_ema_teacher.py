@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from htt_lightning import LabelDiscovery
 from htt_lightning.errors import ConfigError
@@ -46,15 +46,30 @@ def test_ema_does_not_rebalance_classes_by_default():
     assert powers(teacher="ema", class_balance_powers={"semseg": 0.3}) == {"semseg": 0.3, "human_parts": 0}
 
 
+class Scales(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append(pl_module.discovery.scale if pl_module.discovery else None)
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch")
+def test_loss_ramps_up_after_resuming_inside_an_epoch(tmp_path):
+    def trained(folder, ckpt_path=None):
+        every = ModelCheckpoint(tmp_path / folder / "steps", "{step}", save_top_k=-1, every_n_train_steps=1)
+        discovery = LabelDiscovery(teacher="ema", rampup_epochs=4)
+        watch = Scales()
+        options = {"data": few(batch_size=2), "callbacks": [every, watch], "max_epochs": 2, "ckpt_path": ckpt_path}
+        _, trainer = fitted(tmp_path / folder, discovery, **options)
+        return watch.seen, trainer.global_step
+
+    seen, steps = trained("whole")
+    assert trained("again", tmp_path / "whole" / "steps" / f"step={steps - 1}.ckpt")[0] == seen[1:]
+
+
 @pytest.mark.slow
 def test_loss_ramps_up_in_every_stage_and_after_resuming(tmp_path):
-    class Scales(Callback):
-        def __init__(self):
-            self.seen = []
-
-        def on_train_epoch_end(self, trainer, pl_module):
-            self.seen.append(pl_module.discovery.scale if pl_module.discovery else None)
-
     def scales(folder, discovery, **arguments):
         watch = Scales()
         module, _ = fitted(tmp_path / folder, discovery, callbacks=[watch], max_epochs=3, **arguments)
