@@ -72,7 +72,9 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], list[HTTError]]:
     for folder in folders:
         found = [path for name in RESULTS.values() for path in sorted(Path(folder).rglob(name))]
         files = {path.resolve(): path for path in found} | files
-        if not found:
+        if not Path(folder).exists():
+            errors.append(ConfigError(f"DIR must be a folder that exists, got {folder}."))
+        elif not found:
             errors.append(ConfigError(f"DIR must contain {' or '.join(RESULTS.values())}, got {folder}. Name a run."))
     for path in files.values():
         with collect_errors(errors):

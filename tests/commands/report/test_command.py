@@ -90,7 +90,7 @@ def test_folders_without_runs_are_named(runs):
     Path("empty").mkdir()
     message = failing("empty", "lost")
     assert "val_metrics.json or test_metrics.json, got empty" in message
-    assert "got lost" in message
+    assert "DIR must be a folder that exists, got lost" in message
     assert not Path("comparison").exists()
     assert "got lost" in failing("lost", "runs")
     assert written() == FILES
