@@ -70,6 +70,7 @@ def test_slurm_job_is_requeued_and_resumes(programs, uninterrupted, tmp_path):
     stop = signal_at(tmp_path, "epoch 2 step 0", signal.SIGINT)
     attempt = programs.run(tmp_path, FIT, interrupt=stop, **job, SLURM_RESTART_COUNT="1")
     assert attempt.status == 128 + signal.SIGINT, attempt.printed
+    assert attempt.printed.rstrip().endswith("--ckpt_path auto.")
     assert "Traceback" not in attempt.printed
     assert attempt.first in ("epoch 1", "epoch 2")
     attempt = programs.run(tmp_path, [*FIT, "--ckpt_path=last"])

@@ -31,6 +31,8 @@ POSITIONAL_ARGS: dict[str, dict[str, Any]] = {
     "info": {"run": {"nargs": "?", "metavar": "RUN", "help": "Folder of a run, such as runs/version_0."}},
 }
 """Parameters of commands that are given without the name of an option."""
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+"""Ends of the names of files with options."""
 CONFIG_OPTION = re.compile(r"(--config=|-c=?)(.+)", re.DOTALL)
 """A config in one word with its option: ``--config=FILE``, ``-c=FILE`` or ``-cFILE``."""
 NEGATIVE_POWER = re.compile(r"-[\d.]+e[-+]?\d+", re.IGNORECASE)
@@ -44,8 +46,9 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command line; ``sys.argv`` by default.
     """
     silence_foreign_messages()
+    words = sys.argv[1:] if args is None else [str(word) for word in args]
     try:
-        words = normalize_args(sys.argv[1:] if args is None else [str(word) for word in args])
+        words = normalize_args(words)
         if args is None:
             sys.argv[1:] = words  # DDP starts its processes with the same arguments
         if words and words[0] in COMMANDS:
@@ -55,6 +58,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except (SystemExit, KeyboardInterrupt) as error:
         if (status := exit_status(error)) is None:
             raise
+        if words[0] == "fit":
+            print("To go on, run the same command with --ckpt_path auto.", file=sys.stderr)
         sys.exit(status)
     except Exception as error:
         if (user_error := find_user_error(error)) is None:
@@ -100,6 +105,10 @@ def normalize_args(words: Sequence[str]) -> list[str]:
         elif place > 1 and NEGATIVE_POWER.fullmatch(word) and full[-1].startswith("--"):
             word = f"{full.pop()}={word}"
         full.append(word)
+    for word, following in pairwise([*words, ""]):
+        option, _, value = word.partition("=")
+        if option == "--teachers":
+            check_teachers_file(value or following)
     needs_data = built_objects(COMMANDS[command]) if command in COMMANDS else command in LightningCLI.subcommands()
     return [command, default_dataset(full), *full[1:]] if needs_data and not specifies_dataset(full) else full
 
@@ -136,7 +145,14 @@ def is_file(name: str) -> bool:
         return False
 
 
-def read_config(name: str) -> dict[str, Any]:
+def check_teachers_file(name: str) -> None:
+    """Check that a file with teachers, if the value of ``--teachers`` is one, exists and is valid YAML."""
+    if Path(name).suffix in CONFIG_SUFFIXES and not is_file(name):
+        raise ConfigError(f"--teachers must be a file that exists or options by task, got {name}.")
+    read_config(name, "--teachers")
+
+
+def read_config(name: str, option: str = "--config") -> dict[str, Any]:
     """Read a config, a file or text; empty if it is no mapping, which the parser reports.
 
     Raises:
@@ -146,10 +162,10 @@ def read_config(name: str) -> dict[str, Any]:
         with Path(name).open(encoding="utf-8") if is_file(name) else StringIO(name) as file:
             config = yaml.safe_load(file)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--config must be a text file, got {name} ({error}).") from error
+        raise ConfigError(f"{option} must be a text file, got {name} ({error}).") from error
     except yaml.YAMLError as error:  # its message has the name of the file and the line
         step = "Indent with spaces, close every bracket and quotation mark, and use no tags (!)."
-        raise ConfigError(f"--config must be valid YAML, got: {' '.join(str(error).split())}. {step}") from error
+        raise ConfigError(f"{option} must be valid YAML, got: {' '.join(str(error).split())}. {step}") from error
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -173,7 +189,7 @@ def resolve_config(name: str) -> str:
     Raises:
         ConfigError: There is no such file.
     """
-    if Path(name).suffix not in (".yaml", ".yml", ".json") or Path(name).is_file():
+    if Path(name).suffix not in CONFIG_SUFFIXES or Path(name).is_file():
         return name
     package = Path(str(resources.files("htt_lightning")))
     folders = (package / "configs", package.parent / "configs")  # of a wheel, of a checkout

@@ -63,6 +63,17 @@ def test_syntax_error_names_file_and_line(command, text):
         normalize_args([command, "--data=SyntheticDataModule", "--config", "run.yaml"])
 
 
+@pytest.mark.parametrize("words", [["--teachers", "run.yaml"], ["--teachers=run.yaml"]])
+def test_teachers_file_is_named_with_its_line(words):
+    with pytest.raises(ConfigError, match=r"--teachers must be a file that exists .* got run\.yaml"):
+        normalize_args(["discover", *words])
+    Path("run.yaml").write_text("depth:\n  maps: [a\n  scale: 1\n")
+    with pytest.raises(ConfigError, match=r"--teachers must be valid YAML, .*\"run\.yaml\", line 3"):
+        normalize_args(["discover", *words])
+    Path("run.yaml").write_text("depth: {maps: a}")
+    assert normalize_args(["discover", *words])[-len(words) :] == words
+
+
 @pytest.mark.parametrize("word", ["-cdemo.yaml", "-c=demo.yaml", "--config=demo.yaml"])
 def test_config_attached_to_its_option_is_found(word):
     option = word.removesuffix("demo.yaml")
