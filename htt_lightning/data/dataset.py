@@ -20,7 +20,7 @@ from htt_lightning.data.derivation.derived_labels import DerivedLabels
 from htt_lightning.data.origin import NO_LABEL, Origin, WeightTable
 from htt_lightning.data.pseudo_labels import PseudoLabelStore, pseudo_label_tasks, to_pseudo_label, usable_origins
 from htt_lightning.errors import HTTError
-from htt_lightning.io.arrays import resize
+from htt_lightning.io.arrays import resize, resize_image
 from htt_lightning.io.progress import track
 from htt_lightning.tasks import Task
 
@@ -200,6 +200,14 @@ class PartialLabelDataset(Dataset[Batch]):
         labeled = self.items[index][1]
         return [task for task in self.tasks if task.name not in (*labeled, *self.derived.tasks(labeled))]
 
+    def tasks_with_pseudo_label(self, index: int) -> list[Task]:
+        """Return the tasks of which an image has a usable pseudo-label on disk."""
+        return [task for task in self.missing_tasks(index) if task.name in self.origins[self.ids[index]]]
+
+    def derive(self, index: int, given: Arrays) -> Arrays:
+        """Derive the labels that follow from the given labels of an image."""
+        return self.derived.derive(given, self.dataset.camera_of(self.items[index][0]), self.size)
+
     def __getitem__(self, key: int | SampleIndex) -> Batch:
         """Read, resize and transform one image with its labels."""
         position, epoch, is_padding = key if isinstance(key, SampleIndex) else SampleIndex(key)
@@ -208,15 +216,14 @@ class PartialLabelDataset(Dataset[Batch]):
         arrays = {"image": self.dataset.image(index)}
         kept = [task.name for task in self.tasks if task.name in labeled and not is_padding]
         given = {task: self.dataset.label(index, task) for task in kept}
-        # At the size of the label, which the camera is known for; transforms then treat it as any other label.
-        arrays |= given | self.derived.derive(given, self.dataset.camera_of(index))
+        arrays |= given | self.derive(position, given)
         if self.pseudo_labels:
             height, width = self.size or arrays["image"].shape[:2]
-            tasks = [task for task in self.missing_tasks(position) if task.name in self.origins[name]]
-            arrays |= self.pseudo_labels.read(name, tasks, (height, width))
+            arrays |= self.pseudo_labels.read(name, self.tasks_with_pseudo_label(position), (height, width))
         if self.size:
             for map_name, array in arrays.items():
-                arrays[map_name] = resize(array, self.size, "bilinear" if map_name == "image" else "nearest")
+                is_image = map_name == "image"
+                arrays[map_name] = resize_image(array, self.size) if is_image else resize(array, self.size, "nearest")
         rng = np.random.default_rng([self.seed, epoch, crc32(name.encode())])
         arrays, valid = self.transform(arrays, rng)
         sample = to_sample(arrays, valid, self.tasks, name)

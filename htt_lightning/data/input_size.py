@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, Literal, Self
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from htt_lightning.data.transforms import pad_and_finalize
 from htt_lightning.errors import CheckpointError, ConfigError, DataError
-from htt_lightning.io.arrays import resize
+from htt_lightning.io.arrays import resize_image
 from htt_lightning.models.backbone_sizes import STRIDE
 from htt_lightning.output import ImageView
 
@@ -66,9 +65,7 @@ class InputResizer:
         if self.tile_size is None and resized[0] * resized[1] > MAX_PIXELS:
             next_step = "Set tile_size, such as 512, or a smaller input_size."
             raise DataError(f"{name} must have at most {MAX_PIXELS} pixels, got {width}x{height}. {next_step}")
-        if 2 * resized[0] < height:  # bilinear interpolation would skip pixels
-            image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_AREA)
-        padded, valid = pad_and_finalize({"image": resize(image, resized)}, (), self.min_size)
+        padded, valid = pad_and_finalize({"image": resize_image(image, resized)}, (), self.min_size)
         offset = int(valid.any(1).argmax()), int(valid.any(0).argmax())
         return padded["image"], ImageView(size, resized, offset)
 

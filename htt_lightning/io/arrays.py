@@ -62,6 +62,13 @@ def resize(
     return cv2.resize(array, size[::-1], interpolation=flag)
 
 
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image ``h w c``: bilinear, or the mean over areas where bilinear interpolation would skip pixels."""
+    if 2 * size[0] < image.shape[0] or 2 * size[1] < image.shape[1]:
+        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    return resize(image, size)
+
+
 def vector_norm(vectors: np.ndarray) -> np.ndarray:
     """Return the lengths ``h w`` of vectors ``h w 3``."""
     # numpy's norm along the short last axis is several times slower.

@@ -11,6 +11,7 @@ from PIL import Image
 from htt_lightning import LabelDiscovery
 from htt_lightning.cli.entry import main
 from htt_lightning.commands.app.review import Review
+from htt_lightning.commands.check.command import inspect
 from htt_lightning.commands.discover import PseudoLabelWriter, discover
 from htt_lightning.data.datasets.synthetic import SyntheticScenes
 from htt_lightning.data.origin import Origin
@@ -69,6 +70,10 @@ def ask(maps, out, data=None, teachers=TEACHERS, ckpt_path=None, **options):
 def complete(maps, tmp_path_factory):
     """Labels from outside, to be read only."""
     return ask(maps, tmp_path_factory.mktemp("outside") / "out")
+
+
+def test_tasks_without_labels_on_disk_are_no_problem(complete):
+    assert inspect(tiny_data(**FEW, pseudo_labels=str(complete.folder)))[1]["problems"] == []
 
 
 def stored_labels(store, task):

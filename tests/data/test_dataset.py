@@ -4,6 +4,9 @@ from torch.utils.data import default_collate
 
 from htt_lightning.data import DenseDataset, PartialLabelDataset
 from htt_lightning.data.batch import SampleIndex
+from htt_lightning.data.derivation.classes import edges_from_classes
+from htt_lightning.data.derivation.derived_labels import RULES, DerivedLabels, build_derivations
+from htt_lightning.data.input_size import InputResizer
 from htt_lightning.data.transforms import AugmentConfig, EvalTransform, TrainTransform
 from htt_lightning.tasks import Depth, Edges, Normals, SemSeg
 
@@ -63,6 +66,23 @@ def test_batches_have_the_documented_shapes():
     assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
     assert batch["labeled"]["semseg"].tolist() == [True, False]
     assert batch["id"] == ["7", "12"]
+
+
+def test_large_images_are_averaged_as_for_predict(monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    monkeypatch.setattr(Noise, "image", lambda self, index: noise)
+    expected, _ = InputResizer((20, 30))(noise, "7")
+    image = dataset(size=(20, 30))[0]["image"]
+    np.testing.assert_array_equal((image * 255).round().byte().permute(1, 2, 0), expected)
+    assert expected.std() < 15  # interpolation would keep most of the noise
+
+
+def test_edges_follow_from_resized_classes():
+    derived = DerivedLabels(build_derivations({"edges": "semseg"}, TASKS, RULES))
+    transform = EvalTransform(TASKS, None)
+    sample = PartialLabelDataset(Noise(), TASKS, LABELS, transform, (5, 8), derived=derived)[0]
+    edges = edges_from_classes(sample["semseg"].numpy().astype(np.uint8), TASKS[0], TASKS[3], None)
+    np.testing.assert_array_equal(sample["edges"], edges)
 
 
 def test_padding_counts_as_unlabeled():

@@ -87,7 +87,7 @@ class Review:
         labels = {task: self.dataset.label(index, task) for task in given}
         rows = {"given": dict.fromkeys((task.name for task in self.tasks), "no label") | self._draw(labels, size)}
         if self.derived.derivations:
-            derived = self.derived.derive(labels, self.dataset.camera_of(index))
+            derived = self.derived.derive(labels, self.dataset.camera_of(index), self.image_size)
             rows["derived"] = self._origin_cells(name) | self._draw(derived, size)
         rows |= {**self._discovered(name), "true": self._true(name, size)}
         legend = task_legend(self.tasks, [PanelEntry(name, picture, [*rows.items()])])

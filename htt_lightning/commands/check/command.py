@@ -162,7 +162,7 @@ def draw_labels(scanner: ImageScanner, position: int) -> PanelEntry:
             with suppress(Exception):  # reported as a problem
                 labels[task.name] = scanner.read_label(position, task, image)
     with suppress(Exception):  # reported as a problem
-        labels |= scanner.derive(position, labels)
+        labels |= images.derive(position, labels)
     cells: dict[str, np.ndarray | str] = {}
     for task in images.tasks:
         header = column_header(task.name, images.origins[images.ids[position]].get(task.name))

@@ -108,12 +108,12 @@ class ImageScanner(Dataset[SplitScan]):
             if task.name in labeled:
                 statistics = read(task, label_statistics, task, maps[task.name]) if task.name in maps else None
                 scan.tasks[task.name] = statistics or LabelStatistics()
-        derived = read(None, self.derive, position, maps) or {}
+        derived = read(None, self.images.derive, position, maps) or {}
         for task in self.images.tasks:
             if task.name in derived:
                 scan.derived[task.name] = read(task, label_statistics, task, derived[task.name]) or LabelStatistics()
         if store := self.images.pseudo_labels:
-            read(None, store.read, image_id, self.images.missing_tasks(position))
+            read(None, store.read, image_id, self.images.tasks_with_pseudo_label(position))
         return scan
 
     def read_image(self, position: int) -> np.ndarray:
@@ -126,10 +126,6 @@ class ImageScanner(Dataset[SplitScan]):
         if is_float and not (image.min() >= 0 and image.max() <= 1):  # negated, so that NaN fails
             raise DataError(f"The image must be in [0, 1], got {image.min():g} to {image.max():g}.")
         return image
-
-    def derive(self, position: int, labels: Arrays) -> Arrays:
-        """Derive the labels that follow from the labels of an image."""
-        return self.images.derived.derive(labels, self.images.dataset.camera_of(self.images.items[position][0]))
 
     def read_label(self, position: int, task: Task, image: np.ndarray | None) -> np.ndarray:
         """Read a label; raise an error if it is corrupt, or neither resized nor of the size of its image."""

@@ -12,6 +12,7 @@ from htt_lightning.data.derivation.classes import classes_from_classes, edges_fr
 from htt_lightning.data.derivation.normals import normals_from_depth
 from htt_lightning.data.origin import Origin, WeightTable
 from htt_lightning.errors import ConfigError, did_you_mean
+from htt_lightning.io.arrays import resize
 from htt_lightning.tasks import Depth, Edges, Normals, Saliency, SemSeg, Task
 from htt_lightning.tasks.semseg import PixelClassification
 
@@ -101,14 +102,18 @@ class DerivedLabels:
         text = ", ".join(f"{task} {counts[task]}" for task in self.description)
         return f"Derived labels: {text}" if text else ""
 
-    def derive(self, given: Arrays, camera: PinholeCamera | None) -> Arrays:
-        """Derive labels from the given labels of an image, by task, at their own size."""
-        return {
-            target.name: rule.function(
-                given[source.name], source, target, self._camera(camera, given[source.name]), **options
-            )
-            for target, source, rule, options in self._of(given)
-        }
+    def derive(self, given: Arrays, camera: PinholeCamera | None, size: tuple[int, int] | None = None) -> Arrays:
+        """Derive labels from the given labels of an image, by task.
+
+        A rule that needs the camera sees a label at its own size, other rules at ``size``, if it is given: edges of one
+        pixel would be lost in resizing.
+        """
+        derived = {}
+        for target, source, rule, options in self._of(given):
+            label = given[source.name]
+            label = label if size is None or rule.needs_camera else resize(label, size, "nearest")
+            derived[target.name] = rule.function(label, source, target, self._camera(camera, label), **options)
+        return derived
 
     def check_camera(self, labeled: Iterable[str], camera: PinholeCamera | None, dataset: str) -> None:
         """Raise a ``ConfigError`` if the camera of an image is not known, but needed."""
