@@ -15,7 +15,7 @@ from torch import Tensor
 
 from htt_lightning.callbacks.panel import PanelEntry, draw_map, draw_panel, task_legend, to_uint8
 from htt_lightning.callbacks.video_file import VideoFile
-from htt_lightning.data.batch import Batch
+from htt_lightning.data.batch import Batch, unpadded_window
 from htt_lightning.data.datasets.image_search import DESCRIPTION_FILE
 from htt_lightning.errors import ConfigError, DataError, HTTError, collect_errors, combine_errors
 from htt_lightning.io.files import atomic_path, check_output_dir, write_text
@@ -110,20 +110,28 @@ class PredictionWriter(BasePredictionWriter):
             path = self._folder / f"{video.name}_panel.mp4"
             self._video = self._video or VideoFile(path, video.fps, keep_partial=video.is_camera)
         for k, name in enumerate(prediction["id"]):
-            single = {task: values[k : k + 1] for task, values in maps.items()}
-            image = crop_padding(batch)[k : k + 1].cpu() if self.save_panels or video else None
+            window: tuple[slice, slice] = (slice(None), slice(None))
+            if "view" not in batch and "valid" in batch:  # an image of a dataset, with its padding
+                window = unpadded_window(batch["valid"][k].cpu().numpy())
+            single = {task: values[k : k + 1, ..., *window] for task, values in maps.items()}
+            image = crop_padding(batch)[k : k + 1, :, *window].cpu() if self.save_panels or video else None
             write: Callable[..., np.ndarray | None] = _draw_frame if video else self._write
             self._pending.append(self._pool.submit(write, self._folder / name, pl_module.tasks, single, image))
         self._wait(max_pending=2 * max(self.num_workers, len(prediction["id"])))  # bounds the memory
 
     def _wait(self, max_pending: int = 0) -> None:
-        """Wait for the files of images, and collect errors."""
+        """Wait for the files of images, and collect errors; one of a video ends the command."""
         while len(self._pending) > max_pending:
+            frame, pending = None, self._pending.popleft()
             with collect_errors(self._errors):
-                frame = self._pending.popleft().result()
-                if frame is not None and self._video:
-                    self._video.write(frame)
+                frame = pending.result()
                 self._num_written += 1
+            if frame is not None and self._video:
+                try:
+                    self._video.write(frame)
+                except HTTError:
+                    self._video = None  # no later frame is written either
+                    raise
 
     def _write(self, stem: Path, tasks: Sequence[Task], maps: Mapping[str, Tensor], image: Tensor | None) -> None:
         """Write all files of one image; tensors have a batch axis of one."""

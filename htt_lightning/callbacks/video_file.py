@@ -9,6 +9,8 @@ from htt_lightning.errors import HTTError
 
 CODEC = "mp4v"
 """MPEG-4, which OpenCV's own build encodes."""
+MAX_FRACTIONAL_RATE = 600
+"""Frames per second from which rates are whole: MPEG-4 stores them as a fraction of numbers below 65536."""
 
 
 class VideoFile:
@@ -34,9 +36,11 @@ class VideoFile:
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             code = cv2.VideoWriter.fourcc(*CODEC)
-            self._writer = cv2.VideoWriter(str(self._partial), code, self.fps, (width, height))
-            if not self._writer.isOpened():
+            rate = round(self.fps, 2 if self.fps < MAX_FRACTIONAL_RATE else 0)
+            writer = cv2.VideoWriter(str(self._partial), code, rate, (width, height))
+            if not writer.isOpened():
                 raise HTTError(f"Cannot write {self.path}: OpenCV has no encoder for {CODEC} here, or no access.")
+            self._writer = writer
         self._writer.write(np.ascontiguousarray(frame[:height, :width, ::-1]))
 
     def close(self, is_complete: bool = True) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from htt_lightning.callbacks import LabelDiscovery
-from htt_lightning.data.batch import Batch, SampleIndex
+from htt_lightning.data.batch import Batch, SampleIndex, unpadded_window
 from htt_lightning.data.datamodule import PartialLabelDataModule
 from htt_lightning.data.dataset import PartialLabelDataset
 from htt_lightning.data.origin import Origin
@@ -274,12 +274,6 @@ class PseudoLabelWriter(L.LightningModule):
             labels, confidences = to_arrays(label)
             for k, window in enumerate(windows):
                 found[k][task.name] = labels[k][window], confidences[k][window]
-
-
-def unpadded_window(valid: np.ndarray) -> tuple[slice, slice]:
-    """Return rows and columns of an image without its padding, from bool ``h w``."""
-    rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def to_arrays(found: PseudoLabel) -> tuple[np.ndarray, np.ndarray]:

@@ -114,3 +114,9 @@ def unlabeled_indices(batch: Batch) -> dict[str, Tensor]:
     return batch.get("unlabeled_indices") or {
         task: (~labeled).nonzero()[:, 0] for task, labeled in batch["labeled"].items()
     }
+
+
+def unpadded_window(valid: np.ndarray) -> tuple[slice, slice]:
+    """Return rows and columns of an image without its padding, from bool ``h w``."""
+    rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from htt_lightning import SyntheticDataModule
 from htt_lightning.callbacks import PredictionWriter
 from htt_lightning.callbacks.prediction_writer import write_map
 from htt_lightning.errors import HTTError
@@ -44,6 +45,21 @@ def test_each_image_has_maps_visualizations_and_a_panel(decoded, pngs):
     suffixes = {task: "npy" if task in ("saliency", "edges") else "png" for task in tasks}
     files = {f"{task}.{suffixes[task]}" for task in tasks} | {f"{task}_view.png" for task in tasks} | {"panel.png"}
     assert {path.name for path in pngs.iterdir()} == {f"{k}_{file}" for k in range(5) for file in files} | {"maps.json"}
+
+
+def test_maps_of_padded_images_have_the_size_of_the_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(SyntheticDataModule, "_min_eval_size", (64, 96))
+    data = tiny_data(tasks="depth", labels="full")
+    module = tiny_module(data).eval()
+    predict(tmp_path, PredictionWriter(format="npy"), data, module)
+    batch = next(iter(data.predict_dataloader()))
+    with torch.no_grad():
+        whole = module.decode(batch["image"])["depth"].numpy()
+    assert whole.shape[2:] == (64, 96)
+    for name, depth in zip(batch["id"], whole, strict=True):
+        np.testing.assert_array_equal(np.load(tmp_path / f"predictions/{name}_depth.npy"), depth[:, 16:48, 24:72])
+        with Image.open(tmp_path / f"predictions/{name}_depth_view.png") as view:
+            assert view.size == (48, 32)
 
 
 def test_png_files_are_read_back_by_the_library(decoded, pngs):

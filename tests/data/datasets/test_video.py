@@ -160,5 +160,17 @@ def test_an_interrupted_video_leaves_no_file(tmp_path):
 
 def test_a_video_that_cannot_be_written_is_named(tmp_path, capfd):
     (tmp_path / ".a.partial.mp4").mkdir()
+    video = VideoFile(tmp_path / "a.mp4", 10)
     with pytest.raises(HTTError, match=r"Cannot write .*a\.mp4"):
-        VideoFile(tmp_path / "a.mp4", 10).write(np.zeros((32, 32, 3), np.uint8))
+        video.write(np.zeros((32, 32, 3), np.uint8))
+    video.close()  # there is nothing to keep
+
+
+@pytest.mark.parametrize("fps", [29.97, 119.917, 960.53])
+def test_a_video_of_any_rate_is_written(fps, tmp_path):
+    video = VideoFile(tmp_path / "a.mp4", fps)
+    for _ in range(3):
+        video.write(np.zeros((32, 48, 3), np.uint8))
+    video.close()
+    assert len(list(video_frames(str(tmp_path / "a.mp4")))) == 3
+    assert video_info(str(tmp_path / "a.mp4")).fps == pytest.approx(fps, rel=1e-3)
