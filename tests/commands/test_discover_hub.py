@@ -11,7 +11,7 @@ from htt_lightning.errors import HTTError
 from htt_lightning.tasks import Depth, SemSeg
 from tests.commands.test_discover import FEW, contents
 from tests.commands.test_discover_outside import ask, stored_labels
-from tests.discovery.outside.models import save_class_model, save_depth_model
+from tests.discovery.outside.models import save_class_model, save_depth_model, transformers
 from tests.tiny import tiny_data
 
 THEIRS = ["wall", "sky", "Floor", "seat"]
@@ -48,6 +48,16 @@ def test_model_gives_maps_of_the_image_size(models):
     assert teacher.table == {0: 1, 2: 0}
     ((label, confidence),) = teacher.predict([torch.rand(3, 30, 50)])
     assert (label.shape, label.dtype, confidence.shape, confidence.dtype) == ((30, 50), np.uint8, (30, 50), np.float32)
+
+
+@pytest.mark.parametrize("processor", ["DPTImageProcessor", "ZoeDepthImageProcessor"])
+def test_images_of_several_sizes_are_processed(models, processor):
+    """Both keep the aspect ratio, and the second one pads."""
+    teacher = HubTeacher(Depth(), TeacherOptions(hub=models["depth"], alignment="none"))
+    size = {"height": 64, "width": 64}
+    teacher.processor = getattr(transformers, processor)(size=size, keep_aspect_ratio=True, ensure_multiple_of=32)
+    found = teacher.predict([torch.rand(3, 30, 50), torch.rand(3, 50, 30)])
+    assert [depth.shape for depth, _ in found] == [(30, 50), (50, 30)]
 
 
 def test_model_is_aligned_with_given_labels(models):

@@ -1,6 +1,7 @@
 """Teacher that is a model of the package ``transformers``."""
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,12 +85,16 @@ class HubTeacher(OutsideTeacher):
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[LabelWithConfidence]:
-        """Predict maps of images ``3 h w`` in [0, 1] that have one size; they are not yet aligned."""
+        """Predict maps of images ``3 h w`` in [0, 1]; they are not yet aligned."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        if len(set(sizes)) > 1:  # some processors keep the aspect ratio
+            return [self.predict([image])[0] for image in images]
         inputs = self.processor(images=list(images), do_rescale=False, return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         if isinstance(self.task, Depth):
-            found = self.processor.post_process_depth_estimation(outputs, target_sizes=sizes)
+            decode = self.processor.post_process_depth_estimation
+            padded = {"source_sizes": sizes} if "source_sizes" in inspect.signature(decode).parameters else {}
+            found = decode(outputs, target_sizes=sizes, **padded)
             depths = [each["predicted_depth"].float().cpu().numpy() for each in found]
             return [(depth, torch.ones(depth.shape).numpy()) for depth in depths]
         probabilities = [
