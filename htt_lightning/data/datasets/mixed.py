@@ -135,9 +135,11 @@ class MixedDataModule(PartialLabelDataModule):
         self.datasets, self.task_names = datasets, task_names or {}
         if any(part.pseudo_labels for part in datasets):
             raise ConfigError("data.datasets must not have pseudo_labels of their own. Set data.pseudo_labels instead.")
-        if any(part.derived.derivations or part.origin_weights for part in datasets):
-            rule = "must not have derive or origin_weights of their own"
-            raise ConfigError(f"data.datasets {rule}. Set data.derive and data.origin_weights instead.")
+        for part in datasets:
+            own = {"derive": part.derived.derivations, "field_of_view": part.derived.field_of_view}
+            for option, value in {**own, "origin_weights": part.origin_weights}.items():
+                if value:
+                    raise ConfigError(f"data.datasets must not have {option} of their own. Set data.{option} instead.")
         super().__init__(image_size=image_size, labels=labels, **kwargs)
         for part in datasets:
             part.image_size = self.image_size

@@ -163,6 +163,8 @@ def test_mixture_derives_with_the_camera_of_each_dataset():
     assert data.train.dataset.camera_of(5) == parts[1].build_dataset("train").camera
     with pytest.raises(ConfigError, match=r"data\.datasets .*derive"):
         MixedDataModule([tiny_data(derive=DERIVE)], (32, 48))
+    with pytest.raises(ConfigError, match=r"data\.datasets .*field_of_view of their own"):
+        MixedDataModule([tiny_data(field_of_view=60)], (32, 48))
 
 
 def test_resumed_run_must_derive_the_same():
