@@ -63,6 +63,15 @@ def test_single_task_networks_share_a_row(tmp_path):
     assert values(found, "tasks=each alone", "depth/abs_err") == [0.5]
 
 
+def test_tested_single_task_networks_share_a_row_whatever_their_steps(tmp_path):
+    both = {"semseg/miou": 44.0, "depth/abs_err": 0.4}
+    evaluated_run(tmp_path / "both", both, config_of(), steps=300)
+    for task, steps in (("semseg", 100), ("depth", 90)):
+        metrics = {name: value for name, value in both.items() if name.startswith(task)}
+        evaluated_run(tmp_path / task, metrics, config_of(tasks=task), steps=steps, tasks=task)
+    assert sorted(names(comparison(tmp_path))) == ["tasks=all", "tasks=each alone"]
+
+
 def test_the_latest_run_of_a_seed_counts(tmp_path):
     first = fitted_run(tmp_path / "z", {"semseg/miou": 1.0})
     fitted_run(tmp_path / "a", {"semseg/miou": 2.0})
