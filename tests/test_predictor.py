@@ -78,6 +78,13 @@ def test_training_crop_is_the_minimum_size():
     assert data.input_size == {"image_size": None, "min_size": [64, 64]}
 
 
+def test_photographs_are_seen_at_the_one_size_of_training_images():
+    data = tiny_data(labels="full", image_size=(32, 48))
+    data.setup("fit")
+    data.image_size = None  # as of archives whose images have one size
+    assert data.input_size == {"image_size": [32, 48], "min_size": None}
+
+
 def test_gray_palette_and_cmyk_images_are_read(predictor, pixels, tmp_path):
     color = Image.fromarray(pixels)
     for name, image in {

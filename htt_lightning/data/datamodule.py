@@ -211,8 +211,11 @@ class PartialLabelDataModule(L.LightningDataModule, ABC):
     @property
     def input_size(self) -> dict[str, Any]:
         """Sizes of images in evaluation, as stored in checkpoints for ``InputResizer``."""
-        min_size = None if self.image_size else self._min_eval_size
-        return {"image_size": self.image_size and list(self.image_size), "min_size": min_size and list(min_size)}
+        size = self.image_size
+        if size is None and self.requires_uniform_size("train"):
+            size = (self.train.dataset if hasattr(self, "train") else self.build_dataset("train")).size(0)
+        min_size = None if size else self._min_eval_size
+        return {"image_size": size and list(size), "min_size": min_size and list(min_size)}
 
     def fingerprint(self) -> dict[str, Any]:
         """Describe the dataset: its class, a hash of three images, their size, and the meaning of labels."""
