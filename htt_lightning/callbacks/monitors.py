@@ -19,31 +19,42 @@ def resolve_monitors(trainer: L.Trainer, module: L.LightningModule, datamodule: 
     """Give every monitoring callback the better direction of its metric, and let it look when there is a value.
 
     Raises:
-        ConfigError: A callback monitors a metric that the run does not log, or in the wrong direction.
+        ConfigError: A callback or the schedule monitors a metric that the run does not log, or in the wrong direction.
     """
     callbacks: list[Callback] = cast(Any, trainer).callbacks
     if not isinstance(module, HTTModule):
         return
     known = metric_directions(module, callbacks, datamodule)
     all_known = all(type(one).__module__.startswith(OWN_PACKAGES) for one in (module, *callbacks))
-    for callback in callbacks:
-        if not isinstance(callback, EarlyStopping | ModelCheckpoint) or (monitor := callback.monitor) is None:
-            continue
-        option = f"{getattr(callback, 'option_group', type(callback).__name__)}.monitor"
+
+    def mode_of(monitor: str, option: str) -> str | None:
+        """Return the better direction, or None for a metric of another project's callback."""
         if monitor in known:
             if monitor.startswith("val/") and not trainer.limit_val_batches:
                 raise ConfigError(f"trainer.limit_val_batches must be above 0, as {option} is {monitor}, got 0.")
-            _set_direction(callback, "max" if known[monitor] else "min")
-            if monitor.startswith("train/"):
-                _wait_for_epoch_end(callback)
-        elif monitor == "val/delta_m":
+            return "max" if known[monitor] else "min"
+        if monitor == "val/delta_m":
             rule = f"have a value per task, as {option} is {monitor}"
             step = f"Set it, such as {{{module.tasks[0].name}: 40}}, or monitor the metric of a task."
             raise ConfigError(f"model.single_task_baselines must {rule}, got none. {step}")
-        elif all_known:
+        if all_known:
             nearest = [name for name in known if name.endswith(f"/{monitor}")] or known
             hint = did_you_mean(monitor, nearest, cutoff=0)
             raise ConfigError(f"{option} must be a metric that the run logs, got {monitor!r}.{hint}")
+        return None
+
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping | ModelCheckpoint) and (monitor := callback.monitor) is not None:
+            option = f"{getattr(callback, 'option_group', type(callback).__name__)}.monitor"
+            if mode := mode_of(monitor, option):
+                _set_direction(callback, mode)
+                if monitor.startswith("train/"):
+                    _wait_for_epoch_end(callback)
+    schedule = (module.hparams["lr_scheduler"] or {}).get("init_args", {})
+    if monitor := schedule.get("monitor"):
+        mode, got = mode_of(monitor, "lr_scheduler.monitor"), schedule.get("mode", "min")
+        if mode not in (None, got):
+            raise ConfigError(f"lr_scheduler.mode must be {mode} for {monitor}, got {got}.")
 
 
 def metric_directions(module: HTTModule, callbacks: Sequence[Callback], datamodule: Any) -> dict[str, bool]:
@@ -56,6 +67,8 @@ def metric_directions(module: HTTModule, callbacks: Sequence[Callback], datamodu
         directions |= {f"val/{task.name}/{name}": task.metric_spec(name).higher_is_better for name in names}
     if module.single_task_baselines:
         directions["val/delta_m"] = True
+    if module.consistency is not None:
+        directions["train/consistency_loss"] = False
     discoveries = [callback for callback in callbacks if isinstance(callback, LabelDiscovery)]
     teaches = any(callback.stages > 1 or callback.teacher != PREVIOUS for callback in discoveries)
     if teaches or getattr(datamodule, "pseudo_labels", None) is not None:

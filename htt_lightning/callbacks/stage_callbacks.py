@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, WeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
@@ -47,6 +48,7 @@ class StageCallbacks:
     def begin_stage(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Forget the last stage."""
         for stopper, state in self._stoppers:
-            stopper.load_state_dict(state)
+            worst = torch.tensor(-torch.inf if stopper.mode == "max" else torch.inf)  # the mode follows the metric
+            stopper.load_state_dict(state | {"best_score": worst})
         for average in self._averages:
             average.setup(trainer, module, "fit")

@@ -137,7 +137,7 @@ class CrossTaskConsistency(ConsistencyLoss):
         cast(nn.Module, net.backbone).register_forward_hook(self._keep)
 
     def _keep(self, backbone: nn.Module, _: Any, maps: Sequence[Tensor]) -> None:
-        if backbone.training and torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # a frozen backbone is in evaluation mode
             self._feature = maps[-1]
 
     def forward(self, batch: Batch, outputs: Mapping[str, TaskOutput], net: Network, epoch: int) -> Tensor:

@@ -68,6 +68,7 @@ class DepthwiseDownsample(nn.Conv2d):
         return resize_bilinear(x, [length * self.factor for length in x.shape[-2:]])[..., : size[0], : size[1]]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def checkpoint_with_frozen_bn_stats(run: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
     """Call a function, keep only its inputs, and recompute the rest in the backward pass.
 

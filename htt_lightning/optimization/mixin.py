@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from htt_lightning.discovery.consistency import ConsistencyLoss
 from htt_lightning.errors import ConfigError
 from htt_lightning.optimization.callback_check import check_callbacks, check_resumable
 from htt_lightning.optimization.freezing import freeze_backbone, freeze_statistics
@@ -34,6 +35,7 @@ class OptimizationMixin(L.LightningModule):
     tasks: list[Task]
     loss_weights: dict[str, float]
     uncertainty: UncertaintyWeights | None
+    consistency: ConsistencyLoss | None
     epochs_per_stage: int | None
     _configured_lr: float | None = None
 
@@ -83,6 +85,8 @@ class OptimizationMixin(L.LightningModule):
             if arguments := self.hparams["compile"]:
                 self.net.compile(**(arguments if isinstance(arguments, dict) else {}))
             self.tasks = resolve_class_weights(self.tasks, self.trainer)
+            if self.consistency is not None:
+                self.consistency.tasks = self.tasks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume with a callback that would restart the run."""
@@ -117,6 +121,8 @@ class OptimizationMixin(L.LightningModule):
         config: Any = {"scheduler": schedule, "interval": self.hparams["lr_interval"]}
         if hasattr(schedule, "monitor"):
             config["monitor"] = schedule.monitor
+            if schedule.monitor.startswith("val/") and config["interval"] == "epoch":
+                config["frequency"] = self.trainer.check_val_every_n_epoch or 1  # other epochs have no new value
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def task_weights(self) -> dict[str, float | Tensor]:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from htt_lightning import HTTModule, LabelDiscovery
 from htt_lightning.callbacks import RunCheckpoint
-from htt_lightning.callbacks.monitors import resolve_monitors
+from htt_lightning.callbacks.monitors import metric_directions, resolve_monitors
 from htt_lightning.errors import ConfigError
 from htt_lightning.io.checkpoints import last_epoch
 from tests.tiny import BACKBONE, tiny_data, tiny_module, tiny_trainer
@@ -214,6 +214,24 @@ def test_monitors_take_the_direction_of_the_metric(monitor, mode):
 def test_monitor_without_metric_is_an_error(callback, changes, message):
     with pytest.raises(ConfigError, match=message):
         resolve(callback, **changes)
+
+
+def test_direction_of_the_schedule_is_checked():
+    def schedule(monitor, **more):
+        return {"lr_scheduler": {"class_path": "a.ReduceLROnPlateau", "init_args": {"monitor": monitor, **more}}}
+
+    resolve(**schedule("val/depth/abs_err"))
+    resolve(**schedule("val/depth/delta1", mode="max"))
+    with pytest.raises(ConfigError, match=r"lr_scheduler\.mode must be max for val/depth/delta1, got min"):
+        resolve(**schedule("val/depth/delta1"))
+    with pytest.raises(ConfigError, match=r"lr_scheduler\.monitor must .*'abs_er'.*'val/depth/abs_err'"):
+        resolve(**schedule("abs_er"))
+
+
+def test_consistency_loss_may_be_monitored():
+    loaders = tiny_data(tasks="depth,semseg", labels="one-label")
+    module = tiny_module(loaders, consistency="fixmatch")
+    assert metric_directions(module, [], loaders)["train/consistency_loss"] is False
 
 
 def test_metric_of_ones_own_needs_a_mode(tmp_path):

@@ -1,6 +1,7 @@
 """Callbacks of Lightning in runs of two stages: each does in each stage what it promises, or is refused."""
 
 import csv
+import math
 
 import pytest
 import torch
@@ -100,6 +101,19 @@ def training_metric(folder):
     _, trainer = two_stages(folder, stopping, keeping, RunCheckpoint(dirpath=folder / "last"), **options)
     assert trainer.current_epoch == 4
     assert sorted(path.stem for path in (folder / "best").iterdir()) == [f"epoch={epoch}" for epoch in range(4)]
+
+
+def rising_metric(folder):
+    """A metric without a given mode, of which higher is better, has no best value when a stage begins."""
+    stopping, seen = EarlyStopping("val/depth/delta1", patience=9), []
+
+    class Begin(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.append(float(stopping.best_score))
+
+    _, trainer = two_stages(folder, stopping, RunCheckpoint(dirpath=folder / "last"), Begin(), max_epochs=1)
+    assert trainer.current_epoch == 2
+    assert seen == 2 * [-math.inf]
 
 
 def averaging(callback):
@@ -220,6 +234,7 @@ KEPT = {
     "EarlyStopping": early_stopping,
     "EarlyStopping, min_epochs": minimum_of_epochs,
     "EarlyStopping, ModelCheckpoint, metric of training": training_metric,
+    "EarlyStopping, RunCheckpoint, rising metric": rising_metric,
     "WeightAveraging": averaging(WeightAveraging),
     "EMAWeightAveraging": averaging(lambda: EMAWeightAveraging(decay=0.5)),
     "LearningRateFinder": learning_rate_finder,

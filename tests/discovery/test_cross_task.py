@@ -126,7 +126,8 @@ def test_feature_is_kept_in_training_and_used_once():
     loss = CrossTaskConsistency(TASKS, {}, net, width=4)
     loss.watch(net)
     image = torch.rand(3, 3, 64, 64)
-    net.eval()(image)
+    with torch.no_grad():
+        net(image)
     assert loss._feature is None
-    net.train()(image)
+    net(image)
     assert loss._feature.shape == (3, net.backbone.channels[-1], 2, 2)

@@ -45,6 +45,23 @@ def test_compiled_network_trains_both_stages_to_the_same_weights(tmp_path, plain
     ]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_heads_may_be_recomputed():
+    data = few()
+    image = torch.rand(2, 3, 64, 64)
+
+    def gradients(**options):
+        torch.manual_seed(0)
+        net = tiny_module(data, **options).net.train()
+        if options:
+            net.compile(**EAGER)
+        sum(output.logits.square().mean() for output in net(image).values()).backward()
+        return [x.grad for x in net.parameters()], list(net.buffers())
+
+    for one, other in zip(gradients(gradient_checkpointing=True), gradients(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_network_in_a_wrapper_is_compiled_in_place(tmp_path, plain):
     module = small()
     net = module.net

@@ -54,6 +54,11 @@ def test_frozen_layers_and_their_statistics_stay(stages, tmp_path):
     assert count == sum(parameter.requires_grad for parameter in module.parameters())
 
 
+def test_tasks_agree_with_a_frozen_backbone(tmp_path):
+    module = tiny_module(few(), freeze_backbone=True, consistency="cross_task")
+    fitted(tmp_path, module=module, limit_train_batches=1, limit_val_batches=0)
+
+
 @pytest.mark.parametrize("stages", [5, -1])
 def test_number_of_frozen_maps_is_checked(stages, tmp_path):
     with pytest.raises(ConfigError, match=rf"model\.freeze_backbone must be true, false or from 1 to 4, got {stages}"):

@@ -100,6 +100,15 @@ def test_plateau_schedule_follows_its_metric(tmp_path):
     assert_same(weights(module), weights(again))
 
 
+def test_plateau_schedule_waits_for_a_validation(tmp_path):
+    spec = {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau"}
+    spec["init_args"] = {"monitor": "val/depth/abs_err", "patience": 0, "factor": 0.5, "threshold": 1e6}
+    data, seen = few(tasks="depth", labels="full"), Optimizers()
+    options = {"max_epochs": 5, "check_val_every_n_epoch": 2, "limit_train_batches": 1, "callbacks": [seen]}
+    fitted(tmp_path, data=data, module=tiny_module(data, lr_scheduler=spec), **options)
+    assert seen.rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
 def groups_of(**options):
     module = tiny_module(few(), task_weighting="uncertainty")
     names = {id(parameter): name for name, parameter in module.named_parameters()}

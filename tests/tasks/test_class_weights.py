@@ -91,6 +91,18 @@ def test_frequencies_are_counted_in_labels_that_are_kept(tmp_path):
     assert isinstance(HTTModule.load_from_checkpoint(tmp_path / "kept" / "epoch=0.ckpt").tasks[0], SemSeg)
 
 
+def test_consistency_loss_has_the_counted_weights(tmp_path):
+    data = few(task_overrides={"semseg": {"class_weights": "median_frequency"}})
+    module, _ = fitted(
+        tmp_path,
+        data=data,
+        module=tiny_module(data, consistency="fixmatch"),
+        limit_train_batches=1,
+        limit_val_batches=0,
+    )
+    assert module.consistency.tasks == module.tasks
+
+
 def test_counted_weights_need_a_datamodule():
     module = tiny_module(few(task_overrides={"semseg": {"class_weights": "median_frequency"}}))
     shape = (1, module.tasks[0].num_tokens, 2, 2)

@@ -63,7 +63,7 @@ def test_single_task_networks_share_a_row(tmp_path):
     assert values(found, "tasks=each alone", "depth/abs_err") == [0.5]
 
 
-def test_tested_single_task_networks_share_a_row_whatever_their_steps(tmp_path):
+def test_single_task_networks_of_other_steps_share_a_row(tmp_path):
     both = {"semseg/miou": 44.0, "depth/abs_err": 0.4}
     evaluated_run(tmp_path / "both", both, config_of(), steps=300)
     for task, steps in (("semseg", 100), ("depth", 90)):
