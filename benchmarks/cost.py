@@ -30,6 +30,7 @@ from htt_lightning import (
 )
 from htt_lightning.discovery import DiscoveryLossWeights, TeacherEnsemble
 from htt_lightning.discovery.registry import CONSISTENCY_LOSSES
+from htt_lightning.models import cpu_kernels
 from htt_lightning.tasks import Task
 
 RECIPES: dict[str, tuple[Callable[[], Sequence[Task]], tuple[int, int], dict[str, Any]]] = {
@@ -115,11 +116,13 @@ def main(words: Sequence[str] | None = None) -> None:
             print(f"{name}, {images} images: {resident('VmHWM') - before:.0f} MiB", flush=True)
         if given.steps:
             compare_steps(name, tasks, size, options, given.steps)
+        cpu_kernels.set_enabled(False)  # operations are those of the plain form, as on a GPU
         module = HTTModule(tasks, **options).eval()
         millions = sum(one.numel() for one in module.parameters()) / 1e6
         module.requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             module(torch.rand(1, 3, *size))
+        cpu_kernels.set_enabled(None)
         print(f"{name}, {size[0]}x{size[1]}: {millions:.2f} M parameters, {counter.get_total_flops() / 1e9:.0f} GFLOP")
 
 

@@ -56,11 +56,11 @@ defaults are those below.
 def command_parsers() -> dict[str, ArgumentParser]:
     """Return the parser of each command, without running one."""
 
-    def captured(command: str) -> ArgumentParser:
-        with patch.object(sys, "argv", ["htt", command]):
+    def captured(*words: str) -> ArgumentParser:
+        with patch.object(sys, "argv", ["htt", *words]):
             return capture_parser(main)
 
-    (commands,) = (action for action in captured("fit")._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in captured()._actions if isinstance(action, argparse._SubParsersAction))
     return dict(commands.choices) | {name: captured(name) for name in COMMANDS}
 
 

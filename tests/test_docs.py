@@ -1,5 +1,7 @@
 """Check the documentation: commands and configs are parsed, Python examples run."""
 
+import importlib
+import json
 import re
 import shlex
 import sys
@@ -14,6 +16,7 @@ from htt_lightning.cli.lightning_cli import COMMANDS as OWN
 from tests.conftest import ROOT
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *map(ROOT.joinpath, ("README.md", "htt_lightning/data/README.md"))]
+BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMMAND_NAMES = "|".join([*LightningCLI.subcommands(), *OWN])
 PROGRAM = re.compile(rf"(?:^|\s)(?:htt|lightning|-m htt_lightning) +((?:{COMMAND_NAMES}) .*)")
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -30,6 +33,14 @@ def commands(page):
         for line in quoted_lines(body.replace("\\\n", " ")):
             if found := PROGRAM.search(line):
                 yield shlex.split(re.sub(r"\$\w+", "1", found[1]), comments=True)
+
+
+def notebook_commands(book):
+    """The words of every indented command in the texts of a notebook."""
+    for cell in json.loads(book.read_text())["cells"]:
+        for line in cell["source"] if cell["cell_type"] == "markdown" else ():
+            if line.startswith("    htt "):
+                yield shlex.split(line, comments=True)[1:]
 
 
 def quoted_lines(text):
@@ -56,6 +67,7 @@ def programs():
 
 PROGRAMS = programs()
 COMMANDS = {f"{page.stem}: {shlex.join(words)}": words for page in PAGES for words in commands(page)}
+NOTEBOOKS = {f"{book.stem}: {shlex.join(words)}": words for book in BOOKS for words in notebook_commands(book)}
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +85,23 @@ def test_pages_have_commands_and_recipes():
     assert {"index", "concepts", "datasets", "cookbook", "metrics", "differences"} <= {page.stem for page in PAGES}
     assert "reproduction" in {page.stem for page in PAGES}
     assert len(COMMANDS) > 20
+    assert len(NOTEBOOKS) > 4
     assert len([title for title in PROGRAMS if title.startswith("library: ")]) == 4
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
+@pytest.mark.parametrize("words", (COMMANDS | NOTEBOOKS).values(), ids=[*COMMANDS, *NOTEBOOKS])
 def test_command_is_valid(words, parsers, monkeypatch):
     monkeypatch.chdir(ROOT / "configs")  # packaged configs by their names
-    given = normalize_args([word.replace("runs/version_0/config.yaml", "synthetic.yaml") for word in words])
+    given = normalize_args([re.sub(r".*/config\.yaml", "synthetic.yaml", word) for word in words])  # that of a run
     parsers[given[0]].parse_args(given[1:] if given[0] in OWN else given)
+
+
+def test_configuration_page_has_the_options_of_every_command(monkeypatch):
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = importlib.import_module("config_reference").reference()
+    for option in ("--predictions.format", "--out", "--ckpt_path", "--checkpoint.monitor"):
+        assert option in page
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.stem)
