@@ -84,8 +84,7 @@ def read_run(path: Path, split: Split) -> Run:
         for key, value in comparable_settings(options, tasks).items():
             can_matter = key.startswith(TEST_OPTIONS) and not key.startswith(TRAIN_OPTIONS)
             tested |= {f"test.{key}": value} if can_matter and train_settings.get(key) != value else {}
-        if STEPS in info and len(tasks) > 1:  # single-task networks, one row, have images and so steps of their own
-            tested[STEPS] = str(info[STEPS])
+        tested |= {STEPS: str(info[STEPS])} if STEPS in info else {}
         options = train_options
     seeds = [str(seed) for key in ("seed_everything", "data.seed") if (seed := options.get(key)) is not None]
     settings, trained = comparable_settings(options, tasks, labels) | tested, scored_trained_network(path)

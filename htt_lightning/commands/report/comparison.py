@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,7 +102,7 @@ def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) ->
     candidates = [run for run in trained if run.split == chosen]
     if not candidates:
         raise ConfigError(f"--split {chosen} needs a {RESULTS[chosen]}, got none. Leave it out, or run its command.")
-    usable = list(with_same_units(candidates, errors))
+    usable = without_steps_of_tasks(list(with_same_units(candidates, errors)))
     latest = {
         (*sorted(run.settings.items()), run.seed, run.tasks if run.settings["data.tasks"] == ALONE else ()): run
         for run in sorted(usable, key=lambda run: run.path.stat().st_mtime)
@@ -135,6 +135,17 @@ def compare(runs: Sequence[Run], split: Split | None, errors: list[HTTError]) ->
         settings=differing.set_axis(pd.Index(names, name="run")),
         notes=notes,
     )
+
+
+def without_steps_of_tasks(runs: Sequence[Run]) -> list[Run]:
+    """Leave out the steps of single-task networks, if there are several tasks: each has as many images as labels."""
+    alone = [run for run in runs if run.settings["data.tasks"] == ALONE]
+    if len({run.tasks for run in alone}) < 2:
+        return list(runs)
+    return [
+        replace(run, settings={key: value for key, value in run.settings.items() if key != STEPS or run not in alone})
+        for run in runs
+    ]
 
 
 def with_same_units(runs: Iterable[Run], errors: list[HTTError]) -> Iterator[Run]:
