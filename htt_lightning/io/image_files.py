@@ -179,6 +179,9 @@ def _check_format(path: Path, image: Image.Image, head: bytes, form: ImageFormat
                 "Save the labels as PNG from their source."
             )
         notify_once("lossy label", f"{path} is {kind}, whose compression changes values. Better save labels as PNG.")
+    is_field = form in (ImageFormat.CLASSES, ImageFormat.FIELD)
+    if is_field and image.format == "PNG" and image.mode == "L" and head[24] < 8:
+        raise DataError(f"{path} must have 8 bits per pixel, got {head[24]}, which are read as 0 to 255. Save it anew.")
     if form.is_open:
         return
     found = f"{image.format} {image.mode}"

@@ -16,6 +16,7 @@ from htt_lightning.io.images import read_gray, read_rgb
 from htt_lightning.tasks import Depth, Edges, InverseDepth, Normals, Saliency, SemSeg
 from tests.data.datasets.test_nyud import Trap
 from tests.flow import Height
+from tests.io.test_images import gray_png
 
 SEMSEG = SemSeg(classes=("a", "b", "c", "d"))
 SIZE = (6, 8)
@@ -81,6 +82,12 @@ def test_transparent_images_are_put_on_white_with_a_word(file, caplog):
     assert path.name in message
     with pytest.raises(DataError, match=r"map\.png must be opaque"):
         LabelFiles(Normals(), "").read(path)
+
+
+def test_gray_images_of_fewer_bits_are_rejected(tmp_path):
+    gray_png(tmp_path / "a.png", 4, integers(16))
+    with pytest.raises(DataError, match=r"a\.png must have 8 bits per pixel, got 4"):
+        LabelFiles(SEMSEG, "").read(tmp_path / "a.png")
 
 
 def test_labels_in_colors_are_rejected_with_a_next_step(file):
