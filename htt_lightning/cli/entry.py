@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (SystemExit, KeyboardInterrupt) as error:
         if (status := exit_status(error)) is None:
             raise
-        if words[0] == "fit":
+        if words[:1] == ["fit"]:
             print("To go on, run the same command with --ckpt_path auto.", file=sys.stderr)
         sys.exit(status)
     except Exception as error:
