@@ -172,16 +172,16 @@ def _check_photograph(path: Path, head: bytes) -> None:
 def _check_format(path: Path, image: Image.Image, head: bytes, form: ImageFormat) -> None:
     if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", ()):
         raise DataError(f"{path} must be developed, got a raw photograph (DNG). Convert it to JPEG, PNG or TIFF.")
-    if form in (ImageFormat.CLASSES, ImageFormat.FIELD) and (kind := _lossy_compression(image, head)):
+    is_label = form in (ImageFormat.CLASSES, ImageFormat.FIELD)
+    if is_label and (kind := _lossy_compression(image, head)):
         if form is ImageFormat.CLASSES:
             raise DataError(
                 f"{path} must be lossless, got {kind}, whose compression changes classes. "
                 "Save the labels as PNG from their source."
             )
         notify_once("lossy label", f"{path} is {kind}, whose compression changes values. Better save labels as PNG.")
-    is_field = form in (ImageFormat.CLASSES, ImageFormat.FIELD)
-    if is_field and image.format == "PNG" and image.mode == "L" and head[24] < 8:
-        raise DataError(f"{path} must have 8 bits per pixel, got {head[24]}, which are read as 0 to 255. Save it anew.")
+    if is_label and image.format == "PNG" and image.mode == "L" and head[24] < 8:  # Pillow scales their values
+        raise DataError(f"{path} must have 8 bits per pixel, got {head[24]}. Save its values with 8 bits.")
     if form.is_open:
         return
     found = f"{image.format} {image.mode}"

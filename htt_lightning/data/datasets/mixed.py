@@ -133,11 +133,10 @@ class MixedDataModule(PartialLabelDataModule):
         **kwargs: Any,
     ) -> None:
         self.datasets, self.task_names = datasets, task_names or {}
-        if any(part.pseudo_labels for part in datasets):
-            raise ConfigError("data.datasets must not have pseudo_labels of their own. Set data.pseudo_labels instead.")
         for part in datasets:
-            own = {"derive": part.derived.derivations, "field_of_view": part.derived.field_of_view}
-            for option, value in {**own, "origin_weights": part.origin_weights}.items():
+            own: dict[str, Any] = {"pseudo_labels": part.pseudo_labels, "origin_weights": part.origin_weights}
+            own |= {"derive": part.derived.derivations, "field_of_view": part.derived.field_of_view}
+            for option, value in own.items():
                 if value:
                     raise ConfigError(f"data.datasets must not have {option} of their own. Set data.{option} instead.")
         super().__init__(image_size=image_size, labels=labels, **kwargs)
